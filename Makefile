@@ -1,0 +1,51 @@
+# `make demo` and `make test` need only python3 (3.11 to 3.13) and make: they create .venv, install the pinned versions, and go.
+
+VENV   ?= .venv
+BIN    := $(VENV)/bin
+STAMP  := $(VENV)/.medtune-installed
+# Two CPU workers; OpenMP with more threads than idle cores is many times slower than with one.
+export OMP_NUM_THREADS ?= 1
+export TOKENIZERS_PARALLELISM ?= false
+WORKERS ?= 2
+
+SUPPORTED := import sys, venv, ensurepip; sys.exit(not (3, 11) <= sys.version_info[:2] < (3, 14))
+# Each candidate is run, since a version manager may leave a name that does not start.
+PYTHON ?= $(shell for p in python3.11 python3.12 python3.13 python3 python; do \
+	  $$p -c '$(SUPPORTED)' >/dev/null 2>&1 && { command -v $$p; break; }; done)
+
+.DEFAULT_GOAL := help
+.PHONY: help install demo test checks format clean
+
+help: ## list the targets
+	@grep -E '^[a-z]+:.*##' $(firstword $(MAKEFILE_LIST)) | sed -E 's/^([a-z]+):.*## /  make \1\t/' | expand -t 18
+
+install: $(STAMP) ## create .venv and install medtune with the pinned versions
+
+$(STAMP): pyproject.toml constraints.txt
+	@if [ ! -x $(BIN)/python ]; then \
+	  [ -n "$(PYTHON)" ] || { echo "medtune needs Python 3.11, 3.12 or 3.13 with the venv module, and found none on PATH." \
+	    "Install one (on Debian or Ubuntu: apt install python3 python3-venv), or name it: make PYTHON=/path/to/python3.12 $(MAKECMDGOALS)" >&2; exit 1; }; \
+	  "$(PYTHON)" -c '$(SUPPORTED)' || { echo "$(PYTHON) is not a Python 3.11, 3.12 or 3.13 with the venv module." >&2; exit 1; }; \
+	  "$(PYTHON)" -m venv $(VENV); \
+	fi
+	$(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	@touch $@
+
+demo: $(STAMP) ## prepare, tune, predict, evaluate and report a small model (about five minutes on two cores)
+	$(BIN)/python -m medtune.demo
+
+test: $(STAMP) ## run the tests (under twenty minutes on two cores)
+	$(BIN)/python -m pytest -n $(WORKERS) --dist worksteal
+
+checks: $(STAMP) ## formatting, lint and types
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+
+format: $(STAMP) ## rewrite the files in the project's format
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+clean: ## remove the environment, the caches and the builds (runs/ stays)
+	rm -rf $(VENV) build dist .mypy_cache .pytest_cache .ruff_cache
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,0 +1,181 @@
+"""Answers per second of medtune's generator beside transformers' ``generate`` on the same weights.
+
+    python benchmark/predict.py [--device cuda] [--images 24] [--rounds 5]
+
+A mini model with random weights is exported and loaded in transformers. Each picture gets four questions of the four
+lengths that the evaluation asks. Timed, in turn, round after round: transformers one question at a time (what the
+papers' scripts do), transformers in padded batches, medtune one at a time, medtune in batches. Reading and resizing
+the pictures belongs to the time of all four. Greedy, no stop token, so that every answer has the same length.
+"""
+
+import argparse
+import itertools
+import json
+import statistics
+import sys
+import tempfile
+import time
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+
+from medtune.data.sample import Message, Sample
+from medtune.evaluation.provenance import commit, hardware, versions
+from medtune.generation.generator import Generator
+from medtune.generation.requests import Request
+from medtune.models.mini import mini_transform, mini_vlm, train_mini_tokenizer
+from medtune.models.weights import save_hf
+
+QUESTIONS = (
+    "What is the cell size?",
+    "Is the cell size of this cell big?",
+    "What does this image show?",
+    "Which is the cell size of the white blood cell in this image?\nA. big\nB. small\nAnswer with one of the options.",
+)
+VOCABULARY = 1024
+
+
+class Pictures:
+    """Noise of the size of the WBCAtt pictures, by number; decoded from memory each time, as a file would be."""
+
+    name = "noise"
+
+    def open_images(self, sample: Sample) -> list[Image.Image]:
+        """The pictures of a sample."""
+        return [Image.fromarray(self._pixels(int(name))) for name in sample.images]
+
+    def _pixels(self, seed: int) -> np.ndarray:
+        return np.random.default_rng(seed).integers(0, 256, (360, 360, 3), dtype=np.uint8)
+
+
+def build(folder: Path, device: torch.device) -> tuple:
+    """Our model, its transform and the same weights in transformers."""
+    from transformers import MllamaConfig, MllamaForConditionalGeneration
+
+    train_mini_tokenizer(QUESTIONS, VOCABULARY, folder / "tokenizer")
+    torch.manual_seed(0)
+    # transformers lets text before the image attend to it; hf_rows does the same.
+    ours = mini_vlm(VOCABULARY, hf_rows=True).eval().to(device)
+    save_hf({name: value.cpu() for name, value in ours.state_dict().items()}, ours.family, folder / "hf")
+    config = MllamaConfig.from_pretrained(folder / "hf")
+    # transformers reads the state after a layer where the weights mean the state before it.
+    states = config.vision_config.intermediate_layers_indices
+    config.vision_config.intermediate_layers_indices = [index - 1 for index in states]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        theirs = MllamaForConditionalGeneration.from_pretrained(folder / "hf", config=config, dtype=torch.float32)
+    transform = mini_transform(folder / "tokenizer")
+    transform.stop_ids = []
+    theirs.generation_config.eos_token_id = None
+    return ours, theirs.eval().to(device), transform
+
+
+def ask_medtune(model, transform, requests: list[Request], batch_size: int, new_tokens: int, device) -> dict[str, str]:
+    """Answers of medtune's generator."""
+    generator = Generator(model, transform, batch_size=batch_size, max_new_tokens=new_tokens, device=device)
+    return {answer.id: answer.text for answer in generator(requests)}
+
+
+@torch.inference_mode()
+def ask_transformers(
+    model, transform, requests: list[Request], batch_size: int, new_tokens: int, device
+) -> dict[str, str]:
+    """Answers of transformers' generate, with the same prompts and tiles."""
+    answers = {}
+    for start in range(0, len(requests), batch_size):
+        chunk = requests[start : start + batch_size]
+        items = [transform(r.sample, r.source.open_images(r.sample), inference=True) for r in chunk]
+        batch = transform.collate(items, pad_side="left")
+        ones = torch.ones(len(chunk), 1, dtype=torch.long, device=device)
+        tokens = model.generate(
+            input_ids=batch["tokens"].to(device),
+            attention_mask=batch["padding"].long().to(device),
+            pixel_values=batch["vision"]["images"].to(device),
+            aspect_ratio_ids=ones,
+            aspect_ratio_mask=ones[:, :, None],
+            cross_attention_mask=batch["vision_mask"][:, :, :1, None].long().to(device),
+            max_new_tokens=new_tokens,
+            do_sample=False,
+            pad_token_id=transform.pad_id,
+        )
+        for request, row in zip(chunk, tokens[:, batch["tokens"].shape[1] :].tolist(), strict=True):
+            answers[request.id] = transform.decode(row)
+    return answers
+
+
+def measure(arguments: argparse.Namespace) -> dict:
+    """Time the four ways in turn."""
+    device = torch.device(arguments.device)
+    with tempfile.TemporaryDirectory() as folder:
+        ours, theirs, transform = build(Path(folder), device)
+    source = Pictures()
+    requests = [
+        Request(f"{image}/{i}", Sample(f"{image}/{i}", (str(image),), (Message("user", text),)), source)
+        for image, (i, text) in itertools.product(range(arguments.images), enumerate(QUESTIONS))
+    ]
+    ways: dict[str, tuple[Callable, object, int]] = {
+        "transformers_one_by_one": (ask_transformers, theirs, 1),
+        "transformers_batched": (ask_transformers, theirs, arguments.batch_size),
+        "medtune_one_by_one": (ask_medtune, ours, 1),
+        "medtune_batched": (ask_medtune, ours, arguments.batch_size),
+    }
+    rates: dict[str, list[float]] = {name: [] for name in ways}
+    answers: dict[str, dict[str, str]] = {}
+    for round_number in range(arguments.rounds + 1):
+        for name, (ask, model, size) in ways.items():
+            start = time.perf_counter()
+            answers[name] = ask(model, transform, requests, size, arguments.new_tokens, device)
+            if round_number:  # the first round warms up
+                rates[name].append(len(requests) / (time.perf_counter() - start))
+    return summary(rates, answers)
+
+
+def summary(rates: dict[str, list[float]], answers: dict[str, dict[str, str]]) -> dict:
+    """Medians, their ratios, and how many answers agree."""
+    reference = answers["transformers_one_by_one"]
+    median = {name: statistics.median(values) for name, values in rates.items()}
+    return {
+        "unit": "answers per second, median over the rounds",
+        "answers_per_second": median,
+        "all_rounds": rates,
+        "speedup": median["medtune_batched"] / median["transformers_one_by_one"],
+        "speedup_over_transformers_batched": median["medtune_batched"] / median["transformers_batched"],
+        "same_answers": {
+            name: sum(found[key] == text for key, text in reference.items()) / len(reference)
+            for name, found in answers.items()
+        },
+        "questions": len(reference),
+        "different_answers": len(set(reference.values())),
+    }
+
+
+def main() -> None:
+    """Measure, print and write the result."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--device", default="cpu", choices=["cpu", "cuda"])
+    parser.add_argument("--images", type=int, default=24)
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--batch-size", type=int, default=32)
+    parser.add_argument("--new-tokens", type=int, default=16)
+    parser.add_argument("--output", type=Path, default=Path(__file__).parent / "results" / "predict.json")
+    arguments = parser.parse_args()
+    result = {
+        **measure(arguments),
+        "settings": {key: str(value) for key, value in vars(arguments).items() if key != "output"},
+        "threads": torch.get_num_threads(),
+        "command": " ".join(["python", "benchmark/predict.py", *sys.argv[1:]]),
+        "commit": commit(),
+        "versions": versions(),
+        "hardware": {**hardware(), "gpu": torch.cuda.get_device_name() if arguments.device == "cuda" else None},
+    }
+    arguments.output.parent.mkdir(parents=True, exist_ok=True)
+    arguments.output.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
+    print(json.dumps({key: result[key] for key in ("answers_per_second", "speedup", "same_answers")}, indent=2))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,1 @@
+"""Samples, and the pure functions on them: reading, shuffling, asking, batching."""

@@ -1,0 +1,87 @@
+"""Multiple-choice questions: which options are offered, in which order, and how they are written."""
+
+import random
+import string
+from collections.abc import Sequence
+
+from medtune.errors import DataError
+
+LETTERS = string.ascii_uppercase
+ANSWER_PHRASE = "The correct answer is"
+
+
+def open_question(attribute: str) -> str:
+    """Return the question that both the open and the multiple-choice protocol ask (InstFree, section 4.2)."""
+    return f"What is the {attribute}?"
+
+
+def multiple_choice_prompt(question: str, options: Sequence[str]) -> str:
+    """Write a question with lettered options, in the published evaluation's wording.
+
+    Args:
+        question: for example ``open_question("cell size")``.
+        options: at least two different values, at most 26; the first becomes A.
+
+    Raises:
+        DataError: if the options cannot be lettered.
+    """
+    check_options(options)
+    lettered = "\n".join(f"{letter}. {option}" for letter, option in zip(LETTERS, options, strict=False))
+    letters = " or ".join(LETTERS[: len(options)])
+    return (
+        f"{question}\n{lettered}\n"
+        f'Response with only the letter of the correct choice, starting with "{ANSWER_PHRASE} [{letters}].".'
+    )
+
+
+def multiple_choice_answer(options: Sequence[str], answer: str) -> str:
+    """Return the sentence that a model is asked to begin with, holding the right letter."""
+    return f"{ANSWER_PHRASE} {option_letter(options, answer)}."
+
+
+def option_letter(options: Sequence[str], answer: str) -> str:
+    """Return the letter of the answer.
+
+    Raises:
+        DataError: if the answer is not among the options.
+    """
+    if answer not in options:
+        raise DataError(f"The answer {answer!r} is not among the options {list(options)}.")
+    return LETTERS[list(options).index(answer)]
+
+
+def fixed_order(values: Sequence[str]) -> list[str]:
+    """Return all values of an attribute in the order in which they are always offered.
+
+    Alphabetical, except that "yes" comes before "no": the order of the published evaluation.
+    """
+    return sorted(set(values), key=lambda value: ({"yes": 0, "no": 1}.get(value, -1), value))
+
+
+def sampled_options(answer: str, values: Sequence[str], rng: random.Random, distractors: int = 4) -> list[str]:
+    """Return the answer and some other values of its attribute, shuffled.
+
+    For attributes with more values than can be offered (InstFree, section 4.2: five options as a rule).
+
+    Args:
+        answer: the right value.
+        values: all values of the attribute; the answer may be among them.
+        rng: the sample's own generator.
+        distractors: how many wrong values; fewer are taken where there are fewer.
+    """
+    others = [value for value in fixed_order(values) if value != answer]
+    options = [answer, *rng.sample(others, k=min(distractors, len(others)))]
+    rng.shuffle(options)
+    return options
+
+
+def check_options(options: Sequence[str]) -> None:
+    """Refuse options that letters cannot tell apart.
+
+    Raises:
+        DataError: for fewer than two, more than 26, or repeated options.
+    """
+    if not 2 <= len(options) <= len(LETTERS):
+        raise DataError(f"A question needs 2 to {len(LETTERS)} options, this one has {len(options)}.")
+    if len(set(options)) != len(options):
+        raise DataError(f"The options {list(options)} hold the same value twice.")

@@ -1,0 +1,54 @@
+"""Reports as text: written from attributes, and shuffled while a model is tuned on them."""
+
+import random
+from collections.abc import Iterable, Mapping
+
+from medtune.errors import ConfigError
+
+
+def shuffle_response(text: str, separator: str, rng: random.Random) -> str:
+    r"""Reorder the segments of a report at random.
+
+    Response shuffling of InstFree (Kang et al. 2026), Eq. 4: split at the separator, strip, shuffle, join again with
+    the separator and one space (a separator that ends in white space is joined as it is). Empty segments vanish;
+    a separator that ends the text still ends it.
+
+    Args:
+        text: the report.
+        separator: what stands between its segments: ``","``, ``"."``, ``"\n"``.
+        rng: the sample's own generator.
+
+    Raises:
+        ConfigError: if the separator is empty.
+    """
+    if not separator:
+        raise ConfigError("The separator of response shuffling is empty; give the text between segments, such as ','.")
+    segments = [segment.strip() for segment in text.split(separator)]
+    segments = [segment for segment in segments if segment]
+    rng.shuffle(segments)
+    joined = (separator if separator[-1].isspace() else f"{separator} ").join(segments)
+    closed = not separator.isspace() and text.rstrip().endswith(separator)
+    return joined + separator if closed else joined
+
+
+def attribute_report(attributes: Mapping[str, str], value_only: Iterable[str] = ()) -> str:
+    """Write annotated attributes as a report of comma-separated terms (InstFree, section 4.2).
+
+    ``nil`` (not applicable) and ``no`` are left out, ``yes`` becomes the attribute's name, an attribute of
+    ``value_only`` becomes its value, every other one becomes "value name". Underscores in names become spaces.
+
+    Args:
+        attributes: name to value, in the order in which the report shall list them.
+        value_only: names that are written without their name, such as ``label``.
+
+    Returns:
+        The report; empty where nothing is present.
+    """
+    bare = set(value_only)
+    terms = []
+    for key, value in attributes.items():
+        name = key.replace("_", " ")
+        if value in ("nil", "no"):
+            continue
+        terms.append(name if value == "yes" else value if key in bare else f"{value} {name}")
+    return ", ".join(terms)

@@ -1,0 +1,129 @@
+"""The one record that every dataset yields and every recipe reads."""
+
+import difflib
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from medtune.errors import DataError
+
+ROLES = ("system", "user", "assistant")
+IMAGE_TAG = "<image>"
+_FIELDS = ("id", "images", "messages", "meta")
+
+
+@dataclass(frozen=True)
+class Message:
+    """One turn of a conversation.
+
+    Attributes:
+        role: ``system``, ``user`` or ``assistant``.
+        content: the text; ``<image>`` marks where an image stands, in user turns only.
+    """
+
+    role: str
+    content: str
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One conversation about zero or more images.
+
+    Attributes:
+        id: unique in its source; logs and errors name it instead of quoting the text.
+        images: paths relative to the image root, in the order of their tags.
+        messages: the turns; an image-report pair is a single assistant turn.
+        meta: what a protocol needs beside the text (attribute, options, answer).
+    """
+
+    id: str
+    images: tuple[str, ...]
+    messages: tuple[Message, ...]
+    meta: dict[str, Any] = field(default_factory=dict)
+
+    @classmethod
+    def from_dict(cls, row: Mapping[str, Any], where: str) -> "Sample":
+        """Check a decoded row and make a sample of it.
+
+        Args:
+            row: ``{"id", "images", "messages", "meta"}``; the last may be absent, and so may ``images``.
+            where: file and row, for messages.
+
+        Raises:
+            DataError: naming ``where``, the field that is wrong, and what belongs there.
+        """
+        if not isinstance(row, Mapping):
+            raise DataError(f"{where}: a row must be a JSON object, this one is a {type(row).__name__}.")
+        _check_fields(row, where)
+        where = f"{where} (id {row['id']!r})"
+        messages = _messages(row["messages"], where)
+        images = _images(row.get("images", []), where)
+        _check_tags(messages, images, where)
+        meta = row.get("meta", {})
+        if not isinstance(meta, Mapping):
+            raise DataError(f"{where}: 'meta' must be an object like {{}}, not a {type(meta).__name__}.")
+        return cls(id=str(row["id"]), images=images, messages=messages, meta=dict(meta))
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the row as it stands on disk."""
+        turns = [{"role": message.role, "content": message.content} for message in self.messages]
+        return {"id": self.id, "images": list(self.images), "messages": turns, "meta": self.meta}
+
+
+def report_sample(id: str, images: tuple[str, ...], report: str) -> Sample:
+    """Return an image-report pair: a single assistant turn, because it has no instruction."""
+    return Sample(id=id, images=images, messages=(Message("assistant", report),))
+
+
+def is_identifier(value: object) -> bool:
+    """Return whether a value can be a sample's id: non-blank text or an integer."""
+    return (isinstance(value, str) and bool(value.strip())) or (isinstance(value, int) and not isinstance(value, bool))
+
+
+def _check_fields(row: Mapping[str, Any], where: str) -> None:
+    for name in row:
+        if name not in _FIELDS:
+            near = difflib.get_close_matches(str(name), _FIELDS, n=1)
+            hint = f" Did you mean {near[0]!r}?" if near else " Put extra values under 'meta'."
+            raise DataError(f"{where}: unknown field {name!r}; a row has {', '.join(_FIELDS)}.{hint}")
+    for name in ("id", "messages"):
+        if name not in row:
+            raise DataError(f"{where}: the field {name!r} is missing; a row has {', '.join(_FIELDS)}.")
+    if not is_identifier(row["id"]):
+        raise DataError(f"{where}: 'id' must be a non-empty string; give every row its own.")
+
+
+def _messages(turns: object, where: str) -> tuple[Message, ...]:
+    if not isinstance(turns, list) or not turns:
+        raise DataError(f"{where}: 'messages' must be a non-empty list of {{'role', 'content'}}.")
+    return tuple(_message(turn, f"{where}, message {number}") for number, turn in enumerate(turns, start=1))
+
+
+def _message(turn: object, where: str) -> Message:
+    if not isinstance(turn, Mapping) or set(turn) != {"role", "content"}:
+        raise DataError(f"{where}: a message must have exactly 'role' and 'content'.")
+    role, content = turn["role"], turn["content"]
+    if role not in ROLES:
+        raise DataError(f"{where}: unknown role {role!r}; use one of {', '.join(ROLES)}.")
+    if not isinstance(content, str):
+        raise DataError(f"{where}: 'content' must be a string, not a {type(content).__name__}.")
+    if role == "assistant" and not content.strip():
+        raise DataError(f"{where}: the report or answer is empty; write it, or remove the row.")
+    return Message(role, content)
+
+
+def _images(paths: object, where: str) -> tuple[str, ...]:
+    if not isinstance(paths, list) or not all(isinstance(path, str) and path for path in paths):
+        raise DataError(f"{where}: 'images' must be a list of paths, for example [\"a/b.png\"] or [].")
+    return tuple(paths)
+
+
+def _check_tags(messages: tuple[Message, ...], images: tuple[str, ...], where: str) -> None:
+    """Image tags, where there are any, must pair with the images one to one."""
+    if any(IMAGE_TAG in message.content for message in messages if message.role != "user"):
+        raise DataError(f"{where}: {IMAGE_TAG} stands outside a user message; move it into one.")
+    tags = sum(message.content.count(IMAGE_TAG) for message in messages)
+    if tags and tags != len(images):
+        raise DataError(
+            f"{where}: {tags} {IMAGE_TAG} tags for {len(images)} images; write one tag per image, or none at all."
+        )

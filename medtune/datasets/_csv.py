@@ -1,0 +1,77 @@
+"""A plain table of images and reports."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+from medtune.data.sample import Sample, report_sample
+from medtune.data.source import RecordSource
+from medtune.data.tables import check_cells, parse_row, read_header, scan_rows
+from medtune.errors import DataError
+
+
+class ReportCsvSource(RecordSource):
+    """Image-report pairs of a CSV file, a row at a time; see :func:`report_csv_dataset`."""
+
+    def __init__(
+        self,
+        path: str | Path,
+        image_root: str | Path,
+        image_column: str,
+        text_column: str,
+        id_column: str | None,
+        image_separator: str | None,
+    ) -> None:
+        self.image_column, self.text_column, self.id_column = image_column, text_column, id_column
+        self.image_separator = image_separator
+        required = [image_column, text_column, *([id_column] if id_column else [])]
+        self.columns = read_header(Path(path).expanduser(), required)
+        super().__init__(path, image_root, [image_column, text_column, id_column, image_separator])
+
+    def spans(self) -> Iterator[tuple[int, int, int, object]]:
+        """Yield the place of each row; see :class:`RecordSource`."""
+        at = self.columns.index(self.id_column) if self.id_column else None
+        rows = scan_rows(self.path)
+        next(rows)
+        for row in rows:
+            id = self._row_id(row.line) if at is None else row.fields[at].strip() if at < len(row.fields) else None
+            yield row.start, row.end, row.line, id
+
+    def parse(self, raw: bytes, number: int, where: str) -> Sample:
+        """Make an image-report pair of a row."""
+        cells = check_cells(parse_row(raw, where), self.columns, where)
+        id = cells[self.id_column] if self.id_column else self._row_id(number)
+        for column, value in ((self.id_column, id), (self.image_column, cells[self.image_column])):
+            if not value:
+                raise DataError(f"{where}: the cell of column {column!r} is empty; fill it in, or remove the row.")
+        if not cells[self.text_column]:
+            raise DataError(f"{where}: the report (column {self.text_column!r}) is empty; write it, or remove the row.")
+        paths = cells[self.image_column]
+        images = [path.strip() for path in paths.split(self.image_separator)] if self.image_separator else [paths]
+        return report_sample(id, tuple(images), cells[self.text_column])
+
+    def _row_id(self, line: int) -> str:
+        return f"{self.path.stem}:{line}"
+
+
+def report_csv_dataset(
+    source: str,
+    image_root: str,
+    image_column: str = "image",
+    text_column: str = "text",
+    id_column: str | None = None,
+    image_separator: str | None = None,
+) -> ReportCsvSource:
+    """Image-report pairs from a CSV file with a header, in UTF-8.
+
+    Args:
+        source: the CSV file.
+        image_root: folder or ``.tar`` that the image paths are relative to.
+        image_column: column of the image's path.
+        text_column: column of the report.
+        id_column: column of a unique id; without one a sample is named by file and line.
+        image_separator: what stands between the paths where a row has several images, for example ``"|"``.
+
+    Raises:
+        DataError: if the file or the image root is absent, or a column is missing (the nearest one is named).
+    """
+    return ReportCsvSource(source, image_root, image_column, text_column, id_column, image_separator)

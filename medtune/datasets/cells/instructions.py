@@ -1,0 +1,133 @@
+"""Conversations about one rendered cell, from which a model learns to follow instructions."""
+
+import random
+from collections.abc import Callable, Sequence
+
+from medtune.data.multiple_choice import (
+    LETTERS,
+    multiple_choice_answer,
+    multiple_choice_prompt,
+    open_question,
+    option_letter,
+)
+from medtune.data.sample import Message
+from medtune.datasets.cells.attributes import ABSENT, Attributes, asked_attributes, options
+from medtune.datasets.cells.wording import (
+    BRIEF_QUESTIONS,
+    DESCRIBE,
+    LIST_ATTRIBUTES,
+    OPEN_QUESTIONS,
+    describe,
+    open_answer,
+)
+
+Turn = tuple[str, str]
+
+_SHUFFLED = 0.7
+_SYNONYMS = {"label": "cell type"}
+_PRESENCE = {
+    "granularity": ("Are there granules in this cell?", "Does the cell have granules?"),
+    "cytoplasm vacuole": ("Are there vacuoles in the cytoplasm?", "Does the cell have vacuoles?"),
+}
+
+
+def to_messages(turns: Sequence[Turn]) -> tuple[Message, ...]:
+    """Make alternating user and assistant messages of question-answer turns."""
+    return tuple(Message(role, text) for turn in turns for role, text in zip(("user", "assistant"), turn, strict=True))
+
+
+def _spoken(name: str, rng: random.Random) -> str:
+    """Return an attribute's name or, now and then, the everyday word for it."""
+    return _SYNONYMS[name] if name in _SYNONYMS and rng.random() < 0.3 else name
+
+
+def open_turn(cell: Attributes, name: str, rng: random.Random) -> Turn:
+    """Ask for an attribute in words; half of the time in the words of the evaluation."""
+    question = OPEN_QUESTIONS[0] if rng.random() < 0.5 else rng.choice(OPEN_QUESTIONS[1:])
+    spoken = _spoken(name, rng)
+    return question.format(name=spoken), open_answer(spoken, cell[name])
+
+
+def brief_turn(cell: Attributes, name: str, rng: random.Random) -> Turn:
+    """Ask for nothing but the value."""
+    return rng.choice(BRIEF_QUESTIONS).format(name=_spoken(name, rng)), cell[name]
+
+
+def offered(name: str, answer: str, rng: random.Random) -> list[str]:
+    """Choose the options of a question: all in their fixed order, or some of them shuffled."""
+    values = options(name)
+    if rng.random() >= _SHUFFLED:
+        return values
+    others = [value for value in values if value != answer]
+    picked = [answer, *rng.sample(others, k=rng.randint(1, len(others)))]
+    rng.shuffle(picked)
+    return picked
+
+
+def choice_turn(name: str, answer: str, choices: Sequence[str], rng: random.Random) -> Turn:
+    """Ask with lettered options: mostly in the evaluation's format, else shorter, or for letter and value."""
+    question = open_question(name)
+    draw = rng.random()
+    if draw < 0.6:
+        return multiple_choice_prompt(question, choices), multiple_choice_answer(choices, answer)
+    lettered = "\n".join(f"{letter}. {value}" for letter, value in zip(LETTERS, choices, strict=False))
+    if draw < 0.8:
+        return f"{question}\n{lettered}", multiple_choice_answer(choices, answer)
+    if draw < 0.9:
+        return f"{question}\n{lettered}\nOnly the letter.", option_letter(choices, answer)
+    return f"{question}\n{lettered}\nName the value, then the letter.", (
+        f"{open_answer(name, answer)} {multiple_choice_answer(choices, answer)}"
+    )
+
+
+def yes_no_turn(cell: Attributes, name: str, rng: random.Random) -> Turn:
+    """Ask whether an attribute has a value; "Yes" and "No" are equally frequent, and some answers give the reason."""
+    if name in _PRESENCE and rng.random() < 0.5:
+        return rng.choice(_PRESENCE[name]), f"{cell[name].capitalize()}."
+    true = rng.random() < 0.5
+    claimed = cell[name] if true else rng.choice([value for value in options(name) if value != cell[name]])
+    question = f"Is the {name} {claimed}?"
+    if rng.random() < 0.65:
+        return question, "Yes." if true else "No."
+    return f"{question} Say why.", f"{'Yes' if true else 'No'}, the {name} is {cell[name]}."
+
+
+def _choice_about(cell: Attributes, name: str, rng: random.Random) -> Turn:
+    return choice_turn(name, cell[name], offered(name, cell[name], rng), rng)
+
+
+def _description_turn(cell: Attributes, rng: random.Random) -> Turn:
+    return rng.choice(DESCRIBE), describe(cell, rng)
+
+
+_ABOUT_ONE: tuple[tuple[Callable[[Attributes, str, random.Random], Turn], int], ...] = (
+    (open_turn, 36),
+    (_choice_about, 30),
+    (yes_no_turn, 20),
+    (brief_turn, 14),
+)
+
+
+def conversation(cell: Attributes, rng: random.Random) -> tuple[Message, ...]:
+    """Return six to ten turns about a cell: questions on its attributes and one request for a description.
+
+    No attribute is asked about twice, so that no answer can be copied from an earlier one.
+    """
+    names = asked_attributes(cell)
+    rng.shuffle(names)
+    names = names[: rng.randint(5, min(9, len(names)))]
+    kinds = rng.choices([kind for kind, _ in _ABOUT_ONE], [weight for _, weight in _ABOUT_ONE], k=len(names))
+    turns = [kind(cell, name, rng) for kind, name in zip(kinds, names, strict=True)]
+    if cell["granularity"] == "no" and rng.random() < 0.1:
+        absent = rng.choice(("granule type", "granule colour"))
+        turns.append((open_question(absent), open_answer(absent, ABSENT)))
+    rng.shuffle(turns)
+    # A description tells much about the cell: mostly it comes first or last, where it gives the least away.
+    place = 0 if rng.random() < 0.3 else len(turns)
+    turns.insert(place, _description_turn(cell, rng))
+    return to_messages(turns)
+
+
+def attribute_list(cell: Attributes, rng: random.Random) -> tuple[Message, ...]:
+    """Return one turn that answers with the twelve values, bare and in their fixed order."""
+    return to_messages([(rng.choice(LIST_ATTRIBUTES), ", ".join(cell.values()))])

@@ -1,0 +1,43 @@
+"""What a door hands to the prepare recipe: the samples of each split, and what the manifest says of them."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from medtune.data.sample import Sample
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A data set turned into samples.
+
+    Attributes:
+        name: of the data set.
+        splits: file name without suffix -> samples; written as JSON Lines.
+        inputs: name -> the owners' file, whose SHA-256 the manifest records.
+        options: what decided the samples, for the manifest.
+        tables: file name without suffix -> a small mapping, written as JSON beside the splits.
+        summary: counts for the manifest.
+    """
+
+    name: str
+    splits: dict[str, list[Sample]]
+    inputs: dict[str, Path]
+    options: dict[str, Any]
+    tables: dict[str, Any] = field(default_factory=dict)
+    summary: dict[str, Any] = field(default_factory=dict)
+
+    def counts(self) -> dict[str, int]:
+        """Return the number of samples of each split."""
+        return {name: len(samples) for name, samples in self.splits.items()}
+
+    def images(self) -> Iterator[tuple[str, str]]:
+        """Yield each image path once, with the id of the first sample that names it."""
+        seen: set[str] = set()
+        for samples in self.splits.values():
+            for sample in samples:
+                for image in sample.images:
+                    if image not in seen:
+                        seen.add(image)
+                        yield image, sample.id

@@ -1,0 +1,44 @@
+"""What a model that does not look would score: chance, and the most frequent value of the training split."""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from medtune.errors import DataError
+from medtune.evaluation.metrics import proportion
+from medtune.evaluation.protocols.base import Verdict
+from medtune.evaluation.result import Number
+
+CHANCE = "expected accuracy of a blind guess, 1/number of options for each question"
+MAJORITY = "accuracy of always answering the attribute's most frequent value in the training split"
+
+
+def read_majority(path: str | Path) -> dict[str, str]:
+    """Read ``training_majority.json``: attribute to its most frequent value in the training split.
+
+    Raises:
+        DataError: The file is missing or is no object of texts.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise DataError(f"{path}: the majority values of the training split are missing; run the prepare recipe again.")
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError:
+        raise DataError(f"{path}: not JSON; run the prepare recipe again.") from None
+    if not isinstance(values, dict) or not all(isinstance(one, str) for one in values.values()):
+        raise DataError(f"{path}: must be an object of attribute: value.")
+    return values
+
+
+def chance(verdicts: Sequence[Verdict]) -> Number:
+    """Mean chance over the questions; exact, hence without an interval."""
+    value = float(np.mean([one.chance for one in verdicts])) if verdicts else None
+    return Number(value, "fraction", None, len(verdicts), None, CHANCE)
+
+
+def majority(verdicts: Sequence[Verdict]) -> Number:
+    """Accuracy of the training split's majority value on the same questions."""
+    return proportion([one.prior for one in verdicts], MAJORITY, higher_is_better=None)

@@ -1,0 +1,163 @@
+"""From a question file and a prediction file to a tree of results."""
+
+import csv
+import io
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from medtune.data.sample import Sample
+from medtune.evaluation.matching import match_predictions
+from medtune.evaluation.prediction import Prediction
+from medtune.evaluation.protocols.base import Verdict, Vocabulary
+from medtune.evaluation.protocols.registry import PROTOCOLS, build_protocol, plan_queries
+from medtune.evaluation.result import Number, is_number
+from medtune.evaluation.retention import retention
+from medtune.evaluation.scoring import score_protocol
+
+SCHEMA = "medtune-results-1"
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """Results of one model.
+
+    Args:
+        results: JSON-ready tree ``{schema, name, protocols, retention, counts}``.
+        verdicts: What each answer was read as.
+    """
+
+    results: dict[str, Any]
+    verdicts: list[Verdict]
+
+
+def evaluate(
+    samples: Sequence[Sample],
+    predictions: Sequence[Prediction],
+    majority: dict[str, str],
+    *,
+    name: str,
+    protocols: Sequence[str] = PROTOCOLS,
+    swapped: Sequence[str] = (),
+    limit: int | None = None,
+    seed: int = 0,
+    draws: int = 1000,
+    on_missing: Literal["error", "wrong"] = "error",
+    on_extra: Literal["error", "ignore"] = "error",
+) -> Evaluation:
+    """Score one model's predictions on a question file.
+
+    Args:
+        samples: The questions.
+        predictions: The answers.
+        majority: Most frequent value of each attribute in the training split.
+        name: Name of the model in tables.
+        protocols: Protocols that were asked.
+        swapped: Protocols that were asked on swapped images too.
+        limit: Take only the first questions, as predict was told.
+        seed: Seed that predict was given (yes/no coins, swap); it seeds the bootstrap as well.
+        draws: Bootstrap draws.
+        on_missing: See :func:`medtune.evaluation.matching.match_predictions`.
+        on_extra: See there.
+
+    Raises:
+        DataError: Questions and predictions do not fit.
+    """
+    vocabulary = Vocabulary.of(samples, majority)
+    samples = samples[:limit]
+    queries = plan_queries(samples, protocols, swapped=swapped, seed=seed)
+    rows, counts = match_predictions(queries, predictions, on_missing=on_missing, on_extra=on_extra)
+    judges = {task: build_protocol(task, seed) for task in protocols}
+    verdicts = [judges[row.task].judge(row, vocabulary) for row in rows]
+    scored = {
+        task: score_protocol([one for one in verdicts if one.task == task], draws=draws, seed=seed)
+        for task in protocols
+        if task != "description"  # it has no right answer; retention holds its rate
+    }
+    results = {
+        "schema": SCHEMA,
+        "name": name,
+        "protocols": scored,
+        "retention": retention(verdicts, draws=draws, seed=seed),
+        "counts": {"questions": len(samples), "images": len({one.images for one in samples}), **counts},
+        "vocabulary": {"attributes": list(vocabulary.attributes), "majority": vocabulary.majority},
+    }
+    return Evaluation(plain(results), verdicts)
+
+
+def plain(node: Any) -> Any:
+    """Turn a tree that holds numbers into plain JSON values."""
+    if isinstance(node, Number):
+        return node.to_dict()
+    if isinstance(node, dict):
+        return {key: plain(value) for key, value in node.items()}
+    return [plain(one) for one in node] if isinstance(node, list | tuple) else node
+
+
+def number_rows(results: dict[str, Any]) -> list[dict[str, Any]]:
+    """Flatten every number of a results tree into one table row: run, where it stands, value, interval, n, unit."""
+    rows: list[dict[str, Any]] = []
+
+    def walk(node: Any, path: tuple[str, ...]) -> None:
+        if is_number(node):
+            low, high = node["interval"] or (None, None)
+            protocol, group, attribute = _place(path)
+            rows.append(
+                {
+                    "run": results["name"],
+                    "protocol": protocol,
+                    "group": group,
+                    "attribute": attribute,
+                    "metric": path[-1],
+                    "value": node["value"],
+                    "low": low,
+                    "high": high,
+                    "n": node["n"],
+                    "unit": node["unit"],
+                    "higher_is_better": node["higher_is_better"],
+                    "definition": node["definition"],
+                }
+            )
+        elif isinstance(node, dict):
+            for key, value in node.items():
+                walk(value, (*path, key))
+
+    walk({"protocols": results["protocols"], "retention": results["retention"]}, ())
+    return rows
+
+
+def _place(path: tuple[str, ...]) -> tuple[str, str, str]:
+    if path[0] == "retention":
+        return "", "retention", ""
+    return path[1], path[2], path[3] if path[2] == "attributes" else ""
+
+
+def to_csv(rows: Sequence[dict[str, Any]]) -> str:
+    """Write table rows as CSV text; empty for no rows."""
+    if not rows:
+        return ""
+    text = io.StringIO()
+    writer = csv.DictWriter(text, list(rows[0]), lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    return text.getvalue()
+
+
+def verdict_rows(verdicts: Sequence[Verdict]) -> list[dict[str, Any]]:
+    """Flatten verdicts into table rows: ids, gold and the value read, never an answer's text."""
+    return [
+        {
+            "id": one.id,
+            "task": one.task,
+            "sample_id": one.sample_id,
+            "attribute": one.attribute,
+            "images": "+".join(one.images),
+            "swapped": int(one.swapped),
+            "gold": one.gold,
+            "predicted": "" if one.predicted is None else one.predicted,
+            "read": int(one.predicted is not None),
+            "correct": int(one.correct),
+            "in_format": int(one.in_format),
+        }
+        for one in verdicts
+    ]

@@ -1,0 +1,90 @@
+"""Pairing predictions with the questions that they answer: the gold always comes from the question file."""
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Any, Literal
+
+from medtune.errors import DataError
+from medtune.evaluation.prediction import Prediction
+from medtune.evaluation.protocols.base import Query
+
+
+def match_predictions(
+    queries: Sequence[Query],
+    predictions: Sequence[Prediction],
+    *,
+    on_missing: Literal["error", "wrong"] = "error",
+    on_extra: Literal["error", "ignore"] = "error",
+) -> tuple[list[Prediction], dict[str, Any]]:
+    """Pair queries with predictions by id.
+
+    Args:
+        queries: What should have been asked.
+        predictions: What was answered, ids unique.
+        on_missing: ``wrong`` scores an unanswered query as a wrong answer out of format.
+        on_extra: ``ignore`` leaves out predictions of queries that are not asked here.
+
+    Returns:
+        One row for each query, in order, with the query's prompt, references and meta; and the counts
+        ``asked, answered, missing, extra, other_prompt`` (answers to a prompt worded otherwise) and ``by_task``.
+
+    Raises:
+        DataError: Missing, extra, duplicate or contradicting predictions.
+    """
+    answers: dict[str, Prediction] = {}
+    for row in predictions:
+        if row.id in answers:
+            raise DataError(f"the query {row.id!r} is answered more than once; keep one answer to each query.")
+        answers[row.id] = row
+    missing = [query.id for query in queries if query.id not in answers]
+    extra = sorted(set(answers) - {query.id for query in queries})
+    if missing and on_missing == "error":
+        raise DataError(
+            f"{_listed(missing)} of {len(queries)} queries without an answer; finish the prediction, give evaluate the "
+            "same split, protocols, limit and seed as predict, or set on_missing=wrong."
+        )
+    if extra and on_extra == "error":
+        raise DataError(
+            f"{_listed(extra)} answers to queries that this question file does not give; give evaluate the same split, "
+            "protocols, limit and seed as predict, or set on_extra=ignore."
+        )
+    rows = [_joined(query, answers.get(query.id)) for query in queries]
+    by_task: dict[str, int] = {}
+    for query in queries:
+        by_task[query.task] = by_task.get(query.task, 0) + 1
+    worded = sum(bool(answers[q.id].prompt) and answers[q.id].prompt != q.prompt for q in queries if q.id in answers)
+    return rows, {
+        "asked": len(queries),
+        "answered": len(queries) - len(missing),
+        "missing": len(missing),
+        "extra": len(extra),
+        "other_prompt": worded,
+        "by_task": by_task,
+    }
+
+
+def _joined(query: Query, row: Prediction | None) -> Prediction:
+    if row is None:
+        meta = {**query.meta, "missing": True}
+        return Prediction(query.id, query.task, query.prompt, "", query.references, meta)
+    contradictions = [
+        name
+        for name, given, asked in (
+            ("task", row.task, query.task),
+            ("references", row.references or query.references, query.references),
+            ("images", list(row.meta.get("images", query.meta["images"])), query.meta["images"]),
+            ("options", list(row.meta.get("options", query.meta["options"])), query.meta["options"]),
+        )
+        if given != asked
+    ]
+    if contradictions:
+        raise DataError(
+            f"prediction {row.id!r} and the question file disagree on its {contradictions[0]}; the prediction was made "
+            "on another question file or with another seed: predict again."
+        )
+    scores = {"scores": row.meta["scores"]} if "scores" in row.meta else {}
+    return dataclasses.replace(row, references=query.references, meta={**query.meta, **scores})
+
+
+def _listed(ids: Sequence[str], shown: int = 3) -> str:
+    return f"{len(ids)} ({', '.join(map(repr, ids[:shown]))}{', ...' if len(ids) > shown else ''})"

@@ -1,0 +1,119 @@
+"""Metrics on scored answers. scikit-learn and scipy do the arithmetic; the bootstrap over images is ours."""
+
+import math
+from collections.abc import Callable, Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.stats import binomtest
+from sklearn.metrics import recall_score
+
+from medtune.evaluation.result import Number
+
+Reduce = Callable[[NDArray[np.float64]], NDArray[np.float64]]
+UNREAD = "\x00unread"
+"""Stands for an answer that could not be read; no gold value can be equal to it."""
+
+
+def proportion(
+    correct: Sequence[bool], definition: str, *, unit: str = "fraction", higher_is_better: bool | None = True
+) -> Number:
+    """Share of true entries with Wilson's 95% interval (scipy); undefined for no entries."""
+    n, k = len(correct), int(sum(bool(one) for one in correct))
+    if n == 0:
+        return Number(None, unit, higher_is_better, 0, None, definition)
+    interval = binomtest(k, n).proportion_ci(confidence_level=0.95, method="wilson")
+    return Number(k / n, unit, higher_is_better, n, (float(interval.low), float(interval.high)), definition)
+
+
+def balanced_accuracy(gold: Sequence[str], predicted: Sequence[str | None]) -> float:
+    """Mean recall over the values that occur as gold (scikit-learn); an unread answer is a miss. NaN for no entries."""
+    if not gold:
+        return math.nan
+    answers = [UNREAD if one is None else one for one in predicted]
+    return float(recall_score(list(gold), answers, labels=sorted(set(gold)), average="macro", zero_division=0.0))
+
+
+def cell_means(values: NDArray[np.float64], cells: NDArray[np.int64]) -> NDArray[np.float64]:
+    """Mean of ``values`` in each cell.
+
+    Args:
+        values: ``[n]``.
+        cells: Cell index of each value ``[n]``, without gaps.
+
+    Returns:
+        ``[c]``.
+    """
+    return np.asarray(np.bincount(cells, weights=values) / np.bincount(cells))
+
+
+def bootstrap_interval(
+    values: Sequence[float],
+    cells: Sequence[object],
+    clusters: Sequence[object],
+    reduce: Reduce,
+    *,
+    draws: int = 1000,
+    seed: int = 0,
+    binary: bool = True,
+) -> tuple[float, float] | None:
+    """95% percentile interval of a statistic of cell means, drawing whole clusters (images) with replacement.
+
+    Questions on one image stand or fall together, so images are drawn, not questions. A cell that a draw does not
+    hold is NaN in that draw; ``reduce`` must leave it out (``np.nanmean``).
+
+    Args:
+        values: One value for each answer, e.g. 1.0 for a right one.
+        cells: The group of each answer, e.g. its attribute.
+        clusters: The image of each answer.
+        reduce: Cell means ``[draws, c]`` to statistic ``[draws]``; cells are in sorted order.
+        draws: Number of draws.
+        seed: Seed of the draws.
+        binary: The values are 0 and 1. When they are all equal every draw is alike and the bootstrap would claim
+            certainty: Wilson's interval for as many trials as there are clusters is taken then.
+
+    Returns:
+        Lower and upper end, or None for fewer than two clusters.
+    """
+    cell_names, cell = np.unique(np.asarray([repr(one) for one in cells]), return_inverse=True)
+    cluster_names, cluster = np.unique(np.asarray([repr(one) for one in clusters]), return_inverse=True)
+    k, c = len(cluster_names), len(cell_names)
+    if k < 2:
+        return None
+    if binary and len({float(one) for one in values}) == 1:
+        return proportion([bool(values[0])] * k, "").interval
+    flat = cluster * c + cell
+    total = np.bincount(flat, weights=np.asarray(values, dtype=np.float64), minlength=k * c).reshape(k, c)
+    count = np.bincount(flat, minlength=k * c).reshape(k, c).astype(np.float64)
+    rng = np.random.default_rng(seed)
+    statistics = []
+    for start in range(0, draws, 100):  # blocks keep the weights of many thousand images small
+        weights = rng.multinomial(k, np.full(k, 1.0 / k), size=min(100, draws - start)).astype(np.float64)
+        with np.errstate(invalid="ignore", divide="ignore"):
+            means = (weights @ total) / (weights @ count)
+        statistics.append(reduce(means))
+    low, high = np.nanquantile(np.concatenate(statistics), [0.025, 0.975])
+    return float(low), float(high)
+
+
+def macro(means: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Mean over cells, cells without entries left out; ``[..., c]`` to ``[...]``."""
+    held = ~np.isnan(means)
+    return np.asarray(np.where(held, means, 0.0).sum(-1) / np.maximum(held.sum(-1), 1))
+
+
+def nested_macro(groups: Sequence[object]) -> Reduce:
+    """A reduction for cells in two levels: mean over the cells of each group, then over the groups.
+
+    Args:
+        groups: Group of each cell, in the sorted order of the cells.
+    """
+    _, index = np.unique(np.asarray([repr(one) for one in groups]), return_inverse=True)
+
+    def reduce(means: NDArray[np.float64]) -> NDArray[np.float64]:
+        per_group = [macro(means[..., index == group]) for group in range(index.max() + 1)]
+        held = [(~np.isnan(means[..., index == group])).any(-1) for group in range(index.max() + 1)]
+        stacked = np.where(np.stack(held, -1), np.stack(per_group, -1), np.nan)
+        return macro(stacked)
+
+    return reduce

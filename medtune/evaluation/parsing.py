@@ -1,0 +1,127 @@
+"""Reading an answer: option letters, yes or no, and the value that a free answer names.
+
+All functions are pure. ``None`` always means that the answer could not be read; the caller counts it and scores it
+wrong.
+"""
+
+import functools
+import re
+import string
+import unicodedata
+from collections.abc import Sequence
+
+_LEAD = "The correct answer is"
+_CLAUSE = re.compile(r"[,;.!?\n]+")
+_COPULA = re.compile(r"\b(?:is|are|was|were)\b|:")
+_NOT_BEFORE = r"(?<!\bnot )(?<!n't )"
+
+
+def parse_letter(text: str, options: int) -> int | None:
+    """Read a multiple-choice answer as InstFree's official evaluation does (paper, section 4.2).
+
+    The text after the last ``The correct answer is`` is taken; ``<|eot_id|>``, ``.``, ``*``, ``[`` and ``]`` are
+    deleted; what is left, stripped and in capitals, must be exactly one letter, and the letter must belong to an
+    option. The official code splits prompt and answer as one text, and the prompt holds the lead too, so that an
+    answer without it, a bare ``B``, is wrong there as it is here.
+
+    Args:
+        text: The model's answer, without the prompt.
+        options: How many options the question had (1 to 26).
+
+    Returns:
+        The index of the chosen option, or None.
+    """
+    _, lead, tail = text.rpartition(_LEAD)
+    if not lead:
+        return None
+    tail = tail.replace("<|eot_id|>", "").translate(str.maketrans("", "", ".*[]")).strip().upper()
+    index = string.ascii_uppercase.find(tail) if len(tail) == 1 else -1
+    return index if 0 <= index < options else None
+
+
+def parse_yes_no(text: str) -> str | None:
+    """Return ``"yes"`` or ``"no"`` when the answer begins with that word and does not also say the other one.
+
+    A substring never counts: ``normal`` is not ``no``.
+    """
+    words = re.findall(r"[^\W\d_]+", normalise(text))
+    if not words or words[0] not in ("yes", "no"):
+        return None
+    other = "no" if words[0] == "yes" else "yes"
+    return None if other in words else words[0]
+
+
+def normalise(text: str) -> str:
+    """Fold an answer for matching: Unicode NFKC, lower case, underscores and runs of blanks to one blank.
+
+    Line ends survive, they separate clauses.
+    """
+    text = unicodedata.normalize("NFKC", text).lower().replace("_", " ").replace("<|eot id|>", " ")
+    return "\n".join(" ".join(line.split()) for line in text.splitlines())
+
+
+def phrase_pattern(phrases: Sequence[str]) -> re.Pattern[str]:
+    """Compile a pattern that finds any of the phrases, the longest first, at word boundaries.
+
+    A hyphen is part of a word, so ``round`` is not found in ``unsegmented-round``; inside a phrase a blank and a
+    hyphen are the same, so ``light blue`` is found in ``light-blue``. The phrase that matched stands in the group
+    ``value``.
+    """
+    return _phrase_pattern(tuple(phrases))
+
+
+@functools.lru_cache(maxsize=1024)
+def _phrase_pattern(phrases: tuple[str, ...]) -> re.Pattern[str]:
+    ordered = sorted({normalise(phrase) for phrase in phrases if phrase.strip()}, key=lambda one: (-len(one), one))
+    alternatives = "|".join(r"[\s-]+".join(map(re.escape, re.split(r"[\s-]+", one))) for one in ordered)
+    return re.compile(rf"(?<![\w-])(?P<value>{alternatives or '(?!)'})(?![\w-])")
+
+
+def parse_value(text: str, attribute: str, options: Sequence[str], other_attributes: Sequence[str] = ()) -> int | None:
+    """Find the option that a free answer to ``What is the {attribute}?`` names.
+
+    The answer is cut into clauses at commas, full stops, semicolons and line ends. A clause that names another
+    attribute and not the one asked for is passed over: a report recited in place of an answer must not score through
+    the value of another attribute. Of the rest the first that holds a value counts, in this order: clauses that name
+    the attribute, clauses with a copula (``is``, ``are``, ``was``, ``were``, ``:``), the first clause. Within a
+    clause the first value after its last copula counts, or the first value where none follows. ``not big`` does not
+    name ``big``.
+
+    Args:
+        text: The model's answer.
+        attribute: The attribute that was asked for.
+        options: The values that the attribute can take.
+        other_attributes: Names of the data set's other attributes.
+
+    Returns:
+        The index of the option, or None.
+    """
+    keys = {_key(option): index for index, option in reversed(list(enumerate(options)))}
+    values = re.compile(_NOT_BEFORE + phrase_pattern(list(keys)).pattern)
+    asked = phrase_pattern([attribute])
+    others = phrase_pattern([name for name in other_attributes if _key(name) != _key(attribute)])
+    folded = normalise(text)
+    for option in options:  # a value may itself be a list ("papule, erythema"): keep it in one clause
+        folded = folded.replace(normalise(option), _key(option)) if _CLAUSE.search(option) else folded
+    clauses = [clause.strip() for clause in _CLAUSE.split(folded) if clause.strip()]
+    naming = [clause for clause in clauses if asked.search(clause)]
+    free = [clause for clause in clauses if not asked.search(clause) and not others.search(clause)]
+    stating = [clause for clause in free if _COPULA.search(clause)]
+    first = [clause for clause in free if clause is clauses[0]]
+    for clause in naming + stating + first:
+        value = _first_value(asked.sub(" | ", clause), values)
+        if value is not None:
+            return keys[_key(value)]
+    return None
+
+
+def _first_value(clause: str, values: re.Pattern[str]) -> str | None:
+    copulas = list(_COPULA.finditer(clause))
+    found = values.search(clause, copulas[-1].end()) if copulas else None
+    found = found or values.search(clause)
+    return found["value"] if found else None
+
+
+@functools.lru_cache(maxsize=4096)
+def _key(phrase: str) -> str:
+    return " ".join(re.split(r"[\s-]+", _CLAUSE.sub(" ", normalise(phrase)).strip()))

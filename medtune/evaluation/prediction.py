@@ -1,0 +1,194 @@
+"""The prediction file: JSON lines ``{id, task, prompt, prediction, references, meta}``.
+
+``predict`` writes it and ``evaluate`` reads it, so answers that were made elsewhere are scored by the same code. A
+run that is killed while it writes leaves at most one torn last line; :class:`PredictionLog` cuts that line off and
+goes on.
+"""
+
+import json
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from medtune.errors import DataError
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """One answer of one model to one query.
+
+    Args:
+        id: Id of the query, unique in its file.
+        task: Name of the protocol that asked, e.g. ``"open"``.
+        prompt: What the user's turn said.
+        prediction: The model's answer, free text (empty where only continuations were scored).
+        references: Right answers, as text.
+        meta: What the protocol needs to score it: ``sample_id``, ``attribute``, ``options``, ``answer``, ``images``,
+            ``swapped``, and ``scores`` (log-probability of each continuation) where the protocol compares
+            continuations.
+    """
+
+    id: str
+    task: str
+    prompt: str
+    prediction: str
+    references: tuple[str, ...] = ()
+    meta: dict[str, Any] = field(default_factory=dict)
+
+    @classmethod
+    def from_dict(cls, row: object, where: str) -> "Prediction":
+        """Check one decoded JSON row.
+
+        Args:
+            row: The decoded JSON value.
+            where: File and line, for the message of an error.
+
+        Raises:
+            DataError: A field is missing, unknown or of the wrong type.
+        """
+        if not isinstance(row, dict):
+            raise DataError(f"{where}: a prediction must be a JSON object, not {type(row).__name__}.")
+        unknown = sorted(set(row) - {"id", "task", "prompt", "prediction", "references", "meta"})
+        if unknown:
+            raise DataError(f"{where}: unknown field {unknown[0]!r} in a prediction; put extra facts under 'meta'.")
+        for name in ("id", "task", "prediction"):
+            if not isinstance(row.get(name), str):
+                raise DataError(f"{where}: a prediction needs a text field {name!r}.")
+        if not row["id"] or not row["task"]:
+            raise DataError(f"{where}: 'id' and 'task' of a prediction must not be empty.")
+        prompt, references, meta = row.get("prompt", ""), row.get("references", []), row.get("meta", {})
+        if not isinstance(prompt, str) or not isinstance(meta, dict):
+            raise DataError(f"{where}: 'prompt' must be text and 'meta' an object.")
+        if not isinstance(references, list) or not all(isinstance(one, str) for one in references):
+            raise DataError(f"{where}: 'references' must be a list of texts.")
+        return cls(row["id"], row["task"], prompt, row["prediction"], tuple(references), meta)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the row as it stands in the file."""
+        return {
+            "id": self.id,
+            "task": self.task,
+            "prompt": self.prompt,
+            "prediction": self.prediction,
+            "references": list(self.references),
+            "meta": self.meta,
+        }
+
+
+def iterate_predictions(path: str | Path) -> Iterator[Prediction]:
+    """Yield the predictions of a JSONL file one by one; blank lines are passed over.
+
+    Raises:
+        DataError: The file is missing, or a line is not a prediction; the message names file and line.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise DataError(f"{path}: there is no such prediction file; run the predict recipe first.")
+    with path.open("rb") as lines:
+        for number, line in enumerate(lines, start=1):
+            if not line.strip():
+                continue
+            where = f"{path}, line {number}"
+            try:
+                row = json.loads(line)
+            except ValueError:  # covers both broken JSON and broken UTF-8
+                raise DataError(
+                    f"{where}: not a line of JSON. If the run that wrote it was killed, start it again: it cuts off a "
+                    "torn last line and goes on."
+                ) from None
+            yield Prediction.from_dict(row, where)
+
+
+def read_predictions(path: str | Path) -> list[Prediction]:
+    """Read a whole prediction file and refuse a query that was answered twice.
+
+    Raises:
+        DataError: As :func:`iterate_predictions`, or an id occurs twice.
+    """
+    rows: list[Prediction] = []
+    seen: set[str] = set()
+    for row in iterate_predictions(path):
+        if row.id in seen:
+            raise DataError(f"{path}: the id {row.id!r} occurs more than once; keep one answer to each query.")
+        seen.add(row.id)
+        rows.append(row)
+    return rows
+
+
+def write_predictions(path: str | Path, rows: list[Prediction]) -> None:
+    """Write a whole prediction file aside and rename it into place."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    aside = path.with_name(path.name + ".tmp")
+    aside.write_text("".join(_line(row) for row in rows), encoding="utf-8")
+    os.replace(aside, path)
+
+
+class PredictionLog:
+    """An append-only prediction file that survives a kill: a started run goes on where the last one stopped.
+
+    Args:
+        path: The file; it and its folder are made where they do not exist.
+
+    Attributes:
+        done: Ids that the file already answers.
+
+    Raises:
+        DataError: A line other than a torn last one is not a prediction, or an id occurs twice.
+    """
+
+    def __init__(self, path: str | Path) -> None:
+        self.path = Path(path)
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        self.path.touch()
+        _cut_torn_tail(self.path)
+        self.done: set[str] = {row.id for row in read_predictions(self.path)}
+        self._file = self.path.open("a", encoding="utf-8")
+
+    def append(self, row: Prediction) -> None:
+        """Add one answer; the whole line reaches the operating system before this returns.
+
+        Raises:
+            DataError: The query was answered before.
+        """
+        if row.id in self.done:
+            raise DataError(f"{self.path}: the query {row.id!r} was answered before.")
+        self._file.write(_line(row))
+        self._file.flush()
+        self.done.add(row.id)
+
+    def close(self) -> None:
+        """Close the file."""
+        self._file.close()
+
+    def __enter__(self) -> "PredictionLog":
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+def _line(row: Prediction) -> str:
+    return json.dumps(row.to_dict(), ensure_ascii=False) + "\n"
+
+
+def _cut_torn_tail(path: Path) -> None:
+    """Drop bytes after the last newline: each whole line ends with one, so they are half a line."""
+    with path.open("rb+") as file:
+        end = file.seek(0, os.SEEK_END)
+        keep = end
+        while keep > 0:  # search backwards by blocks, a file may be large
+            start = max(0, keep - 65536)
+            file.seek(start)
+            newline = file.read(keep - start).rfind(b"\n")
+            if newline >= 0:
+                keep = start + newline + 1
+                break
+            keep = start
+        if keep != end:
+            file.truncate(keep)

@@ -1,0 +1,67 @@
+"""Multiple choice in the format of InstFree (section 4.2), answered freely or by the likelihood of the letters."""
+
+import math
+from typing import ClassVar
+
+from medtune.data.multiple_choice import multiple_choice_answer, multiple_choice_prompt
+from medtune.data.sample import Sample
+from medtune.errors import DataError
+from medtune.evaluation.parsing import parse_letter
+from medtune.evaluation.prediction import Prediction
+from medtune.evaluation.protocols.base import Query, Verdict, Vocabulary, make_query, make_verdict, question_text
+
+
+class MultipleChoice:
+    """The paper's benchmark: the model writes its answer, the official parser reads it; unread is wrong."""
+
+    name: ClassVar[str] = "multiple_choice"
+
+    def requests(self, sample: Sample) -> list[Query]:
+        """Return the one query of a question."""
+        question, options, answer = question_text(sample)
+        prompt = multiple_choice_prompt(question, options)
+        return [make_query(self.name, sample, prompt, [multiple_choice_answer(options, answer)])]
+
+    def judge(self, row: Prediction, vocabulary: Vocabulary) -> Verdict:
+        """Read the letter. In format means that a letter of an option could be read."""
+        options = row.meta["options"]
+        index = parse_letter(row.prediction, len(options))
+        predicted = None if index is None else options[index]
+        prior = vocabulary.majority[row.meta["attribute"]] == row.meta["answer"]
+        return make_verdict(row, predicted, index is not None, prior=prior)
+
+
+class LetterLikelihood:
+    """The same prompt; the option whose sentence ``The correct answer is X.`` is the most likely is the answer.
+
+    It shows what the model knows when it no longer writes the asked format, so it is no measure of retention. A tie
+    goes to the earlier option.
+    """
+
+    name: ClassVar[str] = "letter_likelihood"
+
+    def requests(self, sample: Sample) -> list[Query]:
+        """Return the one query of a question, with a continuation for each option."""
+        question, options, answer = question_text(sample)
+        prompt = multiple_choice_prompt(question, options)
+        sentences = [multiple_choice_answer(options, option) for option in options]
+        right = multiple_choice_answer(options, answer)
+        return [make_query(self.name, sample, prompt, [right], continuations=sentences)]
+
+    def judge(self, row: Prediction, vocabulary: Vocabulary) -> Verdict:
+        """Compare ``meta["scores"]``, the log-probability of each option's sentence; a missing row is wrong.
+
+        Raises:
+            DataError: The row has no finite score for each option.
+        """
+        options, scores = row.meta["options"], row.meta.get("scores")
+        prior = vocabulary.majority[row.meta["attribute"]] == row.meta["answer"]
+        if row.meta.get("missing"):
+            return make_verdict(row, None, False, prior=prior)
+        numbers = isinstance(scores, list | tuple) and all(isinstance(one, int | float) for one in scores)
+        if scores is None or not numbers or len(scores) != len(options) or any(math.isnan(one) for one in scores):
+            raise DataError(
+                f"prediction {row.id!r}: meta.scores must hold {len(options)} log-probabilities, one for each option."
+            )
+        best = max(range(len(options)), key=lambda index: scores[index])
+        return make_verdict(row, options[best], True, prior=prior)

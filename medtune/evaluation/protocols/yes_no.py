@@ -1,0 +1,43 @@
+"""Closed questions, ``Is the {attribute} {value}? Answer yes or no.``, half of them to be affirmed."""
+
+from typing import ClassVar
+
+from medtune.data.randomness import sample_rng
+from medtune.data.sample import Sample
+from medtune.evaluation.parsing import parse_yes_no
+from medtune.evaluation.prediction import Prediction
+from medtune.evaluation.protocols.base import Query, Verdict, Vocabulary, make_query, make_verdict, question_meta
+
+
+class YesNo:
+    """One closed question for each question: a fair coin asks for the right value or for another one, drawn evenly.
+
+    Coin and value come from the seed and the question's id, so every model, and the swapped pass, is asked the same.
+    Chance is one half. The majority baseline says yes when the value asked for is the training split's most frequent
+    one.
+
+    Args:
+        seed: Seed of the coins.
+    """
+
+    name: ClassVar[str] = "yes_no"
+
+    def __init__(self, seed: int = 0) -> None:
+        self.seed = seed
+
+    def requests(self, sample: Sample) -> list[Query]:
+        """Return the one query of a question."""
+        meta = question_meta(sample)
+        rng = sample_rng(self.seed, 0, 0, f"yes_no:{sample.id}")
+        positive = rng.random() < 0.5
+        value = meta["answer"] if positive else rng.choice([one for one in meta["options"] if one != meta["answer"]])
+        prompt = f"Is the {meta['attribute']} {value}? Answer yes or no."
+        return [make_query(self.name, sample, prompt, ["yes" if positive else "no"], asked_value=value)]
+
+    def judge(self, row: Prediction, vocabulary: Vocabulary) -> Verdict:
+        """Read yes or no. In format means that one of them, and only one, could be read."""
+        meta = row.meta
+        gold = "yes" if meta["asked_value"] == meta["answer"] else "no"
+        blind = "yes" if meta["asked_value"] == vocabulary.majority[meta["attribute"]] else "no"
+        predicted = parse_yes_no(row.prediction)
+        return make_verdict(row, predicted, predicted is not None, gold=gold, chance=0.5, prior=blind == gold)

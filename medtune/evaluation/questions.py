@@ -1,0 +1,12 @@
+"""The question file."""
+
+from pathlib import Path
+
+from medtune.data.sample import Sample
+from medtune.data.source import JsonlSource
+
+
+def read_questions(path: str | Path) -> list[Sample]:
+    """Read a question file (JSON lines of samples); duplicate ids and broken lines are DataErrors naming the line."""
+    source = JsonlSource(path, image_root=None)
+    return [source[index] for index in range(len(source))]

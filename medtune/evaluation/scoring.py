@@ -1,0 +1,171 @@
+"""From verdicts to the numbers of a protocol: per attribute, macro over attributes, micro over questions."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from medtune.evaluation.baselines import CHANCE, MAJORITY, chance, majority
+from medtune.evaluation.metrics import balanced_accuracy, bootstrap_interval, macro, nested_macro, proportion
+from medtune.evaluation.protocols.base import Verdict
+from medtune.evaluation.result import Number
+
+Numbers = dict[str, Number]
+_SHARE = "share of right answers over the questions, unread ones wrong; Wilson interval"
+_BOOTSTRAP = "interval by a bootstrap over images"
+
+
+def score_protocol(verdicts: Sequence[Verdict], *, draws: int = 1000, seed: int = 0) -> dict[str, Any]:
+    """Score one protocol's verdicts of one model.
+
+    Args:
+        verdicts: On the true and on swapped images.
+        draws: Bootstrap draws.
+        seed: Seed of the draws.
+
+    Returns:
+        ``{"overall": numbers, "attributes": {attribute: numbers}, "swapped": numbers or None}``.
+    """
+    true = [one for one in verdicts if not one.swapped]
+    swapped = [one for one in verdicts if one.swapped]
+    groups = _by_attribute(true)
+    return {
+        "overall": _overall(true, draws, seed),
+        "attributes": {name: _attribute(rows, draws, seed) for name, rows in groups.items()},
+        "swapped": _swapped(true, swapped, draws, seed) if swapped else None,
+    }
+
+
+def _attribute(rows: list[Verdict], draws: int, seed: int) -> Numbers:
+    gold = [one.gold for one in rows]
+    interval = bootstrap_interval(
+        [one.correct for one in rows], gold, [one.images for one in rows], macro, draws=draws, seed=seed
+    )
+    balanced = balanced_accuracy(gold, [one.predicted for one in rows])
+    return {
+        "accuracy": proportion([one.correct for one in rows], _SHARE),
+        "balanced_accuracy": Number(
+            balanced, "fraction", True, len(rows), interval, f"mean recall over the gold values; {_BOOTSTRAP}"
+        ),
+        "chance": chance(rows),
+        "majority": majority(rows),
+        "unread": _unread(rows),
+    }
+
+
+def _overall(rows: list[Verdict], draws: int, seed: int) -> Numbers:
+    groups = list(_by_attribute(rows).values())
+    over = f"mean over the {len(groups)} attributes of"
+
+    def mean(values: list[float | None]) -> float | None:
+        known = [value for value in values if value is not None]
+        return float(np.mean(known)) if known else None
+
+    def number(value: float | None, better: bool | None, interval: tuple[float, float] | None, text: str) -> Number:
+        return Number(value, "fraction", better, len(rows), interval, text)
+
+    balanced = mean([balanced_accuracy([v.gold for v in group], [v.predicted for v in group]) for group in groups])
+    return {
+        "accuracy_macro": number(
+            mean([float(np.mean([one.correct for one in group])) for group in groups]),
+            True,
+            _macro_interval(rows, [float(one.correct) for one in rows], draws, seed),
+            f"{over} the share of right answers, unread ones wrong; {_BOOTSTRAP}",
+        ),
+        "accuracy_micro": proportion(
+            [one.correct for one in rows],
+            _SHARE,
+        ),
+        "balanced_accuracy_macro": number(
+            balanced,
+            True,
+            _balanced_interval(rows, draws, seed),
+            f"{over} the mean recall over gold values; {_BOOTSTRAP}",
+        ),
+        "chance_macro": number(mean([chance(group).value for group in groups]), None, None, f"{over} {CHANCE}"),
+        "chance_micro": chance(rows),
+        "majority_macro": number(
+            mean([majority(group).value for group in groups]),
+            None,
+            _macro_interval(rows, [float(one.prior) for one in rows], draws, seed),
+            f"{over} {MAJORITY}; {_BOOTSTRAP}",
+        ),
+        "majority_micro": majority(rows),
+        "unread": _unread(rows),
+    }
+
+
+def _swapped(true: list[Verdict], swapped: list[Verdict], draws: int, seed: int) -> Numbers:
+    """Accuracy on swapped images, and what the swap costs on the questions that were asked both ways."""
+    on_true = {one.sample_id: one for one in true}
+    pairs = [(on_true[one.sample_id], one) for one in swapped if one.sample_id in on_true]
+    overall = _overall(swapped, draws, seed)
+    return {
+        "accuracy_macro": overall["accuracy_macro"],
+        "accuracy_micro": overall["accuracy_micro"],
+        "drop_macro": paired_difference(
+            [float(first.correct) - float(second.correct) for first, second in pairs],
+            [first.attribute for first, _ in pairs],
+            [first.images for first, _ in pairs],
+            "accuracy on true images minus on swapped ones",
+            draws,
+            seed,
+        ),
+        "answer_differs": proportion(
+            [one.shown_differs for one in swapped],
+            "share of swapped questions whose shown image has another right answer: the most that a swap can cost",
+            higher_is_better=None,
+        ),
+    }
+
+
+def paired_difference(
+    values: Sequence[float], attributes: Sequence[str], images: Sequence[object], text: str, draws: int, seed: int
+) -> Number:
+    """Mean over attributes of a paired difference, with an interval by a bootstrap over images.
+
+    Args:
+        values: The difference of each pair.
+        attributes: The attribute of each pair.
+        images: The image of each pair.
+        text: What was subtracted from what.
+        draws: Bootstrap draws.
+        seed: Seed of the draws.
+    """
+    groups: dict[str, list[float]] = {}
+    for attribute, value in zip(attributes, values, strict=True):
+        groups.setdefault(attribute, []).append(value)
+    mean = float(np.mean([np.mean(group) for group in groups.values()])) if groups else None
+    interval = (
+        bootstrap_interval(values, attributes, images, macro, draws=draws, seed=seed, binary=False) if groups else None
+    )
+    definition = f"mean over the {len(groups)} attributes of {text}, paired by question; {_BOOTSTRAP}"
+    return Number(mean, "difference of fractions", True, len(values), interval, definition)
+
+
+def _unread(rows: list[Verdict]) -> Number:
+    text = "share of answers from which no answer could be read; they count as wrong"
+    return proportion([one.predicted is None for one in rows], text, higher_is_better=False)
+
+
+def _macro_interval(
+    rows: Sequence[Verdict], values: Sequence[float], draws: int, seed: int
+) -> tuple[float, float] | None:
+    attributes, images = [one.attribute for one in rows], [one.images for one in rows]
+    return bootstrap_interval(values, attributes, images, macro, draws=draws, seed=seed)
+
+
+def _balanced_interval(rows: list[Verdict], draws: int, seed: int) -> tuple[float, float] | None:
+    cells = [(one.attribute, one.gold) for one in rows]
+    if not cells:
+        return None
+    groups = [attribute for attribute, _ in sorted(set(cells), key=repr)]  # the order of bootstrap_interval's cells
+    values, images = [float(one.correct) for one in rows], [one.images for one in rows]
+    return bootstrap_interval(values, cells, images, nested_macro(groups), draws=draws, seed=seed)
+
+
+def _by_attribute(rows: Sequence[Verdict]) -> dict[str, list[Verdict]]:
+    groups: dict[str, list[Verdict]] = {}
+    for one in rows:
+        groups.setdefault(one.attribute, []).append(one)
+    return dict(sorted(groups.items()))

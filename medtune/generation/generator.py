@@ -1,0 +1,205 @@
+"""Batched answers of a VLM: prompts left-padded, images encoded once, one prefill, then one token per step.
+
+A request's answer does not depend on what shares its batch: padding is masked, positions count real tokens, image
+embeddings are those of the picture alone. Greedy answers equal one-by-one answers and answers without a cache.
+"""
+
+from collections.abc import Callable, Container, Iterable, Iterator
+from contextlib import closing, contextmanager, nullcontext
+from dataclasses import dataclass, field
+from itertools import chain
+
+import torch
+from torch import Tensor
+from torchtune.modules.common_utils import disable_kv_cache
+
+from medtune.errors import ConfigError, DataError
+from medtune.generation.batches import Plan, PromptBatch, ahead, plan_batches
+from medtune.generation.decoding import CachedDecoder
+from medtune.generation.features import FeatureStore
+from medtune.generation.requests import Generation, Request
+from medtune.generation.sampling import Chooser, Sampling
+from medtune.generation.scoring import score_continuations
+from medtune.generation.seams import AnswerModel, PromptTransform
+
+
+@dataclass
+class Answer:
+    """What one row has said so far.
+
+    Attributes:
+        bound: Most tokens it may say.
+        tokens: Without the stop token.
+        stopped: True once a stop token came.
+    """
+
+    bound: int
+    tokens: list[int] = field(default_factory=list)
+    stopped: bool = False
+
+    @property
+    def running(self) -> bool:
+        """Whether another token is wanted."""
+        return not self.stopped and len(self.tokens) < self.bound
+
+    def take(self, token: int, stop_ids: frozenset[int]) -> None:
+        """Add a token, or end at a stop token; a row that has ended ignores it."""
+        if self.running:
+            self.stopped = token in stop_ids
+            if not self.stopped:
+                self.tokens.append(token)
+
+
+class Generator:
+    """Answers requests, a batch at a time.
+
+    Args:
+        model: A VLM on ``device`` in ``dtype``; it keeps its mode and has no caches once a call has ended.
+        transform: The model's transform; its ``collate`` makes batches.
+        batch_size: Requests per batch.
+        max_new_tokens: Bound for requests that have none of their own.
+        device: Where the model is.
+        dtype: Of pictures and caches.
+        sampling: None for greedy answers.
+        window: Batches whose requests are sorted together, by bound and length; larger means less padding.
+        on_error: Called with a request whose sample or image cannot be used, which is then left out; None raises.
+
+    Raises:
+        ConfigError: For sizes below one.
+    """
+
+    def __init__(
+        self,
+        model: AnswerModel,
+        transform: PromptTransform,
+        *,
+        batch_size: int = 16,
+        max_new_tokens: int = 64,
+        device: torch.device | str = "cpu",
+        dtype: torch.dtype = torch.float32,
+        sampling: Sampling | None = None,
+        window: int = 8,
+        on_error: Callable[[Request, DataError], None] | None = None,
+    ) -> None:
+        if batch_size < 1 or max_new_tokens < 0 or window < 1:
+            raise ConfigError(
+                f"batch_size {batch_size}, max_new_tokens {max_new_tokens} or window {window} is too small"
+            )
+        self.model, self.transform = model, transform
+        self.batch_size, self.max_new_tokens, self.window = batch_size, max_new_tokens, window
+        self.device, self.dtype = torch.device(device), dtype
+        self.sampling, self.on_error = sampling, on_error
+        self.features = FeatureStore(model, at_once=batch_size)
+        self._images: dict[tuple[int, tuple[str, ...]], list] = {}
+        self._decoder = CachedDecoder(model, self.device, dtype)
+
+    def __call__(self, requests: Iterable[Request], done: Container[str] = frozenset()) -> Iterator[Generation]:
+        """Answer requests; those of a window come in an order of their own, recognisable by id.
+
+        Args:
+            requests: Any iterable; it is read a window at a time.
+            done: Ids to leave out. The other batches stay what they would have been.
+
+        Raises:
+            DataError: For a sample or image that cannot be used, unless ``on_error`` was given; for an id given twice.
+        """
+        return chain.from_iterable(self.batches(requests, done))
+
+    def batches(self, requests: Iterable[Request], done: Container[str] = frozenset()) -> Iterator[list[Generation]]:
+        """Like calling the generator, one list per batch."""
+        plans = plan_batches(requests, batch_size=self.batch_size, window=self.window, order=self._order, done=done)
+        with self._answering(), closing(ahead(self._prepare, plans)) as prepared:
+            for batch in prepared:
+                if batch is not None:
+                    yield self._answer(batch.to(self.device, self.dtype))
+
+    @contextmanager
+    def _answering(self) -> Iterator[None]:
+        training = self.model.training
+        self.model.train(False)
+        try:
+            yield
+        finally:
+            self.model.train(training)
+            self._decoder.close()
+            self.features.clear()
+            self._images.clear()
+
+    def _order(self, request: Request) -> tuple[int, int]:
+        return self._bound(request), self.transform.token_count(request.sample)
+
+    def _bound(self, request: Request) -> int:
+        return self.max_new_tokens if request.max_new_tokens is None else request.max_new_tokens
+
+    def _prepare(self, plan: Plan) -> PromptBatch | None:
+        """Open, transform and collate; runs in a thread of its own."""
+        kept, items = [], []
+        for request in plan.requests:
+            try:
+                items.append(self.transform(request.sample, self._open(request), inference=True))
+                kept.append(request)
+            except DataError as error:
+                if self.on_error is None:
+                    raise
+                self.on_error(request, error)
+        for key in [key for key in self._images if any((key[0], path) in plan.last for path in key[1])]:
+            del self._images[key]
+        if not kept:
+            return None
+        batch = self.transform.collate(items, pad_side="left")
+        return PromptBatch(plan, kept, batch["tokens"], batch["padding"], batch["vision"], batch["vision_mask"])
+
+    def _open(self, request: Request) -> list:
+        key = (id(request.source), request.sample.images)
+        if key not in self._images:
+            self._images[key] = request.source.open_images(request.sample)
+        return self._images[key]
+
+    @torch.inference_mode()
+    def _answer(self, batch: PromptBatch) -> list[Generation]:
+        features = self.features(batch)
+        answers = self._generate(batch, features)
+        continuations = [[self._encode(text, r) for text in r.continuations] for r in batch.requests]
+        scores = self._score(batch, features, continuations)
+        self.features.drop(batch.plan.last)
+        return [
+            Generation(r.id, self.transform.decode(a.tokens), len(a.tokens), a.stopped, tuple(s), tuple(map(len, c)))
+            for r, a, s, c in zip(batch.requests, answers, scores, continuations, strict=True)
+        ]
+
+    def _score(self, batch: PromptBatch, features: Tensor | None, continuations: list[list[list[int]]]) -> list[list]:
+        with disable_kv_cache(self.model) if self.model.caches_are_setup() else nullcontext():
+            return score_continuations(
+                self.model,
+                [batch.prompt(row) for row in range(len(batch.requests))],
+                batch.vision_mask,
+                features,
+                continuations,
+                pad_id=self.transform.pad_id,
+                max_seq_len=self.transform.max_seq_len,
+            )
+
+    def _encode(self, text: str, request: Request) -> list[int]:
+        tokens = self.transform.encode(text)
+        if not tokens:
+            raise DataError(f"request {request.id!r} has a continuation without tokens; remove the empty option")
+        return tokens
+
+    def _generate(self, batch: PromptBatch, features: Tensor | None) -> list[Answer]:
+        lengths = batch.padding.sum(dim=1).tolist()
+        answers = [
+            Answer(min(self._bound(request), self.transform.max_seq_len - length))
+            for request, length in zip(batch.requests, lengths, strict=True)
+        ]
+        chooser = Chooser([request.id for request in batch.requests], self.sampling)
+        stop_ids = frozenset(self.transform.stop_ids)
+        chosen: list[int] = []
+        while any(answer.running for answer in answers):
+            if chosen:
+                logits = self._decoder.step(chosen)
+            else:
+                logits = self._decoder.prefill(batch, features, max(answer.bound for answer in answers))
+            chosen = chooser(logits).tolist()
+            for answer, token in zip(answers, chosen, strict=True):
+                answer.take(token, stop_ids)
+        return answers

@@ -1,0 +1,81 @@
+"""What a generator asks of a model and of its transform; every family of :mod:`medtune.models` answers to it."""
+
+from typing import Any, Protocol, Self
+
+import torch
+from PIL import Image
+from torch import Tensor
+
+from medtune.data.sample import Sample
+
+
+class AnswerModel(Protocol):
+    """A VLM whose images are encoded once and whose decoder can keep keys and values."""
+
+    training: bool
+
+    def encode(self, vision: dict[str, Tensor]) -> Tensor:
+        """Image embeddings ``[b, s_e, d]``."""
+        ...
+
+    def hidden(
+        self,
+        tokens: Tensor,
+        features: Tensor | None = None,
+        *,
+        vision_mask: Tensor | None = None,
+        mask: Tensor | None = None,
+        input_pos: Tensor | None = None,
+    ) -> Tensor:
+        """Final hidden states ``[b, s, d]``."""
+        ...
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """Logits in fp32, ``[..., vocabulary]``."""
+        ...
+
+    def train(self, mode: bool = True) -> Self:
+        """Switch dropout on or off."""
+        ...
+
+    def setup_caches(
+        self, batch_size: int, dtype: torch.dtype, *, encoder_max_seq_len: int, decoder_max_seq_len: int
+    ) -> None:
+        """Make caches for keys and values, on the default device."""
+        ...
+
+    def caches_are_setup(self) -> bool:
+        """Whether there are caches."""
+        ...
+
+    def reset_caches(self) -> None:
+        """Empty the caches."""
+        ...
+
+
+class PromptTransform(Protocol):
+    """Turns samples into prompts and tokens into text."""
+
+    pad_id: int
+    stop_ids: list[int]
+    max_seq_len: int
+
+    def __call__(self, sample: Sample, images: list[Image.Image], *, inference: bool = False) -> dict[str, Any]:
+        """Tokens and tiles of one sample."""
+        ...
+
+    def collate(self, items: list[dict], pad_side: Any = "right") -> dict[str, Any]:
+        """One batch of transformed samples."""
+        ...
+
+    def encode(self, text: str) -> list[int]:
+        """Tokens of plain text."""
+        ...
+
+    def decode(self, ids: list[int]) -> str:
+        """Text of tokens."""
+        ...
+
+    def token_count(self, sample: Sample) -> int:
+        """Tokens of a sample, without opening its images."""
+        ...

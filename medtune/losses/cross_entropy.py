@@ -1,0 +1,74 @@
+"""Next-token cross-entropy over the supervised tokens, without ever holding the logits of a whole batch."""
+
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.utils.checkpoint import checkpoint
+
+IGNORE_INDEX = -100
+
+
+def shifted_targets(labels: Tensor) -> Tensor:
+    """The label that each position must predict.
+
+    Args:
+        labels: ``[b, s]`` token ids, ``IGNORE_INDEX`` where a token is not supervised.
+
+    Returns:
+        ``[b, s]``: ``labels`` moved one to the left, the last position ignored. Counting supervised tokens on this
+        tensor, not on ``labels``, keeps the mean right when a sequence's first token is supervised.
+    """
+    return F.pad(labels[:, 1:], (0, 1), value=IGNORE_INDEX)
+
+
+def token_cross_entropy(logits: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+    """Cross-entropy summed over supervised positions.
+
+    Args:
+        logits: ``[..., V]`` of any float type; each position is computed in fp32 (fp64 stays fp64) and the sum is taken
+            in fp64, so that chunks, micro-batches and processes add up to the same number.
+        targets: ``[...]`` ids, ``IGNORE_INDEX`` where nothing is asked.
+
+    Returns:
+        The sum in nats, and the number of supervised positions.
+    """
+    logits = logits if logits.dtype == torch.float64 else logits.float()
+    flat = logits.reshape(-1, logits.shape[-1])
+    loss = F.cross_entropy(flat, targets.reshape(-1), ignore_index=IGNORE_INDEX, reduction="none")
+    return loss.sum(dtype=torch.float64), (targets != IGNORE_INDEX).sum()
+
+
+def chunked_cross_entropy(
+    hidden: Tensor, labels: Tensor, head: Callable[[Tensor], Tensor], chunk_tokens: int = 1024
+) -> tuple[Tensor, Tensor]:
+    """:func:`token_cross_entropy` of ``head(hidden)``, for supervised tokens only and in chunks.
+
+    Equal to the plain loss forward and backward. Logits of one chunk live at a time: they are computed again in the
+    backward pass. ``L(g) = -sum_i log f(y_i | X_v, X_p, y_<i)`` of InstFree Eq. 1 and 2 is this sum.
+
+    Args:
+        hidden: ``[b, s, d]`` decoder states after the last norm.
+        labels: ``[b, s]`` unshifted ids, ``IGNORE_INDEX`` where not supervised.
+        head: Maps ``[t, d]`` to logits ``[t, V]``.
+        chunk_tokens: Tokens per chunk; 0 takes all at once.
+
+    Returns:
+        The sum in nats and the count. Without a supervised token the sum is a zero that still has a gradient graph, so
+        that every process runs the same backward pass.
+    """
+    targets = shifted_targets(labels)
+    supervised = targets != IGNORE_INDEX
+    states, wanted = hidden[supervised], targets[supervised]
+    total = hidden.sum(dtype=torch.float64) * 0.0
+    if len(wanted) == 0:
+        return total, supervised.sum()
+
+    def chunk_loss(state: Tensor, target: Tensor) -> Tensor:
+        return token_cross_entropy(head(state), target)[0]
+
+    size = chunk_tokens or len(wanted)
+    for state, target in zip(states.split(size), wanted.split(size), strict=True):
+        total = total + checkpoint(chunk_loss, state, target, use_reentrant=False)
+    return total, supervised.sum()

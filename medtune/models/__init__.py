@@ -1,0 +1,1 @@
+"""Vision-language models: the seam that every method uses, and one package per family."""

@@ -1,0 +1,31 @@
+"""What the rest of medtune must know about a model family to read and write its published weights."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from torch import Tensor
+
+StateDict = dict[str, Tensor]
+
+
+@dataclass(frozen=True)
+class ModelFamily:
+    """Conversion between torchtune's tensor names and the published (Hugging Face) layout of one built model.
+
+    Attributes:
+        name: family and size, as in ``llama3_2_vision_11b``; used in messages.
+        model_type: the ``model_type`` that ``config.json`` of a published checkpoint carries.
+        hf_to_tune: published state dict -> torchtune state dict (accepts names on disk and of a live module).
+        tune_to_hf: torchtune state dict -> published names, as they stand in a file.
+        hf_config: gives the contents of ``config.json``.
+        tensors: state-dict keys of the model without adapters: what an export holds, no more and no less.
+        tokenizer_files: file names copied beside exported weights when the source folder has them.
+    """
+
+    name: str
+    model_type: str
+    hf_to_tune: Callable[[StateDict], StateDict]
+    tune_to_hf: Callable[[StateDict], StateDict]
+    hf_config: Callable[[], dict]
+    tensors: frozenset[str] = frozenset()
+    tokenizer_files: tuple[str, ...] = ()

@@ -1,0 +1,70 @@
+"""Llama-3's chat layout: a sample's messages as tokens, and which of them are learned."""
+
+from medtune.data.sample import IMAGE_TAG, Message, Sample
+from medtune.errors import DataError
+from medtune.models.tokenizer import ChatTokenizer
+
+IGNORE = -100
+
+
+class SampleTooLong(DataError):
+    """A sample has more tokens than the transform allows. Nothing is ever cut."""
+
+
+def lay_out(tokenizer: ChatTokenizer, sample: Sample, *, inference: bool = False) -> tuple[list[int], list[int]]:
+    """Write a sample's messages in Llama-3's chat format.
+
+    Image tokens stand where the text says ``<image>``, else at the start of the first user turn. A sample without a
+    user turn gets none: its image tokens then follow the first token. Learned are the assistant's words and the
+    ``<|eot_id|>`` after them, as in InstFree's official code; headers and everything else are not.
+
+    Args:
+        tokenizer: gives ids.
+        sample: its messages, and the number of its images.
+        inference: stop after the last user turn and open the assistant's.
+
+    Returns:
+        tokens and labels, equally long and not shifted; labels are -100 where nothing is learned.
+
+    Raises:
+        DataError: if ``inference`` is asked of a sample without a user turn.
+    """
+    messages = _prompt(sample) if inference else sample.messages
+    tagged = any(IMAGE_TAG in message.content for message in messages if message.role == "user")
+    loose = [] if tagged else [tokenizer.image_id] * len(sample.images)
+    first_user = next((i for i, message in enumerate(messages) if message.role == "user"), None)
+    tokens = [tokenizer.bos_id, *(loose if first_user is None else [])]
+    labels = [IGNORE] * len(tokens)
+    for i, message in enumerate(messages):
+        head = _header(tokenizer, message.role) + (loose if i == first_user else [])
+        body = [*_body(tokenizer, message), tokenizer.eot_id]
+        tokens += head + body
+        labels += [IGNORE] * len(head) + (body if message.role == "assistant" else [IGNORE] * len(body))
+    if inference:
+        tokens += _header(tokenizer, "assistant")
+        labels = [IGNORE] * len(tokens)
+    return tokens, labels
+
+
+def _prompt(sample: Sample) -> tuple[Message, ...]:
+    last = max((i for i, message in enumerate(sample.messages) if message.role == "user"), default=None)
+    if last is None:
+        raise DataError(f"sample {sample.id} has no user message, so there is nothing to answer")
+    return tuple(sample.messages[: last + 1])
+
+
+def _header(tokenizer: ChatTokenizer, role: str) -> list[int]:
+    # the blank line is encoded on its own, as in Meta's code
+    name = tokenizer.encode(role)
+    return [tokenizer.start_header_id, *name, tokenizer.end_header_id, *tokenizer.encode("\n\n")]
+
+
+def _body(tokenizer: ChatTokenizer, message: Message) -> list[int]:
+    if message.role != "user":
+        return tokenizer.encode(message.content.strip())
+    ids: list[int] = []
+    for i, text in enumerate(message.content.split(IMAGE_TAG)):
+        if i:
+            ids.append(tokenizer.image_id)
+        ids += tokenizer.encode(text.strip())
+    return ids

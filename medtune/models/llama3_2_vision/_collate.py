@@ -1,0 +1,108 @@
+"""Samples with different numbers of tokens, images and tiles as one batch."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from medtune.models.llama3_2_vision._chat import IGNORE
+
+PadSide = Literal["right", "left"]
+
+
+@dataclass(frozen=True)
+class BatchLayout:
+    """What the collator must know of tokenizer and model.
+
+    Attributes:
+        pad_id: fills short rows.
+        image_id: the image token.
+        image_size: side of a tile.
+        tokens_per_tile: features of one tile.
+    """
+
+    pad_id: int
+    image_id: int
+    image_size: int
+    tokens_per_tile: int
+
+
+def collate(
+    items: list[dict], layout: BatchLayout, *, pad_side: PadSide, images: int, tiles: int, dtype: torch.dtype
+) -> dict:
+    """Pad and stack.
+
+    Args:
+        items: transformed samples.
+        layout: ids and sizes.
+        pad_side: side on which short rows are filled; left for generation.
+        images: at least so many images per sample.
+        tiles: at least so many tiles per image.
+        dtype: of the images.
+
+    Returns:
+        The batch of the data contract. Nothing is masked by tensor views across images, so several images per
+        sample keep their own columns of ``vision_mask``.
+    """
+    length = max(len(item["tokens"]) for item in items)
+    images = max(images, *(len(item["images"]) for item in items), 1)
+    tiles = max([tiles, 1, *(len(image) for item in items for image in item["images"])])
+    rows = (len(items), length)
+    tokens, labels = torch.full(rows, layout.pad_id), torch.full(rows, IGNORE)
+    padding = torch.zeros(rows, dtype=torch.bool)
+    vision_mask = torch.zeros(*rows, images * tiles * layout.tokens_per_tile, dtype=torch.bool)
+    for row, item in enumerate(items):
+        n = len(item["tokens"])
+        place = slice(length - n, length) if pad_side == "left" else slice(0, n)
+        tokens[row, place] = torch.tensor(item["tokens"])
+        labels[row, place] = torch.tensor(item["labels"])
+        padding[row, place] = True
+        sees = _sees(item["tokens"], layout, [len(image) for image in item["images"]], tiles)
+        vision_mask[row, place, : sees.shape[1]] = sees
+    return {
+        "tokens": tokens,
+        "labels": labels,
+        "padding": padding,
+        "vision": _stack_images(items, images, tiles, layout.image_size, dtype),
+        "vision_mask": vision_mask,
+        "ids": [item["id"] for item in items],
+    }
+
+
+def _stack_images(items: list[dict], images: int, tiles: int, size: int, dtype: torch.dtype) -> dict[str, Tensor]:
+    """Zero images stand in where there are none, so that every process of a sharded run takes the same graph."""
+    shape = (len(items), images)
+    pixels = torch.zeros(*shape, tiles, 3, size, size, dtype=dtype)
+    grid = torch.ones(*shape, 2, dtype=torch.long)
+    count = torch.zeros(shape, dtype=torch.long)
+    for row, item in enumerate(items):
+        for column, (image, aspect_ratio) in enumerate(zip(item["images"], item["aspect_ratio"], strict=True)):
+            pixels[row, column, : len(image)] = image
+            grid[row, column] = aspect_ratio
+            count[row, column] = len(image)
+    return {"images": pixels, "aspect_ratio": grid, "tiles": count}
+
+
+def attention_spans(tokens: list[int], image_id: int) -> list[tuple[int, int]]:
+    """Which tokens look at each image: [start, end) per image, in order.
+
+    From its own image token on until the next *group* of image tokens; images whose tokens stand together share the
+    text that follows them (Flamingo, Alayrac et al. 2022, Fig. 7, as torchtune reads it).
+    """
+    spans: list[tuple[int, int]] = []
+    end = following = len(tokens)
+    for start in (i for i in reversed(range(len(tokens))) if tokens[i] == image_id):
+        if following != start + 1:
+            end = following
+        spans.append((start, end))
+        following = start
+    return spans[::-1]
+
+
+def _sees(tokens: list[int], layout: BatchLayout, real_tiles: list[int], tiles: int) -> Tensor:
+    """What one sample's tokens see, bool [tokens, images * tiles * tokens per tile]."""
+    mask = torch.zeros(len(tokens), len(real_tiles), tiles * layout.tokens_per_tile, dtype=torch.bool)
+    for image, (start, end) in enumerate(attention_spans(tokens, layout.image_id)):
+        mask[start:end, image, : real_tiles[image] * layout.tokens_per_tile] = True
+    return mask.flatten(1)

@@ -1,0 +1,182 @@
+"""From sizes to modules: torchtune's component builders, with medtune's encoder and corrections."""
+
+from dataclasses import dataclass, replace
+from functools import partial
+
+from torch import nn
+from torchtune.models.clip._position_embeddings import TiledTokenPositionalEmbedding, TilePositionalEmbedding
+from torchtune.models.llama3_2_vision import (
+    llama3_2_vision_decoder,
+    llama3_2_vision_encoder,
+    lora_llama3_2_vision_decoder,
+    lora_llama3_2_vision_encoder,
+)
+from torchtune.modules import TransformerDecoder
+from torchtune.modules.common_utils import reparametrize_as_dtype_state_dict_post_hook
+
+from medtune.errors import ModelError
+from medtune.models.llama3_2_vision._convert_weights import deep_fusion_family
+from medtune.models.llama3_2_vision._encoder import EncoderMode, VisionEncoder
+from medtune.models.llama3_2_vision._fusion import correct_fusion_layers
+from medtune.models.llama3_2_vision._shape import DeepFusionShape
+from medtune.models.names import expected_shapes, is_adapter_key
+from medtune.models.vlm import DeepFusionVLM
+
+LORA_PARTS = ("vision", "fusion", "decoder")
+
+
+@dataclass(frozen=True)
+class LoraOptions:
+    """Where low-rank adapters go, and how large they are (LoRA, Hu et al. 2021; QLoRA, Dettmers et al. 2023).
+
+    Attributes:
+        attn_modules: of ``q_proj``, ``k_proj``, ``v_proj``, ``output_proj``.
+        parts: of ``vision``, ``fusion`` (the projection included) and ``decoder``.
+        mlp: adapters in the MLPs too.
+        output: adapters on the decoder's and the projection's last linear map too.
+        rank: rank of each adapter.
+        alpha: scale of each adapter, divided by its rank.
+        dropout: dropout before each adapter.
+        quantize_base: keep the linear maps of adapted parts as NF4.
+        scaler_block_size: blocks of NF4's second quantisation in the encoder; None is torchao's default.
+    """
+
+    attn_modules: tuple[str, ...]
+    parts: tuple[str, ...] = LORA_PARTS
+    mlp: bool = False
+    output: bool = False
+    rank: int = 8
+    alpha: float = 16.0
+    dropout: float = 0.0
+    quantize_base: bool = False
+    scaler_block_size: int | None = None
+
+    def __post_init__(self) -> None:
+        unknown = sorted(set(self.parts) - set(LORA_PARTS))
+        if unknown or not self.parts:
+            raise ModelError(f"lora_parts must be some of {', '.join(LORA_PARTS)}; got {list(self.parts)}")
+
+    def common(self) -> dict:
+        """The arguments that torchtune's encoder and decoder builders share."""
+        return {
+            "fusion_lora": "fusion" in self.parts,
+            "lora_attn_modules": list(self.attn_modules),
+            "apply_lora_to_mlp": self.mlp,
+            "apply_lora_to_output": self.output,
+            "lora_rank": self.rank,
+            "lora_alpha": self.alpha,
+            "lora_dropout": self.dropout,
+            "quantize_base": self.quantize_base,
+        }
+
+
+def vision_encoder(
+    shape: DeepFusionShape, *, mode: EncoderMode, pad_tiles: int, lora: LoraOptions | None = None
+) -> VisionEncoder:
+    """Build the vision transformer and its projection.
+
+    Args:
+        shape: sizes.
+        mode: see :class:`VisionEncoder`.
+        pad_tiles: tiles that ``checkpoint`` mode pads each image to.
+        lora: adapters, or None for a plain model.
+
+    Raises:
+        ModelError: if ``pad_tiles`` is larger than the tables of tile positions.
+    """
+    if not 1 <= pad_tiles <= shape.table_tiles:
+        raise ModelError(f"tiles per image must lie between 1 and {shape.table_tiles}; got {pad_tiles}")
+    sizes = {
+        "patch_size": shape.patch_size,
+        "num_heads": shape.vision_heads,
+        "clip_embed_dim": shape.vision_dim,
+        "clip_num_layers": shape.vision_layers,
+        "clip_hidden_states": list(shape.hidden_states),
+        "num_layers_projection": shape.projection_layers,
+        "decoder_embed_dim": shape.dim,
+        "tile_size": shape.image_size,
+        "max_num_tiles": shape.table_tiles,
+    }
+    if lora is None:
+        stock = llama3_2_vision_encoder(**sizes)
+    else:
+        blocks = {"scaler_block_size": lora.scaler_block_size} if lora.scaler_block_size else {}
+        stock = lora_llama3_2_vision_encoder(encoder_lora="vision" in lora.parts, **lora.common(), **sizes, **blocks)
+    _complete_tile_positions(stock.clip, shape)
+    encoder = VisionEncoder(stock.clip, stock.projection, mode=mode, pad_tiles=pad_tiles)
+    if lora is not None and lora.quantize_base:
+        # as torchtune's builder does for its own encoder: state dicts hold dense weights
+        encoder._register_state_dict_hook(partial(reparametrize_as_dtype_state_dict_post_hook, offload_to_cpu=True))
+    return encoder
+
+
+def _complete_tile_positions(clip: nn.Module, shape: DeepFusionShape) -> None:
+    if shape.table_tiles == 1:
+        # torchtune drops the tile positions of a one-tile model; the published layout always has them
+        clip.pre_tile_pos_embed = TilePositionalEmbedding(1, shape.vision_dim)
+        clip.post_tile_pos_embed = TilePositionalEmbedding(1, shape.vision_dim)
+        clip.token_pos_embedding = TiledTokenPositionalEmbedding(
+            1, shape.vision_dim, tile_size=shape.image_size, patch_size=shape.patch_size
+        )
+
+
+def fusion_decoder(
+    shape: DeepFusionShape, *, hf_rows: bool = False, lora: LoraOptions | None = None
+) -> TransformerDecoder:
+    """Build the language model with its fusion layers.
+
+    Args:
+        shape: sizes.
+        hf_rows: transformers' rule for text before the first image (see :class:`OpenRowsCrossAttention`).
+        lora: adapters, or None for a plain model.
+    """
+    sizes = {
+        "vocab_size": shape.vocab_size,
+        "num_layers": shape.layers,
+        "fusion_interval": shape.fusion_interval,
+        "num_special_tokens": shape.special_tokens,
+        "num_heads": shape.heads,
+        "num_kv_heads": shape.kv_heads,
+        "embed_dim": shape.dim,
+        "max_seq_len": shape.max_seq_len,
+        "encoder_max_seq_len": shape.encoder_max_seq_len,
+        "rope_base": shape.rope_base,
+        "intermediate_dim": shape.mlp_dim,
+    }
+    if lora is None:
+        decoder = llama3_2_vision_decoder(**sizes)
+    else:
+        decoder = lora_llama3_2_vision_decoder(decoder_lora="decoder" in lora.parts, **lora.common(), **sizes)
+    correct_fusion_layers(decoder, hf_rows=hf_rows)
+    return decoder
+
+
+def deep_fusion_vlm(
+    name: str,
+    shape: DeepFusionShape,
+    *,
+    encoder_mode: EncoderMode = "checkpoint",
+    pad_tiles: int | None = None,
+    hf_rows: bool = False,
+    lora: LoraOptions | None = None,
+) -> DeepFusionVLM:
+    """Build a whole model of the Llama-3.2-Vision shape.
+
+    Args:
+        name: of the family and size, for messages.
+        shape: sizes.
+        encoder_mode: see :class:`VisionEncoder`.
+        pad_tiles: tiles that ``checkpoint`` mode pads each image to; None is the size of the position tables.
+        hf_rows: transformers' rule for text before the first image.
+        lora: adapters; with them nothing else is trainable.
+    """
+    tiles = shape.table_tiles if pad_tiles is None else pad_tiles
+    model = DeepFusionVLM(
+        fusion_decoder(shape, hf_rows=hf_rows, lora=lora),
+        vision_encoder(shape, mode=encoder_mode, pad_tiles=tiles, lora=lora),
+        family=deep_fusion_family(name, shape),
+        adapters_only=lora is not None,
+    )
+    plain = frozenset(key for key in expected_shapes(model) if not is_adapter_key(key))
+    model.family = replace(model.family, tensors=plain)
+    return model

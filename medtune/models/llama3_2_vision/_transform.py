@@ -1,0 +1,166 @@
+"""From a sample to model inputs, and from model inputs to a batch."""
+
+from pathlib import Path
+
+import torch
+from PIL import Image
+
+from medtune.data.sample import Sample
+from medtune.errors import DataError, ModelError
+from medtune.models.llama3_2_vision._chat import IGNORE, SampleTooLong, lay_out
+from medtune.models.llama3_2_vision._collate import BatchLayout, PadSide, collate
+from medtune.models.llama3_2_vision._images import ImageTiler, ResizeMode
+from medtune.models.llama3_2_vision._tokenizer import llama3_chat_tokenizer
+from medtune.models.tokenizer import ChatTokenizer
+
+PLACEHOLDER = "\u2460"  # a circled one: a single token of Llama-3's vocabulary that no report uses
+
+
+class DeepFusionTransform:
+    """Tokens, labels and tiles of a sample for models of the Llama-3.2-Vision shape. Picklable; holds no state.
+
+    Args:
+        tokenizer: with Llama-3's special tokens.
+        image_size: side of a tile in pixels.
+        patch_size: side of a patch in pixels.
+        max_num_tiles: the most tiles of one image.
+        max_seq_len: the most tokens of one sample.
+        resize: see :class:`ImageTiler`.
+
+    Attributes:
+        dtype: dtype of the images, bf16 or fp32; set it to the model's.
+        pad_id: fills short rows of a batch.
+        image_id: the token that stands for an image.
+        stop_ids: tokens that end an answer.
+        placeholder_text: one character that is one token, for learned vectors to replace.
+        placeholder_id: its id.
+        tokens_per_tile: features that the encoder gives for one tile.
+
+    Raises:
+        ModelError: if the placeholder is not one token each time.
+    """
+
+    def __init__(
+        self,
+        tokenizer: ChatTokenizer,
+        *,
+        image_size: int,
+        patch_size: int,
+        max_num_tiles: int = 1,
+        max_seq_len: int = 8192,
+        resize: ResizeMode | None = None,
+    ) -> None:
+        self.tokenizer = tokenizer
+        self.tiler = ImageTiler(image_size, max_num_tiles, resize)
+        self.max_num_tiles = max_num_tiles
+        self.max_seq_len = max_seq_len
+        self.dtype = torch.float32
+        self.pad_id = tokenizer.pad_id
+        self.image_id = tokenizer.image_id
+        self.stop_ids = [tokenizer.eos_id, tokenizer.eot_id, tokenizer.eom_id]
+        self.tokens_per_tile = (image_size // patch_size) ** 2 + 1
+        self.placeholder_text = PLACEHOLDER
+        self.placeholder_id = _single_token(tokenizer, PLACEHOLDER)
+        self._layout = BatchLayout(self.pad_id, self.image_id, image_size, self.tokens_per_tile)
+
+    def __call__(self, sample: Sample, images: list[Image.Image], *, inference: bool = False) -> dict:
+        """Transform one sample.
+
+        Args:
+            sample: messages, and as many image names as there are ``images``.
+            images: decoded pictures in order.
+            inference: keep the messages up to the last user turn and open the assistant's turn.
+
+        Returns:
+            ``id``, ``tokens`` and ``labels`` (equally long lists, -100 where nothing is learned), ``images`` (one
+            tensor [tiles, 3, h, w] each) and ``aspect_ratio`` (one tensor [2] each).
+
+        Raises:
+            SampleTooLong: if the sample has more than ``max_seq_len`` tokens; nothing is cut.
+            DataError: if images and image tokens differ in number, or nothing in the sample is learned.
+        """
+        tokens, labels = lay_out(self.tokenizer, sample, inference=inference)
+        if len(tokens) > self.max_seq_len:
+            raise SampleTooLong(
+                f"sample {sample.id} has {len(tokens)} tokens, the limit is {self.max_seq_len}: "
+                "shorten it, raise max_seq_len, or skip such samples (on_error: skip)"
+            )
+        places = tokens.count(self.image_id)
+        if places != len(images):
+            raise DataError(f"sample {sample.id} has {len(images)} images but its text has places for {places}")
+        if not inference and all(label == IGNORE for label in labels):
+            raise DataError(f"sample {sample.id} has no assistant message, so there is nothing to learn from it")
+        cut = [self.tiler(image) for image in images]
+        return {
+            "id": sample.id,
+            "tokens": tokens,
+            "labels": labels,
+            "images": [tiles.to(self.dtype) for tiles, _ in cut],
+            "aspect_ratio": [grid for _, grid in cut],
+        }
+
+    def collate(
+        self, items: list[dict], pad_side: PadSide = "right", *, min_images: int = 1, min_tiles: int = 1
+    ) -> dict:
+        """Make a batch of transformed samples.
+
+        Args:
+            items: from ``__call__``.
+            pad_side: where short rows are filled; ``left`` for generation.
+            min_images: pad to at least so many images per sample (caches want a fixed number of features).
+            min_tiles: pad to at least so many tiles per image.
+
+        Returns:
+            ``tokens``, ``labels``, ``padding`` (True = real token) [b, s], ``vision`` for ``encode``, ``vision_mask``
+            [b, s, s_e] and ``ids``. A sample without images has a zero image that no token sees.
+        """
+        return collate(items, self._layout, pad_side=pad_side, images=min_images, tiles=min_tiles, dtype=self.dtype)
+
+    def encode(self, text: str) -> list[int]:
+        """Ids of plain text, without begin or end tokens."""
+        return self.tokenizer.encode(text)
+
+    def decode(self, ids: list[int]) -> str:
+        """Text of ids, special tokens left out."""
+        return self.tokenizer.decode(ids)
+
+    def token_count(self, sample: Sample) -> int:
+        """Tokens that the sample will have; opens no image."""
+        return len(lay_out(self.tokenizer, sample)[0])
+
+    def tile_count(self, width: int, height: int) -> int:
+        """Tiles that a picture of this size will have."""
+        return self.tiler.count(width, height)
+
+
+def _single_token(tokenizer: ChatTokenizer, text: str) -> int:
+    ids = tokenizer.encode(text)
+    if len(ids) != 1 or tokenizer.encode(text * 8) != ids * 8:
+        raise ModelError(f"the tokenizer splits or merges the placeholder {text!r}; one token each is needed")
+    return ids[0]
+
+
+def llama3_2_vision_transform(
+    path: str | Path,
+    image_size: int = 560,
+    max_num_tiles: int = 1,
+    max_seq_len: int = 8192,
+    resize: ResizeMode | None = None,
+) -> DeepFusionTransform:
+    """The transform of Llama-3.2-Vision.
+
+    Args:
+        path: ``tokenizer.model``, ``tokenizer.json``, or the folder of the checkpoint.
+        image_size: side of a tile: 560 for the Instruct weights, 448 for the base weights.
+        max_num_tiles: 1 to 4; InstFree's official code uses 1.
+        max_seq_len: the most tokens of one sample.
+        resize: ``squash`` (default for one tile) or ``pad`` (default for several).
+    """
+    return DeepFusionTransform(
+        llama3_chat_tokenizer(path),
+        image_size=image_size,
+        patch_size=14,
+        max_num_tiles=max_num_tiles,
+        max_seq_len=max_seq_len,
+        resize=resize,
+    )

@@ -1,0 +1,38 @@
+"""What a model's tensors are called in state dicts."""
+
+import torch
+from torch import nn
+from torchtune.modules.model_fusion import FusionEmbedding, FusionLayer
+
+
+def is_adapter_key(name: str) -> bool:
+    """Whether a parameter name or state-dict key is a LoRA tensor."""
+    return ".lora_a." in name or ".lora_b." in name
+
+
+def state_dict_names(model: nn.Module) -> dict[str, str]:
+    """Parameter name -> state-dict key.
+
+    They differ: torchtune's fusion modules hide a level of their own in state dicts, and so does activation
+    checkpointing.
+    """
+    hidden: list[tuple[str, str]] = []
+    for prefix, module in model.named_modules():
+        if isinstance(module, FusionLayer):
+            hidden.append((f"{prefix}.layer.", f"{prefix}."))
+        elif isinstance(module, FusionEmbedding):
+            hidden.append((f"{prefix}.embedding.", f"{prefix}."))
+    names = {}
+    for name, _ in model.named_parameters():
+        key = name
+        for shown, kept in hidden:
+            if name.startswith(shown):
+                key = kept + name[len(shown) :]
+        names[name] = key.replace("_checkpoint_wrapped_module.", "")
+    return names
+
+
+def expected_shapes(model: nn.Module) -> dict[str, torch.Size]:
+    """State-dict key -> shape of every parameter, without making a state dict (NF4 weights would be unpacked)."""
+    keys = state_dict_names(model)
+    return {keys[name]: parameter.shape for name, parameter in model.named_parameters()}

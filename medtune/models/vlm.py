@@ -1,0 +1,152 @@
+"""The one seam between training methods and models whose decoder looks at images through cross-attention."""
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+from torch import Tensor, nn
+from torchtune.modules import TransformerDecoder
+from torchtune.modules.model_fusion import DeepFusionModel, FusionEmbedding, FusionLayer
+from torchtune.modules.peft import get_adapter_params
+
+from medtune.errors import ModelError
+from medtune.models.family import ModelFamily
+
+PARTS = ("vision", "projection", "fusion", "decoder", "adapter")
+Replacement = tuple[Tensor, Tensor]
+
+
+class DeepFusionVLM(DeepFusionModel):
+    """A torchtune deep-fusion model opened where training methods need it.
+
+    ``forward`` stays torchtune's. ``encode``, ``hidden`` and ``logits`` are its three steps, so that an image can be
+    encoded once for several texts, embeddings can be replaced by learned vectors, and logits can be made in chunks.
+
+    Args:
+        decoder: the language model with its fusion layers.
+        encoder: vision transformer and projection.
+        family: converters and config of this model.
+        adapters_only: train nothing but LoRA parameters; otherwise everything is trainable until a recipe freezes
+            parts by name (see :meth:`parts`).
+    """
+
+    def __init__(
+        self, decoder: TransformerDecoder, encoder: nn.Module, *, family: ModelFamily, adapters_only: bool = False
+    ) -> None:
+        super().__init__(decoder, encoder, decoder_trainable=True, encoder_trainable=True, fusion_trainable=True)
+        self.family = family
+        if adapters_only:
+            adapters = {id(p) for p in get_adapter_params(self).values()}
+            for parameter in self.parameters():
+                parameter.requires_grad_(id(parameter) in adapters)
+
+    @property
+    def embed_dim(self) -> int:
+        """Width of the decoder's embeddings."""
+        return self.decoder.num_heads * self.decoder.head_dim
+
+    def encode(self, vision: dict[str, Tensor]) -> Tensor:
+        """Turn a batch's ``vision`` tensors into features.
+
+        Args:
+            vision: ``images`` [b, i, t, c, h, w], ``aspect_ratio`` [b, i, 2] and ``tiles`` [b, i] (real tiles per
+                image, 0 for a padding image), as the collator gives them.
+
+        Returns:
+            Features [b, s_e, d] with s_e = i * t * tokens per tile, in that order.
+        """
+        return self.encoder(**vision)
+
+    def hidden(
+        self,
+        tokens: Tensor,
+        features: Tensor | None = None,
+        *,
+        vision_mask: Tensor | None = None,
+        replace: Replacement | None = None,
+        mask: Tensor | None = None,
+        input_pos: Tensor | None = None,
+    ) -> Tensor:
+        """Run the decoder up to and with its final norm.
+
+        Args:
+            tokens: token ids [b, s].
+            features: from :meth:`encode`, or None for text alone (and for cached decoding steps).
+            vision_mask: [b, s, s_e], True where a token may attend to a feature. A row of False passes through the
+                fusion layers unchanged.
+            replace: (where [b, s] bool, rows [k, d]): token embeddings to overwrite, rows in row-major order of
+                ``where``. Gradients reach ``rows``.
+            mask: self-attention mask [b, s, keys], True = may attend; None is causal.
+            input_pos: positions [b, s]; None counts from 0.
+
+        Returns:
+            Final hidden states [b, s, d].
+
+        Raises:
+            ModelError: if ``tokens`` are longer than the model, or ``replace`` does not hold one row per place.
+        """
+        decoder = self.decoder
+        if tokens.shape[1] > decoder.max_seq_len:
+            raise ModelError(f"a batch of {tokens.shape[1]} tokens is longer than the model's {decoder.max_seq_len}")
+        h = decoder.tok_embeddings(tokens)
+        if replace is not None:
+            h = _replace_rows(h, *replace)
+        for layer in decoder.layers:
+            h = layer(h, mask=mask, encoder_input=features, encoder_mask=vision_mask, input_pos=input_pos)
+        return decoder.norm(h)
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """Vocabulary logits of final hidden states: [..., d] -> fp32 [..., V]."""
+        return self.decoder.output(hidden).float()
+
+    def parts(self) -> dict[str, list[str]]:
+        """Sort every parameter into exactly one part.
+
+        Returns:
+            part -> names as in ``named_parameters``. ``vision`` is the image transformer, ``projection`` what maps
+            its output to the decoder's width, ``fusion`` the cross-attention layers and the embeddings of image
+            tokens, ``decoder`` the language model, ``adapter`` every LoRA parameter wherever it stands.
+
+        Raises:
+            ModelError: if a parameter belongs to none of them (something was attached to the model).
+        """
+        # By identity, not by name: activation checkpointing inserts a level into names, on which torchtune's own
+        # get_fusion_params fails.
+        adapters = {id(p) for p in get_adapter_params(self).values()}
+        fusion = {id(p) for module in _fusion_modules(self.decoder) for p in module.parameters()}
+        parts: dict[str, list[str]] = {part: [] for part in PARTS}
+        for name, parameter in self.named_parameters():
+            if id(parameter) in adapters:
+                part = "adapter"
+            elif name.startswith("decoder."):
+                part = "fusion" if id(parameter) in fusion else "decoder"
+            else:
+                part = _encoder_part(name)
+            parts[part].append(name)
+        return parts
+
+    def compute(self, fn: Callable[..., Any], *args: Any) -> Any:
+        """Call ``fn(self, *args)``. Sharded training registers this method as the model's one forward entry."""
+        return fn(self, *args)
+
+
+def _replace_rows(h: Tensor, where: Tensor, rows: Tensor) -> Tensor:
+    places = int(where.sum())
+    if places != rows.shape[0]:
+        # masked_scatter would fill the first places with the first rows and say nothing
+        raise ModelError(f"{rows.shape[0]} replacement embeddings were given for {places} placeholder tokens")
+    return h.masked_scatter(where.unsqueeze(-1), rows.to(h.dtype))
+
+
+def _fusion_modules(decoder: nn.Module) -> Iterator[nn.Module]:
+    for module in decoder.modules():
+        if isinstance(module, FusionLayer):
+            yield module.fusion_layer
+        elif isinstance(module, FusionEmbedding):
+            yield module.fusion_embedding
+
+
+def _encoder_part(name: str) -> str:
+    for prefix, part in (("encoder.clip.", "vision"), ("encoder.projection.", "projection")):
+        if name.startswith(prefix):
+            return part
+    raise ModelError(f"parameter {name} is in no part of the model (vision, projection, fusion, decoder, adapter)")

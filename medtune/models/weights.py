@@ -1,0 +1,227 @@
+"""Published weights in, published weights out: safetensors only, nothing that can execute code."""
+
+import json
+import shutil
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from medtune.errors import ModelError
+from medtune.models.family import ModelFamily, StateDict
+from medtune.models.names import expected_shapes, is_adapter_key
+from medtune.models.vlm import DeepFusionVLM
+
+SHARD_BYTES = 5 * 10**9
+INDEX_NAME = "model.safetensors.index.json"
+SINGLE_NAME = "model.safetensors"
+_TUNE_PREFIXES = ("decoder.", "encoder.")
+_NAMED = 5  # so many tensor names an error lists
+
+
+def load_weights(path: str | Path, model: DeepFusionVLM) -> StateDict:
+    """Read a base model's weights in torchtune's names, checked against the model and mapped from disk.
+
+    Args:
+        path: a folder in the published layout (``config.json`` and safetensors), or one ``.safetensors`` file in
+            torchtune's or the published names.
+        model: the model they are for; may live on the meta device. Its adapters need not be in the file.
+
+    Returns:
+        State-dict key -> tensor, in the file's dtype, on the CPU.
+
+    Raises:
+        ModelError: if the path holds no safetensors, a file is torn, or tensors are missing, left over or of other
+            sizes than the model's.
+    """
+    path = Path(path)
+    if path.is_dir():
+        _check_model_type(path, model.family)
+    state: StateDict = {}
+    for file in _files(path):
+        state.update(_read(file))
+    if not any(name.startswith(_TUNE_PREFIXES) for name in state):
+        state = _convert(state, model.family, path)
+    _check(state, expected_shapes(model), path, model.family)
+    return state
+
+
+def _files(path: Path) -> list[Path]:
+    if not path.exists():
+        raise ModelError(f"no weights at {path}: download the model first, or correct the path")
+    if path.is_file():
+        if path.suffix != ".safetensors":
+            raise ModelError(f"{path} is not a .safetensors file; other formats can execute code and are not read")
+        return [path]
+    index = path / INDEX_NAME
+    if index.is_file():
+        names = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
+        for name in names:
+            if Path(name).name != name or not (path / name).is_file():
+                raise ModelError(f"{index} names the shard {name}, which is not in {path}; finish the download")
+        return [path / name for name in names]
+    files = sorted(path.glob("*.safetensors"))
+    if not files:
+        raise ModelError(f"{path} holds no .safetensors file (pickled .bin and .pth weights are not read)")
+    return files
+
+
+def _read(file: Path) -> Iterator[tuple[str, Tensor]]:
+    try:
+        with safe_open(file, framework="pt", device="cpu") as reader:
+            for name in reader.keys():
+                yield name, reader.get_tensor(name)
+    except (SafetensorError, OSError) as error:
+        raise ModelError(f"{file} cannot be read ({error}); download it again") from error
+
+
+def _check_model_type(folder: Path, family: ModelFamily) -> None:
+    file = folder / "config.json"
+    if not file.is_file():
+        return
+    try:
+        found = json.loads(file.read_text(encoding="utf-8")).get("model_type")
+    except (ValueError, AttributeError) as error:
+        raise ModelError(f"{file} is not a JSON object; download it again") from error
+    if found != family.model_type:
+        raise ModelError(f"{folder} holds a model of type {found!r}, but {family.name} needs {family.model_type!r}")
+
+
+def _convert(state: StateDict, family: ModelFamily, path: Path) -> StateDict:
+    try:
+        return family.hf_to_tune(state)
+    except Exception as error:  # torchtune's converter raises bare Exception on an unknown name
+        raise ModelError(f"{path} does not hold the weights of {family.name}: {error}") from error
+
+
+def _check(state: StateDict, expected: dict[str, torch.Size], path: Path, family: ModelFamily) -> None:
+    missing = [name for name in expected if name not in state and not is_adapter_key(name)]
+    extra = [name for name in state if name not in expected]
+    misshaped = [
+        f"{name} is {list(state[name].shape)}, the model has {list(size)}"
+        for name, size in expected.items()
+        if name in state and state[name].shape != size
+    ]
+    problems = [
+        f"{len(names)} {what} ({_some(names)})"
+        for what, names in (("missing", missing), ("not in the model", extra), ("of another size", misshaped))
+        if names
+    ]
+    if problems:
+        raise ModelError(f"{path} does not fit {family.name}: tensors " + "; ".join(problems) + _hint(misshaped))
+
+
+def _some(names: list[str]) -> str:
+    return ", ".join(names[:_NAMED]) + (", ..." if len(names) > _NAMED else "")
+
+
+def _hint(misshaped: list[str]) -> str:
+    if misshaped and all("positional_embedding" in line for line in misshaped):
+        return ". Only position tables differ: image_size is not the one that the weights were made for"
+    return ". Check the builder's sizes and the path"
+
+
+def save_hf(
+    model_state: StateDict,
+    model_family: ModelFamily,
+    out_dir: str | Path,
+    source_dir: str | Path | None = None,
+    *,
+    shard_bytes: int = SHARD_BYTES,
+) -> Path:
+    """Write weights in the published layout: safetensors shards with an index, ``config.json``, tokenizer files.
+
+    Only tensors that the published model has are written; a proxy instruction is never among them. Files are written
+    aside and renamed, the index last, so that a torn export is never taken for a whole one.
+
+    Args:
+        model_state: state dict of a plain model, on the CPU; adapters merged
+            (:func:`medtune.models.adapters.merge_adapters`).
+        model_family: the model's ``family``.
+        out_dir: made if need be. Weights of an earlier export in it are replaced.
+        source_dir: folder of the base weights: its ``config.json`` and tokenizer files are copied.
+        shard_bytes: the largest shard.
+
+    Returns:
+        ``out_dir``.
+
+    Raises:
+        ModelError: if the state has adapters, tensors that the family does not know, or lacks some.
+    """
+    published = _publish(model_state, model_family)
+    out = Path(out_dir)
+    out.mkdir(parents=True, exist_ok=True)
+    shards = _plan(published, shard_bytes)
+    (out / INDEX_NAME).unlink(missing_ok=True)
+    names = []
+    for number, keys in enumerate(shards, 1):
+        name = SINGLE_NAME if len(shards) == 1 else f"model-{number:05d}-of-{len(shards):05d}.safetensors"
+        _save_aside({key: published[key] for key in keys}, out / name)
+        names.append(name)
+    for old in out.glob("model*.safetensors"):
+        if old.name not in names:
+            old.unlink()
+    if len(shards) > 1:
+        weight_map = {key: name for name, keys in zip(names, shards, strict=True) for key in keys}
+        total = sum(tensor.nbytes for tensor in published.values())
+        _write_json({"metadata": {"total_size": total}, "weight_map": weight_map}, out / INDEX_NAME)
+    _copy_companions(model_family, out, Path(source_dir) if source_dir else None)
+    return out
+
+
+def _publish(state: StateDict, family: ModelFamily) -> StateDict:
+    adapters = [key for key in state if is_adapter_key(key)]
+    if adapters:
+        raise ModelError(f"{len(adapters)} adapter tensors cannot be exported as they are: merge them first")
+    missing, extra = sorted(family.tensors - state.keys()), sorted(state.keys() - family.tensors)
+    if missing or extra:
+        raise ModelError(
+            f"not an export of {family.name}: {len(missing)} tensors missing ({_some(missing)}), "
+            f"{len(extra)} that the model does not have ({_some(extra)})"
+        )
+    return family.tune_to_hf(state)
+
+
+def _plan(state: StateDict, limit: int) -> list[list[str]]:
+    shards: list[list[str]] = [[]]
+    size = 0
+    for key in sorted(state):
+        if shards[-1] and size + state[key].nbytes > limit:
+            shards.append([])
+            size = 0
+        shards[-1].append(key)
+        size += state[key].nbytes
+    return shards
+
+
+def _save_aside(tensors: StateDict, file: Path) -> None:
+    aside = file.with_name(f".{file.name}.part")
+    save_file({key: tensor.detach().contiguous() for key, tensor in tensors.items()}, aside, metadata={"format": "pt"})
+    aside.replace(file)
+
+
+def _write_json(content: dict, file: Path) -> None:
+    aside = file.with_name(f".{file.name}.part")
+    aside.write_text(json.dumps(content, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+    aside.replace(file)
+
+
+def _copy_companions(family: ModelFamily, out: Path, source: Path | None) -> None:
+    config = source / "config.json" if source else None
+    if config is not None and config.is_file() and source is not None:
+        _copy([config], source, out)
+    else:
+        _write_json(family.hf_config(), out / "config.json")
+    if source is not None:
+        _copy((source / name for name in family.tokenizer_files if (source / name).is_file()), source, out)
+
+
+def _copy(files: Iterable[Path], source: Path, out: Path) -> None:
+    for file in files:
+        target = out / file.relative_to(source)
+        if target.resolve() != file.resolve():
+            target.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(file, target)

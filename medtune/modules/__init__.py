@@ -1,0 +1,1 @@
+"""The layers that the papers add to a vision-language model."""

@@ -1,0 +1,75 @@
+"""What the trainer knows of a training method.
+
+An objective says how a sample becomes a prompt, which stages a run has, what is forwarded and which losses are summed.
+It owns whatever the method must remember between steps; the trainer saves and restores it without looking inside.
+"""
+
+import random
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+from torch import Tensor, nn
+
+from medtune.data.sample import Sample
+
+SampleTransform = Callable[[Sample, random.Random], Sample]
+
+
+class StepOutput(NamedTuple):
+    """Result of one micro-batch: ``loss_sum`` and ``weight`` are scalars, summed over processes before they are divided.
+
+    ``metrics`` are further sums over the same weight.
+    """
+
+    loss_sum: Tensor
+    weight: Tensor
+    metrics: dict[str, Tensor]
+
+
+@dataclass(frozen=True)
+class Stage:
+    """A stretch of training with one set of trained parts and a fresh optimizer.
+
+    ``steps`` wins over ``epochs``. ``learning_rates`` overrides the run's rates for the parts it names.
+    """
+
+    name: str
+    trainable: tuple[str, ...]
+    epochs: int = 1
+    steps: int | None = None
+    learning_rates: dict[str, float] = field(default_factory=dict)
+
+
+def keep_sample(sample: Sample, rng: random.Random) -> Sample:
+    """The sample transform of a method that takes samples as they are."""
+    return sample
+
+
+class Objective(nn.Module):
+    """A training method. Its own parameters (a proxy, a connector) are replicated over processes, in fp32."""
+
+    def bind(self, model: Any, transform: Any, seed: int) -> None:
+        """Meet the model and its transform; parameters of the method are made here."""
+
+    def parts(self) -> dict[str, list[str]]:
+        """Part name -> names of this objective's parameters."""
+        return {}
+
+    def stages(self, trainable: tuple[str, ...], epochs: int, steps: int | None) -> list[Stage]:
+        """The stages of a run that trains the model's parts ``trainable``."""
+        return [Stage("train", trainable, epochs, steps)]
+
+    def sample_transform(self) -> SampleTransform:
+        """What happens to a sample before it is tokenised; runs in data workers, so it must be picklable."""
+        return keep_sample
+
+    def begin_stage(self, stage: Stage) -> None:
+        """Told before the first step of a stage, and again when a run is resumed inside it."""
+
+    def forward(self, model: Any, batch: dict[str, Any]) -> StepOutput:
+        """The losses of one micro-batch."""
+        raise NotImplementedError(f"{type(self).__name__} must say what it forwards")
+
+    def after_step(self) -> None:
+        """Told after every optimizer step (never after a mere micro-batch)."""

@@ -1,0 +1,195 @@
+"""Plots as SVG texts: the radar chart, accuracies with intervals, training curves. No global state is touched."""
+
+import io
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import matplotlib
+from matplotlib.figure import Figure
+
+from medtune.reporting.runs import Run
+from medtune.reporting.summary import PROTOCOL_TITLES, asked_protocols, overall
+
+COLOURS = ("#1a1a1a", "#2e9e4f", "#2563c4", "#d1342f", "#9bbf1f", "#8e44ad", "#e08a1e", "#17a2a8")
+"""One colour a run, in the order of the paper's Fig. 5: untuned black, FT green, InstFree blue, with RS red."""
+GREY = "#888888"
+_DASHES = ["-", "--", ":", "-."]
+_STYLE = {
+    "font.size": 9,
+    "font.family": "DejaVu Sans",
+    "svg.hashsalt": "medtune",
+    "text.parse_math": False,
+    "axes.linewidth": 0.8,
+}
+
+
+def colour(index: int) -> str:
+    """Colour of the run at that place."""
+    return COLOURS[index % len(COLOURS)]
+
+
+def radar_chart(runs: Sequence[Run], protocol: str) -> str | None:
+    """Draw the accuracy for each attribute, one line a run, with rings of majority and chance (paper, Fig. 5).
+
+    Args:
+        runs: The runs.
+        protocol: Whose accuracies to draw.
+
+    Returns:
+        SVG text, or None for fewer than three attributes, which make no ring.
+    """
+    held = [(place, run) for place, run in enumerate(runs) if protocol in run.results["protocols"]]
+    if not held:
+        return None
+    attributes = list(held[0][1].results["protocols"][protocol]["attributes"])
+    if len(attributes) < 3:
+        return None
+    angles = [2 * math.pi * index / len(attributes) for index in range(len(attributes))]
+    with matplotlib.rc_context(_STYLE):
+        figure = Figure(figsize=(6.4, 6.0))
+        axes: Any = figure.add_subplot(projection="polar")
+        axes.set_theta_offset(math.pi / 2)
+        axes.set_theta_direction(-1)
+        for metric, label, dashes in (("majority", "majority (train)", "--"), ("chance", "chance", ":")):
+            ring = _ring(held[0][1], protocol, attributes, metric)
+            axes.plot(angles + angles[:1], ring, linestyle=dashes, color=GREY, linewidth=1.2, label=label)
+        for place, run in held:
+            ring = _ring(run, protocol, attributes, "accuracy")
+            axes.plot(
+                angles + angles[:1], ring, color=colour(place), linewidth=1.8, marker="o", markersize=3, label=run.name
+            )
+        _dress_radar(axes, angles, attributes)
+        figure.legend(loc="lower center", ncols=3, frameon=False, bbox_to_anchor=(0.5, -0.06))
+        return _svg(figure)
+
+
+def _ring(run: Run, protocol: str, attributes: Sequence[str], metric: str) -> list[float]:
+    numbers = run.results["protocols"][protocol]["attributes"]
+    values = [100 * (numbers.get(name, {}).get(metric, {}).get("value") or 0.0) for name in attributes]
+    return values + values[:1]
+
+
+def _dress_radar(axes: Any, angles: list[float], attributes: Sequence[str]) -> None:
+    axes.set_ylim(0, 100)
+    axes.set_yticks([20, 40, 60, 80, 100], ["20", "40", "60", "80", "100"], color=GREY, fontsize=7)
+    axes.set_rlabel_position(180 / len(attributes))
+    axes.set_xticks(angles, [_wrapped(name) for name in attributes])
+    for label, angle in zip(axes.get_xticklabels(), angles, strict=True):
+        side = math.sin(angle)
+        label.set_horizontalalignment("left" if side > 0.1 else "right" if side < -0.1 else "center")
+    axes.tick_params(axis="x", pad=4)
+    axes.grid(color="#dddddd", linewidth=0.7)
+    axes.spines["polar"].set_color("#cccccc")
+
+
+def accuracy_chart(runs: Sequence[Run]) -> str | None:
+    """Draw each protocol's macro accuracy with its interval, one panel a protocol; lines mark majority and chance.
+
+    Returns:
+        SVG text, or None when no protocol was asked.
+    """
+    protocols = asked_protocols([run.results for run in runs])
+    if not protocols:
+        return None
+    with matplotlib.rc_context(_STYLE):
+        figure = Figure(figsize=(2.6 * len(protocols) + 1.2, 0.34 * len(runs) + 1.1))
+        panels: Any = figure.subplots(1, len(protocols), sharey=True, squeeze=False)[0]
+        for panel, protocol in zip(panels, protocols, strict=True):
+            for place, run in enumerate(runs):
+                _whisker(panel, place, overall(run.results, protocol, "accuracy_macro"))
+            for metric, dashes in (("majority_macro", "--"), ("chance_macro", ":")):
+                number = next(
+                    (overall(run.results, protocol, metric) for run in runs if overall(run.results, protocol, metric)),
+                    None,
+                )
+                if number and number["value"] is not None:
+                    panel.axvline(100 * number["value"], linestyle=dashes, color=GREY, linewidth=1.2)
+            panel.set_title(PROTOCOL_TITLES[protocol], fontsize=9.5)
+            panel.set_xlim(0, 100)
+            panel.grid(axis="x", color="#e5e5e5", linewidth=0.7)
+            panel.spines[["top", "right", "left"]].set_visible(False)
+            panel.tick_params(axis="y", length=0)
+        panels[0].set_yticks(range(len(runs)), [run.name for run in runs])
+        panels[0].set_ylim(len(runs) - 0.5, -0.5)
+        figure.supxlabel(
+            "accuracy, % (mean over attributes); dashed: majority of the training split, dotted: chance", fontsize=8
+        )
+        figure.tight_layout()
+        return _svg(figure)
+
+
+def _whisker(panel: Any, place: int, number: dict[str, Any] | None) -> None:
+    if number is None or number["value"] is None:
+        return
+    if number["interval"]:
+        panel.plot([100 * end for end in number["interval"]], [place, place], color=colour(place), linewidth=1.6)
+    panel.plot([100 * number["value"]], [place], marker="o", markersize=5.5, color=colour(place))
+
+
+def training_curves(runs: Sequence[Run]) -> str | None:
+    """Draw loss and learning rate over the steps, one line a run; validation losses as points.
+
+    Returns:
+        SVG text, or None when no run has a curve.
+    """
+    held = [(place, run) for place, run in enumerate(runs) if _series(run, "loss")]
+    if not held:
+        return None
+    with matplotlib.rc_context(_STYLE):
+        figure = Figure(figsize=(9.6, 3.0))
+        panels: Any = figure.subplots(1, 2)
+        parts = dict(zip(_learning_rates(held), _DASHES * 3, strict=False))
+        for place, run in held:
+            _draw(panels[0], _series(run, "loss"), color=colour(place), linewidth=1.2, label=run.name)
+            _draw(
+                panels[0],
+                _series(run, "validation_loss"),
+                color=colour(place),
+                marker="D",
+                markersize=3.5,
+                linestyle="none",
+            )
+            for part, dashes in parts.items():
+                _draw(panels[1], _series(run, part), color=colour(place), linewidth=1.2, linestyle=dashes)
+        for panel, title in zip(panels, ("training loss (points: validation)", "learning rate"), strict=True):
+            panel.set_title(title, fontsize=9.5)
+            panel.set_xlabel("step")
+            panel.grid(color="#e5e5e5", linewidth=0.7)
+            panel.spines[["top", "right"]].set_visible(False)
+        panels[0].legend(frameon=False, fontsize=8)
+        for part, dashes in parts.items():
+            panels[1].plot([], [], color=GREY, linestyle=dashes, label=part.removeprefix("lr/"))
+        panels[1].legend(frameon=False, fontsize=8)
+        figure.tight_layout()
+        return _svg(figure)
+
+
+def _learning_rates(held: Sequence[tuple[int, Run]]) -> list[str]:
+    """Keys of the learning rates, one for each trained part."""
+    return sorted({key for _, run in held for row in run.metrics for key in row if key.split("/")[0] == "lr"})
+
+
+def _series(run: Run, key: str) -> list[tuple[float, float]]:
+    rows = [(row.get("step"), row.get(key)) for row in run.metrics]
+    return [(step, value) for step, value in rows if isinstance(step, int | float) and isinstance(value, int | float)]
+
+
+def _draw(panel: Any, series: list[tuple[float, float]], **style: Any) -> None:
+    if series:
+        panel.plot([step for step, _ in series], [value for _, value in series], **style)
+
+
+def _wrapped(name: str) -> str:
+    """Break a long attribute name in two lines at its middle blank."""
+    words = name.split()
+    if len(name) <= 14 or len(words) < 2:
+        return name
+    half = min(range(1, len(words)), key=lambda cut: abs(len(" ".join(words[:cut])) - len(name) / 2))
+    return " ".join(words[:half]) + "\n" + " ".join(words[half:])
+
+
+def _svg(figure: Figure) -> str:
+    buffer = io.StringIO()
+    figure.savefig(buffer, format="svg", bbox_inches="tight", metadata={"Date": None})
+    return buffer.getvalue()

@@ -1,0 +1,138 @@
+"""Several evaluated runs on one self-contained HTML page, with the same numbers as JSON and CSV beside it."""
+
+import json
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
+
+from medtune.errors import DataError
+from medtune.evaluation.evaluation import number_rows, to_csv
+from medtune.reporting import plots, views
+from medtune.reporting.comparison import compare
+from medtune.reporting.gallery import OpenImage, choose_cards, data_uri
+from medtune.reporting.runs import Run, read_runs
+from medtune.reporting.summary import PROTOCOL_TITLES, asked_protocols
+
+SCHEMA = "medtune-report-1"
+
+
+def write_report(
+    runs: Sequence[Path],
+    out: Path,
+    *,
+    title: str = "medtune report",
+    note: str = "",
+    names: Mapping[str, str] | None = None,
+    samples: int = 0,
+    open_image: OpenImage | None = None,
+    seed: int = 0,
+) -> Path:
+    """Write the page, and ``results.json`` and ``results.csv`` beside it.
+
+    Patients' images and texts stand on the page, and only there, when ``samples`` asks for them.
+
+    Args:
+        runs: Folders that the evaluate recipe wrote; the first is the one that the others are compared with.
+        out: The HTML file to write; its folder is made.
+        title: Heading of the page.
+        note: A sentence beneath it, e.g. which data was used.
+        names: Folder name to the name to show; else the name in the run's results.
+        samples: How many sample questions to show, with every run's answers.
+        open_image: Opens an image by its path in the question file.
+        seed: Seed of the choice of samples and of the bootstrap of differences.
+
+    Returns:
+        The HTML file.
+
+    Raises:
+        DataError: A run has no readable results, two runs have one name, or the page would lie in a run's folder.
+    """
+    out = Path(out)
+    for run in runs:
+        if Path(run).resolve() == out.resolve().parent:  # results.json beside the page would replace the run's own
+            raise DataError(f"{out}: the report must not lie in the run's own folder; choose another place for it.")
+    loaded = read_runs([Path(run) for run in runs], dict(names or {}), with_answers=samples > 0)
+    results = combine(loaded, seed=seed)
+    page = render(loaded, results, title=title, note=note, samples=samples, open_image=open_image, seed=seed)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    _write(out.with_name("results.json"), json.dumps(results, indent=2, ensure_ascii=False) + "\n")
+    _write(out.with_name("results.csv"), to_csv([row for run in results["runs"] for row in number_rows(run)]))
+    _write(out, page)
+    return out
+
+
+def combine(runs: Sequence[Run], *, seed: int = 0) -> dict[str, Any]:
+    """Join the results of several runs in one tree, with the paired differences to the first run."""
+    return {
+        "schema": SCHEMA,
+        "base": runs[0].name,
+        "runs": [{**run.results, "name": run.name} for run in runs],
+        "differences": {run.name: compare(runs[0], run, seed=seed) for run in runs[1:]},
+    }
+
+
+def render(
+    runs: Sequence[Run],
+    results: dict[str, Any],
+    *,
+    title: str,
+    note: str,
+    samples: int,
+    open_image: OpenImage | None,
+    seed: int,
+) -> str:
+    """Fill the page's template; everything that comes from data is escaped."""
+    environment = Environment(
+        loader=PackageLoader("medtune.reporting"), autoescape=True, undefined=StrictUndefined, trim_blocks=True
+    )
+    radars = [(PROTOCOL_TITLES[name], plots.radar_chart(runs, name)) for name in _radar_protocols(runs)]
+    return environment.get_template("report.html.j2").render(
+        title=title,
+        note=note,
+        runs=[_description(run, place) for place, run in enumerate(runs)],
+        base=results["base"],
+        headline=views.headline(runs, results["differences"]),
+        overview=_picture(plots.accuracy_chart(runs)),
+        protocols=views.protocol_tables(runs),
+        radars=[(name, _picture(chart)) for name, chart in radars if chart],
+        attributes=views.attribute_tables(runs),
+        retention=views.retention_table(runs),
+        swapped=views.swapped_table(runs),
+        curves=_picture(plots.training_curves(runs)),
+        cards=choose_cards(runs, samples, open_image, seed) if samples > 0 else [],
+        definitions=views.definitions(runs),
+    )
+
+
+def _radar_protocols(runs: Sequence[Run]) -> list[str]:
+    """The open question, and multiple choice, which is what the paper's figure shows."""
+    return [name for name in asked_protocols([run.results for run in runs]) if name in ("open", "multiple_choice")]
+
+
+def _description(run: Run, place: int) -> dict[str, Any]:
+    provenance = run.results.get("provenance", {})
+    return {
+        "name": run.name,
+        "colour": plots.colour(place),
+        "counts": run.results["counts"],
+        "config": run.config,
+        "evaluation": json.dumps(provenance.get("config", {}), indent=2, ensure_ascii=False),
+        "commit": provenance.get("commit") or "not in a checkout",
+        "config_hash": provenance.get("config_hash", ""),
+        "seed": provenance.get("seed", ""),
+        "versions": provenance.get("versions", {}),
+        "hardware": provenance.get("hardware", {}),
+    }
+
+
+def _picture(svg: str | None) -> str:
+    return "" if svg is None else data_uri(svg.encode("utf-8"), "image/svg+xml")
+
+
+def _write(path: Path, text: str) -> None:
+    aside = path.with_name(path.name + ".tmp")
+    aside.write_text(text, encoding="utf-8")
+    os.replace(aside, path)

@@ -1,0 +1,127 @@
+"""Reading an evaluated run's folder."""
+
+import csv
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from medtune.errors import DataError
+from medtune.evaluation.evaluation import SCHEMA
+from medtune.evaluation.prediction import Prediction, read_predictions
+
+
+@dataclass(frozen=True)
+class Run:
+    """What a report knows of one run.
+
+    Args:
+        name: Name in tables and legends.
+        folder: The run's folder.
+        results: ``results.json`` as the evaluate recipe wrote it.
+        verdicts: Rows of ``verdicts.csv`` by query id; empty where the file is absent.
+        metrics: Rows of ``metrics.jsonl``; empty where the run was not trained.
+        config: Text of ``config.yaml``; empty where the run was not trained.
+        predictions: Answers by query id; empty unless they were asked for.
+    """
+
+    name: str
+    folder: Path
+    results: dict[str, Any]
+    verdicts: dict[str, dict[str, str]] = field(default_factory=dict)
+    metrics: list[dict[str, Any]] = field(default_factory=list)
+    config: str = ""
+    predictions: dict[str, Prediction] = field(default_factory=dict)
+
+
+def read_run(folder: str | Path, name: str | None = None, with_answers: bool = False) -> Run:
+    """Read one run's folder.
+
+    Args:
+        folder: Holds ``results.json``, and where they exist ``verdicts.csv``, ``metrics.jsonl``, ``config.yaml`` and
+            ``predictions.jsonl``.
+        name: Name of the run; else the one in its results.
+        with_answers: Read the answers' texts too.
+
+    Raises:
+        DataError: There are no results, or a file cannot be read.
+    """
+    folder = Path(folder)
+    results = _read_results(folder / "results.json")
+    return Run(
+        name=name or results["name"],
+        folder=folder,
+        results=results,
+        verdicts=_read_verdicts(folder / "verdicts.csv"),
+        metrics=_read_metrics(folder / "metrics.jsonl"),
+        config=_read_text(folder / "config.yaml"),
+        predictions=_read_answers(folder, results) if with_answers else {},
+    )
+
+
+def read_runs(folders: list[Path], names: dict[str, str], with_answers: bool) -> list[Run]:
+    """Read several runs, whose names must differ.
+
+    Args:
+        folders: The runs' folders, in the order of the report; the first is the one that others are compared with.
+        names: Folder name to the name to show.
+        with_answers: Read the answers' texts too.
+
+    Raises:
+        DataError: No run, an unreadable one, or two of one name.
+    """
+    if not folders:
+        raise DataError("a report needs at least one run; give the folders that the evaluate recipe wrote.")
+    runs = [read_run(folder, names.get(Path(folder).name), with_answers) for folder in folders]
+    seen: dict[str, Path] = {}
+    for run in runs:
+        if run.name in seen:
+            raise DataError(
+                f"{seen[run.name]} and {run.folder} are both named {run.name!r}; evaluate one with name=..."
+            )
+        seen[run.name] = run.folder
+    return runs
+
+
+def _read_results(path: Path) -> dict[str, Any]:
+    if not path.is_file():
+        raise DataError(f"{path}: there are no results; run the evaluate recipe with output={path.parent} first.")
+    try:
+        results = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError:
+        raise DataError(f"{path}: not JSON; run the evaluate recipe again.") from None
+    if not isinstance(results, dict) or results.get("schema") != SCHEMA:
+        raise DataError(f"{path}: not a results file of schema {SCHEMA!r}; run the evaluate recipe again.")
+    return results
+
+
+def _read_verdicts(path: Path) -> dict[str, dict[str, str]]:
+    if not path.is_file():
+        return {}
+    with path.open(encoding="utf-8", newline="") as file:
+        return {row["id"]: row for row in csv.DictReader(file)}
+
+
+def _read_metrics(path: Path) -> list[dict[str, Any]]:
+    rows = []
+    for number, line in enumerate(_read_text(path).splitlines(), start=1):
+        try:
+            row = json.loads(line)
+        except ValueError:  # a run that was killed may leave half a line; a curve does not need it
+            continue
+        if not isinstance(row, dict):
+            raise DataError(f"{path}, line {number}: a metrics row must be a JSON object.")
+        rows.append(row)
+    return rows
+
+
+def _read_answers(folder: Path, results: dict[str, Any]) -> dict[str, Prediction]:
+    """The answers lie in the run's folder, else where evaluate read them."""
+    scored = results.get("provenance", {}).get("config", {}).get("predictions") or []
+    own = folder / "predictions.jsonl"
+    paths = [own] if own.is_file() else [Path(one) for one in ([scored] if isinstance(scored, str) else scored)]
+    return {row.id: row for path in paths if path.is_file() for row in read_predictions(path)}
+
+
+def _read_text(path: Path) -> str:
+    return path.read_text(encoding="utf-8") if path.is_file() else ""

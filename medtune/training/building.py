@@ -1,0 +1,162 @@
+"""Builds the model: on the meta device and sharded for many processes, directly on the device for one."""
+
+import hashlib
+import math
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+from torch.distributed.fsdp import fully_shard, register_fsdp_forward_method
+from torchtune import training
+from torchtune.modules import TransformerCrossAttentionLayer, TransformerSelfAttentionLayer
+
+from medtune.config import instantiate
+from medtune.errors import ConfigError, ModelError
+from medtune.models.weights import load_weights
+from medtune.training.config import TrainConfig
+from medtune.training.parts import canonical
+from medtune.training.runtime import Runtime
+
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
+ADAPTER_MARKS = ("lora_a", "lora_b")
+
+
+Members = dict[str, list[str]]
+
+
+def build_model(config: TrainConfig, runtime: Runtime) -> tuple[nn.Module, Members]:
+    """The model with its weights, frozen as a whole, before any wrapping for one process.
+
+    Args:
+        config: ``model``, ``checkpoint``, ``dtype``, ``seed`` and the memory switches are read.
+        runtime: Device and world.
+
+    Returns:
+        The model on its device, sharded by FSDP2 when the world has several processes, and the parameter names of its
+        parts, read before any wrapping.
+    """
+    dtype = DTYPES[config.dtype]
+    if runtime.world > 1:
+        return _build_sharded(config, runtime, dtype)
+    torch.manual_seed(config.seed)
+    with training.set_default_dtype(dtype), runtime.device:
+        model = instantiate(config.model)
+    if config.checkpoint:
+        _load_base(model, load_weights(config.checkpoint, model))
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if is_adapter(name):
+                parameter.copy_(adapter_start(name, parameter, config.seed))
+    return model, model.parts()
+
+
+def _load_base(model: nn.Module, state: dict[str, Tensor]) -> None:
+    missing, unexpected = model.load_state_dict(state, strict=False)
+    absent = [name for name in missing if not is_adapter(name)]
+    if absent or unexpected:
+        raise ModelError(
+            f"the checkpoint does not fit the model: {len(absent)} tensors missing (first: {absent[:3]}), "
+            f"{len(unexpected)} unknown (first: {list(unexpected)[:3]}); check `model` and `checkpoint`"
+        )
+
+
+def _build_sharded(config: TrainConfig, runtime: Runtime, dtype: torch.dtype) -> tuple[nn.Module, Members]:
+    with training.set_default_dtype(dtype), torch.device("meta"):
+        model = instantiate(config.model)
+    members = model.parts()
+    if config.checkpoint:
+        full = load_weights(config.checkpoint, model)
+    else:
+        torch.manual_seed(config.seed)
+        with training.set_default_dtype(dtype):
+            full = instantiate(config.model).state_dict()
+    checkpoint_activations(model, config)
+    shard(model)
+    for name, placeholder in model.state_dict().items():
+        if is_adapter(name):
+            full[name] = adapter_start(name, placeholder, config.seed)
+    try:
+        training.load_from_full_model_state_dict(model, full, runtime.device, strict=True)
+    except AttributeError as error:
+        raise ModelError(f"the checkpoint holds a tensor that the model lacks: {error}") from error
+    with training.set_default_dtype(dtype), runtime.device:
+        for module in model.modules():
+            if hasattr(module, "rope_init"):
+                module.rope_init()
+    left = [name for name, value in _all_tensors(model) if value.is_meta]
+    if left:
+        raise ModelError(f"{len(left)} tensors have no value after loading (first: {left[:3]})")
+    return model, members
+
+
+def _all_tensors(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
+    yield from model.named_parameters()
+    yield from model.named_buffers()
+
+
+def shard(model: nn.Module) -> None:
+    """FSDP2: every transformer layer is a unit, the rest belongs to the root; ``compute`` is the root's forward."""
+    for _, module in reversed(list(model.named_modules())):
+        if isinstance(module, nn.ModuleList):
+            for layer in module:
+                fully_shard(layer)
+    fully_shard(model)
+    register_fsdp_forward_method(model, "compute")
+
+
+def checkpoint_activations(model: nn.Module, config: TrainConfig) -> None:
+    """Wrap self- and cross-attention layers so that their activations are computed again in the backward pass."""
+    if config.activation_checkpointing:
+        training.set_activation_checkpointing(
+            model, auto_wrap_policy={TransformerSelfAttentionLayer, TransformerCrossAttentionLayer}
+        )
+
+
+def finish(model: nn.Module, config: TrainConfig, runtime: Runtime) -> None:
+    """Activation checkpointing (one process; sharded models have it already) and compilation."""
+    if config.activation_offloading and runtime.device.type != "cuda":
+        raise ConfigError("activation_offloading needs a GPU; set activation_offloading=false")
+    if runtime.world == 1:
+        checkpoint_activations(model, config)
+    if config.compile:
+        training.compile_model(model, verbose=False)
+
+
+def is_adapter(name: str) -> bool:
+    """Whether a parameter belongs to a LoRA adapter."""
+    return any(mark in name for mark in ADAPTER_MARKS)
+
+
+def adapter_start(name: str, like: Tensor, seed: int) -> Tensor:
+    """An adapter's first value, drawn by its name: the same on any number of processes.
+
+    ``lora_a`` is Kaiming-uniform with a = sqrt(5), so U(-1/sqrt(fan_in), 1/sqrt(fan_in)); ``lora_b`` is zero (Hu et al.
+    2021, 4.1).
+
+    Args:
+        name: Parameter or state-dict name.
+        like: Tensor of the wanted shape and type; may be on the meta device.
+        seed: The run's seed.
+    """
+    shape = tuple(like.shape)
+    if "lora_b" in name:
+        return torch.zeros(shape, dtype=like.dtype)
+    key = canonical(name).replace(".layer.", ".")  # FusionLayer hides this level in state dicts
+    digest = hashlib.sha256(f"{seed}|{key}".encode()).digest()
+    generator = torch.Generator().manual_seed(int.from_bytes(digest[:7], "big"))
+    bound = 1.0 / math.sqrt(shape[-1])
+    return ((torch.rand(shape, generator=generator) * 2 - 1) * bound).to(like.dtype)
+
+
+def base_fingerprint(path: str | None) -> str:
+    """Identity of the base weights: names, sizes and the head of each file (the header and first values)."""
+    if path is None:
+        return "random"
+    root = Path(path)
+    files = sorted(root.glob("*.safetensors")) if root.is_dir() else [root]
+    digest = hashlib.sha256()
+    for file in files:
+        with file.open("rb") as handle:
+            digest.update(f"{file.name}|{file.stat().st_size}|".encode() + handle.read(1 << 20))
+    return digest.hexdigest()

@@ -1,0 +1,153 @@
+"""Training checkpoints: safetensors and JSON, written aside and renamed, verified before they are read.
+
+A checkpoint is a folder ``step_00000120`` with ``model.safetensors`` (what may have changed), ``optimizer.safetensors``,
+``objective.safetensors``, ``state.json`` and, last, ``manifest.json`` with every file's size and sha256.
+"""
+
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from medtune.errors import CheckpointError
+
+TENSOR_FILES = ("model", "optimizer", "objective")
+
+
+@dataclass
+class TrainingState:
+    """All that a resumed run needs: tensors by file, and plain values (step, run identity, best loss)."""
+
+    model: dict[str, Tensor] = field(default_factory=dict)
+    optimizer: dict[str, Tensor] = field(default_factory=dict)
+    objective: dict[str, Tensor] = field(default_factory=dict)
+    values: dict[str, Any] = field(default_factory=dict)
+
+
+def save_checkpoint(folder: Path, state: TrainingState, keep: int) -> Path:
+    """Write ``folder/step_N`` whole or not at all, then remove old checkpoints.
+
+    Args:
+        folder: The run's checkpoint folder.
+        state: What to write; ``values["step"]`` names the checkpoint.
+        keep: Newest checkpoints that stay.
+
+    Raises:
+        CheckpointError: If the disk refuses; the checkpoints that were there stay whole.
+    """
+    final = folder / f"step_{state.values['step']:08d}"
+    aside = folder / f".{final.name}.writing"
+    try:
+        write_folder(aside, final, lambda path: _write_files(path, state))
+    except (OSError, SafetensorError) as error:
+        shutil.rmtree(aside, ignore_errors=True)
+        raise CheckpointError(
+            f"cannot write checkpoint {final}: {error}; free space or set another output_dir, then resume: "
+            "earlier checkpoints are whole"
+        ) from error
+    for old in list(_steps(folder))[keep:]:
+        shutil.rmtree(old, ignore_errors=True)
+    return final
+
+
+def write_folder(aside: Path, final: Path, write: Callable[[Path], None]) -> None:
+    """Fill ``aside`` by ``write``, flush it to disk and rename it to ``final`` in one step."""
+    shutil.rmtree(aside, ignore_errors=True)
+    aside.mkdir(parents=True)
+    write(aside)
+    for path in aside.iterdir():
+        _flush(path)
+    _flush(aside)
+    if final.exists():
+        shutil.rmtree(final)
+    os.replace(aside, final)
+    _flush(final.parent)
+
+
+def _write_files(folder: Path, state: TrainingState) -> None:
+    for name in TENSOR_FILES:
+        save_file(getattr(state, name), folder / f"{name}.safetensors")
+    (folder / "state.json").write_text(json.dumps(state.values, indent=1, sort_keys=True), encoding="utf-8")
+    names = [*(f"{name}.safetensors" for name in TENSOR_FILES), "state.json"]
+    manifest = {name: {"bytes": (folder / name).stat().st_size, "sha256": sha256(folder / name)} for name in names}
+    (folder / "manifest.json").write_text(json.dumps(manifest, indent=1), encoding="utf-8")
+
+
+def newest_checkpoint(folder: Path, warn: Callable[[str], None]) -> Path | None:
+    """The newest checkpoint that is whole; torn ones are named and passed over."""
+    for path in _steps(folder):
+        problem = torn(path)
+        if problem is None:
+            return path
+        warn(f"checkpoint {path} is torn ({problem}) and is passed over")
+    return None
+
+
+def torn(path: Path) -> str | None:
+    """What is wrong with a checkpoint folder, or None."""
+    try:
+        manifest = json.loads((path / "manifest.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        return f"manifest.json: {error}"
+    for name, expected in manifest.items():
+        file = path / name
+        if not file.is_file() or file.stat().st_size != expected["bytes"]:
+            return f"{name} is missing or has another size"
+        if sha256(file) != expected["sha256"]:
+            return f"{name} has another sha256"
+    return None
+
+
+def load_checkpoint(path: Path) -> TrainingState:
+    """Read a checkpoint that :func:`newest_checkpoint` found whole."""
+    try:
+        tensors = {name: load_file(path / f"{name}.safetensors") for name in TENSOR_FILES}
+        values = json.loads((path / "state.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError, SafetensorError) as error:
+        raise CheckpointError(
+            f"cannot read checkpoint {path}: {error}; delete the folder to use an earlier one"
+        ) from error
+    return TrainingState(**tensors, values=values)
+
+
+def check_identity(path: Path, saved: dict[str, Any], current: dict[str, Any]) -> None:
+    """Refuse to continue a run with another model, data, method or global batch.
+
+    Raises:
+        CheckpointError: Naming each key that differs, with both values.
+    """
+    differing = [key for key in current if saved.get(key) != current[key]]
+    if differing:
+        lines = [f"  {key}: {saved.get(key)!r} there, {current[key]!r} here" for key in differing]
+        raise CheckpointError(
+            f"checkpoint {path} belongs to another run:\n"
+            + "\n".join(lines)
+            + "\nset another output_dir, or resume=never"
+        )
+
+
+def _steps(folder: Path) -> Iterator[Path]:
+    """Checkpoint folders, newest first."""
+    yield from sorted((p for p in folder.glob("step_*") if p.is_dir()), reverse=True)
+
+
+def _flush(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def sha256(path: Path) -> str:
+    """Hex digest of a file."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

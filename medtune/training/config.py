@@ -1,0 +1,103 @@
+"""The config of a training run; one class for every training recipe."""
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+from medtune.config import Component
+
+PARTS = ("vision", "projection", "fusion", "decoder", "adapter")
+
+
+def key(default: object, help: str) -> object:  # noqa: A002 (the word that --help shows)
+    """A config field with a default and a line of help."""
+    if isinstance(default, dict | list):
+        return field(default_factory=lambda: type(default)(default), metadata={"help": help})
+    return field(default=default, metadata={"help": help})
+
+
+@dataclass
+class ScheduleConfig:
+    """Learning rate over a stage: a linear warm-up, then ``kind`` down to ``min_ratio`` of the rate."""
+
+    kind: Literal["constant", "linear", "cosine"] = "constant"
+    warmup_steps: int = 0
+    warmup_ratio: float = 0.0
+    min_ratio: float = 0.0
+
+    def __post_init__(self) -> None:
+        """Refuse what cannot be a schedule."""
+        if self.warmup_steps < 0 or not 0 <= self.warmup_ratio < 1 or not 0 <= self.min_ratio <= 1:
+            raise ValueError("warmup_steps must be >= 0, warmup_ratio in [0, 1), min_ratio in [0, 1]")
+
+
+def _adamw() -> Component:
+    return Component(_component_="torch.optim.AdamW", lr=2e-5)
+
+
+@dataclass
+class TrainConfig:
+    """Every key of a training run; ``--help`` of a recipe prints them."""
+
+    output_dir: str = field(metadata={"help": "folder of the run: checkpoints, weights, metrics, config"})
+    model: Component = field(metadata={"help": "model builder"})
+    transform: Component = field(metadata={"help": "tokenizer and image transform"})
+    dataset: Component = field(metadata={"help": "training data"})
+    objective: Component = field(metadata={"help": "the method"})
+    checkpoint: str | None = key(None, "base weights: a folder in HF layout or one safetensors file; null is random")
+    dataset_val: Component | None = key(None, "validation data for the loss, best weights and early stopping")
+    optimizer: Component = field(default_factory=_adamw, metadata={"help": "any torch optimizer or bitsandbytes'"})
+    learning_rates: dict[str, float] = key(
+        {}, "rates of single parts: vision, projection, fusion, decoder, adapter, proxy"
+    )
+    schedule: ScheduleConfig = field(default_factory=ScheduleConfig, metadata={"help": "learning rate over each stage"})
+    trainable: list[str] = key(["vision", "projection", "fusion"], "parts of the model that are trained")
+    epochs: int = key(1, "epochs of the main stage")
+    max_steps: int | None = key(None, "steps of the main stage; wins over epochs")
+    batch_size: int = key(2, "samples per process and micro-batch")
+    gradient_accumulation_steps: int = key(1, "micro-batches per optimizer step")
+    clip_grad_norm: float | None = key(None, "largest gradient norm over everything that is trained")
+    seed: int = key(0, "seed of all randomness")
+    device: Literal["auto", "cpu", "cuda"] = key("auto", "cuda where there is one")
+    dtype: Literal["fp32", "bf16"] = key("bf16", "type of weights and activations; a proxy stays fp32")
+    activation_checkpointing: bool = key(False, "recompute layers in the backward pass")
+    activation_offloading: bool = key(False, "keep saved activations in host memory")
+    compile: bool = key(False, "torch.compile for each layer")
+    num_workers: int = key(0, "data processes; the run is the same with any number")
+    on_error: Literal["raise", "skip"] = key(
+        "raise", "a sample that cannot be used stops the run, or is counted and listed"
+    )
+    bucket: bool = key(True, "put samples of like length into a step")
+    save_every_steps: int | None = key(
+        None, "checkpoint every N steps (one is always written at the end and on SIGTERM)"
+    )
+    keep_checkpoints: int = key(2, "newest checkpoints kept")
+    validate_every_steps: int | None = key(None, "validation loss every N steps; null: at the end of each stage")
+    early_stopping_patience: int | None = key(None, "stop after N validations without a better loss")
+    resume: Literal["auto", "never", "must"] = key("auto", "continue the newest whole checkpoint of output_dir")
+    export: Literal["hf", "torchtune", "none"] = key("hf", "layout of the weights written at the end")
+    loggers: list[Component] = key([], "torchtune metric loggers, beside metrics.jsonl")
+    log_every_steps: int = key(1, "steps between log lines")
+
+    def __post_init__(self) -> None:
+        """Refuse values that no run can have, naming the key."""
+        for name in ("batch_size", "gradient_accumulation_steps", "log_every_steps", "keep_checkpoints"):
+            _at_least(self, name, 1)
+        for name in ("max_steps", "save_every_steps", "validate_every_steps", "early_stopping_patience", "epochs"):
+            _at_least(self, name, 1)
+        _at_least(self, "num_workers", 0)
+        if self.clip_grad_norm is not None and self.clip_grad_norm <= 0:
+            raise ValueError(f"clip_grad_norm must be positive, got {self.clip_grad_norm}")
+        for part in self.trainable:
+            if part not in PARTS:
+                raise ValueError(f"trainable: {part!r} is not one of {', '.join(PARTS)}")
+        for part in self.learning_rates:
+            if part not in (*PARTS, "proxy"):
+                raise ValueError(f"learning_rates: {part!r} is not one of {', '.join((*PARTS, 'proxy'))}")
+        if self.activation_offloading and not self.activation_checkpointing:
+            raise ValueError("activation_offloading needs activation_checkpointing: true")
+
+
+def _at_least(config: TrainConfig, name: str, least: int) -> None:
+    value = getattr(config, name)
+    if value is not None and value < least:
+        raise ValueError(f"{name} must be at least {least}, got {value}")

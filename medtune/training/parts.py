@@ -1,0 +1,128 @@
+"""The parts of what is trained: which parameters they hold, whether they train, whether a gradient reaches them."""
+
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.distributed.fsdp import FSDPModule
+
+from medtune.errors import ConfigError, TrainingError
+
+WRAPPERS = ("_checkpoint_wrapped_module.", "_orig_mod.")
+
+
+def canonical(name: str) -> str:
+    """A parameter's name without what activation checkpointing and torch.compile put into it."""
+    for wrapper in WRAPPERS:
+        name = name.replace(wrapper, "")
+    return name
+
+
+@dataclass
+class TrainedParts:
+    """Every parameter of the model and the objective, by part.
+
+    Attributes:
+        members: Part name -> names of its parameters; an objective's parts stand beside the model's.
+    """
+
+    model: nn.Module
+    objective: nn.Module
+    members: dict[str, list[str]]
+
+    def named(self) -> dict[str, nn.Parameter]:
+        """Canonical name -> parameter, the objective's beside the model's."""
+        model = {canonical(name): parameter for name, parameter in self.model.named_parameters()}
+        return {**model, **dict(self.objective.named_parameters())}
+
+    def select(self, parts: Iterable[str]) -> dict[str, nn.Parameter]:
+        """Name -> parameter of the named parts, in a fixed order."""
+        named = self.named()
+        return {name: named[name] for part in self.known(parts) for name in self.members[part]}
+
+    def known(self, parts: Iterable[str]) -> list[str]:
+        """The parts asked for; a ConfigError names what the model has when one is not there."""
+        asked = list(parts)
+        for part in asked:
+            if not self.members.get(part):
+                have = ", ".join(name for name, members in self.members.items() if members)
+                raise ConfigError(f"trainable: the model has no part {part!r}; it has {have}")
+        return asked
+
+    def train_only(self, parts: Iterable[str]) -> None:
+        """Make exactly these parts trainable; everything else is frozen."""
+        wanted = set(self.select(parts))
+        for _ in unsharded_and_sharded(self.model):
+            for name, parameter in self.named().items():
+                if parameter.is_floating_point():
+                    parameter.requires_grad_(name in wanted)
+
+    def table(self, parts: Iterable[str]) -> str:
+        """Parts with their total, trainable and frozen parameters, as text."""
+        trained, named = set(parts), self.named()
+        lines = [f"{'part':<12}{'parameters':>16}{'trainable':>16}{'frozen':>16}"]
+        sums = [0, 0]
+        for part, members in self.members.items():
+            total = sum(named[name].numel() for name in members)
+            live = total if part in trained else 0
+            sums = [sums[0] + total, sums[1] + live]
+            lines.append(f"{part:<12}{total:>16,}{live:>16,}{total - live:>16,}")
+        lines.append(f"{'all':<12}{sums[0]:>16,}{sums[1]:>16,}{sums[0] - sums[1]:>16,}")
+        return "\n".join(lines)
+
+
+def unsharded_and_sharded(model: nn.Module) -> Iterator[None]:
+    """Visit the model once with whole parameters (when FSDP shards it) and once as it rests.
+
+    FSDP keeps two sets of parameters; a flag such as ``requires_grad`` must be set on both.
+    """
+    shards = [module for module in model.modules() if isinstance(module, FSDPModule)]
+    if shards and not any(p.is_meta for p in model.parameters()):
+        for module in shards:
+            module.unshard()
+        yield
+        for module in shards:
+            module.reshard()
+    yield
+
+
+class GradientWatch:
+    """Checks in the first steps of a stage that a gradient reaches every part that is said to be trained.
+
+    Args:
+        members: Part -> parameter names, the trained parts only.
+        patience: Steps within which each part must have seen a gradient.
+    """
+
+    def __init__(self, members: dict[str, list[str]], patience: int = 8) -> None:
+        self.waiting = dict(members)
+        self.left = patience
+
+    def look(self, named: dict[str, nn.Parameter], reduce: Callable[[Tensor], Tensor]) -> None:
+        """Look at the gradients of one step, before they are cleared.
+
+        Raises:
+            TrainingError: When a trained part has seen no gradient for ``patience`` steps.
+        """
+        if not self.waiting:
+            return
+        parts = list(self.waiting)
+        seen = torch.tensor([float(any(_has_gradient(named[n]) for n in self.waiting[part])) for part in parts])
+        for part, value in zip(parts, reduce(seen).tolist(), strict=True):
+            if value:
+                del self.waiting[part]
+        self.left -= 1
+        if self.waiting and self.left <= 0:
+            raise TrainingError(
+                f"no gradient has reached {', '.join(self.waiting)} although it is set to train; "
+                "check `trainable` and that the samples hold images"
+            )
+
+
+def _has_gradient(parameter: nn.Parameter) -> bool:
+    gradient = parameter.grad
+    if gradient is None:
+        return False
+    local = gradient.to_local() if hasattr(gradient, "to_local") else gradient
+    return bool((local != 0).any())

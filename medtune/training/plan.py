@@ -1,0 +1,258 @@
+"""``medtune plan``: what a training config would do, without weights, data in memory, or a GPU."""
+
+import inspect
+import re
+import warnings
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import torch
+from torchtune import training
+
+from medtune.config import Component, import_path, instantiate, load_config, resolve_path
+from medtune.data.batching import BatchPlan
+from medtune.data.preflight import Preflight, preflight
+from medtune.errors import ConfigError, MedtuneError
+from medtune.objectives.base import Objective, Stage
+from medtune.training import memory
+from medtune.training.building import DTYPES
+from medtune.training.clock import Clock
+from medtune.training.config import TrainConfig
+from medtune.training.parts import TrainedParts
+
+GB = 1e9
+MEASURED_ROWS = 5000
+ASSUMED_TOKENS = 512
+
+
+@dataclass
+class Plan:
+    """What was found.
+
+    Attributes:
+        sections: Title and text of each part of the printout.
+        problems: Why the config cannot run here; empty when it can.
+        memory: Item -> bytes on each GPU, at the stage that needs the most.
+    """
+
+    sections: list[tuple[str, str]] = field(default_factory=list)
+    problems: list[str] = field(default_factory=list)
+    memory: dict[str, float] = field(default_factory=dict)
+
+    def text(self) -> str:
+        """The printout."""
+        return "\n\n".join(f"{title}\n{text}" for title, text in self.sections)
+
+
+@dataclass(frozen=True)
+class Data:
+    """Rows, and the tokens and tiles of those measured."""
+
+    rows: int
+    checked: Preflight
+
+    @property
+    def mean_tokens(self) -> float:
+        """Tokens of an average sample."""
+        return float(self.checked.lengths.mean())
+
+
+class _Spread:
+    """A source's rows at even distances, so that a large one is measured in seconds."""
+
+    def __init__(self, source: Any, rows: int) -> None:
+        self.source, self.name = source, source.name
+        self.step = max(1, -(-len(source) // rows))
+
+    def __len__(self) -> int:
+        return -(-len(self.source) // self.step)
+
+    def __getitem__(self, index: int) -> Any:
+        return self.source[index * self.step]
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.source, name)
+
+
+def plan(config: str, overrides: Sequence[str] = (), gpus: int | None = None) -> Plan:
+    """Work out parts, data, steps and memory.
+
+    Args:
+        config: Name or path of a training config.
+        overrides: ``key=value``.
+        gpus: Processes to plan for; None takes ``--nproc_per_node`` of the config's launch line, else 1.
+
+    Raises:
+        MedtuneError: If the config cannot be read or its model cannot be built; other obstacles are listed in the
+            plan's ``problems``, so that one call shows them all.
+    """
+    settings = load_config(config, TrainConfig, overrides)
+    world = gpus or _launched_processes(resolve_path(config))
+    if world < 1:
+        raise ConfigError(f"--gpus must be at least 1, got {world}")
+    result = Plan()
+    transform = _try(lambda: instantiate(settings.transform), result.problems)
+    objective: Objective = instantiate(settings.objective)
+    model = _meta_model(settings)
+    objective.bind(model, transform or _stand_in(), settings.seed)
+    parts = TrainedParts(model, objective, {**model.parts(), **objective.parts()})
+    stages = objective.stages(tuple(settings.trainable), settings.epochs, settings.max_steps)
+    for stage in stages:
+        result.sections.append((f"Parts in stage {stage.name}", parts.table(parts.known(stage.trainable))))
+    data = _try(lambda: _measure(settings, objective, transform), result.problems) if transform else None
+    result.sections.append(("Data", _data_text(settings, data, transform, world, stages)))
+    result.memory = _memory(settings, parts, stages, data, world)
+    title = "Memory on the GPU" if world == 1 else f"Memory on each of {world} GPUs"
+    result.sections.append((title, _memory_text(settings, data, result.memory)))
+    result.problems += _obstacles(settings, world, sum(result.memory.values()))
+    return result
+
+
+def _launched_processes(path: Path) -> int:
+    found = re.search(r"--nproc[-_]per[-_]node[ =](\d+)", path.read_text(encoding="utf-8"))
+    return int(found[1]) if found else 1
+
+
+def _try(build: Any, problems: list[str]) -> Any:
+    try:
+        return build()
+    except (MedtuneError, OSError) as error:
+        problems.append(str(error))
+        return None
+
+
+def _stand_in() -> Any:
+    """What an objective asks of a transform when the tokenizer is not here."""
+    return SimpleNamespace(placeholder_text="x", placeholder_id=0, pad_id=0, stop_ids=[])
+
+
+def _meta_model(config: TrainConfig) -> Any:
+    with training.set_default_dtype(DTYPES[config.dtype]), torch.device("meta"):
+        return instantiate(config.model)
+
+
+def _measure(config: TrainConfig, objective: Objective, transform: Any) -> Data:
+    source = instantiate(config.dataset)
+    seen = _Spread(source, MEASURED_ROWS)
+    return Data(
+        len(source),
+        preflight(seen, transform, objective.sample_transform(), config.on_error, progress=False, seed=config.seed),
+    )
+
+
+def _data_text(config: TrainConfig, data: Data | None, transform: Any, world: int, stages: list[Stage]) -> str:
+    batch = config.batch_size * config.gradient_accumulation_steps * world
+    shape = f"{config.batch_size} x {config.gradient_accumulation_steps} accumulated x {world} processes"
+    lines = [f"samples per step     {batch} ({shape})"]
+    if data is None:
+        reason = "not measured: the tokenizer is not here" if transform is None else "not found"
+        return "\n".join([f"training rows        {reason}", *lines])
+    checked = data.checked
+    clock = Clock(tuple(stages), len(BatchPlan([1] * data.rows, batch, config.seed)))
+    lengths = f"mean {data.mean_tokens:.0f}, longest {checked.lengths.max()}"
+    steps = ", ".join(f"{stage.name} {clock.length(index):,}" for index, stage in enumerate(stages))
+    lines += [
+        f"tokens per sample    {lengths} ({len(checked.lengths):,} rows measured, {len(checked.problems)} unusable)",
+        f"tiles per sample     mean {checked.tiles.mean():.1f}, most {checked.tiles.max()}",
+        f"tokens per step      about {batch * data.mean_tokens:,.0f}, of which images take no place",
+        f"steps                {steps}; {clock.total:,} in all",
+    ]
+    return "\n".join([f"training rows        {data.rows:,}", *lines])
+
+
+def _argument(component: Component, name: str, otherwise: int) -> int:
+    """A component's argument as written, else the builder's default."""
+    parameter = inspect.signature(import_path(component.path)).parameters.get(name)
+    default = otherwise if parameter is None or parameter.default is inspect.Parameter.empty else parameter.default
+    return int(component.get(name, default))
+
+
+def _largest_batch(config: TrainConfig, data: Data | None) -> memory.Shape:
+    size = _argument(config.transform, "image_size", 560)
+    most = _argument(config.transform, "max_num_tiles", 1)
+    tokens = ASSUMED_TOKENS if data is None else int(data.checked.lengths.max())
+    tiles = most if data is None else max(1, int(data.checked.tiles.max()))
+    return memory.Shape(config.batch_size, tokens, -(-tiles // most), min(tiles, most), size)
+
+
+def _memory(
+    config: TrainConfig, parts: TrainedParts, stages: Iterable[Stage], data: Data | None, world: int
+) -> dict[str, float]:
+    """Bytes by item at the stage that needs the most; see :mod:`medtune.training.memory`."""
+    dtype, shape = DTYPES[config.dtype], _largest_batch(config, data)
+    model: Any = parts.model
+    chunk = _argument(config.objective, "chunk_tokens", 0)
+    fixed = {"weights": sum(memory.tensor_bytes(p) for p in parts.named().values()) / world}
+    if world > 1:
+        fixed["gathered layers"] = memory.gathered_bytes(model)
+    fixed["logits"] = memory.logits_bytes(
+        shape.batch * shape.tokens, chunk, model.decoder.output.weight.shape[0], dtype
+    )
+    per_element = memory.optimizer_bytes_per_element(config.optimizer, dtype)
+    largest: dict[str, float] = {}
+    for stage in stages:
+        trained = parts.select(stage.trainable)
+        proxied = any(name in trained for name, _ in parts.objective.named_parameters())
+        kept = _activations(config, model, shape, set(trained), proxied)
+        need = {
+            **fixed,
+            "gradients": sum(p.numel() * p.element_size() for p in trained.values()) / world,
+            "optimizer": sum(p.numel() for p in trained.values()) * per_element / world,
+            "activations": kept,
+        }
+        largest = max(largest, need, key=lambda items: sum(items.values()))
+    largest["allowance"] = memory.CONTEXT_BYTES + memory.FRAGMENTATION * sum(largest.values())
+    order = ("weights", "gradients", "optimizer", "gathered layers", "activations", "logits", "allowance")
+    return {item: largest[item] for item in order if item in largest}
+
+
+def _activations(config: TrainConfig, model: Any, shape: memory.Shape, trained: set[str], proxied: bool) -> float:
+    embeddings = model.decoder.tok_embeddings
+    with warnings.catch_warnings(), training.set_default_dtype(DTYPES[config.dtype]):
+        warnings.simplefilter("ignore")
+        found = memory.count_activations(model, shape, trained, proxied)
+    model.decoder.tok_embeddings = embeddings
+    if config.activation_offloading:
+        return max(found.inside, default=0)
+    return found.checkpointed() if config.activation_checkpointing else found.total
+
+
+def _memory_text(config: TrainConfig, data: Data | None, items: dict[str, float]) -> str:
+    lines = [f"{item:<16}{size / GB:>9.2f} GB" for item, size in items.items()]
+    lines.append(f"{'all':<16}{sum(items.values()) / GB:>9.2f} GB")
+    how = "on" if config.activation_checkpointing else "off"
+    samples = f"{ASSUMED_TOKENS} tokens (assumed)" if data is None else "the longest samples"
+    lines.append(
+        f"{config.dtype}, activation checkpointing {how}, batch {config.batch_size} of {samples}; an estimate, whose "
+        "formulas stand in medtune/training/memory.py"
+    )
+    return "\n".join(lines)
+
+
+def _obstacles(config: TrainConfig, world: int, needed: float) -> list[str]:
+    """Sentences about what the config asks for and this machine lacks."""
+    found = []
+    weights = Path(config.checkpoint) if config.checkpoint else None
+    if weights is not None and not (weights.is_file() or any(weights.glob("*.safetensors"))):
+        found.append(
+            f"the base weights are not here: checkpoint={weights} holds no safetensors (the config's header has the "
+            "download line)"
+        )
+    if world > 1 and config.optimizer.path.startswith("bitsandbytes."):
+        found.append(
+            f"{config.optimizer.path} cannot update parameters sharded over {world} processes; use torch.optim.AdamW "
+            "or torchao.optim.AdamW8bit"
+        )
+    if config.activation_offloading and config.device == "cpu":
+        found.append("activation_offloading needs a GPU, and device=cpu")
+    if torch.cuda.is_available() and config.device != "cpu":
+        there = torch.cuda.get_device_properties(0).total_memory
+        if needed > there:
+            found.append(
+                f"about {needed / GB:.0f} GB are needed on each GPU and this one has {there / GB:.0f} GB; try "
+                "activation_checkpointing=true, a smaller batch_size, LoRA, or more GPUs"
+            )
+    return found

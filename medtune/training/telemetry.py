@@ -1,0 +1,93 @@
+"""What a run tells: metrics.jsonl, a progress bar with an ETA, torchtune's metric loggers. Ids and numbers only."""
+
+import json
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+from omegaconf import OmegaConf
+from tqdm import tqdm
+
+from medtune.config import Component, instantiate, to_plain
+
+
+class Telemetry:
+    """Writes a run's numbers; silent on every process but the first.
+
+    Args:
+        folder: The run's output folder.
+        loggers: Components of torchtune metric loggers.
+        config: The run's config, handed to each logger.
+        total: Steps of the whole run.
+        done: Steps done before this start; later lines of an earlier start are dropped.
+        active: Whether this process writes.
+    """
+
+    def __init__(
+        self, folder: Path, loggers: list[Component], config: Any, total: int, done: int, active: bool
+    ) -> None:
+        self.active = active
+        if not active:
+            return
+        path = folder / "metrics.jsonl"
+        kept = _lines_up_to(path, done)
+        path.write_text("".join(f"{line}\n" for line in kept), encoding="utf-8")
+        self.file = path.open("a", encoding="utf-8")
+        self.loggers = [instantiate(logger) for logger in loggers]
+        for logger in self.loggers:
+            logger.log_config(OmegaConf.create(to_plain(config)))
+        self.bar = tqdm(total=total, initial=done, unit="step", file=sys.stderr, dynamic_ncols=True, mininterval=0.5)
+        self.seconds = 0.0
+        self.lap = time.perf_counter()
+
+    def log(self, step: int, values: dict[str, Any]) -> None:
+        """Record one line of numbers for a step."""
+        if not self.active:
+            return
+        self.file.write(json.dumps({"step": step, **values}) + "\n")
+        self.file.flush()
+        numbers = {key: value for key, value in values.items() if isinstance(value, int | float)}
+        for logger in self.loggers:
+            logger.log_dict(numbers, step=step)
+
+    def step(self, stage: str, shown: dict[str, float]) -> None:
+        """Move the progress bar by one step."""
+        if self.active:
+            self.bar.set_description(stage, refresh=False)
+            self.bar.set_postfix({key: f"{value:.4g}" for key, value in shown.items()}, refresh=False)
+            self.bar.update(1)
+
+    def say(self, message: str) -> None:
+        """Print a line without tearing the bar."""
+        if self.active:
+            tqdm.write(message, file=sys.stderr)
+
+    def elapsed(self) -> float:
+        """Seconds since the last call."""
+        now = time.perf_counter()
+        lap = now - getattr(self, "lap", now)
+        self.lap = now
+        return lap
+
+    def close(self) -> None:
+        """Flush and close everything."""
+        if self.active:
+            self.bar.close()
+            self.file.close()
+            for logger in self.loggers:
+                logger.close()
+
+
+def _lines_up_to(path: Path, step: int) -> list[str]:
+    """Lines of an earlier start that belong to steps already done; a torn last line is dropped."""
+    kept: list[str] = []
+    if step == 0 or not path.is_file():
+        return kept
+    for line in path.read_text(encoding="utf-8").splitlines():
+        try:
+            if json.loads(line)["step"] <= step:
+                kept.append(line)
+        except (ValueError, KeyError):
+            continue
+    return kept

@@ -1,0 +1,23 @@
+"""InstFree: tuning on image-report pairs without instructions (momentum proxy instruction, response shuffling).
+
+    tune run medtune/recipes/instfree.py --config instfree/mini
+    tune run --nproc_per_node 4 medtune/recipes/instfree.py --config instfree/llama3_2_vision_11b_distributed
+"""
+
+from medtune.config import recipe
+from medtune.errors import ConfigError
+from medtune.objectives import InstFree
+from medtune.training.config import TrainConfig
+from medtune.training.trainer import Trainer
+
+
+@recipe(TrainConfig)
+def main(config: TrainConfig) -> int:
+    """Warm the proxy up, then tune the model with it, in one run."""
+    if config.objective.path.rpartition(".")[2] != InstFree.__name__:
+        raise ConfigError(f"objective: this recipe trains {InstFree.__name__}, not {config.objective.path}")
+    return Trainer(config).run()
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

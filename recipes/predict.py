@@ -1,0 +1,216 @@
+"""A model's answers to a question file, written to predictions.jsonl; a killed run goes on where it stopped.
+
+The proxy instruction of InstFree has no part here: the model is asked with the question alone.
+"""
+
+import json
+import os
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torchtune import training
+from tqdm import tqdm
+
+from medtune.config import Component, instantiate, recipe, to_plain
+from medtune.data.sample import Sample
+from medtune.data.source import SampleSource
+from medtune.errors import ConfigError, DataError, ModelError
+from medtune.evaluation.prediction import Prediction, PredictionLog
+from medtune.evaluation.protocols.base import Query
+from medtune.evaluation.protocols.registry import PROTOCOLS, plan_queries
+from medtune.generation.generator import Generator
+from medtune.generation.identity import claim, weights_identity
+from medtune.generation.requests import Generation, Request
+from medtune.generation.sampling import Sampling
+from medtune.generation.seams import AnswerModel
+from medtune.models.weights import load_weights
+
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
+# Keys that change how fast or where answers are made, not which.
+NEUTRAL = ("output_dir", "checkpoint", "device", "batch_size", "window", "on_error")
+
+
+@dataclass
+class PredictConfig:
+    """Every key of a prediction run."""
+
+    output_dir: str = field(metadata={"help": "folder of predictions.jsonl"})
+    model: Component = field(metadata={"help": "model builder, without adapters"})
+    transform: Component = field(metadata={"help": "tokenizer and image transform"})
+    checkpoint: str = field(metadata={"help": "weights: a folder in HF layout or one safetensors file"})
+    questions: Component = field(metadata={"help": "dataset builder; meta holds attribute, options and answer"})
+    protocols: list[str] = field(default_factory=lambda: list(PROTOCOLS), metadata={"help": "how to ask"})
+    swapped: list[str] = field(
+        default_factory=list, metadata={"help": "protocols that are asked on another question's image too"}
+    )
+    limit: int | None = field(default=None, metadata={"help": "only the first N questions"})
+    batch_size: int = field(default=16, metadata={"help": "prompts answered together"})
+    window: int = field(
+        default=8, metadata={"help": "batches sorted together, by length; their images are encoded once"}
+    )
+    max_new_tokens: int = field(default=64, metadata={"help": "longest answer"})
+    sampling: Sampling | None = field(
+        default=None, metadata={"help": "temperature, top_p, top_k, seed; null is greedy"}
+    )
+    dtype: Literal["fp32", "bf16"] = field(default="bf16", metadata={"help": "type of weights and caches"})
+    device: Literal["auto", "cpu", "cuda"] = field(default="auto", metadata={"help": "cuda where there is one"})
+    on_error: Literal["raise", "skip"] = field(default="raise", metadata={"help": "a question that cannot be used"})
+    seed: int = field(default=0, metadata={"help": "of the protocols' coins and of the swap"})
+
+    def __post_init__(self) -> None:
+        """Refuse sizes that no run can have."""
+        for name in ("batch_size", "window", "max_new_tokens", "limit"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ValueError(f"{name} must be at least 1, got {value}")
+
+
+class Skipped:
+    """Questions left out because they could not be used: ids and reasons, never their text."""
+
+    def __init__(self, allowed: bool) -> None:
+        self.allowed = allowed
+        self.reasons: dict[str, str] = {}
+
+    def add(self, name: str, error: DataError) -> None:
+        """Take note of a question, or stop the run if none may be skipped."""
+        if not self.allowed:
+            raise error
+        self.reasons[name] = str(error)
+
+
+@recipe(PredictConfig)
+def main(config: PredictConfig) -> int:
+    """Answer the questions and write the summary."""
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise ConfigError("predict runs in one process; start it without --nproc_per_node, once per model")
+    source = instantiate(config.questions)
+    skipped = Skipped(config.on_error == "skip")
+    queries = plan(config, source, skipped)
+    path = Path(config.output_dir) / "predictions.jsonl"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    claim(path, identity(config, source))
+    size = path.stat().st_size if path.is_file() else 0
+    with PredictionLog(path) as log:
+        if path.stat().st_size < size:
+            print(f"{path}: cut off a torn last line of {size - path.stat().st_size} bytes", file=sys.stderr)
+        try:
+            summary = answer(config, source, queries, log, skipped)
+        except KeyboardInterrupt:
+            print(f"interrupted; {len(log.done)} answers are in {path}, the same command goes on", file=sys.stderr)
+            return 130
+    path.with_name("predictions.summary.json").write_text(json.dumps(summary, indent=2) + "\n", encoding="utf-8")
+    print(
+        f"{summary['answered']} of {summary['queries']} queries answered in {path} ({summary['asked_now']} now, "
+        f"{summary['queries_per_second']:.2f}/s, {summary['images_encoded']} images encoded, "
+        f"{len(summary['skipped'])} skipped)"
+    )
+    return 0
+
+
+def plan(config: PredictConfig, source: SampleSource, skipped: Skipped) -> list[Query]:
+    """The queries to ask; those on one image stand together, so that it is encoded once."""
+    samples = list(_readable(source, config.limit, skipped))
+    queries = plan_queries(samples, config.protocols, swapped=config.swapped, seed=config.seed)
+    if not queries:
+        raise ConfigError("there is nothing to ask; check questions and protocols")
+    first = {query.sample.images: place for place, query in reversed(list(enumerate(queries)))}
+    return sorted(queries, key=lambda query: first[query.sample.images])
+
+
+def _readable(source: SampleSource, limit: int | None, skipped: Skipped) -> Iterator[Sample]:
+    for index in range(min(len(source), limit or len(source))):
+        try:
+            yield source[index]
+        except DataError as error:
+            skipped.add(f"{source.name}[{index}]", error)
+
+
+def identity(config: PredictConfig, source: SampleSource) -> dict[str, Any]:
+    """What decides the answers."""
+    plain = {key: value for key, value in to_plain(config).items() if key not in NEUTRAL}
+    return {"config": plain, "weights": weights_identity(config.checkpoint), "data": source.fingerprint()}
+
+
+def load_model(config: PredictConfig, device: torch.device) -> AnswerModel:
+    """The model with its weights, on the device."""
+    with training.set_default_dtype(DTYPES[config.dtype]), device:
+        model = instantiate(config.model)
+    missing, _ = model.load_state_dict(load_weights(config.checkpoint, model), strict=False)
+    if missing:
+        raise ModelError(
+            f"{config.checkpoint} lacks {len(missing)} tensors of the model (first: {missing[0]}): exported weights "
+            "have their adapters merged, so name the builder without adapters under `model`"
+        )
+    return model
+
+
+def answer(
+    config: PredictConfig, source: SampleSource, queries: Sequence[Query], log: PredictionLog, skipped: Skipped
+) -> dict[str, Any]:
+    """Ask what the log does not answer yet, and write each answer at once."""
+    by_id = {query.id: query for query in queries}
+    known = len(log.done & by_id.keys())
+    start, encoded, device = time.monotonic(), 0, _device(config.device)
+    if known < len(queries):
+        generator = build_generator(config, device, skipped)
+        requests = (
+            Request(query.id, query.sample, source, query.continuations, 0 if query.continuations else None)
+            for query in queries
+        )
+        start = time.monotonic()
+        with tqdm(total=len(queries), initial=known, unit="query", desc="predict", smoothing=0.1) as bar:
+            for batch in generator.batches(requests, done=frozenset(log.done)):
+                for generation in batch:
+                    log.append(row(by_id[generation.id], generation))
+                bar.update(len(batch))
+        encoded = generator.features.encoded
+    asked, seconds = len(log.done & by_id.keys()) - known, time.monotonic() - start
+    return {
+        "queries": len(queries),
+        "answered": known + asked,
+        "asked_now": asked,
+        "images_encoded": encoded,
+        "seconds": round(seconds, 3),
+        "queries_per_second": round(asked / seconds, 3),
+        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",
+        "skipped": [{"id": name, "reason": reason} for name, reason in skipped.reasons.items()],
+    }
+
+
+def build_generator(config: PredictConfig, device: torch.device, skipped: Skipped) -> Generator:
+    """The generator of a config."""
+    return Generator(
+        load_model(config, device),
+        instantiate(config.transform),
+        batch_size=config.batch_size,
+        max_new_tokens=config.max_new_tokens,
+        device=device,
+        dtype=DTYPES[config.dtype],
+        sampling=config.sampling,
+        window=config.window,
+        on_error=lambda request, error: skipped.add(request.id, error),
+    )
+
+
+def row(query: Query, generation: Generation) -> Prediction:
+    """The line of the prediction file."""
+    meta = {**query.meta, "tokens": generation.tokens, "stopped": generation.stopped}
+    if query.continuations:
+        meta |= {"scores": list(generation.scores), "score_tokens": list(generation.score_tokens)}
+    return Prediction(query.id, query.task, query.prompt, generation.text, query.references, meta)
+
+
+def _device(name: str) -> torch.device:
+    if name == "cuda" and not torch.cuda.is_available():
+        raise ConfigError("device: cuda was asked for, but torch sees no GPU; set device=cpu or see `medtune doctor`")
+    return torch.device("cuda" if name == "cuda" or (name == "auto" and torch.cuda.is_available()) else "cpu")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

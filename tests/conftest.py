@@ -1,0 +1,59 @@
+"""What every test runs under: one thread, no network, no model hub."""
+
+import os
+
+# Before torch is imported anywhere, in this process and in the ones that tests start.
+os.environ["OMP_NUM_THREADS"] = "1"
+os.environ["TOKENIZERS_PARALLELISM"] = "false"
+os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ["TRANSFORMERS_OFFLINE"] = "1"
+os.environ["WANDB_MODE"] = "offline"
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from tests.no_network import network_guard
+
+CHECKOUT = Path(__file__).resolve().parent.parent
+GUARD = str(Path(network_guard.__file__).parent)
+
+network_guard.install()
+# Processes that tests start are guarded too: Python imports sitecustomize from here.
+os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [GUARD, os.environ.get("PYTHONPATH")]))
+
+
+@pytest.fixture(scope="session", autouse=True)
+def one_thread() -> None:
+    """One thread per process: several workers share the cores."""
+    torch.set_num_threads(1)
+
+
+@pytest.fixture(autouse=True)
+def same_seed() -> None:
+    """Starts each test from one torch seed, so that a failure repeats whatever ran before it."""
+    torch.manual_seed(0)
+
+
+@pytest.fixture(scope="session")
+def checkout() -> Path:
+    """The root of the source tree."""
+    return CHECKOUT
+
+
+@pytest.fixture(scope="session")
+def medtune_data() -> Path:
+    """The folder of real data sets ($MEDTUNE_DATA, else ../shared/data beside the checkout); skips without one."""
+    folder = Path(os.environ.get("MEDTUNE_DATA") or CHECKOUT.parent / "shared" / "data")
+    if not folder.is_dir():
+        pytest.skip("the real data sets are not here: set MEDTUNE_DATA to their folder to run this test")
+    return folder
+
+
+@pytest.fixture
+def output(tmp_path: Path) -> Path:
+    """An empty folder for what a run writes."""
+    folder = tmp_path / "out"
+    folder.mkdir()
+    return folder

@@ -1,0 +1,46 @@
+import random
+from collections import Counter
+
+import pytest
+
+from medtune.data.reports import attribute_report, shuffle_response
+from medtune.errors import ConfigError
+
+
+def test_segments_are_stripped_shuffled_and_joined_by_comma_and_space():
+    text = "big cell size,round cell shape ,  Neutrophil"
+    seen = {shuffle_response(text, ",", random.Random(seed)) for seed in range(60)}
+    assert len(seen) == 6, "all 3! orders must come up"
+    for shuffled in seen:
+        assert sorted(shuffled.split(", ")) == ["Neutrophil", "big cell size", "round cell shape"]
+
+
+def test_orders_are_equally_likely():
+    counts = Counter(shuffle_response("a,b,c", ",", random.Random(seed)) for seed in range(6000))
+    assert len(counts) == 6 and all(850 < count < 1150 for count in counts.values())
+
+
+@pytest.mark.parametrize(
+    ("text", "separator", "pieces"),
+    [
+        ("Lungs clear. No effusion.", ".", {"Lungs clear. No effusion.", "No effusion. Lungs clear."}),
+        ("a b", " ", {"a b", "b a"}),
+        ("one\ntwo\n", "\n", {"one\ntwo", "two\none"}),
+        ("one; two", "; ", {"one; two", "two; one"}),
+        ("a,,b", ",", {"a, b", "b, a"}),
+        ("alone", ",", {"alone"}),
+    ],
+)
+def test_any_separator(text, separator, pieces):
+    assert {shuffle_response(text, separator, random.Random(seed)) for seed in range(30)} == pieces
+
+
+def test_an_empty_separator_is_refused():
+    with pytest.raises(ConfigError, match="separator"):
+        shuffle_response("a", "", random.Random(0))
+
+
+def test_attributes_become_terms():
+    attributes = {"cell_size": "big", "vacuole": "no", "granularity": "yes", "granule_type": "nil", "label": "Monocyte"}
+    assert attribute_report(attributes, ["label"]) == "big cell size, granularity, Monocyte"
+    assert attribute_report({"vacuole": "no"}) == ""

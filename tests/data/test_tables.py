@@ -1,0 +1,51 @@
+import pytest
+
+from medtune.data.tables import read_header, read_table
+from medtune.errors import DataError
+
+
+def table(tmp_path, text, encoding="utf-8"):
+    path = tmp_path / "reports.csv"
+    path.write_bytes(text.encode(encoding))
+    return path
+
+
+def test_rows_with_their_lines(tmp_path):
+    path = table(tmp_path, 'image,text\r\na.png,"one,\ntwo ""x"""\r\n\r\n b.png , three\r\n')
+    assert list(read_table(path, ["image"])) == [
+        ("reports.csv, line 2", {"image": "a.png", "text": 'one,\ntwo "x"'}),
+        ("reports.csv, line 5", {"image": "b.png", "text": "three"}),
+    ]
+
+
+def test_a_byte_order_mark_is_no_part_of_the_first_name(tmp_path):
+    assert read_header(table(tmp_path, "image,text\n", "utf-8-sig"), ["image"]) == ["image", "text"]
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("", "is empty; its first line must name the columns image, text"),
+        ("image,txt\n", r"line 1: there is no column 'text'; did you mean 'txt'\? \(the columns are 'image', 'txt'\)"),
+        ("Image,text\n", "no column 'image'; did you mean 'Image'"),
+        ("image,q\n", "no column 'text'; the columns are 'image', 'q'"),
+        ("image;text\n", "no column 'image'; the columns must be separated by commas"),
+        ("image,text,text\n", "the column 'text' is there twice"),
+        ("image,text\na.png,one, two\n", "line 2: 3 cells where the header has 2; put .* into double quotes"),
+        ("image,text\nb.png,x\na.png\n", "line 3: 1 cells where the header has 2"),
+        ('image,text\na.png,"never closed\n', "line 2: this is not CSV .*check its quotes"),
+    ],
+)
+def test_a_wrong_table_is_refused_by_line(tmp_path, text, said):
+    with pytest.raises(DataError, match=said):
+        list(read_table(table(tmp_path, text), ["image", "text"]))
+
+
+def test_another_encoding_is_named(tmp_path):
+    with pytest.raises(DataError, match="line 2: this is not UTF-8 text; save the table as UTF-8"):
+        list(read_table(table(tmp_path, "image,text\na.png,Zölle\n", "latin-1"), ["image"]))
+
+
+def test_an_absent_table(tmp_path):
+    with pytest.raises(DataError, match="does not exist"):
+        read_header(tmp_path / "none.csv", [])

@@ -1,0 +1,48 @@
+import os
+
+import pytest
+
+from medtune.data import writing
+from medtune.data.sample import Sample
+from medtune.data.source import JsonlSource
+from medtune.data.writing import jsonl_bytes, write_files
+from medtune.errors import DataError
+from tests.data.tools import row
+
+
+def test_what_is_written_is_read_back(tmp_path):
+    samples = [Sample.from_dict(row(id, "Größe\u2028 {}"), "") for id in ("a", "b")]
+    write_files(tmp_path, {"a.jsonl": jsonl_bytes(samples)}, overwrite=False)
+    source = JsonlSource(tmp_path / "a.jsonl", None)
+    assert [source[0], source[1]] == samples
+
+
+def test_only_different_files_are_in_the_way(tmp_path):
+    files = {"a": b"1", "b": b"2", "manifest.json": b"m"}
+    assert write_files(tmp_path / "out", files, overwrite=False) == ["a", "b", "manifest.json"]
+    assert write_files(tmp_path / "out", files, overwrite=False) == []
+    (tmp_path / "out/own.txt").write_text("mine")
+    changed = {"a": b"1", "b": b"3", "manifest.json": b"n"}
+    with pytest.raises(DataError, match="already holds a different b; choose another output_dir, or set overwrite=true"):
+        write_files(tmp_path / "out", changed, overwrite=False, free=["manifest.json"])
+    assert (tmp_path / "out/b").read_bytes() == b"2" and (tmp_path / "out/manifest.json").read_bytes() == b"m"
+    assert write_files(tmp_path / "out", changed, overwrite=True) == ["b", "manifest.json"]
+    assert (tmp_path / "out/own.txt").read_text() == "mine"
+
+
+def test_a_write_that_fails_leaves_the_old_file(tmp_path, monkeypatch):
+    write_files(tmp_path, {"a": b"old"}, overwrite=False)
+
+    def full(descriptor):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(writing.os, "fsync", full)
+    with pytest.raises(DataError, match="Cannot write into .*No space left"):
+        write_files(tmp_path, {"a": b"new"}, overwrite=True)
+    assert os.listdir(tmp_path) == ["a"] and (tmp_path / "a").read_bytes() == b"old"
+
+
+def test_a_folder_that_cannot_be_made(tmp_path):
+    (tmp_path / "file").write_text("x")
+    with pytest.raises(DataError, match="Cannot write into"):
+        write_files(tmp_path / "file/out", {"a": b"1"}, overwrite=False)

@@ -1,0 +1,94 @@
+import csv
+import importlib.util
+import json
+import sys
+
+import pytest
+
+from medtune.evaluation.prediction import write_predictions
+from medtune.evaluation.protocols.registry import PROTOCOLS, plan_queries
+
+
+@pytest.fixture(scope="module")
+def recipe(request):
+    path = request.config.rootpath / "recipes" / "evaluate.py"
+    spec = importlib.util.spec_from_file_location("evaluate_recipe", path)
+    module = importlib.util.module_from_spec(spec)
+    sys.modules["evaluate_recipe"] = module  # dataclasses look their module up
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture
+def prepared(tmp_path, questions, majority):
+    (tmp_path / "test.jsonl").write_text("".join(json.dumps(one.to_dict()) + "\n" for one in questions))
+    (tmp_path / "training_majority.json").write_text(json.dumps(majority))
+    return tmp_path
+
+
+def run(recipe, prepared, *more: str) -> int:
+    return recipe.main(
+        [
+            "--config",
+            "evaluate/default",
+            f"predictions={prepared}/predictions.jsonl",
+            f"prepared_dir={prepared}",
+            f"output={prepared}/scored",
+            "bootstrap_draws=50",
+            *more,
+        ]  # fmt: skip
+    )
+
+
+def test_it_writes_results_with_their_provenance(recipe, prepared, questions, answer, capsys):
+    queries = plan_queries(questions, PROTOCOLS, swapped=["multiple_choice", "open"])
+    write_predictions(prepared / "predictions.jsonl", [answer(query) for query in queries])
+    assert run(recipe, prepared, "name=mini") == 0
+    results = json.loads((prepared / "scored" / "results.json").read_text())
+    assert results["name"] == "mini"
+    assert results["protocols"]["open"]["overall"]["accuracy_macro"]["value"] == 1.0
+    assert len(results["provenance"]["sha256"]["predictions"][0]) == 64
+    assert results["provenance"]["versions"]["scikit-learn"]
+    with (prepared / "scored" / "verdicts.csv").open() as file:
+        assert len(list(csv.DictReader(file))) == len(queries)
+    assert (prepared / "scored" / "numbers.csv").read_text().startswith("run,protocol,group,attribute,metric,value")
+    printed = capsys.readouterr().out
+    assert "majority (train)" in printed and "100.0" in printed
+
+
+def test_twice_gives_the_same_bytes(recipe, prepared, questions, answer):
+    queries = plan_queries(questions, PROTOCOLS, swapped=["multiple_choice", "open"])
+    write_predictions(prepared / "predictions.jsonl", [answer(query) for query in queries])
+    run(recipe, prepared)
+    first = (prepared / "scored" / "results.json").read_bytes()
+    run(recipe, prepared)
+    assert (prepared / "scored" / "results.json").read_bytes() == first
+
+
+def test_answers_may_lie_in_several_files(recipe, prepared, questions, answer):
+    rows = [answer(query) for query in plan_queries(questions, ["open"], swapped=["open"])]
+    for place, part in enumerate((rows[:5], rows[5:])):
+        write_predictions(prepared / f"part{place}.jsonl", part)
+    files = f"predictions=[{prepared}/part0.jsonl,{prepared}/part1.jsonl]"
+    assert run(recipe, prepared, files, "protocols=[open]", "swapped=[open]") == 0
+
+
+@pytest.mark.parametrize(
+    ("override", "says"),
+    [
+        ("predictions=none.jsonl", "none.jsonl: there is no such prediction file"),
+        ("split=tset", "tset.jsonl"),
+        ("majority=none.json", "none.json: the majority values"),
+        ("protocols=[opne]", "unknown protocol 'opne'"),
+        ("on_mising=wrong", "'on_missing'"),
+        ("on_missing=skip", "'skip'"),
+        ("limit=0", "limit must be at least 1"),
+        ("bootstrap_draws=0", "bootstrap_draws must be at least 1"),
+    ],
+)
+def test_bad_input_is_one_line(recipe, prepared, questions, answer, capsys, override, says):
+    write_predictions(prepared / "predictions.jsonl", [answer(query) for query in plan_queries(questions, ["open"])])
+    assert run(recipe, prepared, "swapped=[]", override) == 2
+    error = capsys.readouterr().err
+    assert says in error and error.count("\n") == 1
+    assert not (prepared / "scored" / "results.json").exists()

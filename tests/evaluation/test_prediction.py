@@ -1,0 +1,79 @@
+import json
+
+import pytest
+
+from medtune.errors import DataError
+from medtune.evaluation.prediction import Prediction, PredictionLog, read_predictions, write_predictions
+
+ROW = Prediction("q/open", "open", "What?", "line\nbreak, ü", ("big",), {"swapped": False})
+
+
+def test_round_trip(tmp_path):
+    path = tmp_path / "runs" / "predictions.jsonl"
+    write_predictions(path, [ROW])
+    assert read_predictions(path) == [ROW]
+    assert len(path.read_text(encoding="utf-8").splitlines()) == 1
+
+
+@pytest.mark.parametrize(
+    ("line", "says"),
+    [
+        ("{", "not a line of JSON"),
+        ("[1]", "must be a JSON object"),
+        ('{"id": "a", "task": "open"}', "'prediction'"),
+        ('{"id": 3, "task": "open", "prediction": ""}', "'id'"),
+        ('{"id": "", "task": "open", "prediction": ""}', "must not be empty"),
+        ('{"id": "a", "task": "open", "prediction": "", "score": 1}', "'score'"),
+        ('{"id": "a", "task": "open", "prediction": "", "references": "big"}', "'references'"),
+        ('{"id": "a", "task": "open", "prediction": "", "meta": []}', "'meta'"),
+        ('{"id": "\\ud800', "not a line of JSON"),
+    ],
+)
+def test_a_bad_line_is_named(tmp_path, line, says):
+    path = tmp_path / "predictions.jsonl"
+    path.write_text(json.dumps(ROW.to_dict()) + "\n\n" + line + "\n")
+    with pytest.raises(DataError, match=says) as caught:
+        read_predictions(path)
+    assert f"{path}, line 3" in str(caught.value)
+
+
+def test_bytes_that_are_no_utf8_are_named(tmp_path):
+    path = tmp_path / "predictions.jsonl"
+    path.write_bytes(b'{"id": "\xff"}\n')
+    with pytest.raises(DataError, match="line 1"):
+        read_predictions(path)
+
+
+def test_missing_file_and_duplicate_id(tmp_path):
+    with pytest.raises(DataError, match="no such prediction file"):
+        read_predictions(tmp_path / "none.jsonl")
+    write_predictions(tmp_path / "twice.jsonl", [ROW, ROW])
+    with pytest.raises(DataError, match="'q/open' occurs more than once"):
+        read_predictions(tmp_path / "twice.jsonl")
+
+
+@pytest.mark.parametrize("torn", ['{"id": "next', "x" * 200_000, ""])
+def test_the_log_goes_on_behind_a_torn_line(tmp_path, torn):
+    path = tmp_path / "predictions.jsonl"
+    with PredictionLog(path) as log:
+        log.append(ROW)
+    with path.open("a") as file:
+        file.write(torn)
+    with PredictionLog(path) as log:
+        assert log.done == {"q/open"}
+        log.append(Prediction("next", "open", "", "yes"))
+    assert [row.id for row in read_predictions(path)] == ["q/open", "next"]
+
+
+def test_the_log_refuses_a_second_answer(tmp_path):
+    with PredictionLog(tmp_path / "p.jsonl") as log:
+        log.append(ROW)
+        with pytest.raises(DataError, match="answered before"):
+            log.append(ROW)
+
+
+def test_an_answer_is_in_the_file_before_the_log_is_closed(tmp_path):
+    log = PredictionLog(tmp_path / "p.jsonl")
+    log.append(ROW)
+    assert read_predictions(tmp_path / "p.jsonl") == [ROW]
+    log.close()

@@ -1,0 +1,65 @@
+"""Logits with a cache, left padding and neighbours equal logits without any of them."""
+
+import torch
+
+from medtune.generation.batches import Plan, PromptBatch
+from medtune.generation.decoding import CachedDecoder
+from medtune.generation.features import FeatureStore
+from medtune.generation.requests import Request
+
+FORCED = [[5, 60, 7, 88], [120, 9, 33, 33], [2, 250, 41, 17]]
+
+
+def prompt_batch(setup, requests: list[Request]) -> PromptBatch:
+    items = [setup.transform(r.sample, setup.source.open_images(r.sample), inference=True) for r in requests]
+    batch = setup.transform.collate(items, pad_side="left")
+    parts = (batch[name] for name in ("tokens", "padding", "vision", "vision_mask"))
+    return PromptBatch(Plan(requests, frozenset()), requests, *parts)
+
+
+def decoded(setup, decoder: CachedDecoder, requests: list[Request]) -> torch.Tensor:
+    """Logits after the prompt and after each forced token, [rows, 1 + forced, vocabulary]."""
+    batch = prompt_batch(setup, requests)
+    steps = [decoder.prefill(batch, FeatureStore(setup.model, at_once=2)(batch), new_tokens=4)]
+    steps += [decoder.step([row[i] for row in FORCED[: len(requests)]]) for i in range(4)]
+    return torch.stack(steps, dim=1)
+
+
+def plain(setup, requests: list[Request]) -> torch.Tensor:
+    """The same logits from plain forwards; there must be no caches yet."""
+    return torch.stack([setup.plain_logits(r, forced)[-5:] for r, forced in zip(requests, FORCED, strict=False)])
+
+
+@torch.inference_mode()
+def test_steps_equal_plain_forwards_for_one_decoder_and_many_batches(setup):
+    """Measured: 2.4e-6 on logits up to 3.6; positions that stand still give 3.8."""
+    decoder = CachedDecoder(setup.model, torch.device("cpu"), torch.float32)
+    mixed = [
+        setup.request("a", "cell " * 9, "large-1"),
+        setup.request("b", "cell size", "tall-2", "square-3"),
+        setup.request("c", "what is the nucleus"),
+    ]
+    batches = [mixed, [setup.request("d", "color", "wide-4"), setup.request("e", "x " * 20)], mixed[2:], mixed]
+    expected = [plain(setup, requests) for requests in batches]
+    try:
+        for requests, logits in zip(batches, expected, strict=True):
+            assert logits.abs().max() > 1
+            assert (decoded(setup, decoder, requests) - logits).abs().max() < 1e-5
+    finally:
+        decoder.close()
+    assert not setup.model.caches_are_setup()
+
+
+@torch.inference_mode()
+def test_caches_are_made_again_only_for_another_size(setup, monkeypatch):
+    made = []
+    setup_caches = setup.model.setup_caches
+    monkeypatch.setattr(setup.model, "setup_caches", lambda *a, **k: made.append(a[0]) or setup_caches(*a, **k))
+    decoder = CachedDecoder(setup.model, torch.device("cpu"), torch.float32)
+    long, short = setup.request("a", "cell " * 9, "large-1"), setup.request("b", "cell", "square-1")
+    try:
+        for requests in ([long, short], [short, short], [long, long], [short]):
+            decoded(setup, decoder, requests)
+    finally:
+        decoder.close()
+    assert made == [2, 1]

@@ -1,0 +1,54 @@
+"""Drawn tokens: the right distribution, cut in the right places, and bound to the request's id."""
+
+import pytest
+import torch
+
+from medtune.errors import ConfigError
+from medtune.generation.sampling import Chooser, Sampling, draw
+
+LOGITS = torch.tensor([0.1, 0.5, 0.15, 0.25]).log()
+
+
+def frequencies(sampling: Sampling, draws: int = 4000) -> list[float]:
+    uniform = (torch.arange(draws) + 0.5) / draws
+    tokens = draw(LOGITS.expand(draws, -1), uniform, sampling)
+    return (torch.bincount(tokens, minlength=4) / draws).tolist()
+
+
+@pytest.mark.parametrize(
+    ("sampling", "expected"),
+    [
+        (Sampling(), [0.1, 0.5, 0.15, 0.25]),
+        (Sampling(top_k=2), [0, 2 / 3, 0, 1 / 3]),
+        (Sampling(top_p=0.6), [0, 2 / 3, 0, 1 / 3]),  # 0.5 does not reach 0.6, 0.75 does
+        (Sampling(top_p=0.5), [0, 1, 0, 0]),
+        (Sampling(temperature=0.5), [0.01 / 0.345, 0.25 / 0.345, 0.0225 / 0.345, 0.0625 / 0.345]),
+        (Sampling(top_k=1, temperature=3.0), [0, 1, 0, 0]),
+    ],
+)
+def test_draws_follow_the_cut_and_tempered_distribution(sampling, expected):
+    assert frequencies(sampling) == pytest.approx(expected, abs=1e-3)
+
+
+def test_the_last_quantile_stays_among_the_kept_tokens():
+    almost_one = torch.tensor([1.0])
+    assert draw(LOGITS[None], almost_one, Sampling(top_k=2)).item() == 3
+
+
+def test_a_request_draws_the_same_whatever_shares_its_batch():
+    logits = torch.randn(8, 50)
+    alone, together = Chooser(["x"], Sampling(seed=3)), Chooser(["y", "x"], Sampling(seed=3))
+    single = [alone(row[None]).item() for row in logits]
+    assert single == [together(row.expand(2, -1))[1].item() for row in logits]
+    other = Chooser(["x"], Sampling(seed=4))
+    assert single != [other(row[None]).item() for row in logits]
+
+
+def test_without_sampling_the_likeliest_token_is_taken():
+    assert Chooser(["x"], None)(LOGITS[None]).tolist() == [1]
+
+
+@pytest.mark.parametrize("options", [{"temperature": 0.0}, {"top_p": 0.0}, {"top_p": 1.5}, {"top_k": -1}])
+def test_impossible_settings_are_refused(options):
+    with pytest.raises(ConfigError, match=next(iter(options))):
+        Sampling(**options)

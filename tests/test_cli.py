@@ -1,0 +1,223 @@
+"""The command line: it starts at once, says what it carries, and turns errors into one sentence."""
+
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from medtune import __version__, catalog, doctor
+from medtune.cli import main
+from medtune.errors import ConfigError
+
+
+def run(*arguments: str, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([sys.executable, "-m", "medtune.cli", *arguments], capture_output=True, text=True, cwd=cwd)
+
+
+def test_help_answers_in_under_a_second() -> None:
+    times = []
+    for _ in range(3):
+        start = time.perf_counter()
+        result = run("--help")
+        times.append(time.perf_counter() - start)
+        assert result.returncode == 0
+        assert all(command in result.stdout for command in ("ls", "cp", "plan", "doctor", "report"))
+    assert min(times) < 1.0, times
+
+
+@pytest.mark.parametrize("command", ["ls", "cp", "plan", "doctor", "report"])
+def test_no_command_line_needs_torch_to_be_read(command: str) -> None:
+    code = (
+        "import sys\n"
+        "from medtune.cli import main\n"
+        f"try: main(['{command}', '--help'])\n"
+        "except SystemExit: pass\n"
+        "heavy = {'torch', 'torchtune', 'omegaconf', 'pandas', 'numpy'} & set(sys.modules)\n"
+        "sys.exit(f'imported {heavy}' if heavy else 0)"
+    )
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr
+    assert "usage: medtune" in result.stdout
+
+
+def test_listing_imports_nothing_heavy() -> None:
+    code = "import sys\nfrom medtune.cli import main\nmain(['ls'])\nsys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True).returncode == 0
+
+
+def test_version(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stop:
+        main(["--version"])
+    assert stop.value.code == 0
+    assert __version__ in capsys.readouterr().out
+
+
+def test_ls_names_every_recipe_and_config_with_its_launch_line(
+    capsys: pytest.CaptureFixture[str], checkout: Path
+) -> None:
+    assert main(["ls"]) == 0
+    listing = capsys.readouterr().out
+    for path in (checkout / "recipes").glob("*.py"):
+        assert f"\n{path.stem}: " in f"\n{listing}"
+    for path in (checkout / "configs").glob("*/*.yaml"):
+        name = f"{path.parent.name}/{path.stem}"
+        assert f"  {name}: " in listing
+        assert f"--config {name}" in listing
+
+
+def test_every_recipe_and_config_describes_itself() -> None:
+    for entry in catalog.recipes() + catalog.configs():
+        assert len(entry.summary) > 10, f"{entry.path} starts without a description"
+
+
+def test_every_config_belongs_to_a_recipe_and_its_header_launches_itself() -> None:
+    names = {recipe.name for recipe in catalog.recipes()}
+    for config in catalog.configs():
+        recipe = config.name.split("/")[0]
+        assert recipe in names, f"{config.path}: there is no recipe {recipe}"
+        assert "tune run" in config.header, f"{config.path}: the header has no launch line"
+        assert f"medtune/recipes/{recipe}.py --config {config.name}" in config.launch, config.path
+
+
+def test_ls_of_a_config_prints_its_header(capsys: pytest.CaptureFixture[str]) -> None:
+    config = catalog.configs()[0]
+    assert main(["ls", config.name]) == 0
+    assert config.header in capsys.readouterr().out
+
+
+def test_an_unknown_name_is_one_line_that_names_the_nearest(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["ls", "instfre"]) == 2
+    captured = capsys.readouterr()
+    assert captured.err.count("\n") == 1
+    assert "'instfree'" in captured.err
+    assert captured.out == ""
+
+
+def test_cp_copies_and_refuses_to_overwrite(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    config = catalog.configs()[0]
+    target = tmp_path / "mine.yaml"
+    assert main(["cp", config.name, str(target)]) == 0
+    assert target.read_bytes() == config.path.read_bytes()
+    assert f"--config {target}" in capsys.readouterr().out
+
+    target.write_text("edited")
+    assert main(["cp", config.name, str(target)]) == 2
+    assert "-f to overwrite" in capsys.readouterr().err
+    assert target.read_text() == "edited"
+    assert main(["cp", "-f", config.name, str(target)]) == 0
+    assert target.read_bytes() == config.path.read_bytes()
+
+
+def test_cp_of_a_recipe_into_a_folder(tmp_path: Path) -> None:
+    recipe = catalog.recipes()[0]
+    assert main(["cp", f"medtune/recipes/{recipe.name}.py", str(tmp_path)]) == 0
+    assert (tmp_path / recipe.path.name).read_bytes() == recipe.path.read_bytes()
+
+
+def test_cp_into_a_missing_folder(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="does not exist"):
+        catalog.copy(catalog.recipes()[0].name, tmp_path / "absent" / "x.py")
+
+
+def test_summary_is_the_first_sentence_cut_at_a_word() -> None:
+    short = catalog.Entry("a", Path("a.py"), "One thing. Another.\n\nMore.")
+    long = catalog.Entry("b", Path("b.py"), "word " * 50)
+    assert short.summary == "One thing"
+    assert len(long.summary) <= catalog.SHORT
+    assert long.summary.endswith("word...")
+
+
+def test_doctor_accepts_this_environment(capsys: pytest.CaptureFixture[str]) -> None:
+    status = main(["doctor"])
+    printed = capsys.readouterr().out
+    assert status == 0, printed
+    assert "this installation is one that was tested" in printed
+
+
+@pytest.mark.parametrize(
+    ("package", "version", "status"),
+    [
+        ("torchao", "0.16.0", "FAIL"),
+        ("torchao", "0.15.0+cu130", "ok"),
+        ("torch", "2.8.0", "FAIL"),
+        ("torch", "2.12.0.dev20260101", "FAIL"),
+        ("torchtune", "0.6.0", "FAIL"),
+        ("torch", None, "FAIL"),
+        ("transformers", "4.49.0", "warn"),
+        ("transformers", None, "ok"),
+    ],
+)
+def test_doctor_holds_versions_against_the_tested_ones(package: str, version: str | None, status: str) -> None:
+    finding = doctor.check_package(package, lambda _: version)
+    assert finding.status == status
+    assert (f'pip install "{package}==' in finding.mend) == (status != "ok")
+
+
+def test_doctor_sees_a_torchvision_of_another_torch() -> None:
+    versions = {"torch": "2.11.0", "torchvision": "0.25.0"}
+    finding = doctor.check_pair(versions.get)
+    assert finding.status == "FAIL"
+    assert finding.mend == 'pip install "torchvision==0.26.*"'
+
+
+@pytest.mark.parametrize(("version", "status"), [((3, 10, 9), "FAIL"), ((3, 11, 0), "ok"), ((3, 14, 0), "FAIL")])
+def test_doctor_checks_python(version: tuple[int, int, int], status: str) -> None:
+    assert doctor.check_python(version).status == status
+
+
+def test_doctor_notices_an_overwritten_recipes_package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Overwritten:
+        files = doctor.importlib.metadata.distribution("torchtune").files
+
+    assert doctor.check_torchtune_recipes().status == "ok"
+    for file in Overwritten.files:
+        file.dist = None
+    elsewhere = tmp_path / "recipes" / "__init__.py"
+    elsewhere.parent.mkdir()
+    elsewhere.write_text("")
+    monkeypatch.setattr(doctor.importlib.metadata, "distribution", lambda _: Overwritten)
+    monkeypatch.setattr(doctor.importlib.metadata.PackagePath, "locate", lambda file: tmp_path / str(file))
+    finding = doctor.check_torchtune_recipes()
+    assert finding.status == "FAIL"
+    assert "recipes/__init__.py was overwritten" in finding.detail
+    assert "--force-reinstall" in finding.mend
+    elsewhere.unlink()
+    assert "was deleted" in doctor.check_torchtune_recipes().detail
+
+
+def test_doctor_says_which_data_folder_is_wrong(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MEDTUNE_DATA", str(tmp_path / "absent"))
+    assert doctor.check_data().status == "FAIL"
+    (tmp_path / "wbcatt").mkdir()
+    monkeypatch.setenv("MEDTUNE_DATA", str(tmp_path))
+    assert doctor.check_data().status == "ok"
+    assert "wbcatt" in doctor.check_data().detail
+
+
+def test_doctor_counts_what_is_broken() -> None:
+    bad = doctor.Finding("FAIL", "torch", "2.8.0", "pip install torch")
+    text = doctor.render([bad, doctor.Finding("ok", "numpy", "2.4")])
+    assert "mend: pip install torch" in text
+    assert text.splitlines()[-1] == "1 to mend"
+
+
+def test_report_of_a_run_without_results_is_one_sentence(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["report", str(tmp_path / "absent"), "--out", str(tmp_path / "page" / "report.html")]) == 2
+    captured = capsys.readouterr()
+    assert captured.err.startswith("error: ")
+    assert "absent" in captured.err
+    assert not (tmp_path / "page" / "report.html").exists()
+
+
+def test_report_shows_patients_images_only_when_told_where_they_are(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["report", str(tmp_path), "--samples", "3"]) == 2
+    assert "--images" in capsys.readouterr().err
+
+
+def test_a_planned_config_of_another_recipe_is_refused_in_one_sentence(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["plan", "prepare/wbcatt"]) == 2
+    assert capsys.readouterr().err.count("\n") == 1

@@ -1,0 +1,152 @@
+"""`medtune plan`: the printout, the numbers behind it, and the sentence when a config cannot run."""
+
+import json
+import re
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+
+from medtune import catalog
+from medtune.cli import main
+from medtune.config import PACKAGE
+from medtune.errors import ConfigError
+from medtune.training.plan import plan
+
+LARGE = "instfree/llama3_2_vision_11b_single_device"
+ROWS = 10
+
+
+@pytest.fixture
+def config(tmp_path: Path) -> Path:
+    """A mini InstFree run on ten image-report pairs."""
+    Image.new("RGB", (32, 32), "white").save(tmp_path / "cell.png")
+    with (tmp_path / "train.jsonl").open("w") as file:
+        for index in range(ROWS):
+            messages = [{"role": "assistant", "content": "cell size: big, cell shape: round"}]
+            file.write(json.dumps({"id": str(index), "images": ["cell.png"], "messages": messages, "meta": {}}) + "\n")
+    values = {
+        "output_dir": str(tmp_path / "run"),
+        "model": {"_component_": "medtune.models.mini.mini_vlm", "vocab_size": 1024},
+        "transform": {
+            "_component_": "medtune.models.mini.mini_transform",
+            "path": str(PACKAGE / "assets" / "mini_tokenizer"),
+        },
+        "dataset": {
+            "_component_": "medtune.datasets.jsonl_dataset",
+            "source": str(tmp_path / "train.jsonl"),
+            "image_root": str(tmp_path),
+        },
+        "objective": {"_component_": "medtune.objectives.InstFree", "vectors": 4, "warmup_epochs": 1},
+        "dtype": "fp32",
+        "epochs": 3,
+        "batch_size": 2,
+        "gradient_accumulation_steps": 2,
+    }
+    path = tmp_path / "config.yaml"
+    path.write_text(f"# tune run --nproc_per_node 1 x.py\n{json.dumps(values)}")
+    return path
+
+
+def test_a_config_that_can_run_prints_everything_and_exits_with_zero(
+    config: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["plan", str(config)]) == 0
+    printed = capsys.readouterr().out
+    assert "Parts in stage warmup" in printed
+    assert "Parts in stage tune" in printed
+    assert f"training rows        {ROWS}" in printed
+    # 10 rows in steps of 4 are 3 steps: one epoch of warm-up and three of tuning.
+    assert "warmup 3, tune 9; 12 in all" in printed
+    for item in ("weights", "gradients", "optimizer", "activations", "logits", "all"):
+        assert f"\n{item} " in printed
+    assert not (config.parent / "run").exists()
+
+
+def test_memory_is_that_of_the_stage_that_needs_most(config: Path) -> None:
+    found = plan(str(config))
+    with torch.device("cpu"):
+        from medtune.models.mini import mini_vlm
+
+        model = mini_vlm(1024)
+    sizes = {name: p.numel() for name, p in model.named_parameters()}
+    trained = sum(sizes[n] for part in ("vision", "projection", "fusion") for n in model.parts()[part])
+    proxy = 4 * 128
+    assert found.memory["weights"] == 4 * (sum(sizes.values()) + proxy)
+    assert found.memory["gradients"] == 4 * (trained + proxy)
+    assert found.memory["optimizer"] == 8 * (trained + proxy)
+    assert "gathered layers" not in found.memory
+
+
+def test_several_gpus_share_what_is_sharded(config: Path) -> None:
+    one, four = plan(str(config)), plan(str(config), gpus=4)
+    for item in ("weights", "gradients", "optimizer"):
+        assert four.memory[item] == pytest.approx(one.memory[item] / 4)
+    assert four.memory["activations"] == one.memory["activations"]
+    assert four.memory["gathered layers"] > 0
+    assert "16 (2 x 2 accumulated x 4 processes)" in four.text()
+
+
+def test_the_launch_line_says_how_many_gpus(config: Path) -> None:
+    config.write_text(config.read_text().replace("--nproc_per_node 1", "--nproc_per_node 4"))
+    assert "Memory on each of 4 GPUs" in plan(str(config)).text()
+
+
+def test_checkpointing_and_a_smaller_batch_need_less(config: Path) -> None:
+    base = plan(str(config)).memory["activations"]
+    assert plan(str(config), ["activation_checkpointing=true"]).memory["activations"] < base
+    assert plan(str(config), ["batch_size=1"]).memory["activations"] < base
+
+
+@pytest.mark.parametrize(
+    ("overrides", "sentence"),
+    [
+        (["dataset.source=absent.jsonl"], "absent.jsonl"),
+        (["checkpoint=absent"], "checkpoint=absent holds no safetensors"),
+        (["transform.path=absent"], "absent"),
+        (["batch_sise=2"], "did you mean 'batch_size'?"),
+        (["trainable=[adapter]"], "the model has no part 'adapter'"),
+        (["dtype=fp8"], "'fp8' is not one of 'fp32', 'bf16'"),
+        (["transform.max_seq_len=5"], "the limit is 5"),
+    ],
+)
+def test_a_config_that_cannot_run_says_why(
+    config: Path, overrides: list[str], sentence: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["plan", str(config), *overrides]) == 2
+    assert sentence in capsys.readouterr().err
+
+
+def test_an_eight_bit_optimizer_is_refused_on_several_gpus(config: Path) -> None:
+    overrides = ["optimizer._component_=bitsandbytes.optim.PagedAdamW8bit"]
+    assert not plan(str(config), overrides).problems
+    assert "sharded over 2 processes" in plan(str(config), overrides, gpus=2).problems[0]
+    with pytest.raises(ConfigError, match="--gpus"):
+        plan(str(config), gpus=-1)
+
+
+def test_the_11b_is_planned_in_seconds_without_its_weights(capsys: pytest.CaptureFixture[str]) -> None:
+    start = time.perf_counter()
+    status = main(["plan", LARGE, "checkpoint=/absent"])
+    assert time.perf_counter() - start < 30
+    captured = capsys.readouterr()
+    # Counted on the published weights' shapes: vision 0.67, projection 0.19, fusion 1.74, decoder 8.03 billion.
+    for number in ("665,152,003", "188,839,952", "1,744,930,832", "8,030,261,248", "2,598,955,555"):
+        assert number in captured.out
+    assert status == 2
+    assert "the base weights are not here" in captured.err
+
+
+@pytest.mark.slow
+def test_every_training_config_can_be_planned() -> None:
+    names = [entry.name for entry in catalog.configs() if entry.name.split("/")[0] in ("instfree", "sft")]
+    assert LARGE in names
+    for name in names:
+        if "90b_qlora" in name:
+            continue  # torchao takes a minute to lay out 90 billion 4-bit weights; the 11B stands for it
+        found = plan(name)
+        assert found.memory["weights"] > 0, name
+        promised = re.search(r"(\d+) GB GPU", catalog.find(name).header)
+        assert promised is None or sum(found.memory.values()) < 0.9e9 * int(promised[1]), name
