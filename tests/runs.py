@@ -19,22 +19,22 @@ TINY = {
     "model": {
         "_component_": "medtune.models.mini.mini_vlm",
         "vocab_size": 1024,
-        "embed_dim": 32,
+        "embed_dim": 16,
         "vision_layers": 2,
         "decoder_layers": 2,
-        "image_size": 32,
+        "image_size": 16,
     },
     "transform": {
         "_component_": "medtune.models.mini.mini_transform",
         "path": "${asset}",
-        "image_size": 32,
+        "image_size": 16,
     },
     "dataset": {
         "_component_": "medtune.datasets.cells.rendered_cells_dataset",
         "size": 22,
         "seed": 5,
         "kind": "reports",
-        "image_size": 32,
+        "image_size": 16,
     },
     "objective": {
         "_component_": "medtune.objectives.InstFree",

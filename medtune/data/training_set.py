@@ -5,6 +5,7 @@ import random
 import signal
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from multiprocessing import active_children
 from multiprocessing.util import Finalize
 from typing import Any, Literal, Protocol
 
@@ -183,16 +184,41 @@ def epoch_loader(
         generator=torch.Generator(),  # else torch draws the workers' seeds from the global state
         pin_memory=pin_memory,
     )
-    batches = [iter(loader)]  # held by this list alone, so that clearing it ends the workers
-    # Workers ignore SIGTERM, by which multiprocessing ends those that are left at exit: it would wait for ever.
-    atexit.register(batches.clear)
-    release = Finalize(None, batches.clear, exitpriority=0)  # processes that multiprocessing started run no atexit
+    batches = _Batches(loader)
     try:
         for step in rest:
-            yield [_checked(next(batches[0])) for _ in step]
+            yield [_checked(next(batches.iterator)) for _ in step]
     finally:
-        release()
-        atexit.unregister(batches.clear)
+        batches.close()
+
+
+class _Batches:
+    """A loader's iterator, whose worker processes end with it.
+
+    The workers ignore the signals by which they would be ended otherwise, so an iterator that is still open when the
+    process exits (a traceback refers to it, say) must be closed before multiprocessing waits for its children.
+    """
+
+    def __init__(self, loader: DataLoader) -> None:
+        others = set(active_children())
+        self.iterator: Iterator[Any] = iter(loader)
+        self._workers = set(active_children()) - others
+        if self._workers:
+            atexit.register(self.close)
+            # A process that multiprocessing itself started runs no atexit; above 10, since its queues close at 10.
+            self._at_exit = Finalize(None, self.close, exitpriority=100)
+
+    def close(self) -> None:
+        """End the workers; one that does not end by itself is killed."""
+        self.iterator = iter(())
+        if not self._workers:
+            return
+        for worker in self._workers:
+            if worker.is_alive():
+                worker.kill()
+        self._workers = set()
+        self._at_exit.cancel()
+        atexit.unregister(self.close)
 
 
 def _checked(batch: dict[str, Any] | _Failure) -> dict[str, Any]:

@@ -1,16 +1,20 @@
 """Samples as medtune writes them."""
 
-from medtune.data.source import JsonlSource
+from medtune.data.crops import CenterCropped
+from medtune.data.source import JsonlSource, SampleSource
 
 
-def jsonl_dataset(source: str, image_root: str | None = None) -> JsonlSource:
+def jsonl_dataset(source: str, image_root: str | None = None, center_crop: float = 1.0) -> SampleSource:
     """Samples from a JSON Lines file: ``{"id", "images": [...], "messages": [{"role", "content"}], "meta": {}}``.
 
     Args:
         source: the ``.jsonl`` file.
         image_root: folder or ``.tar`` that the image paths are relative to; absent where no row has images.
+        center_crop: how much of each image's sides is kept around the middle; 1 keeps the whole image.
 
     Raises:
+        ConfigError: if ``center_crop`` is not above 0 and at most 1.
         DataError: if the file is absent or empty, or the image root is absent.
     """
-    return JsonlSource(source, image_root)
+    samples = JsonlSource(source, image_root)
+    return samples if center_crop == 1.0 else CenterCropped(samples, center_crop)

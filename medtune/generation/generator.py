@@ -22,6 +22,9 @@ from medtune.generation.sampling import Chooser, Sampling
 from medtune.generation.scoring import score_continuations
 from medtune.generation.seams import AnswerModel, PromptTransform
 
+# Eight pictures of an 11B model are 50,000 tokens for its encoder: more would add memory and no speed.
+ENCODED_AT_ONCE = 8
+
 
 @dataclass
 class Answer:
@@ -89,7 +92,7 @@ class Generator:
         self.batch_size, self.max_new_tokens, self.window = batch_size, max_new_tokens, window
         self.device, self.dtype = torch.device(device), dtype
         self.sampling, self.on_error = sampling, on_error
-        self.features = FeatureStore(model, at_once=batch_size)
+        self.features = FeatureStore(model, at_once=ENCODED_AT_ONCE)
         self._images: dict[tuple[int, tuple[str, ...]], list] = {}
         self._decoder = CachedDecoder(model, self.device, dtype)
 

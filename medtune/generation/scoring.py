@@ -118,7 +118,7 @@ def _read(
         begin = end
         for index, option in enumerate(options):
             stop = begin + len(option) - 1
-            position[row, begin:stop] = 1 + len(prompt) + torch.arange(stop - begin)
+            position[row, begin:stop] = len(prompt) + torch.arange(stop - begin)
             segment[row, begin:stop] = index + 1
             branches.append(Branch(row, index, list(option), [end - 1, *range(begin, stop)]))
             begin = stop

@@ -42,11 +42,14 @@ def build_model(config: TrainConfig, runtime: Runtime) -> tuple[nn.Module, Membe
     torch.manual_seed(config.seed)
     with training.set_default_dtype(dtype), runtime.device:
         model = instantiate(config.model)
+    loaded: set[str] = set()
     if config.checkpoint:
-        _load_base(model, load_weights(config.checkpoint, model))
+        state = load_weights(config.checkpoint, model)
+        _load_base(model, state)
+        loaded = set(state)
     with torch.no_grad():
         for name, parameter in model.named_parameters():
-            if is_adapter(name):
+            if is_adapter(name) and state_key(name) not in loaded:
                 parameter.copy_(adapter_start(name, parameter, config.seed))
     return model, model.parts()
 
@@ -74,7 +77,7 @@ def _build_sharded(config: TrainConfig, runtime: Runtime, dtype: torch.dtype) ->
     checkpoint_activations(model, config)
     shard(model)
     for name, placeholder in model.state_dict().items():
-        if is_adapter(name):
+        if is_adapter(name) and not (config.checkpoint and name in full):
             full[name] = adapter_start(name, placeholder, config.seed)
     try:
         training.load_from_full_model_state_dict(model, full, runtime.device, strict=True)
@@ -128,6 +131,11 @@ def is_adapter(name: str) -> bool:
     return any(mark in name for mark in ADAPTER_MARKS)
 
 
+def state_key(name: str) -> str:
+    """The state-dict key of an adapter's parameter: FusionLayer hides one level there."""
+    return canonical(name).replace(".layer.", ".")
+
+
 def adapter_start(name: str, like: Tensor, seed: int) -> Tensor:
     """An adapter's first value, drawn by its name: the same on any number of processes.
 
@@ -142,8 +150,7 @@ def adapter_start(name: str, like: Tensor, seed: int) -> Tensor:
     shape = tuple(like.shape)
     if "lora_b" in name:
         return torch.zeros(shape, dtype=like.dtype)
-    key = canonical(name).replace(".layer.", ".")  # FusionLayer hides this level in state dicts
-    digest = hashlib.sha256(f"{seed}|{key}".encode()).digest()
+    digest = hashlib.sha256(f"{seed}|{state_key(name)}".encode()).digest()
     generator = torch.Generator().manual_seed(int.from_bytes(digest[:7], "big"))
     bound = 1.0 / math.sqrt(shape[-1])
     return ((torch.rand(shape, generator=generator) * 2 - 1) * bound).to(like.dtype)

@@ -112,7 +112,10 @@ def plan(config: str, overrides: Sequence[str] = (), gpus: int | None = None) ->
 
 
 def _launched_processes(path: Path) -> int:
-    found = re.search(r"--nproc[-_]per[-_]node[ =](\d+)", path.read_text(encoding="utf-8"))
+    """What the first launch line of a config's header asks for, its data's preparation aside."""
+    lines = path.read_text(encoding="utf-8").splitlines()
+    launch = next((line for line in lines if "tune run" in line and "prepare.py" not in line), "")
+    found = re.search(r"--nproc[-_]per[-_]node[ =](\d+)", launch)
     return int(found[1]) if found else 1
 
 
@@ -157,7 +160,7 @@ def _data_text(config: TrainConfig, data: Data | None, transform: Any, world: in
     lines += [
         f"tokens per sample    {lengths} ({len(checked.lengths):,} rows measured, {len(checked.problems)} unusable)",
         f"tiles per sample     mean {checked.tiles.mean():.1f}, most {checked.tiles.max()}",
-        f"tokens per step      about {batch * data.mean_tokens:,.0f}, of which images take no place",
+        f"tokens per step      about {batch * data.mean_tokens:,.0f} of text; images add none",
         f"steps                {steps}; {clock.total:,} in all",
     ]
     return "\n".join([f"training rows        {data.rows:,}", *lines])

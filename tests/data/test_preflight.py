@@ -10,7 +10,7 @@ from tests.data.tools import LetterTransform, row, unchanged, write_pictures, wr
 def source(tmp_path):
     write_pictures(tmp_path / "images", 20)
     whole = (tmp_path / "images/7.png").read_bytes()
-    (tmp_path / "images/7.png").write_bytes(whole[:-20])
+    (tmp_path / "images/7.png").write_bytes(whole[:-40])
     question = {"id": "question", "messages": [{"role": "user", "content": "why?"}]}
     rows = [
         row("good", "abc", ("0.png", "17.png")),

@@ -46,7 +46,10 @@ TURN = {"role": "assistant", "content": "x"}
         ({"id": "a", "messages": [{"role": "assistant", "content": " \n"}]}, "the report or answer is empty"),
         ({"id": "a", "images": "x.png", "messages": [TURN]}, "'images' must be a list"),
         ({"id": "a", "images": [""], "messages": [TURN]}, "'images' must be a list"),
-        ({"id": "a", "images": [], "messages": [{"role": "user", "content": "<image>"}]}, "1 <image> tags for 0 images"),
+        (
+            {"id": "a", "images": [], "messages": [{"role": "user", "content": "<image>"}]},
+            "1 <image> tags for 0 images",
+        ),
         ({"id": "a", "images": ["x"], "messages": [{"role": "assistant", "content": "<image>"}]}, "outside a user"),
         ({"id": "a", "messages": [TURN], "meta": [1]}, "'meta' must be an object"),
     ],

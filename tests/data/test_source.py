@@ -109,7 +109,10 @@ def test_memory_does_not_grow_with_what_the_rows_hold(tmp_path):
 
 
 def test_objects_of_a_json_array_without_loading_it(tmp_path, monkeypatch):
-    rows = [{"id": number, "text": 'brackets ]}{[ and "quotes" \\ ü ' * number, "deep": [{"a": [1]}]} for number in range(80)]
+    rows = [
+        {"id": number, "text": 'brackets ]}{[ and "quotes" \\ ü ' * number, "deep": [{"a": [1]}]}
+        for number in range(80)
+    ]
     for indent in (None, 2):
         path = tmp_path / "a.json"
         path.write_text(json.dumps(rows, indent=indent, ensure_ascii=False))

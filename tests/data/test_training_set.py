@@ -96,7 +96,9 @@ def test_a_skipped_sample_is_listed_and_has_no_weight(source, tmp_path):
         skipped = [entry for batch in batches for entry in batch["skipped"]]
         assert sorted({id for id, _ in skipped}) == ["s4", "s5"]
         assert all(f"(id '{id}')" in reason for id, reason in skipped)
-        labelled = {id for b in batches for id, labels in zip(b["ids"], b["labels"], strict=True) if (labels != -100).any()}
+        labelled = {
+            id for b in batches for id, labels in zip(b["ids"], b["labels"], strict=True) if (labels != -100).any()
+        }
         assert labelled == {f"s{number}" for number in range(11)} - {"s4", "s5"}
         assert all(len(batch["ids"]) == 2 for batch in batches)
 
@@ -137,7 +139,8 @@ def run():
     global batches  # still referred to when the process ends, as from a traceback
     dataset = TrainingSet(JsonlSource(sys.argv[1], None), unchanged, LetterTransform(), 0)
     batches = epoch_loader(dataset, [[[(0, True)]]] * 40, 0, LetterTransform(), num_workers=2)
-    next(batches)
+    for _ in range(10):  # until both workers have begun
+        next(batches)
     for worker in multiprocessing.active_children():
         os.kill(worker.pid, signal.SIGTERM)
         os.kill(worker.pid, signal.SIGINT)

@@ -23,7 +23,9 @@ def test_only_different_files_are_in_the_way(tmp_path):
     assert write_files(tmp_path / "out", files, overwrite=False) == []
     (tmp_path / "out/own.txt").write_text("mine")
     changed = {"a": b"1", "b": b"3", "manifest.json": b"n"}
-    with pytest.raises(DataError, match="already holds a different b; choose another output_dir, or set overwrite=true"):
+    with pytest.raises(
+        DataError, match="already holds a different b; choose another output_dir, or set overwrite=true"
+    ):
         write_files(tmp_path / "out", changed, overwrite=False, free=["manifest.json"])
     assert (tmp_path / "out/b").read_bytes() == b"2" and (tmp_path / "out/manifest.json").read_bytes() == b"m"
     assert write_files(tmp_path / "out", changed, overwrite=True) == ["b", "manifest.json"]

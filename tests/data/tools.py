@@ -49,7 +49,9 @@ def shuffle_letters(sample: Sample, rng: random.Random) -> Sample:
     """A sample transform that shows which generator it was given."""
     letters = list(sample.messages[-1].content)
     rng.shuffle(letters)
-    return Sample(sample.id, sample.images, (*sample.messages[:-1], Message("assistant", "".join(letters))), sample.meta)
+    return Sample(
+        sample.id, sample.images, (*sample.messages[:-1], Message("assistant", "".join(letters))), sample.meta
+    )
 
 
 def unchanged(sample: Sample, rng: random.Random) -> Sample:

@@ -13,8 +13,8 @@ from medtune.training import checkpoints
 from medtune.training.trainer import Trainer
 from tests.runs import kill_self, launch, losses, metrics, tiny, weights
 
-STEPS = {"objective": {"warmup_steps": 20}, "max_steps": 40, "save_every_steps": 3, "gradient_accumulation_steps": 2}
-BATCH = {"batch_size": 2}
+STEPS = {"objective": {"warmup_steps": 20}, "max_steps": 40, "save_every_steps": 4, "gradient_accumulation_steps": 2}
+BATCH = {"batch_size": 1}
 
 
 @pytest.fixture(scope="module")
@@ -65,7 +65,7 @@ def moments() -> list[tuple[str, Callable[[], None] | None]]:
     rng = random.Random(2)
     warmup = [("warm-up", die_in_accumulation(step)) for step in rng.sample(range(1, 20), 4)]
     tune = [("momentum", die_in_accumulation(step)) for step in rng.sample(range(20, 60), 5)]
-    saves = [("save", die_in_save(rng.randrange(20), rng.randrange(3))) for _ in range(6)]
+    saves = [("save", die_in_save(rng.randrange(15), rng.randrange(3))) for _ in range(6)]
     return [*warmup, *tune, *saves, *[("any", None)] * 5]
 
 
