@@ -10,7 +10,7 @@ from importlib.resources import files
 from typing import Any, Literal
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from medtune.data.reports import shuffle_response
 from medtune.data.sample import Message, Sample
@@ -97,8 +97,10 @@ class InstFree(Objective):
         self.warmup_learning_rate = warmup_learning_rate
         self.shuffle_separator, self.instruction = shuffle_separator, instruction
         self.chunk_tokens = chunk_tokens
-        self.proxy: nn.Module | None = None
+        self.proxy: ProxyInstruction | None = None
         self.averaging = False
+        self.last_t: Tensor
+        self.average: Tensor
 
     @property
     def has_proxy(self) -> bool:
@@ -116,8 +118,8 @@ class InstFree(Objective):
             self.register_buffer("average", self.proxy.weight.detach().clone())
 
     def parts(self) -> dict[str, list[str]]:
-        """The proxy is a part of its own, with its own learning rate."""
-        return {"proxy": ["proxy.weight"]} if self.has_proxy else {}
+        """The proxy is a part of its own, with its own learning rate; without one the part is empty."""
+        return {"proxy": ["proxy.weight"] if self.has_proxy else []}
 
     def stages(self, trainable: tuple[str, ...], epochs: int, steps: int | None) -> list[Stage]:
         """Warm-up of t with g frozen (lines 3-7 of Algorithm 1), then the joint stage (lines 9-14)."""

@@ -4,6 +4,7 @@ import hashlib
 import math
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -13,19 +14,17 @@ from torchtune.modules import TransformerCrossAttentionLayer, TransformerSelfAtt
 
 from medtune.config import instantiate
 from medtune.errors import ConfigError, ModelError
+from medtune.models.names import is_adapter_key
 from medtune.models.weights import load_weights
 from medtune.training.config import TrainConfig
 from medtune.training.parts import canonical
 from medtune.training.runtime import Runtime
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
-ADAPTER_MARKS = ("lora_a", "lora_b")
-
-
 Members = dict[str, list[str]]
 
 
-def build_model(config: TrainConfig, runtime: Runtime) -> tuple[nn.Module, Members]:
+def build_model(config: TrainConfig, runtime: Runtime) -> tuple[Any, Members]:
     """The model with its weights, frozen as a whole, before any wrapping for one process.
 
     Args:
@@ -49,14 +48,14 @@ def build_model(config: TrainConfig, runtime: Runtime) -> tuple[nn.Module, Membe
         loaded = set(state)
     with torch.no_grad():
         for name, parameter in model.named_parameters():
-            if is_adapter(name) and state_key(name) not in loaded:
+            if is_adapter_key(name) and state_key(name) not in loaded:
                 parameter.copy_(adapter_start(name, parameter, config.seed))
     return model, model.parts()
 
 
 def _load_base(model: nn.Module, state: dict[str, Tensor]) -> None:
     missing, unexpected = model.load_state_dict(state, strict=False)
-    absent = [name for name in missing if not is_adapter(name)]
+    absent = [name for name in missing if not is_adapter_key(name)]
     if absent or unexpected:
         raise ModelError(
             f"the checkpoint does not fit the model: {len(absent)} tensors missing (first: {absent[:3]}), "
@@ -64,7 +63,7 @@ def _load_base(model: nn.Module, state: dict[str, Tensor]) -> None:
         )
 
 
-def _build_sharded(config: TrainConfig, runtime: Runtime, dtype: torch.dtype) -> tuple[nn.Module, Members]:
+def _build_sharded(config: TrainConfig, runtime: Runtime, dtype: torch.dtype) -> tuple[Any, Members]:
     with training.set_default_dtype(dtype), torch.device("meta"):
         model = instantiate(config.model)
     members = model.parts()
@@ -77,7 +76,7 @@ def _build_sharded(config: TrainConfig, runtime: Runtime, dtype: torch.dtype) ->
     checkpoint_activations(model, config)
     shard(model)
     for name, placeholder in model.state_dict().items():
-        if is_adapter(name) and not (config.checkpoint and name in full):
+        if is_adapter_key(name) and not (config.checkpoint and name in full):
             full[name] = adapter_start(name, placeholder, config.seed)
     try:
         training.load_from_full_model_state_dict(model, full, runtime.device, strict=True)
@@ -124,11 +123,6 @@ def finish(model: nn.Module, config: TrainConfig, runtime: Runtime) -> None:
         checkpoint_activations(model, config)
     if config.compile:
         training.compile_model(model, verbose=False)
-
-
-def is_adapter(name: str) -> bool:
-    """Whether a parameter belongs to a LoRA adapter."""
-    return any(mark in name for mark in ADAPTER_MARKS)
 
 
 def state_key(name: str) -> str:

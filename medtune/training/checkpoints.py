@@ -1,7 +1,8 @@
 """Training checkpoints: safetensors and JSON, written aside and renamed, verified before they are read.
 
-A checkpoint is a folder ``step_00000120`` with ``model.safetensors`` (what may have changed), ``optimizer.safetensors``,
-``objective.safetensors``, ``state.json`` and, last, ``manifest.json`` with every file's size and sha256.
+A checkpoint is a folder ``step_00000120`` with ``model.safetensors`` (what may have changed),
+``optimizer.safetensors``, ``objective.safetensors``, ``state.json`` and, last, ``manifest.json`` with every file's size
+and sha256.
 """
 
 import hashlib
@@ -110,12 +111,22 @@ def load_checkpoint(path: Path) -> TrainingState:
     """Read a checkpoint that :func:`newest_checkpoint` found whole."""
     try:
         tensors = {name: load_file(path / f"{name}.safetensors") for name in TENSOR_FILES}
-        values = json.loads((path / "state.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError, SafetensorError) as error:
-        raise CheckpointError(
-            f"cannot read checkpoint {path}: {error}; delete the folder to use an earlier one"
-        ) from error
-    return TrainingState(**tensors, values=values)
+    except (OSError, SafetensorError) as error:
+        raise _unreadable(path, error) from error
+    return TrainingState(**tensors, values=load_values(path))
+
+
+def load_values(path: Path) -> dict[str, Any]:
+    """The plain values of a checkpoint, without its tensors."""
+    try:
+        values: dict[str, Any] = json.loads((path / "state.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise _unreadable(path, error) from error
+    return values
+
+
+def _unreadable(path: Path, error: Exception) -> CheckpointError:
+    return CheckpointError(f"cannot read checkpoint {path}: {error}; delete the folder to use an earlier one")
 
 
 def check_identity(path: Path, saved: dict[str, Any], current: dict[str, Any]) -> None:

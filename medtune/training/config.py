@@ -1,14 +1,14 @@
 """The config of a training run; one class for every training recipe."""
 
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal
 
 from medtune.config import Component
 
 PARTS = ("vision", "projection", "fusion", "decoder", "adapter")
 
 
-def key(default: object, help: str) -> object:  # noqa: A002 (the word that --help shows)
+def key(default: object, help: str) -> Any:
     """A config field with a default and a line of help."""
     if isinstance(default, dict | list):
         return field(default_factory=lambda: type(default)(default), metadata={"help": help})

@@ -3,6 +3,8 @@
 from collections.abc import Iterator
 from typing import Any
 
+import torch
+
 from medtune.config import Component, instantiate
 from medtune.data.batching import BatchPlan, split_step
 from medtune.data.preflight import Preflight, preflight
@@ -33,10 +35,10 @@ class DataFeed:
         runtime: Runtime,
         shuffle: bool = True,
     ) -> None:
-        self.source = instantiate(component)
         self.config, self.runtime, self.transform = config, runtime, transform
-        self.checked: Preflight = preflight(
-            self.source, transform, sample_transform, config.on_error, runtime.is_main, config.seed
+        self.source = runtime.together(lambda: instantiate(component))
+        self.checked: Preflight = runtime.by_main(
+            lambda: preflight(self.source, transform, sample_transform, config.on_error, seed=config.seed)
         )
         self.dataset = TrainingSet(self.source, sample_transform, transform, config.seed, config.on_error)
         self.plan = BatchPlan(
@@ -55,16 +57,26 @@ class DataFeed:
         return len(self.plan)
 
     def epoch(self, epoch: int, start_step: int = 0) -> Iterator[list[dict[str, Any]]]:
-        """This process's micro-batches, one list per optimizer step, from ``start_step`` on."""
+        """This process's micro-batches, one list per optimizer step, from ``start_step`` on.
+
+        Raises:
+            DataError: On every process, for a sample that one of them cannot use.
+        """
+        config, runtime = self.config, self.runtime
         shares = [
-            split_step(
-                step,
-                self.runtime.world,
-                self.runtime.rank,
-                self.config.gradient_accumulation_steps,
-                self.config.batch_size,
-            )
+            split_step(step, runtime.world, runtime.rank, config.gradient_accumulation_steps, config.batch_size)
             for step in self.plan.steps(epoch)
         ]
-        pin = self.runtime.device.type == "cuda"
-        return epoch_loader(self.dataset, shares, epoch, self.transform, self.config.num_workers, start_step, pin)
+        pin = runtime.device.type == "cuda"
+        batches = epoch_loader(self.dataset, shares, epoch, self.transform, config.num_workers, start_step, pin)
+        for _ in shares[start_step:]:
+            yield runtime.together(lambda: next(batches))
+
+
+def on_device(value: Any, device: torch.device) -> Any:
+    """A batch with its tensors moved, however deep; lists (ids) stay."""
+    if isinstance(value, torch.Tensor):
+        return value.to(device, non_blocking=True)
+    if isinstance(value, dict):
+        return {key: on_device(item, device) for key, item in value.items()}
+    return value

@@ -46,28 +46,26 @@ def set_rates(optimizer: Optimizer, factor: float) -> None:
         group["lr"] = group["base_lr"] * factor
 
 
-def scale_gradients(parts: TrainedParts, names: list[str], factor: float, world: int) -> None:
+def scale_gradients(trained: dict[str, nn.Parameter], own: set[str], factor: float, world: int) -> None:
     """Turn summed gradients into the gradient of the global mean.
 
     FSDP has averaged the model's gradients over processes; the objective's own parameters are whole on every process,
     so theirs are summed here.
 
     Args:
-        parts: Source of the parameters.
-        names: Trained parameters.
+        trained: Trained parameters by name.
+        own: Names of the objective's own among them.
         factor: One over the global weight (supervised tokens of the step).
         world: Number of processes.
     """
-    named, own = parts.named(), dict(parts.objective.named_parameters())
-    for name in names:
-        gradient = named[name].grad
+    for name, parameter in trained.items():
         if world > 1 and name in own:
-            if gradient is None:
-                gradient = named[name].grad = torch.zeros_like(named[name])
-            torch.distributed.all_reduce(gradient)
-            gradient.mul_(factor)
-        elif gradient is not None:
-            gradient.mul_(factor * world)
+            if parameter.grad is None:
+                parameter.grad = torch.zeros_like(parameter)
+            torch.distributed.all_reduce(parameter.grad)
+            parameter.grad.mul_(factor)
+        elif parameter.grad is not None:
+            parameter.grad.mul_(factor * world)
 
 
 def gradient_norm(parameters: list[nn.Parameter]) -> Tensor:
@@ -84,27 +82,25 @@ def gradient_norm(parameters: list[nn.Parameter]) -> Tensor:
     return torch.stack(squares).sum().sqrt() if squares else torch.zeros(())
 
 
-def clip_gradients(parameters: list[nn.Parameter], norm: Tensor, largest: float) -> None:
+def clip_gradients(parameters: list[nn.Parameter], norm: float, largest: float) -> None:
     """Scale all gradients so that their common norm is at most ``largest``."""
-    factor = torch.clamp(largest / (norm + 1e-6), max=1.0)
-    for parameter in parameters:
-        if parameter.grad is not None:
-            parameter.grad.mul_(factor.to(parameter.grad.dtype))
+    factor = largest / (norm + 1e-6)
+    if factor < 1.0:
+        for parameter in parameters:
+            if parameter.grad is not None:
+                parameter.grad.mul_(factor)
 
 
-def optimizer_tensors(optimizer: Optimizer, names: dict[int, str]) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """Optimizer state as whole CPU tensors and plain numbers, keyed ``parameter|key``.
-
-    A collective when parameters are sharded: call it on every process.
-    """
-    tensors: dict[str, Tensor] = {}
+def optimizer_state(optimizer: Optimizer, names: dict[int, str]) -> tuple[list[tuple[str, Tensor]], dict[str, Any]]:
+    """Optimizer state as tensors (sharded as their parameters are) and plain numbers, named ``parameter|key``."""
+    tensors: list[tuple[str, Tensor]] = []
     numbers: dict[str, Any] = {}
     for group in optimizer.param_groups:
         for parameter in group["params"]:
             for key, value in optimizer.state.get(parameter, {}).items():
                 name = f"{names[id(parameter)]}|{key}"
                 if isinstance(value, Tensor):
-                    tensors[name] = whole_cpu(value)
+                    tensors.append((name, value))
                 else:
                     numbers[name] = value
     return tensors, numbers
@@ -113,26 +109,22 @@ def optimizer_tensors(optimizer: Optimizer, names: dict[int, str]) -> tuple[dict
 def restore_optimizer(
     optimizer: Optimizer, names: dict[int, str], tensors: dict[str, Tensor], numbers: dict[str, Any]
 ) -> None:
-    """Put back what :func:`optimizer_tensors` took, onto any number of processes."""
-    state: dict[int, dict[str, Any]] = {}
-    index = 0
-    for group in optimizer.param_groups:
-        for parameter in group["params"]:
-            prefix = f"{names[id(parameter)]}|"
-            entry: dict[str, Any] = {k.removeprefix(prefix): v for k, v in numbers.items() if k.startswith(prefix)}
-            for key, value in ((k, v) for k, v in tensors.items() if k.startswith(prefix)):
-                entry[key.removeprefix(prefix)] = like(value, parameter)
-            if entry:
-                state[index] = entry
-            index += 1
-    template = optimizer.state_dict()
-    optimizer.load_state_dict({"state": state, "param_groups": template["param_groups"]})
+    """Put back what :func:`optimizer_state` named, onto any number of processes."""
+    saved: dict[str, dict[str, Any]] = {}
+    for name, value in [*numbers.items(), *tensors.items()]:
+        parameter_name, _, key = name.rpartition("|")
+        saved.setdefault(parameter_name, {})[key] = value
+    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    state = {
+        index: {key: _placed(value, parameter) for key, value in saved[names[id(parameter)]].items()}
+        for index, parameter in enumerate(parameters)
+        if names[id(parameter)] in saved
+    }
+    optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
 
 
-def whole_cpu(value: Tensor) -> Tensor:
-    """A tensor gathered from its shards, on the CPU, owning its memory."""
-    full = value.full_tensor() if isinstance(value, DTensor) else value
-    return full.detach().to("cpu", copy=True).contiguous()
+def _placed(value: Any, parameter: Tensor) -> Any:
+    return like(value, parameter) if isinstance(value, Tensor) else value
 
 
 def like(value: Tensor, parameter: Tensor) -> Tensor:

@@ -52,11 +52,13 @@ class TrainedParts:
 
     def train_only(self, parts: Iterable[str]) -> None:
         """Make exactly these parts trainable; everything else is frozen."""
-        wanted = set(self.select(parts))
-        for _ in unsharded_and_sharded(self.model):
-            for name, parameter in self.named().items():
+        wanted = {name for part in self.known(parts) for name in self.members[part]}
+        for prefix, module in _unsharded_one_by_one(self.model):
+            for name, parameter in module.named_parameters(prefix):
                 if parameter.is_floating_point():
-                    parameter.requires_grad_(name in wanted)
+                    parameter.requires_grad_(canonical(name) in wanted)
+        for name, parameter in self.objective.named_parameters():
+            parameter.requires_grad_(name in wanted)
 
     def table(self, parts: Iterable[str]) -> str:
         """Parts with their total, trainable and frozen parameters, as text."""
@@ -72,19 +74,19 @@ class TrainedParts:
         return "\n".join(lines)
 
 
-def unsharded_and_sharded(model: nn.Module) -> Iterator[None]:
-    """Visit the model once with whole parameters (when FSDP shards it) and once as it rests.
+def _unsharded_one_by_one(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
+    """Visit each unit of FSDP while its parameters are whole, then the model as it rests.
 
-    FSDP keeps two sets of parameters; a flag such as ``requires_grad`` must be set on both.
+    FSDP keeps two sets of parameters, and a flag such as ``requires_grad`` must be set on both. One unit at a time is
+    gathered, since a GPU may not hold the whole model.
     """
-    shards = [module for module in model.modules() if isinstance(module, FSDPModule)]
-    if shards and not any(p.is_meta for p in model.parameters()):
-        for module in shards:
-            module.unshard()
-        yield
-        for module in shards:
-            module.reshard()
-    yield
+    if not any(p.is_meta for p in model.parameters()):
+        for prefix, module in model.named_modules():
+            if isinstance(module, FSDPModule):
+                module.unshard()
+                yield prefix, module
+                module.reshard()
+    yield "", model
 
 
 class GradientWatch:

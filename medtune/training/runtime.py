@@ -1,15 +1,19 @@
 """Where a run happens: one process is a world of one, torchrun's processes are one world."""
 
 import os
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
+from torch.distributed.tensor import DTensor
 
-from medtune.errors import ConfigError
+from medtune.errors import ConfigError, MedtuneError
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -28,7 +32,7 @@ class Runtime:
             device: ``auto`` (cuda where there is one), ``cpu`` or ``cuda``.
 
         Raises:
-            ConfigError: If cuda is asked for and absent.
+            ConfigError: If cuda is asked for and absent, or the machine has fewer GPUs than processes.
         """
         if device == "auto":
             device = "cuda" if torch.cuda.is_available() else "cpu"
@@ -37,11 +41,17 @@ class Runtime:
                 "device: cuda was asked for, but torch sees no GPU; set device=cpu or see `medtune doctor`"
             )
         world, rank = int(os.environ.get("WORLD_SIZE", 1)), int(os.environ.get("RANK", 0))
-        place = torch.device(device, int(os.environ.get("LOCAL_RANK", 0))) if device == "cuda" else torch.device("cpu")
+        place = torch.device(device)
         if device == "cuda":
+            place = torch.device(device, int(os.environ.get("LOCAL_RANK", 0)))
+            if place.index >= torch.cuda.device_count():
+                raise ConfigError(
+                    f"device: process {place.index} finds {torch.cuda.device_count()} GPUs here; "
+                    "start as many processes as there are GPUs (--nproc_per_node)"
+                )
             torch.cuda.set_device(place)
         if world > 1 and not dist.is_initialized():
-            # Rank 0 may look through a large data set before the first collective.
+            # The first process looks through a large data set while the others wait.
             dist.init_process_group("nccl" if device == "cuda" else "gloo", timeout=timedelta(hours=2))
         return Runtime(place, world, rank)
 
@@ -63,6 +73,39 @@ class Runtime:
         gathered: list[Any] = [None] * self.world
         dist.all_gather_object(gathered, value)
         return gathered
+
+    def collect(self, tensors: Iterable[tuple[str, Tensor]]) -> dict[str, Tensor]:
+        """Whole copies on the CPU of the first process, gathered from their shards one by one; empty elsewhere."""
+        kept = {}
+        for name, value in tensors:
+            full = value.full_tensor() if isinstance(value, DTensor) else value
+            if self.is_main:
+                kept[name] = full.detach().to("cpu", copy=True).contiguous()
+        return kept
+
+    def together(self, work: Callable[[], T]) -> T:
+        """Do ``work`` on this process; an error that a user can mend, on any process, is raised on all.
+
+        Without it the others would wait in their next collective for a process that has gone.
+        """
+        if self.world == 1:
+            return work()
+        error: MedtuneError | None = None
+        result: Any = None
+        try:
+            result = work()
+        except MedtuneError as raised:
+            error = raised
+        if self.sum(torch.tensor(float(error is not None), device=self.device)).item():
+            found = self.gather((type(error), str(error)) if error else None)
+            kind, message = next(entry for entry in found if entry)
+            raise kind(message) from error
+        return result
+
+    def by_main(self, work: Callable[[], T]) -> T:
+        """What the first process finds (it must be picklable), on every process; its error too."""
+        found = self.gather(self.together(lambda: work() if self.is_main else None))
+        return found[0]
 
     def barrier(self) -> None:
         """Wait for all."""

@@ -31,8 +31,7 @@ class Telemetry:
         if not active:
             return
         path = folder / "metrics.jsonl"
-        kept = _lines_up_to(path, done)
-        path.write_text("".join(f"{line}\n" for line in kept), encoding="utf-8")
+        _keep_lines_up_to(path, done)
         self.file = path.open("a", encoding="utf-8")
         self.loggers = [instantiate(logger) for logger in loggers]
         for logger in self.loggers:
@@ -79,15 +78,16 @@ class Telemetry:
                 logger.close()
 
 
-def _lines_up_to(path: Path, step: int) -> list[str]:
-    """Lines of an earlier start that belong to steps already done; a torn last line is dropped."""
+def _keep_lines_up_to(path: Path, step: int) -> None:
+    """Drop an earlier start's lines of steps that are to be done again, and a torn last line."""
     kept: list[str] = []
-    if step == 0 or not path.is_file():
-        return kept
-    for line in path.read_text(encoding="utf-8").splitlines():
-        try:
-            if json.loads(line)["step"] <= step:
-                kept.append(line)
-        except (ValueError, KeyError):
-            continue
-    return kept
+    if step and path.is_file():
+        for line in path.read_text(encoding="utf-8").splitlines():
+            try:
+                if json.loads(line)["step"] <= step:
+                    kept.append(f"{line}\n")
+            except (ValueError, KeyError):
+                continue
+    aside = path.with_name(f".{path.name}.writing")
+    aside.write_text("".join(kept), encoding="utf-8")
+    aside.replace(path)

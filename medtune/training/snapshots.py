@@ -1,0 +1,107 @@
+"""A run's checkpoints: what goes in, whether one belongs to this run, and putting it back."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from medtune.config import to_plain
+from medtune.errors import CheckpointError
+from medtune.training import checkpoints, optimization
+from medtune.training.building import base_fingerprint
+from medtune.training.checkpoints import TrainingState
+from medtune.training.config import TrainConfig
+from medtune.training.data import DataFeed
+from medtune.training.runtime import Runtime
+
+
+def identity(config: TrainConfig, feed: DataFeed) -> dict[str, Any]:
+    """What must be equal for a checkpoint to be continued."""
+    return {
+        "model": to_plain(config.model),
+        "base": base_fingerprint(config.checkpoint),
+        "objective": to_plain(config.objective),
+        "data": feed.source.fingerprint(),
+        "trainable": config.trainable,
+        "optimizer": config.optimizer.path,
+        "seed": config.seed,
+        "dtype": config.dtype,
+        "global_batch": feed.plan.global_batch,
+    }
+
+
+class Snapshots:
+    """The checkpoints of one run.
+
+    Args:
+        config: ``output_dir``, ``keep_checkpoints`` and ``resume`` are read.
+        runtime: The first process looks for checkpoints and writes them; all of them call.
+        run_identity: See :func:`identity`.
+    """
+
+    def __init__(self, config: TrainConfig, runtime: Runtime, run_identity: dict[str, Any]) -> None:
+        self.folder = Path(config.output_dir) / "checkpoints"
+        self.config, self.runtime, self.identity = config, runtime, run_identity
+
+    def newest(self, warn: Callable[[str], None]) -> tuple[Path, TrainingState] | None:
+        """The checkpoint to continue, or None for a new run.
+
+        Raises:
+            CheckpointError: If it belongs to another run, or ``resume`` forbids what is there.
+        """
+        path = self.runtime.by_main(lambda: self._chosen(warn))
+        return (path, checkpoints.load_checkpoint(path)) if path else None
+
+    def _chosen(self, warn: Callable[[str], None]) -> Path | None:
+        path = checkpoints.newest_checkpoint(self.folder, warn)
+        if path is None:
+            if self.config.resume == "must":
+                raise CheckpointError(f"resume=must, but {self.folder} holds no whole checkpoint")
+            return None
+        if self.config.resume == "never":
+            raise CheckpointError(
+                f"{self.folder.parent} already holds a run ({path.name}); set another output_dir or resume=auto"
+            )
+        checkpoints.check_identity(path, checkpoints.load_values(path)["identity"], self.identity)
+        return path
+
+    def save(
+        self, parameters: dict[str, nn.Parameter], optimizer: Optimizer, objective: nn.Module, values: dict[str, Any]
+    ) -> None:
+        """Write everything that may have changed so far. A collective.
+
+        Args:
+            parameters: The model's, by name; the objective's travel in its state dict.
+            optimizer: Its state is saved by parameter name.
+            objective: Whole on every process.
+            values: Plain values; ``step`` names the checkpoint.
+        """
+        model = self.runtime.collect(parameters.items())
+        names = {id(p): name for name, p in [*parameters.items(), *objective.named_parameters()]}
+        state, numbers = optimization.optimizer_state(optimizer, names)
+        tensors = self.runtime.collect(state)
+        if self.runtime.is_main:
+            values = {**values, "optimizer_numbers": numbers, "identity": self.identity, "world": self.runtime.world}
+            own = self.runtime.collect(objective.state_dict().items())
+            checkpoints.save_checkpoint(
+                self.folder, TrainingState(model, tensors, own, values), self.config.keep_checkpoints
+            )
+        self.runtime.barrier()
+
+
+def put_back(path: Path, saved: dict[str, Tensor], named: dict[str, nn.Parameter], device: torch.device) -> None:
+    """Copy saved parameters into the model's.
+
+    Raises:
+        CheckpointError: If the model has no such parameter.
+    """
+    for name, value in saved.items():
+        if name not in named or named[name].shape != value.shape:
+            raise CheckpointError(
+                f"checkpoint {path}: the model has no parameter {name} of shape {tuple(value.shape)}"
+            )
+        with torch.no_grad():
+            named[name].copy_(optimization.like(value.to(device), named[name]))

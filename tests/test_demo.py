@@ -1,0 +1,58 @@
+"""The demo end to end, with two steps of tuning: without real data it renders its own and says so."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from medtune import demo
+
+SHORT = ["max_steps=2", "objective.warmup_steps=1", "batch_size=4"]
+
+
+@pytest.fixture
+def short(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A demo of seconds."""
+    shortened = [(name, title, None if changes is None else changes + SHORT) for name, title, changes in demo.VARIANTS]
+    monkeypatch.setattr(demo, "VARIANTS", shortened)
+    for name, value in (("TRAIN", 12), ("TEST_CELLS", 2), ("PER_ATTRIBUTE", 1)):
+        monkeypatch.setattr(demo, name, value)
+
+
+def check(folder: Path, printed: str) -> dict:
+    """The report, the table and the combined results are there; returns the last."""
+    assert f"report: {(folder / 'report.html').resolve()}" in printed
+    results = json.loads((folder / "results.json").read_text(encoding="utf-8"))
+    assert [run["name"] for run in results["runs"]] == ["untuned base", "FT", "InstFree", "InstFree w/ RS"]
+    for run in results["runs"]:
+        assert run["name"] in printed
+        assert set(run["protocols"]) == {"multiple_choice", "letter_likelihood", "open", "yes_no"}
+        accuracy = run["protocols"]["open"]["overall"]["accuracy_macro"]
+        assert accuracy["n"] > 0 and len(accuracy["interval"]) == 2
+        assert run["protocols"]["open"]["swapped"] and run["retention"]["composite"]["n"] > 0
+    return results
+
+
+def test_without_real_data_it_renders_its_own(
+    short: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("MEDTUNE_DATA", str(tmp_path / "nothing"))
+    folder = tmp_path / "demo"
+    assert demo.main(["--output-dir", str(folder)]) == 0
+    printed = capfd.readouterr().out
+    assert "Synthetic cells rendered by medtune" in printed
+    check(folder, printed)
+    page = (folder / "report.html").read_text(encoding="utf-8")
+    assert "Synthetic cells" in page and "data:image" in page and "http://" not in page.replace("http://www.w3.org", "")
+    assert "tune run medtune/recipes/instfree.py" in (folder / "commands.txt").read_text(encoding="utf-8")
+    assert demo.main(["--output-dir", str(folder)]) == 0, "a finished demo can be run again"
+
+
+def test_with_real_data_it_takes_them(
+    short: None, medtune_data: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    folder = tmp_path / "demo"
+    assert demo.main(["--output-dir", str(folder)]) == 0
+    printed = capfd.readouterr().out
+    assert "Real white blood cells of WBCAtt" in printed
+    check(folder, printed)
