@@ -4,4 +4,9 @@ Nothing is imported here on purpose: ``medtune --help`` has to answer at once, a
 submodules (``from medtune.data.sample import Sample``).
 """
 
+import logging
+
 __version__ = "0.1.0"
+
+# torchao says on import that its compiled kernels were built for another torch. Nothing here uses them.
+logging.getLogger("torchao").addFilter(lambda record: "Skipping import of cpp extensions" not in record.getMessage())

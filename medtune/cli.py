@@ -1,4 +1,4 @@
-"""The ``medtune`` command: ``ls``, ``cp``, ``plan``, ``doctor`` and ``report``.
+"""The ``medtune`` command: ``ls``, ``cp``, ``plan``, ``doctor``, ``export`` and ``report``.
 
 It only reads arguments. Each command imports what it needs when it runs, so that ``medtune --help`` answers at once.
 Training, prediction and evaluation are recipes, launched by ``tune run medtune/recipes/NAME.py --config NAME``.
@@ -47,6 +47,13 @@ def _doctor(_: argparse.Namespace) -> int:
     return 1 if any(finding.status == "FAIL" for finding in findings) else 0
 
 
+def _export(arguments: argparse.Namespace) -> int:
+    from medtune.export import export
+
+    export(arguments.source, arguments.to, arguments.out, base=arguments.base, force=arguments.force)
+    return 0
+
+
 def _report(arguments: argparse.Namespace) -> int:
     from medtune.data.images import ImageRoot
     from medtune.reporting.report import write_report
@@ -90,6 +97,14 @@ def parser() -> argparse.ArgumentParser:
 
     doctor = commands.add_parser("doctor", help="check versions, devices, disk and data, and say what mends them")
     doctor.set_defaults(run=_doctor)
+
+    export = commands.add_parser("export", help="write a run's weights: merged, or as a PEFT adapter")
+    export.add_argument("source", type=Path, metavar="RUN_OR_CHECKPOINT", help="output_dir of a run, or its step_N")
+    export.add_argument("--to", required=True, choices=("hf", "peft", "torchtune"), help="what is written")
+    export.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder to write")
+    export.add_argument("--base", metavar="DIR", help="base weights, where the run's config no longer names them")
+    export.add_argument("-f", "--force", action="store_true", help="replace an earlier export")
+    export.set_defaults(run=_export)
 
     report = commands.add_parser("report", help="one self-contained HTML page of evaluated runs")
     report.add_argument("runs", nargs="+", type=Path, help="folders of runs, each with its results")

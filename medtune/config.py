@@ -105,7 +105,7 @@ def load_config(name_or_path: str, config_class: type[ConfigT], overrides: Seque
         raise
     if not isinstance(plain, dict):
         raise ConfigError(f"{path}: a config is a mapping of keys to values")
-    return build(config_class, plain, where=str(path))
+    return build(config_class, {str(key): value for key, value in plain.items()}, where=str(path))
 
 
 def _apply_override(tree: Any, override: str) -> None:
@@ -119,11 +119,23 @@ def _apply_override(tree: Any, override: str) -> None:
     key, separator, text = override.partition("=")
     if not separator or not key:
         raise ConfigError(f"override {override!r} is not of the form key=value")
-    value = OmegaConf.create(f"value: {text}").value if text.strip() else None
+    value = _override_value(text)
     current = OmegaConf.select(tree, key)
     if isinstance(value, str) and OmegaConf.is_dict(current) and "_component_" in current:
         key = f"{key}._component_"
     OmegaConf.update(tree, key, value, force_add=True)
+
+
+def _override_value(text: str) -> Any:
+    """The text of an override as YAML; what is no YAML, such as a lone comma, stands for itself."""
+    if not text.strip():
+        return None
+    try:
+        return OmegaConf.create(f"value: {text}").value
+    except Exception as error:
+        if type(error).__module__.startswith("yaml"):
+            return text
+        raise
 
 
 def build(config_class: type[ConfigT], values: Mapping[str, Any], where: str) -> ConfigT:
@@ -296,7 +308,13 @@ def recipe(config_class: type[ConfigT]) -> Callable[[Callable[[ConfigT], Any]], 
 
 
 def _help(main: Callable[..., Any], config_class: type) -> str:
-    lines = [inspect.getdoc(inspect.getmodule(main)) or "", "", "usage: --config NAME_OR_PATH [key=value ...]", "", "keys:"]
+    lines = [
+        inspect.getdoc(inspect.getmodule(main)) or "",
+        "",
+        "usage: --config NAME_OR_PATH [key=value ...]",
+        "",
+        "keys:",
+    ]
     for field in dataclasses.fields(config_class):
         if field.default is not dataclasses.MISSING:
             default = f" (default {field.default!r})"

@@ -1,7 +1,7 @@
 """InstFree: tuning on image-report pairs without instructions (momentum proxy instruction, response shuffling).
 
-    tune run medtune/recipes/instfree.py --config instfree/mini
-    tune run --nproc_per_node 4 medtune/recipes/instfree.py --config instfree/llama3_2_vision_11b_distributed
+tune run medtune/recipes/instfree.py --config instfree/mini
+tune run --nproc_per_node 4 medtune/recipes/instfree.py --config instfree/llama3_2_vision_11b_distributed
 """
 
 from medtune.config import recipe

@@ -9,6 +9,7 @@ seed. The same inputs and options give the same bytes. ``dry_run=true`` prints t
 import hashlib
 import platform
 import sys
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -18,9 +19,12 @@ from tqdm import tqdm
 from medtune import __version__
 from medtune.config import Component, instantiate, recipe
 from medtune.data.images import ImageRoot
-from medtune.data.writing import json_bytes, jsonl_bytes, sha256, write_files
+from medtune.data.sample import Sample
+from medtune.data.writing import Content, file_sha256, json_bytes, jsonl_lines, sha256, write_files
 from medtune.datasets.prepared import Prepared
 from medtune.errors import DataError
+
+_REMEMBERED = 4096  # images whose check is not repeated: reports and questions name one image close together
 
 
 @dataclass
@@ -37,71 +41,114 @@ class PrepareConfig:
     dry_run: bool = field(default=False, metadata={"help": "print the counts and write nothing"})
 
 
-def unusable_images(prepared: Prepared, image_root: str) -> dict[str, str]:
-    """Return the reason for each image that is missing or does not begin like one."""
-    root = ImageRoot(image_root)
-    reasons = {}
-    for image, id in tqdm(list(prepared.images()), desc="check images", unit="image", leave=False):
+class ImageCheck:
+    """Finds the images that are missing or do not begin like one; it remembers these, and otherwise only a few.
+
+    Args:
+        name: of the data set, for messages.
+        image_root: folder or ``.tar`` of the images; None lets every sample pass.
+    """
+
+    def __init__(self, name: str, image_root: str | None) -> None:
+        self.name = name
+        self.root = ImageRoot(image_root) if image_root else None
+        self.reasons: dict[str, str] = {}
+        self._recent: dict[str, None] = {}
+
+    def usable(self, sample: Sample) -> bool:
+        """Return whether all images of a sample can be used; the reasons against it are kept."""
+        for image in sample.images:
+            if self.root is not None and image not in self._recent:
+                self._check(self.root, image, sample.id)
+        return not self.reasons.keys() & set(sample.images)
+
+    def _check(self, root: ImageRoot, image: str, id: str) -> None:
+        self._recent[image] = None
+        if len(self._recent) > _REMEMBERED:
+            del self._recent[next(iter(self._recent))]
         try:
-            root.size(image, f"{prepared.name} (id {id!r})")
+            root.size(image, f"{self.name} (id {id!r})")
         except DataError as error:
-            reasons[image] = str(error)
-    return reasons
+            self.reasons.setdefault(image, str(error))
 
 
-def without(prepared: Prepared, reasons: dict[str, str]) -> dict[str, list[str]]:
-    """Drop the samples of unusable images from the splits; return their ids, by split."""
-    dropped = {}
-    for name, samples in prepared.splits.items():
-        dropped[name] = [sample.id for sample in samples if reasons.keys() & set(sample.images)]
-        prepared.splits[name] = [sample for sample in samples if not reasons.keys() & set(sample.images)]
-    return {name: ids for name, ids in dropped.items() if ids}
+@dataclass
+class Survey:
+    """What a first pass over a split finds, so that nothing is written before everything is known.
+
+    Attributes:
+        count: samples whose images can be used.
+        dropped: ids of the others.
+        content: the split's file.
+    """
+
+    count: int
+    dropped: list[str]
+    content: Content
 
 
-def manifest(prepared: Prepared, files: dict[str, bytes], dropped: dict[str, list[str]]) -> dict[str, Any]:
+def survey(split: str, samples: Iterable[Sample], check: ImageCheck) -> Survey:
+    """Read a split once and keep none of its samples, so that it may be larger than the memory."""
+    count, size, dropped, digest = 0, 0, [], hashlib.sha256()
+    for sample in tqdm(samples, desc=f"read {split}", unit="sample", leave=False):
+        if not check.usable(sample):
+            dropped.append(sample.id)
+            continue
+        for line in jsonl_lines([sample]):
+            digest.update(line)
+            size += len(line)
+        count += 1
+
+    def blocks() -> Iterator[bytes]:
+        return jsonl_lines(sample for sample in samples if not check.reasons.keys() & set(sample.images))
+
+    return Survey(count, dropped, Content(size, digest.hexdigest(), blocks))
+
+
+def manifest(prepared: Prepared, surveys: dict[str, Survey], tables: dict[str, bytes]) -> dict[str, Any]:
     """Return what the output is made of, without a path or a date, so that it can be compared between machines."""
-    inputs = {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in prepared.inputs.values()}
+    outputs = {f"{name}.jsonl": found.content.digest for name, found in surveys.items()}
     return {
         "dataset": prepared.name,
         "options": prepared.options,
-        "counts": prepared.counts(),
+        "counts": {name: found.count for name, found in surveys.items()},
         **prepared.summary,
-        "skipped": dropped,
-        "inputs": inputs,
-        "outputs": {name: sha256(data) for name, data in files.items()},
+        "skipped": {name: found.dropped for name, found in surveys.items() if found.dropped},
+        "inputs": {path.name: file_sha256(path) for path in prepared.inputs.values()},
+        "outputs": outputs | {name: sha256(data) for name, data in tables.items()},
         "versions": {"medtune": __version__, "python": platform.python_version()},
     }
 
 
-def report_counts(prepared: Prepared, dropped: dict[str, list[str]]) -> None:
+def report_counts(surveys: dict[str, Survey]) -> None:
     """Print the number of samples of each split, and of those left out."""
-    for name, count in prepared.counts().items():
-        left_out = f"  ({len(dropped[name])} left out: image missing or unreadable)" if name in dropped else ""
-        print(f"{name:14} {count:7,}{left_out}")
+    for name, found in surveys.items():
+        left_out = f"  ({len(found.dropped)} left out: image missing or unreadable)" if found.dropped else ""
+        print(f"{name:14} {found.count:7,}{left_out}")
 
 
 @recipe(PrepareConfig)
 def main(config: PrepareConfig) -> None:
     """Prepare a data set."""
     prepared: Prepared = instantiate(config.data)
-    reasons = unusable_images(prepared, config.image_root) if config.image_root else {}
-    if reasons and config.on_error == "raise":
+    check = ImageCheck(prepared.name, config.image_root)
+    surveys = {name: survey(name, samples, check) for name, samples in prepared.splits.items()}
+    if check.reasons and config.on_error == "raise":
         raise DataError(
-            f"{len(reasons)} images cannot be used; the first: {next(iter(reasons.values()))}\n"
+            f"{len(check.reasons)} images cannot be used; the first: {next(iter(check.reasons.values()))}\n"
             "Correct image_root, or set on_error=skip to leave their samples out."
         )
-    dropped = without(prepared, reasons)
-    report_counts(prepared, dropped)
-    if not any(prepared.splits.values()):
+    report_counts(surveys)
+    if not any(found.count for found in surveys.values()):
         raise DataError(f"No sample is left: none of the images is in {config.image_root}.")
     if config.dry_run:
         print("dry run: nothing was written")
         return
-    files = {f"{name}.jsonl": jsonl_bytes(samples) for name, samples in prepared.splits.items()}
-    files |= {f"{name}.json": json_bytes(table) for name, table in prepared.tables.items()}
-    described = files | {"manifest.json": json_bytes(manifest(prepared, files, dropped))}
+    tables = {f"{name}.json": json_bytes(table) for name, table in prepared.tables.items()}
+    files: dict[str, bytes | Content] = {f"{name}.jsonl": found.content for name, found in surveys.items()}
+    files |= tables | {"manifest.json": json_bytes(manifest(prepared, surveys, tables))}
     folder = Path(config.output_dir).expanduser()
-    written = write_files(folder, described, config.overwrite, free=["manifest.json"])
+    written = write_files(folder, files, config.overwrite, free=["manifest.json"])
     print(f"wrote {', '.join(written)} to {folder}" if written else f"{folder} already holds exactly this")
 
 

@@ -1,7 +1,7 @@
 """Visual instruction tuning on conversations: full, LoRA or QLoRA, one process or many.
 
-    tune run medtune/recipes/sft.py --config sft/mini
-    tune run --nproc_per_node 4 medtune/recipes/sft.py --config sft/llama3_2_vision_11b_lora_distributed
+tune run medtune/recipes/sft.py --config sft/mini
+tune run --nproc_per_node 4 medtune/recipes/sft.py --config sft/llama3_2_vision_11b_lora_distributed
 """
 
 from medtune.config import recipe

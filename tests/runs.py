@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 from medtune.config import build
 from medtune.training.config import TrainConfig
 
-TINY = {
+TINY: dict[str, Any] = {
     "model": {
         "_component_": "medtune.models.mini.mini_vlm",
         "vocab_size": 1024,
@@ -55,21 +55,38 @@ TINY = {
     "export": "torchtune",
     "seed": 11,
 }
+CELLS = "medtune.datasets.cells.rendered_cells_dataset"
+SFT: dict[str, Any] = {
+    "objective": {"_component_": "medtune.objectives.SFT", "chunk_tokens": 0},
+    "learning_rates": {},
+    "dataset": {**TINY["dataset"], "kind": "instructions"},
+}
+"""Changes that make the run plain visual instruction tuning."""
+LORA = {
+    **TINY["model"],
+    "_component_": "medtune.models.mini.lora_mini_vlm",
+    "lora_attn_modules": ["q_proj", "v_proj", "output_proj"],
+    "apply_lora_to_mlp": True,
+    "lora_rank": 2,
+    "lora_alpha": 8,
+}
 SGD = {"_component_": "torch.optim.SGD", "lr": 0.05, "momentum": 0.9}
 
 
 def tiny(folder: Path, **changes: Any) -> TrainConfig:
-    """A tiny InstFree run into ``folder``; dicts in ``changes`` are merged one level deep."""
+    """A tiny InstFree run into ``folder``; dicts in ``changes`` are merged one level deep, an empty one replaces."""
     values = json.loads(json.dumps(TINY))
     for key, value in changes.items():
-        merge = isinstance(value, dict) and isinstance(values.get(key), dict)
+        merge = isinstance(value, dict) and value and isinstance(values.get(key), dict)
         same = merge and value.get("_component_") in (None, values[key].get("_component_"))
         values[key] = {**values[key], **value} if same else value
     values["transform"]["path"] = str(Path(__file__).parents[1] / "medtune" / "assets" / "mini_tokenizer")
     return build(TrainConfig, {"output_dir": str(folder), **values}, "test")
 
 
-def launch(config: TrainConfig, world: int = 1, harm: Callable[[], None] | None = None, kill_after: float | None = None) -> list[int]:
+def launch(
+    config: TrainConfig, world: int = 1, harm: Callable[[], None] | None = None, kill_after: float | None = None
+) -> list[int]:
     """Run a config in ``world`` forked processes.
 
     Args:
@@ -141,6 +158,24 @@ def largest_difference(first: dict[str, torch.Tensor], second: dict[str, torch.T
     """Largest absolute difference over tensors of the same names."""
     assert first.keys() == second.keys()
     return max((first[k].double() - second[k].double()).abs().max().item() for k in first)
+
+
+def die_at(step: int) -> Callable[[], None]:
+    """Make a run end, with status 9 and without a word, when it begins this step."""
+
+    def harm() -> None:
+        from medtune.training.trainer import Trainer
+
+        original = Trainer._optimizer_step
+
+        def instead(self: Trainer, batches: list) -> int:
+            if self.step == step:
+                os._exit(9)
+            return original(self, batches)
+
+        Trainer._optimizer_step = instead  # type: ignore[method-assign]
+
+    return harm
 
 
 def kill_self() -> None:

@@ -6,15 +6,18 @@ from pathlib import Path
 import pytest
 
 from medtune import demo
+from medtune.config import load_config
+from medtune.errors import MedtuneError
+from medtune.sweep import SweepConfig, run_sweep
 
-SHORT = ["max_steps=2", "objective.warmup_steps=1", "batch_size=4"]
+SHORT = "train_overrides=[max_steps=2,objective.warmup_steps=1,batch_size=4]"
 
 
 @pytest.fixture
 def short(monkeypatch: pytest.MonkeyPatch) -> None:
     """A demo of seconds."""
-    shortened = [(name, title, None if changes is None else changes + SHORT) for name, title, changes in demo.VARIANTS]
-    monkeypatch.setattr(demo, "VARIANTS", shortened)
+    prepare = demo.prepare
+    monkeypatch.setattr(demo, "prepare", lambda folder: [*prepare(folder), SHORT])
     for name, value in (("TRAIN", 12), ("TEST_CELLS", 2), ("PER_ATTRIBUTE", 1)):
         monkeypatch.setattr(demo, name, value)
 
@@ -56,3 +59,24 @@ def test_with_real_data_it_takes_them(
     printed = capfd.readouterr().out
     assert "Real white blood cells of WBCAtt" in printed
     check(folder, printed)
+
+
+def test_seeds_are_averaged_and_a_failing_variant_is_named(
+    short: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MEDTUNE_DATA", str(tmp_path / "nothing"))
+    folder = tmp_path / "sweep"
+    folder.mkdir()
+    two = "variants=[{name: base, title: base},{name: tuned, title: tuned, train: []}]"
+    overrides = [*demo.prepare(folder), two, "seeds=[3,4]"]
+    run_sweep(load_config("sweep/mini_wbcatt", SweepConfig, overrides))
+    seeds = json.loads((folder / "seeds.json").read_text(encoding="utf-8"))
+    spread = seeds["tuned"]["open/accuracy_macro"]
+    assert spread["seeds"] == 2 and spread["mean"] == pytest.approx(sum(spread["values"]) / 2)
+    assert seeds["base"]["open/accuracy_macro"]["deviation"] is None
+    assert {path.name for path in folder.glob("tuned_seed*")} == {"tuned_seed3", "tuned_seed4"}
+
+    wrong = load_config("sweep/mini_wbcatt", SweepConfig, [*overrides, "train_overrides=[max_stepz=2]", "seeds=[5]"])
+    with pytest.raises(MedtuneError, match=r"tuned: the instfree step ended with status 2; see .*logs"):
+        run_sweep(wrong)
+    assert "did you mean 'max_steps'" in (folder / "logs" / "tuned.log").read_text(encoding="utf-8")

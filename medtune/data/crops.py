@@ -1,6 +1,7 @@
-"""Sources whose images are cut to their centre, for data sets whose subject stands in the middle of a wide picture."""
+"""Sources whose images are cut to their centre, or framed to a square without losing their shape."""
 
 import hashlib
+from abc import ABC, abstractmethod
 
 from PIL import Image
 
@@ -16,7 +17,64 @@ def central_box(width: int, height: int, share: float) -> tuple[int, int, int, i
     return left, upper, left + kept_width, upper + kept_height
 
 
-class CenterCropped:
+def padded_box(width: int, height: int, side: int) -> tuple[int, int, int, int]:
+    """Return left, upper, right, lower of an image that is fitted into a square and centred there, in pixels."""
+    ratio = min(side / width, side / height)
+    fitted_width, fitted_height = max(1, int(width * ratio)), max(1, int(height * ratio))
+    left, upper = (side - fitted_width) // 2, (side - fitted_height) // 2
+    return left, upper, left + fitted_width, upper + fitted_height
+
+
+class ChangedImages(ABC):
+    """A source whose images are cut or framed as they are opened; all else is the source's own.
+
+    Args:
+        source: the samples.
+    """
+
+    def __init__(self, source: SampleSource) -> None:
+        self.source = source
+        self.name = source.name
+
+    @abstractmethod
+    def change(self, image: Image.Image) -> Image.Image:
+        """Return the image that is handed on."""
+
+    @abstractmethod
+    def changed_size(self, width: int, height: int) -> tuple[int, int]:
+        """Return width and height of the image that is handed on."""
+
+    @property
+    @abstractmethod
+    def change_key(self) -> str:
+        """What decides the change, for the fingerprint."""
+
+    def __len__(self) -> int:
+        """Return the number of samples."""
+        return len(self.source)
+
+    def __getitem__(self, index: int) -> Sample:
+        """Return a sample."""
+        return self.source[index]
+
+    def open_images(self, sample: Sample) -> list[Image.Image]:
+        """Decode a sample's images and change them."""
+        return [self.change(image) for image in self.source.open_images(sample)]
+
+    def image_sizes(self, sample: Sample) -> list[tuple[int, int]]:
+        """Sizes after the change."""
+        return [self.changed_size(width, height) for width, height in self.source.image_sizes(sample)]
+
+    def where(self, sample: Sample) -> str:
+        """Return what names a sample in a message."""
+        return place(self.source, sample)
+
+    def fingerprint(self) -> str:
+        """Return a SHA-256 of the source's fingerprint and the change."""
+        return hashlib.sha256(f"{self.source.fingerprint()}|{self.change_key}".encode()).hexdigest()
+
+
+class CenterCropped(ChangedImages):
     """A source with the middle of its images.
 
     Args:
@@ -30,30 +88,53 @@ class CenterCropped:
     def __init__(self, source: SampleSource, share: float) -> None:
         if not 0.0 < share <= 1.0:
             raise ConfigError(f"center_crop is {share}; it must be above 0 and at most 1 (the whole image).")
-        self.source, self.share = source, share
-        self.name = source.name
+        super().__init__(source)
+        self.share = share
 
-    def __len__(self) -> int:
-        """Return the number of samples."""
-        return len(self.source)
+    def change(self, image: Image.Image) -> Image.Image:
+        """Return the image's middle."""
+        return image.crop(central_box(*image.size, self.share))
 
-    def __getitem__(self, index: int) -> Sample:
-        """Return a sample."""
-        return self.source[index]
+    def changed_size(self, width: int, height: int) -> tuple[int, int]:
+        """Return the size of the middle."""
+        left, upper, right, lower = central_box(width, height, self.share)
+        return right - left, lower - upper
 
-    def open_images(self, sample: Sample) -> list[Image.Image]:
-        """Decode a sample's images and cut them."""
-        return [image.crop(central_box(*image.size, self.share)) for image in self.source.open_images(sample)]
+    @property
+    def change_key(self) -> str:
+        """The share."""
+        return str(self.share)
 
-    def image_sizes(self, sample: Sample) -> list[tuple[int, int]]:
-        """Sizes after the cut."""
-        boxes = [central_box(width, height, self.share) for width, height in self.source.image_sizes(sample)]
-        return [(right - left, lower - upper) for left, upper, right, lower in boxes]
 
-    def where(self, sample: Sample) -> str:
-        """Return what names a sample in a message."""
-        return place(self.source, sample)
+class PaddedToSquare(ChangedImages):
+    """A source whose images keep their shape: resized (Lanczos) into a black square, as InstFree's lesion crops are.
 
-    def fingerprint(self) -> str:
-        """Return a SHA-256 of the source's fingerprint and the share."""
-        return hashlib.sha256(f"{self.source.fingerprint()}|{self.share}".encode()).hexdigest()
+    Args:
+        source: the samples.
+        side: of the square, in pixels.
+
+    Raises:
+        ConfigError: for a side below 1.
+    """
+
+    def __init__(self, source: SampleSource, side: int) -> None:
+        if side < 1:
+            raise ConfigError(f"pad_to_square is {side}; it must be the side of the square in pixels, such as 560.")
+        super().__init__(source)
+        self.side = side
+
+    def change(self, image: Image.Image) -> Image.Image:
+        """Return the square."""
+        left, upper, right, lower = padded_box(*image.size, self.side)
+        square = Image.new("RGB", (self.side, self.side))
+        square.paste(image.resize((right - left, lower - upper), Image.Resampling.LANCZOS), (left, upper))
+        return square
+
+    def changed_size(self, width: int, height: int) -> tuple[int, int]:
+        """Return the square's size, whatever the image's."""
+        return self.side, self.side
+
+    @property
+    def change_key(self) -> str:
+        """The side, told apart from a share."""
+        return f"square {self.side}"

@@ -8,13 +8,17 @@ import tarfile
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path, PurePosixPath
-from typing import BinaryIO, Protocol
+from typing import TYPE_CHECKING, BinaryIO, Protocol
 
 import numpy as np
 from PIL import Image, ImageOps
 
+from medtune.data.dicom import dicom_header, dicom_image, is_dicom, looks_cut_off
 from medtune.data.pixels import to_rgb
 from medtune.errors import DataError
+
+if TYPE_CHECKING:
+    from pydicom import Dataset
 
 FORMATS = ("JPEG", "PNG", "BMP", "GIF", "TIFF", "WEBP", "JPEG2000", "PPM")
 MAX_PIXELS = 80_000_000
@@ -68,6 +72,8 @@ class ImageRoot:
         relative = safe_path(name, where)
         data = self._read(relative, where, limit=_HEADER_BYTES)
         whole = len(data) < _HEADER_BYTES
+        if is_dicom(data):
+            return self._dicom_size(relative, data, where)
         try:
             image = _open(data, name, where)
         except DataError:
@@ -84,7 +90,8 @@ class ImageRoot:
     def load(self, name: str, where: str) -> Image.Image:
         """Decode an image to 8-bit RGB, upright by its EXIF orientation.
 
-        Grey, palette, CMYK, 16-bit and transparent images are converted as :func:`medtune.data.pixels.to_rgb` says.
+        Grey, palette, CMYK, 16-bit and transparent images are converted as :func:`medtune.data.pixels.to_rgb` says,
+        DICOM files, which are known by their contents, as :func:`medtune.data.dicom.dicom_image` says.
 
         Args:
             name: path relative to the root, with ``/``.
@@ -93,18 +100,33 @@ class ImageRoot:
         Raises:
             DataError: as :meth:`size`, and for a damaged image, one of several frames, or one that is too large.
         """
-        image = _open(self._read(safe_path(name, where), where), name, where)
+        data = self._read(safe_path(name, where), where)
+        if is_dicom(data):
+            _check_dicom(data, name, where)
+            with _named(name, where):
+                return dicom_image(data)
+        image = _open(data, name, where)
         _check_frames(image, name, where)
         try:
             image.load()
-            return to_rgb(ImageOps.exif_transpose(image))
-        except DataError as error:
-            raise DataError(f"{where}: the image {name} {error}") from None
+            with _named(name, where):
+                return to_rgb(ImageOps.exif_transpose(image))
+        except DataError:
+            raise
         except Exception as error:  # what Pillow raises on damaged data depends on the format and on the damage
             raise DataError(
                 f"{where}: the image {name} is truncated or damaged ({error}); "
                 "replace it by a whole copy, or remove the row."
             ) from None
+
+    def _dicom_size(self, name: PurePosixPath, data: bytes, where: str) -> tuple[int, int]:
+        """Return the size that a DICOM header names; decode the file only if it looks cut off."""
+        header = _check_dicom(data, str(name), where)
+        with self._store.open(name) as (_, _, size):
+            end = self._read(name, where, tail=_TAIL_BYTES)
+        if looks_cut_off(header, size, end):
+            return self.load(str(name), where).size
+        return int(header.Columns), int(header.Rows)
 
     def _read(self, name: PurePosixPath, where: str, limit: int | None = None, tail: int | None = None) -> bytes:
         """Return the first ``limit`` or the last ``tail`` bytes of an image, or all of them."""
@@ -145,13 +167,29 @@ def _open(data: bytes, name: str, where: str) -> Image.Image:
     except Image.DecompressionBombError:
         raise DataError(_too_large(name, where)) from None
     except Exception:  # what Pillow raises on damaged data depends on the format and on the damage
-        kind = "a DICOM file; convert it to PNG first" if data[128:132] == b"DICM" else "no image that can be read"
-        kind = "empty" if not data else kind
-        hint = f"replace it by one of {', '.join(FORMATS)}, or remove the row"
+        kind = "no image that can be read" if data else "empty"
+        hint = f"replace it by one of {', '.join(FORMATS)} or DICOM, or remove the row"
         raise DataError(f"{where}: the file {name} is {kind}; {hint}.") from None
     if image.width * image.height > MAX_PIXELS:
         raise DataError(_too_large(name, where))
     return image
+
+
+@contextmanager
+def _named(name: str, where: str) -> Iterator[None]:
+    """Put file, row and image before a message that is a phrase about the image."""
+    try:
+        yield
+    except DataError as error:
+        raise DataError(f"{where}: the image {name} {error}") from None
+
+
+def _check_dicom(data: bytes, name: str, where: str) -> "Dataset":
+    with _named(name, where):
+        header = dicom_header(data)
+    if header.Rows * header.Columns > MAX_PIXELS:
+        raise DataError(_too_large(name, where))
+    return header
 
 
 def _check_frames(image: Image.Image, name: str, where: str) -> None:

@@ -1,7 +1,7 @@
 """Reports as text: written from attributes, and shuffled while a model is tuned on them."""
 
 import random
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 
 from medtune.errors import ConfigError
 
@@ -29,6 +29,21 @@ def shuffle_response(text: str, separator: str, rng: random.Random) -> str:
     joined = (separator if separator[-1].isspace() else f"{separator} ").join(segments)
     closed = not separator.isspace() and text.rstrip().endswith(separator)
     return joined + separator if closed else joined
+
+
+def shuffle_sections(sections: Sequence[str], rng: random.Random) -> str:
+    """Put the sections of a report, such as findings and impression, into a random order.
+
+    InstFree shuffles the reports of MIMIC-CXR by section, for they have no separator of their own: what stands inside
+    a section stays as it is, and one space stands between sections. Empty sections vanish.
+
+    Args:
+        sections: the texts, as ``meta["sections"]`` of a sample holds them.
+        rng: the sample's own generator.
+    """
+    present = [section.strip() for section in sections if section.strip()]
+    rng.shuffle(present)
+    return " ".join(present)
 
 
 def attribute_report(attributes: Mapping[str, str], value_only: Iterable[str] = ()) -> str:

@@ -2,7 +2,9 @@
 
 import csv
 import difflib
+import gzip
 import io
+import zlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -34,7 +36,7 @@ class _Lines:
         self.path, self.number, self.position = path, 0, 0
 
     def __iter__(self) -> Iterator[str]:
-        with self.path.open("rb") as file:
+        with gzip.open(self.path) if self.path.suffix == ".gz" else self.path.open("rb") as file:
             for raw in file:
                 self.number += 1
                 self.position += len(raw)
@@ -47,6 +49,8 @@ class _Lines:
 
 def scan_rows(path: Path) -> Iterator[TableRow]:
     """Yield the header and then each row that is not blank, with its place in the file.
+
+    A name that ends in ``.gz`` is unpacked as it is read; places are those in the unpacked text.
 
     Raises:
         DataError: if the file is absent, not UTF-8, or not CSV.
@@ -61,6 +65,8 @@ def scan_rows(path: Path) -> Iterator[TableRow]:
             if fields:
                 yield TableRow(line, start, lines.position, fields)
             line, start = lines.number + 1, lines.position
+    except (gzip.BadGzipFile, EOFError, zlib.error) as error:
+        raise DataError(f"{path}: the compressed file is damaged or cut off ({error}); get a whole copy.") from None
     except csv.Error as error:
         raise DataError(f"{path}, line {line}: this is not CSV ({error}); check its quotes.") from None
 
@@ -121,7 +127,7 @@ def read_table(path: Path, required: Sequence[str]) -> Iterator[tuple[str, dict[
     """Yield each row of a table as (where, cells).
 
     Args:
-        path: a CSV file in UTF-8 with a header.
+        path: a CSV file in UTF-8 with a header; may be compressed (``.csv.gz``).
         required: columns that must be there.
 
     Raises:

@@ -3,7 +3,8 @@
 import hashlib
 import json
 import os
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -11,9 +12,30 @@ from medtune.data.sample import Sample
 from medtune.errors import DataError
 
 
+@dataclass(frozen=True)
+class Content:
+    """What a file shall hold, without holding it.
+
+    Attributes:
+        size: in bytes.
+        digest: SHA-256 in hexadecimal.
+        blocks: yields the bytes, the same ones each time.
+    """
+
+    size: int
+    digest: str
+    blocks: Callable[[], Iterator[bytes]]
+
+
+def jsonl_lines(samples: Iterable[Sample]) -> Iterator[bytes]:
+    """Yield each sample as a line of JSON Lines in UTF-8."""
+    for sample in samples:
+        yield (json.dumps(sample.to_dict(), ensure_ascii=False) + "\n").encode()
+
+
 def jsonl_bytes(samples: Iterable[Sample]) -> bytes:
     """Return samples as JSON Lines in UTF-8, the same bytes for the same samples."""
-    return "".join(json.dumps(sample.to_dict(), ensure_ascii=False) + "\n" for sample in samples).encode()
+    return b"".join(jsonl_lines(samples))
 
 
 def json_bytes(value: Any) -> bytes:
@@ -26,14 +48,22 @@ def sha256(data: bytes) -> str:
     return hashlib.sha256(data).hexdigest()
 
 
-def write_files(folder: Path, files: dict[str, bytes], overwrite: bool, free: Iterable[str] = ()) -> list[str]:
+def file_sha256(path: Path) -> str:
+    """Return the SHA-256 of a file in hexadecimal, whatever its size."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def write_files(
+    folder: Path, files: Mapping[str, bytes | Content], overwrite: bool, free: Iterable[str] = ()
+) -> list[str]:
     """Write files into a folder, each one whole or not at all, in the order given.
 
     Files that already hold these bytes are left alone, so that repeating a finished or an interrupted call is safe.
 
     Args:
         folder: made if absent; what else lies there stays.
-        files: name -> contents.
+        files: name -> contents; a :class:`Content` is written block by block.
         overwrite: replace files of other contents.
         free: names that are replaced in any case, such as a manifest that describes the others.
 
@@ -42,8 +72,10 @@ def write_files(folder: Path, files: dict[str, bytes], overwrite: bool, free: It
 
     Raises:
         DataError: if a file of other contents is in the way and ``overwrite`` is not set; nothing is written then.
+            Also if a :class:`Content` yields other bytes than it announced; that file stays as it was.
     """
-    changed = [name for name, data in files.items() if not _holds(folder / name, data)]
+    contents = {name: _content(data) for name, data in files.items()}
+    changed = [name for name, content in contents.items() if not _holds(folder / name, content)]
     in_the_way = [name for name in changed if (folder / name).exists() and name not in set(free)]
     if in_the_way and not overwrite:
         raise DataError(
@@ -53,23 +85,32 @@ def write_files(folder: Path, files: dict[str, bytes], overwrite: bool, free: It
     try:
         folder.mkdir(parents=True, exist_ok=True)
         for name in changed:
-            _replace(folder / name, files[name])
+            _replace(folder / name, contents[name])
     except OSError as error:
         raise DataError(f"Cannot write into {folder}: {error.strerror}; choose another output_dir.") from None
     return changed
 
 
-def _holds(path: Path, data: bytes) -> bool:
-    return path.is_file() and path.stat().st_size == len(data) and path.read_bytes() == data
+def _content(data: bytes | Content) -> Content:
+    return data if isinstance(data, Content) else Content(len(data), sha256(data), lambda: iter([data]))
 
 
-def _replace(path: Path, data: bytes) -> None:
+def _holds(path: Path, content: Content) -> bool:
+    return path.is_file() and path.stat().st_size == content.size and file_sha256(path) == content.digest
+
+
+def _replace(path: Path, content: Content) -> None:
     aside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    digest = hashlib.sha256()
     try:
         with aside.open("wb") as file:
-            file.write(data)
+            for block in content.blocks():
+                digest.update(block)
+                file.write(block)
             file.flush()
             os.fsync(file.fileno())
+        if digest.hexdigest() != content.digest:
+            raise DataError(f"{path.name}: the data it is made of changed while it was written; run it again.")
         aside.replace(path)
     finally:
         aside.unlink(missing_ok=True)

@@ -23,6 +23,8 @@ class ReportCsvSource(RecordSource):
     ) -> None:
         self.image_column, self.text_column, self.id_column = image_column, text_column, id_column
         self.image_separator = image_separator
+        if Path(path).suffix == ".gz":
+            raise DataError(f"{path}: rows of a compressed table cannot be read one at a time; unpack it (gunzip).")
         required = [image_column, text_column, *([id_column] if id_column else [])]
         self.columns = read_header(Path(path).expanduser(), required)
         super().__init__(path, image_root, [image_column, text_column, id_column, image_separator])

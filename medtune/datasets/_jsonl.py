@@ -1,20 +1,25 @@
 """Samples as medtune writes them."""
 
-from medtune.data.crops import CenterCropped
+from medtune.data.crops import CenterCropped, PaddedToSquare
 from medtune.data.source import JsonlSource, SampleSource
 
 
-def jsonl_dataset(source: str, image_root: str | None = None, center_crop: float = 1.0) -> SampleSource:
+def jsonl_dataset(
+    source: str, image_root: str | None = None, center_crop: float = 1.0, pad_to_square: int | None = None
+) -> SampleSource:
     """Samples from a JSON Lines file: ``{"id", "images": [...], "messages": [{"role", "content"}], "meta": {}}``.
 
     Args:
         source: the ``.jsonl`` file.
         image_root: folder or ``.tar`` that the image paths are relative to; absent where no row has images.
         center_crop: how much of each image's sides is kept around the middle; 1 keeps the whole image.
+        pad_to_square: side in pixels of a black square into which each image is resized without changing its shape
+            (after the crop); absent leaves the images as they are.
 
     Raises:
-        ConfigError: if ``center_crop`` is not above 0 and at most 1.
+        ConfigError: if ``center_crop`` is not above 0 and at most 1, or ``pad_to_square`` is below 1.
         DataError: if the file is absent or empty, or the image root is absent.
     """
-    samples = JsonlSource(source, image_root)
-    return samples if center_crop == 1.0 else CenterCropped(samples, center_crop)
+    samples: SampleSource = JsonlSource(source, image_root)
+    samples = samples if center_crop == 1.0 else CenterCropped(samples, center_crop)
+    return samples if pad_to_square is None else PaddedToSquare(samples, pad_to_square)

@@ -1,6 +1,6 @@
 """What a door hands to the prepare recipe: the samples of each split, and what the manifest says of them."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -9,28 +9,43 @@ from medtune.data.sample import Sample
 
 
 @dataclass(frozen=True)
+class Stream:
+    """Samples that are made anew each time they are read, for splits that do not fit in memory.
+
+    Attributes:
+        make: starts the samples from the first one; the same samples each time.
+    """
+
+    make: Callable[[], Iterator[Sample]]
+
+    def __iter__(self) -> Iterator[Sample]:
+        """Yield the samples."""
+        return self.make()
+
+
+@dataclass(frozen=True)
 class Prepared:
     """A data set turned into samples.
 
     Attributes:
         name: of the data set.
-        splits: file name without suffix -> samples; written as JSON Lines.
+        splits: file name without suffix -> samples, a list or a :class:`Stream`; written as JSON Lines.
         inputs: name -> the owners' file, whose SHA-256 the manifest records.
         options: what decided the samples, for the manifest.
         tables: file name without suffix -> a small mapping, written as JSON beside the splits.
-        summary: counts for the manifest.
+        summary: counts for the manifest; a stream may fill in its own while it is read.
     """
 
     name: str
-    splits: dict[str, list[Sample]]
+    splits: dict[str, Iterable[Sample]]
     inputs: dict[str, Path]
     options: dict[str, Any]
     tables: dict[str, Any] = field(default_factory=dict)
     summary: dict[str, Any] = field(default_factory=dict)
 
     def counts(self) -> dict[str, int]:
-        """Return the number of samples of each split."""
-        return {name: len(samples) for name, samples in self.splits.items()}
+        """Return the number of samples of each split; streams are read for it."""
+        return {name: sum(1 for _ in samples) for name, samples in self.splits.items()}
 
     def images(self) -> Iterator[tuple[str, str]]:
         """Yield each image path once, with the id of the first sample that names it."""

@@ -27,8 +27,8 @@ def token_cross_entropy(logits: Tensor, targets: Tensor) -> tuple[Tensor, Tensor
     """Cross-entropy summed over supervised positions.
 
     Args:
-        logits: ``[..., V]`` of any float type; each position is computed in fp32 (fp64 stays fp64) and the sum is taken
-            in fp64, so that chunks, micro-batches and processes add up to the same number.
+        logits: ``[..., V]`` of any float type; each position is computed in fp32 (fp64 stays fp64) and the sum is
+            taken in fp64, so that chunks, micro-batches and processes add up to the same number.
         targets: ``[...]`` ids, ``IGNORE_INDEX`` where nothing is asked.
 
     Returns:
@@ -45,8 +45,8 @@ def chunked_cross_entropy(
 ) -> tuple[Tensor, Tensor]:
     """:func:`token_cross_entropy` of ``head(hidden)``, for supervised tokens only and in chunks.
 
-    Equal to the plain loss forward and backward. Logits of one chunk live at a time: they are computed again in the
-    backward pass. ``L(g) = -sum_i log f(y_i | X_v, X_p, y_<i)`` of InstFree Eq. 1 and 2 is this sum.
+    Equal to the plain loss forward and backward. Logits of one chunk live at a time: with several chunks they are
+    computed again in the backward pass. ``L(g) = -sum_i log f(y_i | X_v, X_p, y_<i)`` of InstFree Eq. 1 and 2 is this sum.
 
     Args:
         hidden: ``[b, s, d]`` decoder states after the last norm.
@@ -61,14 +61,15 @@ def chunked_cross_entropy(
     targets = shifted_targets(labels)
     supervised = targets != IGNORE_INDEX
     states, wanted = hidden[supervised], targets[supervised]
-    total = hidden.sum(dtype=torch.float64) * 0.0
+    count = supervised.sum()
     if len(wanted) == 0:
-        return total, supervised.sum()
+        return hidden.sum(dtype=torch.float64) * 0.0, count
 
     def chunk_loss(state: Tensor, target: Tensor) -> Tensor:
         return token_cross_entropy(head(state), target)[0]
 
-    size = chunk_tokens or len(wanted)
-    for state, target in zip(states.split(size), wanted.split(size), strict=True):
-        total = total + checkpoint(chunk_loss, state, target, use_reentrant=False)
-    return total, supervised.sum()
+    if not chunk_tokens or len(wanted) <= chunk_tokens:
+        return chunk_loss(states, wanted), count
+    chunks = zip(states.split(chunk_tokens), wanted.split(chunk_tokens), strict=True)
+    losses = [checkpoint(chunk_loss, state, target, use_reentrant=False) for state, target in chunks]
+    return torch.stack(losses).sum(), count

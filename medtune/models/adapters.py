@@ -1,10 +1,21 @@
 """Low-rank adapters as part of the weights that they adapt."""
 
 from torch import nn
+from torchao.dtypes.nf4tensor import NF4Tensor
 from torchtune.modules.peft import LoRALinear
 
 from medtune.models.family import StateDict
 from medtune.models.names import is_adapter_key, state_dict_names
+
+
+def adapted_layers(model: nn.Module) -> dict[str, LoRALinear]:
+    """State-dict prefix -> linear map that carries an adapter."""
+    keys = state_dict_names(model)
+    return {
+        keys[f"{name}.lora_a.weight"].removesuffix(".lora_a.weight"): module
+        for name, module in model.named_modules()
+        if isinstance(module, LoRALinear)
+    }
 
 
 def merge_adapters(state: StateDict, model: nn.Module) -> StateDict:
@@ -12,20 +23,34 @@ def merge_adapters(state: StateDict, model: nn.Module) -> StateDict:
 
     Args:
         state: the model's full state dict, on one device; not changed.
-        model: gives each adapter's scale.
+        model: gives each adapter's scale; may live on the meta device.
 
     Returns:
         A state dict without adapter tensors, as a plain model has it. Sums are taken in fp32.
     """
-    keys = state_dict_names(model)
-    scales = {
-        keys[f"{name}.lora_a.weight"].removesuffix(".lora_a.weight"): module.alpha / module.rank
-        for name, module in model.named_modules()
-        if isinstance(module, LoRALinear)
-    }
     merged = {key: tensor for key, tensor in state.items() if not is_adapter_key(key)}
-    for prefix, scale in scales.items():
+    for prefix, layer in adapted_layers(model).items():
         base = merged[f"{prefix}.weight"]
         update = state[f"{prefix}.lora_b.weight"].float() @ state[f"{prefix}.lora_a.weight"].float()
+        scale = layer.alpha / layer.rank
         merged[f"{prefix}.weight"] = (base.float() + scale * update.to(base.device)).to(base.dtype)
     return merged
+
+
+def round_to_nf4(state: StateDict, model: nn.Module) -> StateDict:
+    """The base weights that a QLoRA run trained on: those kept as NF4 go there and back, the others stay.
+
+    An adapter learns beside the rounded weights, so it is merged into them and not into the exact ones.
+
+    Args:
+        state: dense weights by state-dict key, in the dtype of the run; not changed.
+        model: says which weights are NF4 and in what blocks; may live on the meta device.
+    """
+    keys = state_dict_names(model)
+    rounded = dict(state)
+    for name, parameter in model.named_parameters():
+        if isinstance(parameter, NF4Tensor) and keys[name] in state:
+            dense = state[keys[name]].contiguous()
+            packed = NF4Tensor.from_tensor(dense, parameter.block_size, parameter.scaler_block_size)
+            rounded[keys[name]] = packed.get_original_weight().to(dense.dtype)
+    return rounded

@@ -20,6 +20,8 @@ class ModelFamily:
         hf_config: gives the contents of ``config.json``.
         tensors: state-dict keys of the model without adapters: what an export holds, no more and no less.
         tokenizer_files: file names copied beside exported weights when the source folder has them.
+        adapters_to_peft: adapter tensors in torchtune's names -> PEFT's; None where no layout is known.
+        adapters_from_peft: the inverse.
     """
 
     name: str
@@ -29,3 +31,5 @@ class ModelFamily:
     hf_config: Callable[[], dict]
     tensors: frozenset[str] = frozenset()
     tokenizer_files: tuple[str, ...] = ()
+    adapters_to_peft: Callable[[StateDict], StateDict] | None = None
+    adapters_from_peft: Callable[[StateDict], StateDict] | None = None

@@ -49,5 +49,7 @@ def placeholder_mask(tokens: Tensor, placeholder_id: int, count: int) -> Tensor:
     found = tokens == placeholder_id
     mask = found & (found.cumsum(dim=1) <= count)
     if not bool((mask.sum(dim=1) == count).all()):
-        raise ValueError(f"a prompt holds fewer than {count} placeholders (id {placeholder_id}) for the proxy instruction")
+        raise ValueError(
+            f"a prompt holds fewer than {count} placeholders (id {placeholder_id}) for the proxy instruction"
+        )
     return mask

@@ -17,9 +17,11 @@ SampleTransform = Callable[[Sample, random.Random], Sample]
 
 
 class StepOutput(NamedTuple):
-    """Result of one micro-batch: ``loss_sum`` and ``weight`` are scalars, summed over processes before they are divided.
+    """Result of one micro-batch.
 
-    ``metrics`` are further sums over the same weight.
+    ``loss_sum`` and ``weight`` are scalars, summed over micro-batches and processes before they are divided.
+    ``metrics`` are further such sums over the same weight, of the same names on every process; they are logged beside
+    the loss.
     """
 
     loss_sum: Tensor

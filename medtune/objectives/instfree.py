@@ -40,7 +40,9 @@ class ReportPrompt:
         if self.separator is not None:
             report = shuffle_response(report, self.separator, rng)
         instruction = rng.choice(self.instructions) if len(self.instructions) > 1 else self.instructions[0]
-        return Sample(sample.id, sample.images, (Message("user", instruction), Message("assistant", report)), sample.meta)
+        return Sample(
+            sample.id, sample.images, (Message("user", instruction), Message("assistant", report)), sample.meta
+        )
 
 
 def random_instructions() -> tuple[str, ...]:

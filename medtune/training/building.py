@@ -1,5 +1,6 @@
 """Builds the model: on the meta device and sharded for many processes, directly on the device for one."""
 
+import contextlib
 import hashlib
 import math
 from collections.abc import Iterator
@@ -74,7 +75,13 @@ def _build_sharded(config: TrainConfig, runtime: Runtime, dtype: torch.dtype) ->
         with training.set_default_dtype(dtype):
             full = instantiate(config.model).state_dict()
     checkpoint_activations(model, config)
-    shard(model)
+    try:
+        shard(model)
+    except AssertionError as error:  # how torchao refuses
+        raise ConfigError(
+            f"model: its 4-bit weights cannot be split over {runtime.world} processes ({error}); start another number "
+            "of processes, or use LoRA without quantize_base"
+        ) from error
     for name, placeholder in model.state_dict().items():
         if is_adapter_key(name) and not (config.checkpoint and name in full):
             full[name] = adapter_start(name, placeholder, config.seed)
@@ -117,12 +124,28 @@ def checkpoint_activations(model: nn.Module, config: TrainConfig) -> None:
 
 def finish(model: nn.Module, config: TrainConfig, runtime: Runtime) -> None:
     """Activation checkpointing (one process; sharded models have it already) and compilation."""
-    if config.activation_offloading and runtime.device.type != "cuda":
-        raise ConfigError("activation_offloading needs a GPU; set activation_offloading=false")
     if runtime.world == 1:
         checkpoint_activations(model, config)
     if config.compile:
         training.compile_model(model, verbose=False)
+
+
+def offloading(model: Any, config: TrainConfig, runtime: Runtime) -> contextlib.AbstractContextManager[Any]:
+    """The context of a forward pass: saved activations go to host memory where the config asks for it.
+
+    Raises:
+        ConfigError: Without a GPU.
+    """
+    if not config.activation_offloading:
+        return contextlib.nullcontext()
+    if runtime.device.type != "cuda":
+        raise ConfigError("activation_offloading needs a GPU; set activation_offloading=false")
+    # What the output head saves is wanted again at once, so it stays.
+    stay = training.NoOpManager()
+    head = model.decoder.output
+    head.register_forward_pre_hook(lambda *_: stay.__enter__())
+    head.register_forward_hook(lambda *_: stay.__exit__(), always_call=True)
+    return training.OffloadActivations()
 
 
 def state_key(name: str) -> str:

@@ -1,5 +1,7 @@
 """Optimizers with one group per part, gradients scaled once by the global count, clipping over everything trained."""
 
+import inspect
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -9,6 +11,7 @@ from torch.optim import Optimizer
 
 from medtune.config import Component, instantiate
 from medtune.errors import ConfigError
+from medtune.objectives.base import Stage
 from medtune.training.parts import TrainedParts
 
 
@@ -37,7 +40,34 @@ def make_optimizer(component: Component, parts: TrainedParts, trained: list[str]
             f"optimizer: {component.path} cannot update parameters sharded over processes; use torch.optim.AdamW or "
             "torchao.optim.AdamW8bit, or run in one process"
         )
-    return instantiate(component, groups)
+    optimizer: Optimizer = instantiate(component, groups)
+    closure = inspect.signature(type(optimizer).step).parameters.get("closure")
+    if closure is not None and closure.default is inspect.Parameter.empty:
+        raise ConfigError(f"optimizer: {component.path} evaluates the loss itself, which a trainer of steps cannot do")
+    return optimizer
+
+
+def check_rates(
+    rates: dict[str, float], stages: Sequence[Stage], parts: TrainedParts, idle: dict[str, list[str]]
+) -> None:
+    """Refuse what no stage can train, and a learning rate that nothing would use.
+
+    Args:
+        rates: The config's ``learning_rates``.
+        stages: Stages of the run.
+        parts: What the model and the objective have.
+        idle: The objective's own parts; a rate for one that is empty in this mode may stay in the config.
+
+    Raises:
+        ConfigError: Naming the part.
+    """
+    trained = {part for stage in stages for part in parts.known(stage.trainable)}
+    for part in rates:
+        if part not in trained and idle.get(part) != []:
+            raise ConfigError(
+                f"learning_rates.{part}: this run trains {', '.join(sorted(trained))}, not {part}; add it to "
+                f"`trainable`, or leave the rate out (~learning_rates.{part})"
+            )
 
 
 def set_rates(optimizer: Optimizer, factor: float) -> None:

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -74,18 +75,18 @@ class TrainedParts:
         return "\n".join(lines)
 
 
-def _unsharded_one_by_one(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
+def _unsharded_one_by_one(model: nn.Module) -> Iterator[tuple[str, Any]]:
     """Visit each unit of FSDP while its parameters are whole, then the model as it rests.
 
     FSDP keeps two sets of parameters, and a flag such as ``requires_grad`` must be set on both. One unit at a time is
     gathered, since a GPU may not hold the whole model.
     """
     if not any(p.is_meta for p in model.parameters()):
-        for prefix, module in model.named_modules():
-            if isinstance(module, FSDPModule):
-                module.unshard()
-                yield prefix, module
-                module.reshard()
+        units = [(prefix, module) for prefix, module in model.named_modules() if isinstance(module, FSDPModule)]
+        for prefix, unit in units:
+            unit.unshard()
+            yield prefix, unit
+            unit.reshard()
     yield "", model
 
 

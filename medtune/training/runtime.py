@@ -10,6 +10,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 from torch.distributed.tensor import DTensor
+from torchao.dtypes.nf4tensor import NF4Tensor
 
 from medtune.errors import ConfigError, MedtuneError
 
@@ -78,9 +79,9 @@ class Runtime:
         """Whole copies on the CPU of the first process, gathered from their shards one by one; empty elsewhere."""
         kept = {}
         for name, value in tensors:
-            full = value.full_tensor() if isinstance(value, DTensor) else value
+            full = _whole(value.detach())
             if self.is_main:
-                kept[name] = full.detach().to("cpu", copy=True).contiguous()
+                kept[name] = full.to("cpu", copy=True).contiguous()
         return kept
 
     def together(self, work: Callable[[], T]) -> T:
@@ -116,3 +117,16 @@ class Runtime:
         """Leave the world."""
         if dist.is_initialized():
             dist.destroy_process_group()
+
+
+@torch.no_grad()
+def _whole(value: Tensor) -> Tensor:
+    """A tensor gathered from its shards; 4-bit ones are unpacked first, since they cannot be gathered."""
+    if not isinstance(value, DTensor):
+        return value
+    local = value.to_local()
+    if isinstance(local, NF4Tensor):
+        value = DTensor.from_local(
+            local.to(local.dtype), value.device_mesh, value.placements, shape=value.shape, stride=value.stride()
+        )
+    return value.full_tensor()

@@ -100,8 +100,6 @@ def put_back(path: Path, saved: dict[str, Tensor], named: dict[str, nn.Parameter
     """
     for name, value in saved.items():
         if name not in named or named[name].shape != value.shape:
-            raise CheckpointError(
-                f"checkpoint {path}: the model has no parameter {name} of shape {tuple(value.shape)}"
-            )
+            raise CheckpointError(f"checkpoint {path}: the model has no parameter {name} of shape {tuple(value.shape)}")
         with torch.no_grad():
             named[name].copy_(optimization.like(value.to(device), named[name]))

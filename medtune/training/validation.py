@@ -1,5 +1,6 @@
 """Validation: the loss on held-out samples, the best of them, and when to give up."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -39,16 +40,26 @@ class Best:
 
 
 @torch.no_grad()
-def validation_loss(model: Any, objective: Any, feed: DataFeed, runtime: Runtime) -> float:
+def validation_loss(
+    model: Any, objective: Any, feed: DataFeed, runtime: Runtime, seen: Callable[[dict[str, Any]], None]
+) -> float:
     """Mean loss per supervised token over the validation set, the same on every process.
 
     Samples are shown as in the first epoch, so two validations see the same words.
+
+    Args:
+        model: Put into evaluation mode, and back.
+        objective: Likewise.
+        feed: The validation data.
+        runtime: Where the sums meet.
+        seen: Told of every batch (it notes skipped samples).
     """
     model.eval()
     objective.eval()
     sums = torch.zeros(2, dtype=torch.float64, device=runtime.device)
     for batches in feed.epoch(0):
         for batch in batches:
+            seen(batch)
             output = model.compute(objective, on_device(batch, runtime.device))
             sums += torch.stack([output.loss_sum.double(), output.weight.double()])
     model.train()

@@ -64,7 +64,7 @@ def test_a_turned_photo_stands_upright(root):
         ("cut.png", "cut.png is truncated or damaged .*replace it"),
         ("empty.png", "the file empty.png is empty; replace it"),
         ("text.png", "the file text.png is no image that can be read; replace it"),
-        ("scan.dcm", "a DICOM file; convert it to PNG first"),
+        ("scan.dcm", "the image scan.dcm is a DICOM file without a picture"),
         ("figure.eps", "no image that can be read"),
         ("film.gif", "holds 2 frames; save the one"),
         ("../images.tar", "leaves the image root"),

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from medtune.training.trainer import Trainer
-from tests.runs import SGD, largest_difference, launch, losses, tiny, weights
+from tests.runs import SGD, die_at, largest_difference, launch, losses, tiny, weights
 
 WAYS: dict[str, tuple[int, dict[str, Any]]] = {
     "two processes": (2, {"batch_size": 2}),
@@ -47,18 +47,7 @@ def test_workers_change_nothing(plain: Path, tmp_path: Path) -> None:
 def test_resumed_on_another_number_of_processes(plain: Path, tmp_path: Path) -> None:
     common: dict[str, Any] = {"optimizer": SGD, "objective": {"chunk_tokens": 0}, "save_every_steps": 3}
 
-    def die_late() -> None:
-        original = Trainer._optimizer_step
-
-        def step(self: Trainer, batches: list) -> int:
-            if self.step == 8:
-                raise SystemExit(9)
-            return original(self, batches)
-
-        Trainer._optimizer_step = step  # type: ignore[method-assign]
-
-    first = launch(tiny(tmp_path, **common, batch_size=2), world=2, harm=die_late)
-    assert 0 not in first
+    assert launch(tiny(tmp_path, **common, batch_size=2), world=2, harm=die_at(8)) == [9, 9]
     assert launch(tiny(tmp_path, **common, batch_size=4), world=1) == [0]
     assert losses(tmp_path) == pytest.approx(losses(plain), abs=1e-6)
     assert largest_difference(weights(plain), weights(tmp_path)) < 1e-6
@@ -99,7 +88,9 @@ def test_warmup_leaves_the_model_alone(tmp_path: Path) -> None:
     assert (tmp_path / "checked").exists()
 
 
-@pytest.mark.parametrize(("first", "second"), [(("momentum", 0.0), ("update", 0.5)), (("momentum", 1.0), ("fixed", 0.5))])
+@pytest.mark.parametrize(
+    ("first", "second"), [(("momentum", 0.0), ("update", 0.5)), (("momentum", 1.0), ("fixed", 0.5))]
+)
 def test_ends_of_alpha_are_the_baselines(first: tuple[str, float], second: tuple[str, float], tmp_path: Path) -> None:
     found = []
     for mode, alpha in (first, second):

@@ -105,7 +105,14 @@ def test_random_text_draws_from_58_different_instructions() -> None:
 
 @pytest.mark.parametrize(
     "arguments",
-    [{"mode": "momentun"}, {"alpha": 1.5}, {"alpha": -0.1}, {"vectors": 0}, {"warmup_steps": -1}, {"shuffle_separator": ""}],
+    [
+        {"mode": "momentun"},
+        {"alpha": 1.5},
+        {"alpha": -0.1},
+        {"vectors": 0},
+        {"warmup_steps": -1},
+        {"shuffle_separator": ""},
+    ],
 )
 def test_impossible_values_are_refused(arguments: dict) -> None:
     with pytest.raises(ValueError):

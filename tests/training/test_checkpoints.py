@@ -8,7 +8,13 @@ import torch
 
 from medtune.errors import CheckpointError
 from medtune.training import checkpoints
-from medtune.training.checkpoints import TrainingState, check_identity, load_checkpoint, newest_checkpoint, save_checkpoint
+from medtune.training.checkpoints import (
+    TrainingState,
+    check_identity,
+    load_checkpoint,
+    newest_checkpoint,
+    save_checkpoint,
+)
 
 
 def state(step: int) -> TrainingState:
@@ -58,7 +64,9 @@ def test_a_kill_while_writing_leaves_no_checkpoint_behind(tmp_path: Path) -> Non
     assert save_checkpoint(tmp_path, state(9), keep=1).name == "step_00000009"
 
 
-def test_a_full_disk_is_a_clear_error_and_earlier_checkpoints_stay(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_full_disk_is_a_clear_error_and_earlier_checkpoints_stay(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     first = save_checkpoint(tmp_path, state(1), keep=5)
 
     def full(*_: object, **__: object) -> None:

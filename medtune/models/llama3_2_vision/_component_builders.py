@@ -18,6 +18,7 @@ from medtune.errors import ModelError
 from medtune.models.llama3_2_vision._convert_weights import deep_fusion_family
 from medtune.models.llama3_2_vision._encoder import EncoderMode, VisionEncoder
 from medtune.models.llama3_2_vision._fusion import correct_fusion_layers
+from medtune.models.llama3_2_vision._peft import adapters_from_peft, adapters_to_peft
 from medtune.models.llama3_2_vision._shape import DeepFusionShape
 from medtune.models.names import expected_shapes, is_adapter_key
 from medtune.models.vlm import DeepFusionVLM
@@ -178,5 +179,10 @@ def deep_fusion_vlm(
         adapters_only=lora is not None,
     )
     plain = frozenset(key for key in expected_shapes(model) if not is_adapter_key(key))
-    model.family = replace(model.family, tensors=plain)
+    model.family = replace(
+        model.family,
+        tensors=plain,
+        adapters_to_peft=partial(adapters_to_peft, shape=shape),
+        adapters_from_peft=partial(adapters_from_peft, shape=shape),
+    )
     return model

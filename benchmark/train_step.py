@@ -1,0 +1,186 @@
+"""One InstFree step beside one step of torchtune's stock full fine-tuning recipe, on the same mini weights and batch.
+
+    python benchmark/train_step.py [--rounds 30] [--batch-size 16] [--device cpu]
+
+Both train vision, projection and fusion of one model with one AdamW; the decoder is frozen. The stock side runs the loss
+step of torchtune's own recipe file (found beside torchtune, never copied), scales the gradients and clips as that recipe
+does. The two are timed in turn, round after round; the ratio is the median over rounds. Peak memory is
+what a step allocates at most beyond weights and optimizer state, counted by torch's profiler (the allocator on a GPU).
+"""
+
+import argparse
+import contextlib
+import itertools
+import json
+import runpy
+import statistics
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import torch
+import torchtune
+from torchtune import training
+from torchtune.modules.loss import CEWithChunkedOutputLoss
+
+from medtune.config import PACKAGE, Component
+from medtune.data.training_set import TrainingSet
+from medtune.datasets.cells import rendered_cells_dataset
+from medtune.evaluation.provenance import commit, hardware, versions
+from medtune.models.mini import mini_transform, mini_vlm
+from medtune.objectives import InstFree
+from medtune.training.optimization import clip_gradients, gradient_norm, make_optimizer, scale_gradients
+from medtune.training.parts import TrainedParts
+
+TRAINED = ("vision", "projection", "fusion")
+ADAMW = Component(_component_="torch.optim.AdamW", lr=1e-5)
+CHUNKS = 8
+
+
+def build(mode: str, batch_size: int, device: torch.device) -> tuple[Any, InstFree, dict[str, Any], TrainedParts]:
+    """Model, bound objective, one batch and the parts; the same random weights for every mode."""
+    torch.manual_seed(0)
+    transform = mini_transform(PACKAGE / "assets" / "mini_tokenizer")
+    with device:
+        model = mini_vlm(vocab_size=1024, encoder_mode="torchtune")
+    objective = InstFree(mode=mode, shuffle_separator=",")
+    objective.bind(model, transform, 0)
+    objective.to(device)
+    source = rendered_cells_dataset(batch_size, 0, "reports")
+    items = [TrainingSet(source, objective.sample_transform(), transform, 0)[(0, i, True)] for i in range(batch_size)]
+    batch = transform.collate(items)
+    tensors = {key: value for key, value in batch.items() if isinstance(value, torch.Tensor | dict)}
+    torchtune.utils.batch_to_device(tensors, device)
+    parts = TrainedParts(model, objective, {**model.parts(), **objective.parts()})
+    return model, objective, {**batch, **tensors}, parts
+
+
+def medtune_step(batch_size: int, device: torch.device) -> Callable[[], None]:
+    """What the trainer does in the joint stage of InstFree, on one micro-batch."""
+    model, objective, batch, parts = build("momentum", batch_size, device)
+    stage = objective.stages(TRAINED, 1, None)[-1]
+    parts.train_only(stage.trainable)
+    objective.begin_stage(stage)
+    optimizer = make_optimizer(ADAMW, parts, list(stage.trainable), {})
+    trained = parts.select(stage.trainable)
+
+    def step() -> None:
+        output = model.compute(objective, batch)
+        output.loss_sum.backward()
+        scale_gradients(trained, set(), 1.0 / float(output.weight), 1)
+        parameters = list(trained.values())
+        clip_gradients(parameters, float(gradient_norm(parameters)), 1.0)
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+        objective.after_step()
+
+    return step
+
+
+def stock_step(batch_size: int, device: torch.device) -> Callable[[], None]:
+    """The stock recipe's step: its own loss method, then its own scaling and clipping."""
+    path = Path(torchtune.__file__).parents[1] / "recipes" / "full_finetune_single_device.py"
+    loss_step = runpy.run_path(str(path), run_name="stock")["FullFinetuneRecipeSingleDevice"]._loss_step
+    model, _, batch, parts = build("text", batch_size, device)
+    parts.train_only(TRAINED)
+    trained = list(parts.select(TRAINED).values())
+    optimizer = torch.optim.AdamW(trained, lr=ADAMW["lr"])
+    model.set_num_output_chunks(CHUNKS)
+    shift = torch.full((batch_size, 1), -100, device=device)
+    recipe = SimpleNamespace(
+        _model=model,
+        _loss_fn=CEWithChunkedOutputLoss(CHUNKS),
+        activations_handling_ctx=contextlib.nullcontext(),
+        ignore_labels_cache=shift,
+    )
+
+    def step() -> None:
+        vision = {key: batch["vision"][key] for key in ("images", "aspect_ratio")}
+        inputs = {
+            "tokens": batch["tokens"],
+            "labels": batch["labels"],
+            "encoder_input": vision,
+            "encoder_mask": batch["vision_mask"],
+        }
+        tokens = (inputs["labels"] != -100).sum()
+        (loss_step(recipe, inputs) * tokens).backward()
+        training.scale_grads(model, 1 / tokens)
+        torch.nn.utils.clip_grad_norm_(model.parameters(), max_norm=1.0)
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+
+    return step
+
+
+def seconds(step: Callable[[], None], device: torch.device) -> float:
+    """Wall time of one step."""
+    if device.type == "cuda":
+        torch.cuda.synchronize()
+    started = time.perf_counter()
+    step()
+    if device.type == "cuda":
+        torch.cuda.synchronize()
+    return time.perf_counter() - started
+
+
+def peak_bytes(step: Callable[[], None], device: torch.device) -> int:
+    """Largest sum of memory that one step holds beyond what lives before it: activations, logits, gradients."""
+    if device.type == "cuda":
+        before = torch.cuda.memory_allocated()
+        torch.cuda.reset_peak_memory_stats()
+        step()
+        return torch.cuda.max_memory_allocated() - before
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profile:
+        step()
+    events = [event for event in profile.profiler.kineto_results.events() if event.name() == "[memory]"]
+    events.sort(key=lambda event: event.start_ns())
+    return max(itertools.accumulate(event.nbytes() for event in events))
+
+
+def main() -> int:
+    """Measure and write benchmark/results/train_step.json."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--rounds", type=int, default=30)
+    parser.add_argument("--batch-size", type=int, default=16)
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--out", type=Path, default=Path("benchmark/results/train_step.json"))
+    options = parser.parse_args()
+    torch.set_num_threads(1)
+    device = torch.device(options.device)
+    steps = {
+        "medtune": medtune_step(options.batch_size, device),
+        "torchtune": stock_step(options.batch_size, device),
+    }
+    for step in steps.values():
+        step()
+    memory = {name: peak_bytes(step, device) for name, step in steps.items()}
+    times: dict[str, list[float]] = {name: [] for name in steps}
+    for round_number in range(options.rounds):
+        order = list(steps) if round_number % 2 else list(reversed(steps))
+        for name in order:
+            times[name].append(seconds(steps[name], device))
+    ratios = [ours / theirs for ours, theirs in zip(times["medtune"], times["torchtune"], strict=True)]
+    result = {
+        "command": " ".join(["python", *sys.argv]),
+        "commit": commit(),
+        "versions": versions(),
+        "hardware": hardware(),
+        "rounds": options.rounds,
+        "batch_size": options.batch_size,
+        "time_ratio": statistics.median(ratios),
+        "time_ratio_range": [min(ratios), max(ratios)],
+        "memory_ratio": memory["medtune"] / memory["torchtune"],
+        "median_seconds": {name: statistics.median(values) for name, values in times.items()},
+        "peak_bytes": memory,
+    }
+    options.out.parent.mkdir(parents=True, exist_ok=True)
+    options.out.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+    print(json.dumps({key: result[key] for key in ("time_ratio", "memory_ratio", "median_seconds", "peak_bytes")}, indent=1))
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,259 @@
+"""``medtune export``: the weights of a run, whole, merged or as an adapter, from its checkpoint and its base."""
+
+import dataclasses
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from omegaconf import OmegaConf
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torchtune.training import set_default_dtype
+
+from medtune.config import Component, build, instantiate
+from medtune.errors import CheckpointError, ConfigError, ModelError
+from medtune.models.adapters import merge_adapters, round_to_nf4
+from medtune.models.family import ModelFamily, StateDict
+from medtune.models.names import expected_shapes, is_adapter_key, state_dict_names
+from medtune.models.peft import CONFIG_NAME, WEIGHTS_NAME, save_peft
+from medtune.models.weights import INDEX_NAME, load_weights, save_hf
+from medtune.training import checkpoints
+from medtune.training.building import DTYPES, base_fingerprint
+
+FORMS = ("hf", "peft", "torchtune")
+
+
+@dataclass
+class RunConfig:
+    """What an export needs of a run's ``config.yaml``; the method and its data may be gone."""
+
+    model: Component
+    checkpoint: str | None = None
+    dtype: Literal["fp32", "bf16"] = "bf16"
+
+
+@dataclass(frozen=True)
+class Trained:
+    """What a run left behind.
+
+    Attributes:
+        checkpoint: the checkpoint's folder.
+        config: of the run.
+        model: on the meta device: names, shapes, family and the scales of adapters.
+        state: the trained tensors by state-dict key, from disk.
+        values: the checkpoint's plain values.
+    """
+
+    checkpoint: Path
+    config: RunConfig
+    model: Any
+    state: StateDict
+    values: dict[str, Any]
+
+    @property
+    def family(self) -> ModelFamily:
+        """The model's family."""
+        return self.model.family
+
+
+def export(
+    source: str | Path,
+    form: str,
+    out: str | Path,
+    *,
+    base: str | None = None,
+    force: bool = False,
+    say: Callable[[str], None] = print,
+) -> Path:
+    """Write a run's weights for other programs to load; ``out`` is there whole or not at all.
+
+    Args:
+        source: a run's folder, of which the newest whole checkpoint is taken, or one ``checkpoints/step_N`` in it.
+        form: ``hf`` (published layout, adapters merged), ``peft`` (the adapter alone) or ``torchtune`` (one file in
+            torchtune's names, adapters merged).
+        out: a folder that is not there, is empty, or holds an export that ``force`` allows to replace.
+        base: the weights that the run started from, where the config's ``checkpoint`` is no longer right; for ``peft``
+            also a hub name, which is only written down.
+        force: replace an earlier export.
+        say: told which checkpoint is taken.
+
+    Returns:
+        ``out``.
+
+    Raises:
+        MedtuneError: if the source is no run, nothing of the model was trained, the base is absent or another one, the
+            form cannot hold what was trained, or ``out`` is in use.
+    """
+    if form not in FORMS:
+        raise ConfigError(f"--to {form}: the forms are {', '.join(FORMS)}")
+    out = Path(out)
+    checkpoint = _checkpoint(Path(source), say)
+    _refuse_used(out, force)
+    trained = _read(checkpoint)
+    _refuse_harm(out, trained.family, checkpoint.parent.parent, base or trained.config.checkpoint)
+    _check_base(trained, base or trained.config.checkpoint)
+    _write(out, _writer(trained, form, base))
+    say(f"{form} weights of {checkpoint} (step {trained.values.get('step')}): {out}")
+    return out
+
+
+# -- what the run left ------------------------------------------------------------------------------------------------
+
+
+def _checkpoint(source: Path, say: Callable[[str], None]) -> Path:
+    if source.name.startswith("step_") and source.is_dir():
+        problem = checkpoints.torn(source)
+        if problem:
+            raise CheckpointError(f"checkpoint {source} is torn ({problem}); name another, or the run's folder")
+        return source.resolve()
+    if not (source / "config.yaml").is_file():
+        raise ConfigError(f"{source} is not a run: it holds no config.yaml; give the output_dir of a training run")
+    found = checkpoints.newest_checkpoint(source / "checkpoints", say)
+    if found is None:
+        raise CheckpointError(f"{source} holds no whole checkpoint (looked in {source / 'checkpoints'})")
+    return found.resolve()
+
+
+def _read(checkpoint: Path) -> Trained:
+    config = _config(checkpoint.parent.parent / "config.yaml")
+    with set_default_dtype(DTYPES[config.dtype]), torch.device("meta"):
+        model = instantiate(config.model)
+    try:
+        saved = load_file(checkpoint / "model.safetensors")
+    except (SafetensorError, OSError) as error:
+        raise CheckpointError(f"cannot read {checkpoint / 'model.safetensors'}: {error}") from error
+    if not saved:
+        raise CheckpointError(
+            f"{checkpoint} was written before anything of the model was trained (a warm-up); take a later checkpoint"
+        )
+    keys, shapes = state_dict_names(model), expected_shapes(model)
+    for name, value in saved.items():
+        if name not in keys or shapes[keys[name]] != value.shape:
+            raise CheckpointError(f"{checkpoint}: the model has no parameter {name} of shape {list(value.shape)}")
+    state = {keys[name]: value for name, value in saved.items()}
+    return Trained(checkpoint, config, model, state, checkpoints.load_values(checkpoint))
+
+
+def _config(file: Path) -> RunConfig:
+    if not file.is_file():
+        raise ConfigError(f"{file} is missing: a checkpoint is exported with the config of its run beside it")
+    try:
+        content = OmegaConf.to_container(OmegaConf.load(file), resolve=True)
+    except Exception as error:  # YAML's and OmegaConf's own
+        raise ConfigError(f"{file} cannot be read: {error}") from error
+    if not isinstance(content, dict):
+        raise ConfigError(f"{file}: a config is a mapping of keys to values")
+    names = [field.name for field in dataclasses.fields(RunConfig)]
+    return build(RunConfig, {name: content[name] for name in names if name in content}, str(file))
+
+
+def _check_base(trained: Trained, base: str | None) -> None:
+    """The base must be the one that the run started from, where it is a path on this machine."""
+    wanted = trained.values.get("identity", {}).get("base")
+    if base is None or wanted is None or not Path(base).exists():
+        return
+    if base_fingerprint(base) != wanted:
+        raise ModelError(f"{base} does not hold the weights that {trained.checkpoint} was trained from; give --base")
+
+
+# -- what is written --------------------------------------------------------------------------------------------------
+
+
+def _writer(trained: Trained, form: str, base: str | None) -> Callable[[Path], object]:
+    """The function that fills a folder; whatever is wrong is raised before it is called."""
+    if form == "peft":
+        adapters, named = _adapters(trained), _named(base, trained)
+        return lambda folder: save_peft(adapters, trained.model, folder, named)
+    base = base or trained.config.checkpoint
+    whole = merge_adapters(_whole(trained, base), trained.model)
+    if form == "torchtune":
+        tensors = {key: tensor.contiguous() for key, tensor in whole.items()}
+        return lambda folder: save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+    source = Path(base) if base and Path(base).is_dir() else None
+    return lambda folder: save_hf(whole, trained.family, folder, source)
+
+
+def _adapters(trained: Trained) -> StateDict:
+    adapters = {key: tensor for key, tensor in trained.state.items() if is_adapter_key(key)}
+    others = [key for key in trained.state if key not in adapters]
+    if not adapters:
+        raise ModelError(f"{trained.checkpoint} holds no adapters: its run trained the weights themselves; use --to hf")
+    if others:
+        raise ModelError(
+            f"{trained.checkpoint} trained {len(others)} tensors beside its adapters (first: {others[0]}), which an "
+            "adapter cannot hold; use --to hf"
+        )
+    return adapters
+
+
+def _named(given: str | None, trained: Trained) -> str:
+    """What the adapter's config calls its base: a name as given, a folder by its full path."""
+    base = given or trained.config.checkpoint
+    if base is None:
+        raise ModelError(f"{trained.checkpoint} was trained from random weights; an adapter needs a base: give --base")
+    if Path(base).exists():
+        return str(Path(base).resolve())  # a relative path would be taken for a hub name
+    if given is None:
+        raise ModelError(f"{base} is not here; give the base weights' folder or their hub name as --base")
+    return given
+
+
+def _whole(trained: Trained, base: str | None) -> StateDict:
+    """Every tensor of the model in the run's dtype: the trained ones, the rest from the base."""
+    needed = [key for key in expected_shapes(trained.model) if key not in trained.state]
+    frozen: StateDict = {}
+    if needed:
+        if base is None:
+            raise ModelError(
+                f"{trained.checkpoint} was trained from random weights, of which {len(needed)} frozen tensors are not "
+                "on disk; take what the run itself wrote at its end (weights)"
+            )
+        if not Path(base).exists():
+            raise ModelError(f"{base} is not here; give the folder of the run's base weights as --base")
+        dtype = DTYPES[trained.config.dtype]
+        frozen = {key: tensor.to(dtype) for key, tensor in load_weights(base, trained.model).items()}
+        frozen = round_to_nf4(frozen, trained.model)
+    missing = [key for key in needed if key not in frozen]
+    if missing:
+        raise ModelError(f"neither {trained.checkpoint} nor {base} holds {missing[0]} ({len(missing)} tensors missing)")
+    return {**frozen, **trained.state}
+
+
+# -- where it is written ----------------------------------------------------------------------------------------------
+
+
+def _refuse_used(out: Path, force: bool) -> None:
+    if out.exists() and not out.is_dir():
+        raise ConfigError(f"--out {out} is a file; name a folder")
+    if out.is_dir() and any(out.iterdir()) and not force:
+        raise ConfigError(f"--out {out} is not empty; name another folder, or --force to replace an earlier export")
+
+
+def _refuse_harm(out: Path, family: ModelFamily, run: Path, base: str | None) -> None:
+    """``--force`` replaces a folder, so it must hold nothing but an export, and neither the run nor its base."""
+    place = out.resolve()
+    for kept in [run.resolve(), *([Path(base).resolve()] if base and Path(base).exists() else [])]:
+        if place == kept or place in kept.parents:
+            raise ConfigError(f"--out {out} would replace {kept}; name another folder")
+    known = {CONFIG_NAME, WEIGHTS_NAME, INDEX_NAME, "config.json", *family.tokenizer_files}
+    for file in out.rglob("*") if out.is_dir() else ():
+        name = str(file.relative_to(out))
+        shard = file.parent == out and file.name.startswith("model") and file.suffix == ".safetensors"
+        if file.is_file() and name not in known and not shard:
+            raise ConfigError(f"--out {out} holds {name}, which is no part of an export; name another folder")
+
+
+def _write(out: Path, write: Callable[[Path], object]) -> None:
+    def fill(folder: Path) -> None:
+        write(folder)
+
+    aside = out.with_name(f".{out.name}.writing")
+    try:
+        checkpoints.write_folder(aside, out, fill)
+    except (OSError, SafetensorError) as error:
+        raise CheckpointError(f"cannot write {out}: {error}; free space, or name another folder") from error
+    finally:
+        shutil.rmtree(aside, ignore_errors=True)

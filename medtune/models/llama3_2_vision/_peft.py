@@ -1,0 +1,104 @@
+"""Low-rank adapters of the Llama-3.2-Vision shape between torchtune's names and PEFT's."""
+
+from torch import Tensor
+
+from medtune.errors import ModelError
+from medtune.models.family import StateDict
+from medtune.models.llama3_2_vision._convert_weights import disk_name
+from medtune.models.llama3_2_vision._shape import DeepFusionShape
+
+_PREFIX = "base_model.model."
+_SIDES = (("lora_a", "lora_A"), ("lora_b", "lora_B"))
+_ATTENTION = {"q_proj": "q_proj", "k_proj": "k_proj", "v_proj": "v_proj", "output_proj": "o_proj"}
+_GATED_MLP = {"w1": "gate_proj", "w2": "down_proj", "w3": "up_proj"}
+_VISION_MLP = {"w1": "fc1", "w2": "fc2"}
+
+
+def module_names(shape: DeepFusionShape) -> dict[str, str]:
+    """Every linear map that can carry an adapter: torchtune's state-dict prefix -> its name in a transformers 5 model.
+
+    The published numbering counts each fusion layer as a layer of its own, before the layer that it belongs to.
+    """
+    names = {"decoder.output": "lm_head", "encoder.projection.output": "model.multi_modal_projector"}
+    for ours, theirs, depth in (
+        ("encoder.clip", "model.vision_model.transformer", shape.vision_layers),
+        ("encoder.projection", "model.vision_model.global_transformer", shape.projection_layers),
+    ):
+        for layer in range(depth):
+            names |= _layer(f"{ours}.layers.{layer}", f"{theirs}.layers.{layer}", "self_attn", _VISION_MLP)
+    fused = [layer for layer in range(shape.layers) if (layer + 1) % shape.fusion_interval == 0]
+    for layer in range(shape.layers):
+        place = layer + sum(other <= layer for other in fused)
+        ours, theirs = f"decoder.layers.{layer}", "model.language_model.layers."
+        names |= _layer(ours, f"{theirs}{place}", "self_attn", _GATED_MLP)
+        if layer in fused:
+            names |= _layer(f"{ours}.fusion_layer", f"{theirs}{place - 1}", "cross_attn", _GATED_MLP)
+    return names
+
+
+def _layer(ours: str, theirs: str, attention: str, mlp: dict[str, str]) -> dict[str, str]:
+    names = {f"{ours}.attn.{a}": f"{theirs}.{attention}.{b}" for a, b in _ATTENTION.items()}
+    return names | {f"{ours}.mlp.{a}": f"{theirs}.mlp.{b}" for a, b in mlp.items()}
+
+
+def adapters_to_peft(state: StateDict, *, shape: DeepFusionShape) -> StateDict:
+    """From torchtune's names to those of ``adapter_model.safetensors``.
+
+    Args:
+        state: adapter tensors by state-dict key, ``lora_a`` [rank, in] and ``lora_b`` [out, rank].
+        shape: sizes of the model.
+
+    Raises:
+        ModelError: if a tensor is no adapter of a model of this shape.
+    """
+    names = {
+        f"{ours}.{a}.weight": f"{_PREFIX}{theirs}.{b}.weight"
+        for ours, theirs in module_names(shape).items()
+        for a, b in _SIDES
+    }
+    _refuse(state.keys() - names.keys())
+    return {names[key]: _reorder(key, tensor, shape, published=True) for key, tensor in state.items()}
+
+
+def adapters_from_peft(state: StateDict, *, shape: DeepFusionShape) -> StateDict:
+    """From the names of ``adapter_model.safetensors`` to torchtune's; the inverse of :func:`adapters_to_peft`.
+
+    Names of transformers before 4.52 (``language_model.model.layers``) are read too.
+
+    Args:
+        state: tensors as PEFT saves them.
+        shape: sizes of the model.
+
+    Raises:
+        ModelError: if a tensor is no adapter of a model of this shape.
+    """
+    keys = {
+        disk_name(f"{theirs}.{b}.weight"): f"{ours}.{a}.weight"
+        for ours, theirs in module_names(shape).items()
+        for a, b in _SIDES
+    }
+    found = {name: disk_name(name.removeprefix(_PREFIX)) for name in state}
+    _refuse({name for name, plain in found.items() if plain not in keys})
+    return {keys[plain]: _reorder(keys[plain], state[name], shape, published=False) for name, plain in found.items()}
+
+
+def _refuse(unknown: set[str]) -> None:
+    if unknown:
+        raise ModelError(
+            f"{len(unknown)} tensors are no adapters of this model (first: {min(unknown)}); check the model's size"
+        )
+
+
+def _reorder(key: str, tensor: Tensor, shape: DeepFusionShape, *, published: bool) -> Tensor:
+    """Rotary halves: torchtune keeps a head's rows interleaved, the published layout one half after the other.
+
+    Rows of the output only, so ``lora_b``; cross-attention and the vision transformer have no rotary positions.
+    """
+    rotary = {"attn.q_proj.lora_b.weight": shape.heads, "attn.k_proj.lora_b.weight": shape.kv_heads}
+    place = key.removeprefix("decoder.layers.").partition(".")[2]
+    if not key.startswith("decoder.layers.") or place not in rotary:
+        return tensor
+    rows, rank = tensor.shape
+    half = rows // rotary[place] // 2
+    sizes = (rotary[place], half, 2, rank) if published else (rotary[place], 2, half, rank)
+    return tensor.reshape(sizes).transpose(1, 2).reshape(rows, rank)

@@ -1,0 +1,18 @@
+"""Several variants of one experiment side by side: tune, predict, evaluate, one report.
+
+    tune run medtune/recipes/sweep.py --config sweep/mini_wbcatt output_dir=runs/sweep
+"""
+
+from medtune.config import recipe
+from medtune.sweep import SweepConfig, run_sweep
+
+
+@recipe(SweepConfig)
+def main(config: SweepConfig) -> int:
+    """Run the sweep."""
+    print(f"report: {run_sweep(config).resolve()}")
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
