@@ -50,7 +50,9 @@ def _doctor(_: argparse.Namespace) -> int:
 def _export(arguments: argparse.Namespace) -> int:
     from medtune.export import export
 
-    export(arguments.source, arguments.to, arguments.out, base=arguments.base, force=arguments.force)
+    export(
+        arguments.source, arguments.to, arguments.out, base=arguments.base, force=arguments.force, dtype=arguments.dtype
+    )
     return 0
 
 
@@ -103,6 +105,7 @@ def parser() -> argparse.ArgumentParser:
     export.add_argument("--to", required=True, choices=("hf", "peft", "torchtune"), help="what is written")
     export.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder to write")
     export.add_argument("--base", metavar="DIR", help="base weights, where the run's config no longer names them")
+    export.add_argument("--dtype", choices=("fp32", "bf16"), help="type of the written tensors (default: the run's)")
     export.add_argument("-f", "--force", action="store_true", help="replace an earlier export")
     export.set_defaults(run=_export)
 

@@ -10,7 +10,7 @@ from typing import Any, Literal
 import torch
 from omegaconf import OmegaConf
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torchtune.training import set_default_dtype
 
 from medtune.config import Component, build, instantiate
@@ -19,7 +19,7 @@ from medtune.models.adapters import merge_adapters, round_to_nf4
 from medtune.models.family import ModelFamily, StateDict
 from medtune.models.names import expected_shapes, is_adapter_key, state_dict_names
 from medtune.models.peft import CONFIG_NAME, WEIGHTS_NAME, save_peft
-from medtune.models.weights import INDEX_NAME, load_weights, save_hf
+from medtune.models.weights import INDEX_NAME, SINGLE_NAME, load_weights, save_hf, save_tensors
 from medtune.training import checkpoints
 from medtune.training.building import DTYPES, base_fingerprint
 
@@ -66,6 +66,7 @@ def export(
     *,
     base: str | None = None,
     force: bool = False,
+    dtype: str | None = None,
     say: Callable[[str], None] = print,
 ) -> Path:
     """Write a run's weights for other programs to load; ``out`` is there whole or not at all.
@@ -78,6 +79,7 @@ def export(
         base: the weights that the run started from, where the config's ``checkpoint`` is no longer right; for ``peft``
             also a hub name, which is only written down.
         force: replace an earlier export.
+        dtype: ``fp32`` or ``bf16`` of the written tensors; None keeps the run's.
         say: told which checkpoint is taken.
 
     Returns:
@@ -89,13 +91,13 @@ def export(
     """
     if form not in FORMS:
         raise ConfigError(f"--to {form}: the forms are {', '.join(FORMS)}")
-    out = Path(out)
+    out = Path(out).resolve()
     checkpoint = _checkpoint(Path(source), say)
     _refuse_used(out, force)
     trained = _read(checkpoint)
     _refuse_harm(out, trained.family, checkpoint.parent.parent, base or trained.config.checkpoint)
     _check_base(trained, base or trained.config.checkpoint)
-    _write(out, _writer(trained, form, base))
+    _write(out, _writer(trained, form, base, DTYPES[dtype] if dtype else None))
     say(f"{form} weights of {checkpoint} (step {trained.values.get('step')}): {out}")
     return out
 
@@ -162,18 +164,21 @@ def _check_base(trained: Trained, base: str | None) -> None:
 # -- what is written --------------------------------------------------------------------------------------------------
 
 
-def _writer(trained: Trained, form: str, base: str | None) -> Callable[[Path], object]:
+def _writer(trained: Trained, form: str, base: str | None, dtype: torch.dtype | None) -> Callable[[Path], object]:
     """The function that fills a folder; whatever is wrong is raised before it is called."""
     if form == "peft":
-        adapters, named = _adapters(trained), _named(base, trained)
+        adapters, named = _cast(_adapters(trained), dtype), _named(base, trained)
         return lambda folder: save_peft(adapters, trained.model, folder, named)
     base = base or trained.config.checkpoint
-    whole = merge_adapters(_whole(trained, base), trained.model)
+    whole = _cast(merge_adapters(_whole(trained, base), trained.model), dtype)
     if form == "torchtune":
-        tensors = {key: tensor.contiguous() for key, tensor in whole.items()}
-        return lambda folder: save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+        return lambda folder: save_tensors(whole, folder / SINGLE_NAME)
     source = Path(base) if base and Path(base).is_dir() else None
     return lambda folder: save_hf(whole, trained.family, folder, source)
+
+
+def _cast(state: StateDict, dtype: torch.dtype | None) -> StateDict:
+    return state if dtype is None else {key: tensor.to(dtype) for key, tensor in state.items()}
 
 
 def _adapters(trained: Trained) -> StateDict:
@@ -234,9 +239,8 @@ def _refuse_used(out: Path, force: bool) -> None:
 
 def _refuse_harm(out: Path, family: ModelFamily, run: Path, base: str | None) -> None:
     """``--force`` replaces a folder, so it must hold nothing but an export, and neither the run nor its base."""
-    place = out.resolve()
     for kept in [run.resolve(), *([Path(base).resolve()] if base and Path(base).exists() else [])]:
-        if place == kept or place in kept.parents:
+        if out == kept or out in kept.parents:
             raise ConfigError(f"--out {out} would replace {kept}; name another folder")
     known = {CONFIG_NAME, WEIGHTS_NAME, INDEX_NAME, "config.json", *family.tokenizer_files}
     for file in out.rglob("*") if out.is_dir() else ():

@@ -44,7 +44,9 @@ class SweepConfig:
     predict: str = field(metadata={"help": "predict config"})
     prepared_dir: str = field(metadata={"help": "folder that the prepare recipe wrote"})
     image_root: str = field(metadata={"help": "folder or .tar of the images"})
-    variants: list[Variant] = field(metadata={"help": "models to compare; the first is what the others are held against"})
+    variants: list[Variant] = field(
+        metadata={"help": "models to compare; the first is what the others are held against"}
+    )
     recipe: str = field(default="instfree", metadata={"help": "training recipe"})
     evaluate: str = field(default="evaluate/default", metadata={"help": "evaluate config"})
     center_crop: float = field(default=1.0, metadata={"help": "share of each image's sides that is kept"})
@@ -168,7 +170,11 @@ def run_sweep(config: SweepConfig, say: Callable[[str], None] = print) -> Path:
                 pool.shutdown(cancel_futures=True)
                 log = root / "logs" / f"{chain.folder.name}.log"
                 raise MedtuneError(f"{chain.title}: {future.exception()}; see {log}") from future.exception()
-            say(f"{chain.title}: tuned, asked and scored" if chain.variant.train is not None else f"{chain.title}: scored")
+            say(
+                f"{chain.title}: tuned, asked and scored"
+                if chain.variant.train is not None
+                else f"{chain.title}: scored"
+            )
     return _report(config, every)
 
 

@@ -1,6 +1,6 @@
 """Several variants of one experiment side by side: tune, predict, evaluate, one report.
 
-    tune run medtune/recipes/sweep.py --config sweep/mini_wbcatt output_dir=runs/sweep
+tune run medtune/recipes/sweep.py --config sweep/mini_wbcatt output_dir=runs/sweep
 """
 
 from medtune.config import recipe

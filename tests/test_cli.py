@@ -23,11 +23,11 @@ def test_help_answers_in_under_a_second() -> None:
         result = run("--help")
         times.append(time.perf_counter() - start)
         assert result.returncode == 0
-        assert all(command in result.stdout for command in ("ls", "cp", "plan", "doctor", "report"))
+        assert all(command in result.stdout for command in ("ls", "cp", "plan", "doctor", "export", "report"))
     assert min(times) < 1.0, times
 
 
-@pytest.mark.parametrize("command", ["ls", "cp", "plan", "doctor", "report"])
+@pytest.mark.parametrize("command", ["ls", "cp", "plan", "doctor", "export", "report"])
 def test_no_command_line_needs_torch_to_be_read(command: str) -> None:
     code = (
         "import sys\n"

@@ -23,18 +23,22 @@ def is_dicom(data: bytes) -> bool:
     return data[_MAGIC] == b"DICM"
 
 
-def dicom_header(data: bytes) -> "Dataset":
+def dicom_header(data: bytes) -> tuple["Dataset", int]:
     """Read what stands before the pixels.
 
     Args:
         data: the file, or enough of its beginning.
+
+    Returns:
+        The elements, and how many bytes of the file they take.
 
     Raises:
         DataError: if pydicom is absent, or the file holds no picture or several frames. As with all messages of this
             module, it is a phrase that follows the image's name.
     """
     with _reading() as pydicom:
-        header = pydicom.dcmread(io.BytesIO(data), stop_before_pixels=True)
+        stream = io.BytesIO(data)
+        header = pydicom.dcmread(stream, stop_before_pixels=True)
         rows, columns = header.get("Rows"), header.get("Columns")
         frames = int(header.get("NumberOfFrames") or 1)
     if not rows or not columns:
@@ -42,25 +46,28 @@ def dicom_header(data: bytes) -> "Dataset":
         raise DataError(f"is a DICOM file without a picture ({kind}); remove the row.")
     if frames > 1:
         raise DataError(f"holds {frames} frames; save the one that is meant by itself.")
-    return header
+    return header, stream.tell()
 
 
-def looks_cut_off(header: "Dataset", size: int, end: bytes) -> bool:
+def looks_cut_off(header: "Dataset", pixels_at: int, size: int, end: bytes) -> bool:
     """Return whether a file is too short for its picture, as far as its size and its end tell.
 
     Args:
-        header: as :func:`dicom_header` returns it.
+        header: as :func:`dicom_header` returns it, with
+        pixels_at: the bytes before the pixels.
         size: of the file in bytes.
         end: its last bytes.
     """
     syntax = header.file_meta.get("TransferSyntaxUID")
+    if syntax is not None and syntax.is_deflated:
+        return True  # nothing can be told from outside
     if syntax is not None and syntax.is_compressed:
         return _END_OF_FRAMES not in end
     bits = (
         header.get("Rows") * header.get("Columns") * header.get("SamplesPerPixel", 1) * header.get("BitsAllocated", 8)
     )
     subsampled = header.get("PhotometricInterpretation") == "YBR_FULL_422"
-    return size < bits // 8 * (2 if subsampled else 3) // 3
+    return size - pixels_at < bits // 8 * (2 if subsampled else 3) // 3
 
 
 def dicom_image(data: bytes) -> Image.Image:
@@ -75,7 +82,7 @@ def dicom_image(data: bytes) -> Image.Image:
     Raises:
         DataError: as :func:`dicom_header`, and for damaged pixels or a compression that cannot be read.
     """
-    header = dicom_header(data)
+    header, _ = dicom_header(data)
     with _reading() as pydicom:
         dataset = pydicom.dcmread(io.BytesIO(data))
         try:
@@ -130,8 +137,8 @@ def _grey(stored: np.ndarray, dataset: "Dataset", values: np.ndarray) -> np.ndar
         shown = _looked_up(values, table[0])
     elif centre is not None and width is not None and width > 0:
         shown = _windowed(values, centre, width, str(dataset.get("VOILUTFunction") or "LINEAR"))
-    elif dataset.BitsStored == 8 and values is stored and stored.dtype == np.uint8:
-        shown = stored
+    elif dataset.BitsStored == 8 and dataset.get("PixelRepresentation", 0) == 0 and np.array_equal(values, stored):
+        shown = _scaled(stored, 0, 255)
     else:
         padding = dataset.get("PixelPaddingValue")
         picture = values[stored != padding] if padding is not None else values
@@ -142,9 +149,8 @@ def _grey(stored: np.ndarray, dataset: "Dataset", values: np.ndarray) -> np.ndar
 
 def _first(value: Any) -> float | None:
     """Return the first of an element's values; a window may have several, the first is the one to show."""
-    if value is None or value == "":
-        return None
-    return float(value if isinstance(value, int | float) else value[0])
+    values = [value] if isinstance(value, int | float) else list(value or [])
+    return float(values[0]) if values else None
 
 
 def _windowed(values: np.ndarray, centre: float, width: float, function: str) -> np.ndarray:

@@ -73,7 +73,7 @@ class ImageRoot:
         data = self._read(relative, where, limit=_HEADER_BYTES)
         whole = len(data) < _HEADER_BYTES
         if is_dicom(data):
-            return self._dicom_size(relative, data, where)
+            return self._dicom_size(relative, data, whole, where)
         try:
             image = _open(data, name, where)
         except DataError:
@@ -119,12 +119,17 @@ class ImageRoot:
                 "replace it by a whole copy, or remove the row."
             ) from None
 
-    def _dicom_size(self, name: PurePosixPath, data: bytes, where: str) -> tuple[int, int]:
+    def _dicom_size(self, name: PurePosixPath, data: bytes, whole: bool, where: str) -> tuple[int, int]:
         """Return the size that a DICOM header names; decode the file only if it looks cut off."""
-        header = _check_dicom(data, str(name), where)
+        try:
+            header, pixels_at = _check_dicom(data, str(name), where)
+        except DataError:  # also where what stands before the pixels is longer than what was read
+            if whole:
+                raise
+            return self.load(str(name), where).size
         with self._store.open(name) as (_, _, size):
             end = self._read(name, where, tail=_TAIL_BYTES)
-        if looks_cut_off(header, size, end):
+        if looks_cut_off(header, pixels_at, size, end):
             return self.load(str(name), where).size
         return int(header.Columns), int(header.Rows)
 
@@ -184,12 +189,12 @@ def _named(name: str, where: str) -> Iterator[None]:
         raise DataError(f"{where}: the image {name} {error}") from None
 
 
-def _check_dicom(data: bytes, name: str, where: str) -> "Dataset":
+def _check_dicom(data: bytes, name: str, where: str) -> tuple["Dataset", int]:
     with _named(name, where):
-        header = dicom_header(data)
+        header, pixels_at = dicom_header(data)
     if header.Rows * header.Columns > MAX_PIXELS:
         raise DataError(_too_large(name, where))
-    return header
+    return header, pixels_at
 
 
 def _check_frames(image: Image.Image, name: str, where: str) -> None:

@@ -34,7 +34,7 @@ def shuffle_response(text: str, separator: str, rng: random.Random) -> str:
 def shuffle_sections(sections: Sequence[str], rng: random.Random) -> str:
     """Put the sections of a report, such as findings and impression, into a random order.
 
-    InstFree shuffles the reports of MIMIC-CXR by section, for they have no separator of their own: what stands inside
+    InstFree (section 5.2) shuffles the reports of MIMIC-CXR by section and uses no separator there: what stands inside
     a section stays as it is, and one space stands between sections. Empty sections vanish.
 
     Args:

@@ -1,6 +1,6 @@
 """What a door hands to the prepare recipe: the samples of each split, and what the manifest says of them."""
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -37,7 +37,7 @@ class Prepared:
     """
 
     name: str
-    splits: dict[str, Iterable[Sample]]
+    splits: Mapping[str, Iterable[Sample]]
     inputs: dict[str, Path]
     options: dict[str, Any]
     tables: dict[str, Any] = field(default_factory=dict)

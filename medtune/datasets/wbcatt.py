@@ -4,7 +4,6 @@ Reports and questions follow InstFree (Kang et al. 2026), section 4.2, with the 
 """
 
 import random
-from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,8 +11,16 @@ from typing import Literal
 
 from medtune.data.multiple_choice import fixed_order, open_question
 from medtune.data.reports import attribute_report
-from medtune.data.sample import Message, Sample, report_sample
+from medtune.data.sample import Sample, report_sample
 from medtune.data.tables import read_table
+from medtune.datasets.drawing import (
+    check_limits,
+    limited,
+    limited_per_attribute,
+    option_question,
+    per_attribute,
+    value_counts,
+)
 from medtune.datasets.prepared import Prepared
 from medtune.errors import ConfigError, DataError
 
@@ -80,8 +87,7 @@ def training_values(cells: Sequence[Cell]) -> dict[str, dict[str, int]]:
     """Return how often each applicable value of each attribute occurs, the most frequent first."""
     table = {}
     for name in ATTRIBUTES:
-        counts = Counter(cell.values[name] for cell in cells if cell.values[name] != ABSENT)
-        table[_spoken(name)] = dict(sorted(counts.items(), key=lambda item: (-item[1], item[0])))
+        table[_spoken(name)] = value_counts(cell.values[name] for cell in cells if cell.values[name] != ABSENT)
     return table
 
 
@@ -111,33 +117,32 @@ def prepare_wbcatt(
         ConfigError: for an unknown kind of questions or a limit below 1.
         DataError: if a table is absent or wrong, or an image stands in two splits.
     """
-    _check_options(questions, limit_train, limit_questions_per_attribute)
+    limits = {"limit_train": limit_train, "limit_questions_per_attribute": limit_questions_per_attribute}
+    _check_questions(questions)
+    check_limits(**limits)
     inputs = {split: Path(annotations).expanduser() / f"pbc_attr_v1_{split}.csv" for split in SPLITS}
     cells = {split: read_cells(path) for split, path in inputs.items()}
     _check_leaks(cells)
     values = training_values(cells["train"])
-    splits = {"train": _limited(_reports("train", cells["train"]), limit_train, seed, "train")}
+    splits = {"train": limited(_reports("train", cells["train"]), limit_train, seed, "train")}
     draw = random.Random(seed)
     for split in ("val", "test"):
         splits[f"{split}_reports"] = _reports(split, cells[split])
         asked = list(_questions(split, cells[split], values, draw if questions == "one" else None))
-        splits[split] = _limited_per_attribute(asked, limit_questions_per_attribute, seed, split)
-    limits = {"limit_train": limit_train, "limit_questions_per_attribute": limit_questions_per_attribute}
+        splits[split] = limited_per_attribute(asked, limit_questions_per_attribute, seed, split)
     return Prepared(
         name="wbcatt",
         splits=splits,
         inputs=inputs,
         options={"questions": questions, "seed": seed, **limits},
         tables={"training_majority": {name: next(iter(counts)) for name, counts in values.items() if counts}},
-        summary={"training_values": values, "questions": {s: _per_attribute(splits[s]) for s in ("val", "test")}},
+        summary={"training_values": values, "questions": {s: per_attribute(splits[s]) for s in ("val", "test")}},
     )
 
 
-def _check_options(questions: str, *limits: int | None) -> None:
+def _check_questions(questions: str) -> None:
     if questions not in ("all", "one"):
         raise ConfigError(f"questions: {questions!r} is unknown; use 'all' (complete) or 'one' (official).")
-    if any(limit is not None and limit < 1 for limit in limits):
-        raise ConfigError("limit_train and limit_questions_per_attribute must be at least 1, or null for no limit.")
 
 
 def _check_leaks(cells: dict[str, list[Cell]]) -> None:
@@ -167,31 +172,8 @@ def _questions(
 
 
 def _question(id: str, cell: Cell, name: str, options: list[str]) -> Sample:
-    attribute, answer = _spoken(name), cell.values[name]
-    if answer not in options:
-        raise DataError(f"{id}: the value {answer!r} of {attribute!r} does not occur in training; correct the table.")
-    messages = (Message("user", open_question(attribute)), Message("assistant", answer))
-    return Sample(id, (cell.image,), messages, {"attribute": attribute, "options": options, "answer": answer})
-
-
-def _limited(samples: list[Sample], limit: int | None, seed: int, stream: str) -> list[Sample]:
-    """Keep a random choice of samples, in their old order."""
-    if limit is None or limit >= len(samples):
-        return samples
-    kept = random.Random(f"{seed}/{stream}").sample(range(len(samples)), limit)
-    return [samples[index] for index in sorted(kept)]
-
-
-def _limited_per_attribute(samples: list[Sample], limit: int | None, seed: int, split: str) -> list[Sample]:
-    groups: dict[str, list[Sample]] = {_spoken(name): [] for name in ATTRIBUTES}
-    for sample in samples:
-        groups[sample.meta["attribute"]].append(sample)
-    kept = {s.id for name, group in groups.items() for s in _limited(group, limit, seed, f"{split}/{name}")}
-    return [sample for sample in samples if sample.id in kept]
-
-
-def _per_attribute(samples: Sequence[Sample]) -> dict[str, int]:
-    return dict(Counter(sample.meta["attribute"] for sample in samples))
+    attribute = _spoken(name)
+    return option_question(id, cell.image, attribute, open_question(attribute), options, cell.values[name])
 
 
 def _sample_id(split: str, cell: Cell) -> str:

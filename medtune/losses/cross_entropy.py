@@ -46,7 +46,8 @@ def chunked_cross_entropy(
     """:func:`token_cross_entropy` of ``head(hidden)``, for supervised tokens only and in chunks.
 
     Equal to the plain loss forward and backward. Logits of one chunk live at a time: with several chunks they are
-    computed again in the backward pass. ``L(g) = -sum_i log f(y_i | X_v, X_p, y_<i)`` of InstFree Eq. 1 and 2 is this sum.
+    computed again in the backward pass. ``L(g) = -sum_i log f(y_i | X_v, X_p, y_<i)`` (InstFree Eq. 1 and 2) is this
+    sum.
 
     Args:
         hidden: ``[b, s, d]`` decoder states after the last norm.

@@ -6,13 +6,14 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import nn
 
 from medtune.errors import ModelError
 from medtune.models.adapters import adapted_layers
 from medtune.models.family import ModelFamily, StateDict
 from medtune.models.names import expected_shapes, is_adapter_key
+from medtune.models.weights import save_tensors
 
 CONFIG_NAME = "adapter_config.json"
 WEIGHTS_NAME = "adapter_model.safetensors"
@@ -43,7 +44,7 @@ def save_peft(adapters: StateDict, model: nn.Module, out_dir: str | Path, base: 
     to_peft, _ = _layout(model)
     _check(adapters, model, "the state")
     options = _options(model)
-    tensors = {name: tensor.detach().contiguous() for name, tensor in to_peft(adapters).items()}
+    tensors = to_peft(adapters)
     modules = {
         name.removeprefix(_PREFIX).removesuffix(side) for name in tensors for side in _SIDES if name.endswith(side)
     }
@@ -60,9 +61,7 @@ def save_peft(adapters: StateDict, model: nn.Module, out_dir: str | Path, base: 
     out = Path(out_dir)
     out.mkdir(parents=True, exist_ok=True)
     (out / CONFIG_NAME).unlink(missing_ok=True)
-    aside = out / f".{WEIGHTS_NAME}.part"
-    save_file(tensors, aside, metadata={"format": "pt"})
-    aside.replace(out / WEIGHTS_NAME)
+    save_tensors(tensors, out / WEIGHTS_NAME)
     aside = out / f".{CONFIG_NAME}.part"
     aside.write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
     aside.replace(out / CONFIG_NAME)

@@ -159,7 +159,7 @@ def save_hf(
     names = []
     for number, keys in enumerate(shards, 1):
         name = SINGLE_NAME if len(shards) == 1 else f"model-{number:05d}-of-{len(shards):05d}.safetensors"
-        _save_aside({key: published[key] for key in keys}, out / name)
+        save_tensors({key: published[key] for key in keys}, out / name)
         names.append(name)
     for old in out.glob("model*.safetensors"):
         if old.name not in names:
@@ -197,9 +197,18 @@ def _plan(state: StateDict, limit: int) -> list[list[str]]:
     return shards
 
 
-def _save_aside(tensors: StateDict, file: Path) -> None:
+def save_tensors(tensors: StateDict, file: Path) -> None:
+    """Write one safetensors file, whole or not at all, that whoever may read the folder may read.
+
+    Args:
+        tensors: on the CPU; made contiguous.
+        file: replaced if it exists.
+    """
     aside = file.with_name(f".{file.name}.part")
+    aside.touch()
+    mode = aside.stat().st_mode
     save_file({key: tensor.detach().contiguous() for key, tensor in tensors.items()}, aside, metadata={"format": "pt"})
+    aside.chmod(mode)  # safetensors gives it to its owner alone, so that a server of another user could not open it
     aside.replace(file)
 
 

@@ -64,7 +64,9 @@ def write_folder(aside: Path, final: Path, write: Callable[[Path], None]) -> Non
     shutil.rmtree(aside, ignore_errors=True)
     aside.mkdir(parents=True)
     write(aside)
+    readable = aside.stat().st_mode & 0o666  # as the umask has it; safetensors makes files for the owner alone
     for path in aside.iterdir():
+        path.chmod(readable)
         _flush(path)
     _flush(aside)
     if final.exists():

@@ -21,6 +21,7 @@ from medtune.training import memory
 from medtune.training.building import DTYPES
 from medtune.training.clock import Clock
 from medtune.training.config import TrainConfig
+from medtune.training.optimization import check_rates
 from medtune.training.parts import TrainedParts
 
 GB = 1e9
@@ -100,6 +101,7 @@ def plan(config: str, overrides: Sequence[str] = (), gpus: int | None = None) ->
     objective.bind(model, transform or _stand_in(), settings.seed)
     parts = TrainedParts(model, objective, {**model.parts(), **objective.parts()})
     stages = objective.stages(tuple(settings.trainable), settings.epochs, settings.max_steps)
+    _try(lambda: check_rates(settings.learning_rates, stages, parts, objective.parts()), result.problems)
     for stage in stages:
         result.sections.append((f"Parts in stage {stage.name}", parts.table(parts.known(stage.trainable))))
     data = _try(lambda: _measure(settings, objective, transform), result.problems) if transform else None

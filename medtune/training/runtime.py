@@ -1,6 +1,7 @@
 """Where a run happens: one process is a world of one, torchrun's processes are one world."""
 
 import os
+import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from datetime import timedelta
@@ -114,8 +115,14 @@ class Runtime:
             dist.barrier()
 
     def stop(self) -> None:
-        """Leave the world."""
-        if dist.is_initialized():
+        """Leave the world.
+
+        gloo's threads let go of a collective's tensors only after it is over, for which they need Python's lock. One
+        that has not done so when the interpreter ends aborts the process (seen in every second run); the pause lets it.
+        """
+        if self.world > 1 and dist.is_initialized():
+            if self.device.type == "cpu":
+                time.sleep(0.3)
             dist.destroy_process_group()
 
 

@@ -19,7 +19,7 @@ from typing import Any
 import torch
 
 from medtune.config import instantiate, save_config
-from medtune.errors import CheckpointError, TrainingError
+from medtune.errors import CheckpointError, MedtuneError, TrainingError
 from medtune.objectives.base import Objective, Stage
 from medtune.training import building, optimization
 from medtune.training.clock import Clock, rate_factor
@@ -167,10 +167,13 @@ class Trainer:
                 status = self._train()
                 if status == 0:
                     self._finish(time.perf_counter() - started)
+        except MedtuneError:  # on all processes alike
             self.runtime.stop()
-            return status
+            raise
         finally:
             self._close()
+        self.runtime.stop()
+        return status
 
     @contextmanager
     def _noted_signals(self) -> Iterator[None]:
@@ -277,8 +280,8 @@ class Trainer:
 
     def _collect_skips(self, batch: dict[str, Any]) -> None:
         for name, reason in batch["skipped"]:
-            if name not in self.skipped:
-                self.skipped[name] = reason
+            if reason not in self.skipped:  # the same in every epoch; ids may be alike in two data sets
+                self.skipped[reason] = name
                 self.telemetry.say(f"skipped {name}: {reason}")
 
     def _report_step(self, shown: dict[str, float], tokens: int, supervised: int) -> None:
@@ -347,8 +350,8 @@ class Trainer:
         for skipped in self.runtime.gather(self.skipped):
             self.skipped |= skipped
         feeds = [self.feed] + ([self.validation] if self.validation else [])
-        found = [(problem.id, problem.reason) for feed in feeds for problem in feed.checked.problems]
-        listed = [{"id": name, "reason": reason} for name, reason in [*found, *self.skipped.items()]]
+        found = [(problem.reason, problem.id) for feed in feeds for problem in feed.checked.problems]
+        listed = [{"id": name, "reason": reason} for reason, name in [*found, *self.skipped.items()]]
         if self.runtime.is_main:
             summary = {
                 "steps": self.step,

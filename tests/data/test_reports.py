@@ -3,7 +3,7 @@ from collections import Counter
 
 import pytest
 
-from medtune.data.reports import attribute_report, shuffle_response
+from medtune.data.reports import attribute_report, shuffle_response, shuffle_sections
 from medtune.errors import ConfigError
 
 
@@ -44,3 +44,11 @@ def test_attributes_become_terms():
     attributes = {"cell_size": "big", "vacuole": "no", "granularity": "yes", "granule_type": "nil", "label": "Monocyte"}
     assert attribute_report(attributes, ["label"]) == "big cell size, granularity, Monocyte"
     assert attribute_report({"vacuole": "no"}) == ""
+
+
+def test_sections_are_put_in_any_order_and_stay_whole():
+    sections = ["The lungs are clear. No effusion, no edema.", "No acute process."]
+    seen = Counter(shuffle_sections(sections, random.Random(seed)) for seed in range(2000))
+    assert set(seen) == {" ".join(sections), " ".join(sections[::-1])} and min(seen.values()) > 900
+    assert shuffle_sections([" one ", "", "  "], random.Random(0)) == "one"
+    assert shuffle_sections([], random.Random(0)) == ""

@@ -1,3 +1,5 @@
+import gzip
+
 import pytest
 
 from medtune.data.tables import read_header, read_table
@@ -49,3 +51,15 @@ def test_another_encoding_is_named(tmp_path):
 def test_an_absent_table(tmp_path):
     with pytest.raises(DataError, match="does not exist"):
         read_header(tmp_path / "none.csv", [])
+
+
+def test_a_compressed_table_is_read_like_any_other(tmp_path):
+    plain = table(tmp_path, 'image,text\na.png,"one,\ntwo"\nb.png,x\n')
+    packed = tmp_path / "reports.csv.gz"
+    packed.write_bytes(gzip.compress(plain.read_bytes()))
+    assert [row for _, row in read_table(packed, ["image"])] == [row for _, row in read_table(plain, ["image"])]
+    assert [where for where, _ in read_table(packed, [])] == ["reports.csv.gz, line 2", "reports.csv.gz, line 4"]
+    for damaged in (packed.read_bytes()[:-12], plain.read_bytes()):
+        packed.write_bytes(damaged)
+        with pytest.raises(DataError, match=r"reports.csv.gz: the compressed file is damaged or cut off"):
+            list(read_table(packed, ["image"]))

@@ -5,7 +5,7 @@ import pytest
 from medtune.data import writing
 from medtune.data.sample import Sample
 from medtune.data.source import JsonlSource
-from medtune.data.writing import jsonl_bytes, write_files
+from medtune.data.writing import Content, jsonl_bytes, sha256, write_files
 from medtune.errors import DataError
 from tests.data.tools import row
 
@@ -48,3 +48,19 @@ def test_a_folder_that_cannot_be_made(tmp_path):
     (tmp_path / "file").write_text("x")
     with pytest.raises(DataError, match="Cannot write into"):
         write_files(tmp_path / "file/out", {"a": b"1"}, overwrite=False)
+
+
+def test_a_file_larger_than_the_memory_is_written_block_by_block(tmp_path):
+    blocks = [bytes([number]) * 1000 for number in range(50)]
+    content = Content(50_000, sha256(b"".join(blocks)), lambda: iter(blocks))
+    assert write_files(tmp_path, {"a": content}, overwrite=False) == ["a"]
+    assert (tmp_path / "a").read_bytes() == b"".join(blocks)
+    assert write_files(tmp_path, {"a": content}, overwrite=False) == []
+    assert write_files(tmp_path, {"a": b"".join(blocks)}, overwrite=False) == []
+
+
+def test_blocks_that_are_not_what_was_announced_leave_the_old_file(tmp_path):
+    write_files(tmp_path, {"a": b"old"}, overwrite=False)
+    with pytest.raises(DataError, match="a: the data it is made of changed while it was written"):
+        write_files(tmp_path, {"a": Content(3, sha256(b"new"), lambda: iter([b"odd"]))}, overwrite=True)
+    assert os.listdir(tmp_path) == ["a"] and (tmp_path / "a").read_bytes() == b"old"

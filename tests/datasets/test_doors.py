@@ -145,3 +145,8 @@ def test_an_unknown_argument_of_a_part_is_refused(two_files):
 
 def test_jsonl_without_images(two_files):
     assert len(jsonl_dataset(two_files[1]["source"])) == 8
+
+
+def test_a_compressed_table_of_reports_is_refused(tmp_path, pictures):
+    with pytest.raises(DataError, match="cannot be read one at a time; unpack it"):
+        report_csv_dataset(str(tmp_path / "reports.csv.gz"), pictures)

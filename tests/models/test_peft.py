@@ -94,7 +94,7 @@ def test_the_config_comes_last_and_an_earlier_adapter_is_replaced(saved, model, 
     def fail(*_, **__):
         raise OSError("no space left on device")
 
-    monkeypatch.setattr("medtune.models.peft.save_file", fail)
+    monkeypatch.setattr("medtune.models.weights.save_file", fail)
     with pytest.raises(OSError, match="no space"):
         save_peft(adapters_of(model), model, saved, "other")
     assert not (saved / CONFIG_NAME).exists()

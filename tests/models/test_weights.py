@@ -169,6 +169,11 @@ def test_an_export_replaces_an_earlier_one(model, tmp_path):
     assert load_file(tmp_path / "model.safetensors").keys() == model.family.tune_to_hf(model.state_dict()).keys()
 
 
+def test_an_export_can_be_read_by_whoever_may_read_its_folder(exported):
+    """safetensors writes for the owner alone."""
+    assert {path.stat().st_mode for path in exported.iterdir()} == {(exported / "config.json").stat().st_mode}
+
+
 def test_companions_are_copied_from_the_source(model, exported, tmp_path):
     source, out = exported, tmp_path / "out"
     config = json.loads((source / "config.json").read_text())

@@ -1,6 +1,7 @@
 """Checkpoints are whole or passed over; a full disk harms nothing."""
 
 import errno
+import os
 from pathlib import Path
 
 import pytest
@@ -31,6 +32,15 @@ def test_round_trip(tmp_path: Path) -> None:
     assert torch.equal(loaded.model["a.weight"], state(7).model["a.weight"])
     assert loaded.optimizer["a.weight|step"].shape == ()
     assert loaded.values == state(7).values
+
+
+def test_files_may_be_read_as_the_umask_says(tmp_path: Path) -> None:
+    before = os.umask(0o027)
+    try:
+        path = save_checkpoint(tmp_path, state(7), keep=2)
+    finally:
+        os.umask(before)
+    assert {file.stat().st_mode & 0o777 for file in path.iterdir()} == {0o640}
 
 
 def test_oldest_checkpoints_go(tmp_path: Path) -> None:

@@ -108,6 +108,7 @@ def test_checkpointing_and_a_smaller_batch_need_less(config: Path) -> None:
         (["transform.path=absent"], "absent"),
         (["batch_sise=2"], "did you mean 'batch_size'?"),
         (["trainable=[adapter]"], "the model has no part 'adapter'"),
+        (["learning_rates.decoder=0.1"], "learning_rates.decoder: this run trains"),
         (["dtype=fp8"], "'fp8' is not one of 'fp32', 'bf16'"),
         (["transform.max_seq_len=5"], "the limit is 5"),
     ],

@@ -1,0 +1,91 @@
+"""What the doors of attribute data sets share: questions, limits and repeats."""
+
+import dataclasses
+import hashlib
+import heapq
+import random
+from collections import Counter
+from collections.abc import Iterable, Sequence
+
+from medtune.data.sample import Message, Sample
+from medtune.errors import ConfigError, DataError
+
+
+def option_question(id: str, image: str, attribute: str, question: str, options: Sequence[str], answer: str) -> Sample:
+    """Return a question with options, as :mod:`medtune.evaluation` asks it.
+
+    Raises:
+        DataError: if the answer is not among the options.
+    """
+    if answer not in options:
+        raise DataError(f"{id}: the value {answer!r} of {attribute!r} does not occur in training; correct the table.")
+    messages = (Message("user", question), Message("assistant", answer))
+    return Sample(id, (image,), messages, {"attribute": attribute, "options": list(options), "answer": answer})
+
+
+def check_limits(**limits: int | None) -> None:
+    """Refuse limits below 1.
+
+    Raises:
+        ConfigError: naming all of them.
+    """
+    if any(limit is not None and limit < 1 for limit in limits.values()):
+        raise ConfigError(f"{' and '.join(limits)} must be at least 1, or null for no limit.")
+
+
+def limited(samples: list[Sample], limit: int | None, seed: int, stream: str) -> list[Sample]:
+    """Keep a random choice of samples, in their old order."""
+    if limit is None or limit >= len(samples):
+        return samples
+    kept = random.Random(f"{seed}/{stream}").sample(range(len(samples)), limit)
+    return [samples[index] for index in sorted(kept)]
+
+
+def limited_per_attribute(samples: list[Sample], limit: int | None, seed: int, split: str) -> list[Sample]:
+    """Keep a random choice of the questions of each attribute, in their old order."""
+    groups: dict[str, list[Sample]] = {}
+    for sample in samples:
+        groups.setdefault(sample.meta["attribute"], []).append(sample)
+    kept = {s.id for name, group in groups.items() for s in limited(group, limit, seed, f"{split}/{name}")}
+    return [sample for sample in samples if sample.id in kept]
+
+
+def chosen(keys: Iterable[tuple[str, str]], limit: int, seed: int) -> set[str]:
+    """Choose ids at random without holding more of them than are kept.
+
+    Args:
+        keys: (group, id) of each candidate.
+        limit: how many of each group.
+        seed: orders the candidates by a hash; the choice does not depend on the order in which they come.
+    """
+    heaps: dict[str, list[tuple[int, str]]] = {}
+    for group, id in keys:
+        heap = heaps.setdefault(group, [])
+        rank = int.from_bytes(hashlib.sha256(f"{seed}/{id}".encode()).digest()[:8], "big")
+        if len(heap) < limit:
+            heapq.heappush(heap, (-rank, id))
+        else:
+            heapq.heappushpop(heap, (-rank, id))
+    return {id for heap in heaps.values() for _, id in heap}
+
+
+def repeated(samples: Sequence[Sample], times: int) -> list[Sample]:
+    """Return all samples, then all of them again; the repeats' ids end in ``#2``, ``#3``, ...
+
+    Raises:
+        ConfigError: if ``times`` is below 1.
+    """
+    if times < 1:
+        raise ConfigError(f"repeat_train is {times}; it must be at least 1 (every report once).")
+    again = [dataclasses.replace(s, id=f"{s.id}#{time}") for time in range(2, times + 1) for s in samples]
+    return [*samples, *again]
+
+
+def value_counts(values: Iterable[str]) -> dict[str, int]:
+    """Return how often each value occurs, the most frequent first, equally frequent ones in alphabetical order."""
+    return dict(sorted(Counter(values).items(), key=lambda item: (-item[1], item[0])))
+
+
+def per_attribute(samples: Iterable[Sample]) -> dict[str, int]:
+    """Return the number of questions of each attribute."""
+    return dict(Counter(sample.meta["attribute"] for sample in samples))
