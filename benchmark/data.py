@@ -127,7 +127,11 @@ def main() -> int:
     }
     options.out.parent.mkdir(parents=True, exist_ok=True)
     options.out.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
-    print(json.dumps({key: result[key] for key in ("images_per_second", "ratio_to_pillow", "memory_mib_by_rows")}, indent=1))
+    print(
+        json.dumps(
+            {key: result[key] for key in ("images_per_second", "ratio_to_pillow", "memory_mib_by_rows")}, indent=1
+        )
+    )
     return 0
 
 

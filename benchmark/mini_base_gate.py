@@ -58,7 +58,9 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--checkpoint", default=str(PACKAGE / "assets" / "mini_base"))
     parser.add_argument("--cells", type=int, default=400)
-    parser.add_argument("--work", type=Path, default=Path("runs/mini_base_gate"), help="folder of questions and answers")
+    parser.add_argument(
+        "--work", type=Path, default=Path("runs/mini_base_gate"), help="folder of questions and answers"
+    )
     parser.add_argument("--out", type=Path, default=Path("benchmark/results/mini_base_gate.json"))
     options = parser.parse_args()
     measured = {}

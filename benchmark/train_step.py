@@ -178,7 +178,11 @@ def main() -> int:
     }
     options.out.parent.mkdir(parents=True, exist_ok=True)
     options.out.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
-    print(json.dumps({key: result[key] for key in ("time_ratio", "memory_ratio", "median_seconds", "peak_bytes")}, indent=1))
+    print(
+        json.dumps(
+            {key: result[key] for key in ("time_ratio", "memory_ratio", "median_seconds", "peak_bytes")}, indent=1
+        )
+    )
     return 0
 
 

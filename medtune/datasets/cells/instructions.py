@@ -10,12 +10,14 @@ from medtune.data.multiple_choice import (
     open_question,
     option_letter,
 )
+from medtune.data.reports import attribute_report
 from medtune.data.sample import Message
 from medtune.datasets.cells.attributes import ABSENT, Attributes, asked_attributes, options
 from medtune.datasets.cells.wording import (
     BRIEF_QUESTIONS,
     DESCRIBE,
     LIST_ATTRIBUTES,
+    PHRASES,
     OPEN_QUESTIONS,
     describe,
     open_answer,
@@ -131,3 +133,13 @@ def conversation(cell: Attributes, rng: random.Random) -> tuple[Message, ...]:
 def attribute_list(cell: Attributes, rng: random.Random) -> tuple[Message, ...]:
     """Return one turn that answers with the twelve values, bare and in their fixed order."""
     return to_messages([(rng.choice(LIST_ATTRIBUTES), ", ".join(cell.values()))])
+
+
+def phrase_list(cell: Attributes, rng: random.Random) -> tuple[Message, ...]:
+    """Return one turn that answers a request for phrases: some of the cell's findings in any order, or all in theirs."""
+    question, separator = rng.choice(PHRASES)
+    names = [name for name in cell if attribute_report({name: cell[name]}, value_only=("label",))]
+    if rng.random() < 0.5:
+        names = rng.sample(names, k=rng.randint(3, len(names)))
+    phrases = [attribute_report({name: cell[name]}, value_only=("label",)) for name in names]
+    return to_messages([(question, separator.join(phrases))])

@@ -11,7 +11,7 @@ from medtune.data.multiple_choice import open_question
 from medtune.data.randomness import sample_rng
 from medtune.data.sample import Message, Sample, report_sample
 from medtune.datasets.cells.attributes import Attributes, asked_attributes, cell_report, options, sample_attributes
-from medtune.datasets.cells.instructions import attribute_list, conversation
+from medtune.datasets.cells.instructions import attribute_list, conversation, phrase_list
 from medtune.datasets.cells.render import render_cell
 from medtune.datasets.cells.text_tasks import text_conversation
 from medtune.errors import ConfigError, DataError
@@ -103,6 +103,10 @@ class RenderedCells:
         messages = attribute_list(self.attributes(number), sample_rng(self._seed, 0, number, "attributes"))
         return Sample(f"cell-{number:06d}-attributes", (f"cell-{number:06d}.png",), messages)
 
+    def _phrases(self, number: int) -> Sample:
+        messages = phrase_list(self.attributes(number), sample_rng(self._seed, 0, number, "phrases"))
+        return Sample(f"cell-{number:06d}-phrases", (f"cell-{number:06d}.png",), messages)
+
     def _text(self, number: int) -> Sample:
         messages = text_conversation(self.attributes(number), sample_rng(self._seed, 0, number, "text"))
         return Sample(f"text-{number:06d}", (), messages)
@@ -113,5 +117,6 @@ KINDS: dict[str, Callable[[RenderedCells, int], Sample]] = {
     "questions": RenderedCells._question,
     "attributes": RenderedCells._attributes,
     "instructions": RenderedCells._instructions,
+    "phrases": RenderedCells._phrases,
     "text": RenderedCells._text,
 }

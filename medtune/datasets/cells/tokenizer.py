@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from medtune.data.multiple_choice import LETTERS, multiple_choice_prompt
-from medtune.datasets.cells import KINDS, rendered_cells_dataset
+from medtune.datasets.cells import rendered_cells_dataset
 from medtune.datasets.cells.attributes import ATTRIBUTES
 from medtune.datasets.cells.text_tasks import WORDS
 from medtune.datasets.cells.wording import BRIEF_QUESTIONS, DESCRIBE, LIST_ATTRIBUTES, OPEN_QUESTIONS
@@ -34,8 +34,8 @@ def tokenizer_corpus(size: int = 400, seed: int = 0) -> Iterator[str]:
         size: number of cells of the rarest kind; conversations come three times as often.
         seed: seed of the rendered cells.
     """
-    for kind in KINDS:
-        source = rendered_cells_dataset(size * _SHARE[kind], seed, kind)
+    for kind, share in _SHARE.items():
+        source = rendered_cells_dataset(size * share, seed, kind)
         for index in range(len(source)):
             yield from (message.content for message in source[index].messages)
     # Fixed repeats: values become one token with and without a space before them, other words with it.

@@ -50,6 +50,19 @@ DESCRIBE = (
     "What are the findings?",
 )
 
+PHRASES = (
+    ("Write short phrases about this cell, separated by commas.", ", "),
+    ("Give the findings as short phrases with commas between them.", ", "),
+    ("Note the key points of this cell, separated by commas.", ", "),
+    ("Only short phrases, please: what does the cell look like?", ", "),
+    ("List the findings as phrases.", ", "),
+    ("Write short phrases about this cell, separated by semicolons.", "; "),
+    ("Give the findings as short phrases with semicolons between them.", "; "),
+    ("Write short phrases about this cell, one per line.", "\n"),
+    ("Give the findings, one phrase per line.", "\n"),
+)
+"""Requests for phrases in place of sentences, and what stands between the phrases."""
+
 LIST_ATTRIBUTES = (
     "Name the attributes.",
     "List the values of all attributes.",
