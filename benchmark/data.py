@@ -3,8 +3,8 @@
     python benchmark/data.py [--images 600] [--rounds 3]
 
 Pictures of 360 x 363 pixels (WBCAtt's size) are written as JPEG. Timed in turn: Pillow decoding and resizing to 64 x 64
-in this process, and the training pipeline (checks, decoding, tokens, batches of 16) with 0, 1 and 2 workers; start-up of
-the workers counts. Memory is the growth of this process while a source of N rows is opened and its batches are planned.
+in this process, and the training pipeline (checks, decoding, tokens, batches of 16) with 0, 1 and 2 workers; their
+start-up counts. Memory is the growth of this process while a source of N rows is opened and its batches are planned.
 """
 
 import argparse

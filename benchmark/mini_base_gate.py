@@ -8,6 +8,7 @@ is asked once with its options in random order and once in their fixed order.
 
 import argparse
 import json
+import shutil
 import sys
 from pathlib import Path
 
@@ -26,7 +27,8 @@ def write_questions(folder: Path, cells: int, shuffled: bool) -> None:
     """One question a cell, evenly over attributes, in the layout of a prepared data set."""
     source = rendered_cells_dataset(cells, SEED, "questions", offset=OFFSET)
     samples = [source[index] for index in range(cells)]
-    (folder / "images").mkdir(parents=True, exist_ok=True)
+    shutil.rmtree(folder, ignore_errors=True)  # answers of another base
+    (folder / "images").mkdir(parents=True)
     for index, sample in enumerate(samples):
         source.open_images(sample)[0].save(folder / "images" / sample.images[0])
         if shuffled:

@@ -2,10 +2,11 @@
 
     python benchmark/train_step.py [--rounds 30] [--batch-size 16] [--device cpu]
 
-Both train vision, projection and fusion of one model with one AdamW; the decoder is frozen. The stock side runs the loss
-step of torchtune's own recipe file (found beside torchtune, never copied), scales the gradients and clips as that recipe
-does. The two are timed in turn, round after round; the ratio is the median over rounds. Peak memory is
-what a step allocates at most beyond weights and optimizer state, counted by torch's profiler (the allocator on a GPU).
+Both train vision, projection and fusion of one model with one AdamW; the decoder is frozen. The stock side runs the
+loss step of torchtune's own recipe file (found beside torchtune, never copied), scales the gradients and clips as
+that recipe does. The two are timed in turn, round after round; the ratio is the median over rounds. Peak memory is
+what a step allocates at most beyond weights and optimizer state, counted by torch's profiler (the allocator on a
+GPU).
 """
 
 import argparse

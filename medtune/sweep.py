@@ -28,11 +28,13 @@ class Variant:
         name: Folder of its run.
         title: Name in the report.
         train: Overrides of the training config; null is the untuned base.
+        x: The value that the sweep varies, for the plot against it.
     """
 
     name: str
     title: str
     train: list[str] | None = None
+    x: float | None = None
 
 
 @dataclass
@@ -50,6 +52,9 @@ class SweepConfig:
     recipe: str = field(default="instfree", metadata={"help": "training recipe"})
     evaluate: str = field(default="evaluate/default", metadata={"help": "evaluate config"})
     center_crop: float = field(default=1.0, metadata={"help": "share of each image's sides that is kept"})
+    axis: str = field(
+        default="", metadata={"help": "name of the value that variants carry as x; draws accuracies against it"}
+    )
     seeds: list[int] = field(default_factory=lambda: [0], metadata={"help": "training seeds of each tuned variant"})
     processes: int = field(default=2, metadata={"help": "variants at a time, each on one thread"})
     train_overrides: list[str] = field(default_factory=list, metadata={"help": "for every tuned variant"})
@@ -64,6 +69,9 @@ class SweepConfig:
         names = [variant.name for variant in self.variants]
         if not names or len(set(names)) < len(names) or not self.seeds or self.processes < 1:
             raise ValueError("a sweep needs variants of different names, a seed and a process")
+        places = [variant.x for variant in self.variants if variant.x is not None]
+        if len(set(places)) < len(places) or bool(self.axis) != bool(places):
+            raise ValueError("axis names what the variants carry as x: both or neither, and no x twice")
 
 
 @dataclass(frozen=True)
@@ -188,10 +196,13 @@ def _one_thread() -> None:
 def _report(config: SweepConfig, every: list[Chain]) -> Path:
     from medtune.reporting.gallery import image_opener
     from medtune.reporting.report import write_report
+    from medtune.reporting.seeds import seeds_section
 
     out = Path(config.output_dir) / "report.html"
     first = [next(chain for chain in every if chain.variant is variant) for variant in config.variants]
     images = image_opener(config.image_root)
+    table = over_seeds(config, every)
+    places = {variant.title: variant.x for variant in config.variants if variant.x is not None}
     write_report(
         [chain.folder for chain in first],
         out,
@@ -199,8 +210,8 @@ def _report(config: SweepConfig, every: list[Chain]) -> Path:
         note=config.note,
         samples=config.samples,
         open_image=images,
+        extra=seeds_section(table, config.axis, places),
     )
-    table = over_seeds(config, every)
     out.with_name("seeds.json").write_text(json.dumps(table, indent=1) + "\n", encoding="utf-8")
     return out
 
@@ -229,7 +240,7 @@ def _headline(results: dict[str, Any]) -> dict[str, float]:
         for protocol, one in results["protocols"].items()
         for name in STATISTICS
     }
-    numbers["retention"] = results["retention"]["composite"]["value"]
+    numbers["retention"] = results["retention"].get("composite", {}).get("value")
     return {name: value for name, value in numbers.items() if value is not None}
 
 

@@ -21,6 +21,9 @@ class BatchPlan:
     by (tiles, length) and cut into steps, and the steps are then put in random order. What does not fill a step is
     drawn at random and comes last.
 
+    With ``weights`` an epoch is as many draws with replacement as there are samples, each with a probability in
+    proportion to its weight, and all else is the same. A sample that is drawn twice in an epoch looks the same twice.
+
     Args:
         lengths: tokens of each sample.
         global_batch: samples per optimizer step.
@@ -29,9 +32,11 @@ class BatchPlan:
         bucket: sort by size inside the windows; has no effect without ``shuffle``.
         tiles: image tiles of each sample; all alike if absent.
         indices: the source index of each sample where some of the source are left out; 0, 1, 2, ... if absent.
+        weights: draw the samples of an epoch in proportion to these, which must be positive.
 
     Raises:
         ConfigError: for a batch size below 1.
+        ValueError: if the arrays differ in length, or weights are not positive or come without ``shuffle``.
     """
 
     def __init__(
@@ -43,6 +48,7 @@ class BatchPlan:
         bucket: bool = True,
         tiles: Sequence[int] | np.ndarray | None = None,
         indices: Sequence[int] | np.ndarray | None = None,
+        weights: Sequence[float] | np.ndarray | None = None,
     ) -> None:
         if global_batch < 1:
             raise ConfigError(f"The global batch is {global_batch}; it must be at least 1.")
@@ -51,6 +57,9 @@ class BatchPlan:
         self.indices = np.arange(len(self.lengths)) if indices is None else np.asarray(indices, dtype=np.int64)
         if not len(self.lengths) == len(self.tiles) == len(self.indices):
             raise ValueError("lengths, tiles and indices must be equally long")
+        self._shares = None if weights is None else _shares(weights, len(self.lengths))
+        if self._shares is not None and not shuffle:
+            raise ValueError("weights draw a new order, which shuffle=False forbids")
         self.global_batch, self.seed, self.shuffle, self.bucket = global_batch, seed, shuffle, bucket
 
     def __len__(self) -> int:
@@ -60,7 +69,7 @@ class BatchPlan:
     def steps(self, epoch: int) -> list[list[int]]:
         """Return the source indices of each step of an epoch.
 
-        Every sample stands in exactly one step; only the last step may be short.
+        Without weights every sample stands in exactly one step. Only the last step may be short.
 
         Args:
             epoch: from 0.
@@ -69,7 +78,10 @@ class BatchPlan:
         if not self.shuffle:
             return [self._sources(step) for step in _cut(order, self.global_batch)]
         rng = sample_rng(self.seed, epoch, 0, "batches")
-        rng.shuffle(order)
+        if self._shares is None:
+            rng.shuffle(order)
+        else:
+            order = rng.choices(order, cum_weights=self._shares, k=len(order))
         whole = len(order) - len(order) % self.global_batch
         steps = self._bucketed(order[:whole], rng) if self.bucket else _cut(order[:whole], self.global_batch)
         return [self._sources(step) for step in steps + _cut(order[whole:], self.global_batch)]
@@ -115,6 +127,15 @@ def split_step(
     filled = [(indices[at % len(indices)], at < len(indices)) for at in range(total)]
     rounds = _cut(filled, world * batch_size)
     return [group[rank * batch_size : (rank + 1) * batch_size] for group in rounds]
+
+
+def _shares(weights: Sequence[float] | np.ndarray, count: int) -> list[float]:
+    """Running sum of the weights."""
+    values = np.asarray(weights, dtype=np.float64)
+    if len(values) != count or not (np.isfinite(values).all() and (values > 0).all()):
+        raise ValueError("weights must be positive numbers, one for each sample")
+    shares: list[float] = np.cumsum(values).tolist()
+    return shares
 
 
 def _cut(items: list, size: int) -> list[list]:

@@ -3,6 +3,7 @@
 import random
 from collections.abc import Iterable, Mapping, Sequence
 
+from medtune.data.sentences import sentence_spans
 from medtune.errors import ConfigError
 
 
@@ -29,6 +30,26 @@ def shuffle_response(text: str, separator: str, rng: random.Random) -> str:
     joined = (separator if separator[-1].isspace() else f"{separator} ").join(segments)
     closed = not separator.isspace() and text.rstrip().endswith(separator)
     return joined + separator if closed else joined
+
+
+def shuffle_sentences(text: str, rng: random.Random) -> str:
+    """Put the sentences of a report into a random order.
+
+    Equation 4 of InstFree with sentences in place of separators. What stands between two sentences (a space, a line's
+    end) stays in its place, so that not a character is lost or added.
+
+    Args:
+        text: the report.
+        rng: the sample's own generator.
+    """
+    spans = sentence_spans(text)
+    if len(spans) < 2:
+        return text
+    gaps = [text[end:start] for (_, end), (start, _) in zip(spans, spans[1:], strict=False)]
+    sentences = [text[start:end] for start, end in spans]
+    rng.shuffle(sentences)
+    inner = "".join(sentence + gap for sentence, gap in zip(sentences, [*gaps, ""], strict=True))
+    return text[: spans[0][0]] + inner + text[spans[-1][1] :]
 
 
 def shuffle_sections(sections: Sequence[str], rng: random.Random) -> str:

@@ -12,14 +12,16 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from medtune.data.reports import shuffle_response
+from medtune.data.reports import shuffle_response, shuffle_sections, shuffle_sentences
 from medtune.data.sample import Message, Sample
+from medtune.errors import DataError
 from medtune.losses.cross_entropy import chunked_cross_entropy
 from medtune.modules.proxy_instruction import ProxyInstruction, placeholder_mask
 from medtune.objectives.base import Objective, SampleTransform, Stage, StepOutput
 
 Mode = Literal["momentum", "update", "fixed", "text", "random_text"]
 MODES = ("momentum", "update", "fixed", "text", "random_text")
+UNITS = ("separator", "sentence", "section")
 
 
 @dataclass(frozen=True)
@@ -28,21 +30,46 @@ class ReportPrompt:
 
     Attributes:
         instructions: The user turn is drawn from these.
-        separator: Where the response is split for shuffling (Eq. 4); None leaves it in order.
+        separator: Where the response is split for shuffling (Eq. 4) by ``separator``; None leaves it in order.
+        unit: What is put in a new order: what stands between separators, sentences, or ``meta["sections"]``.
     """
 
     instructions: tuple[str, ...]
     separator: str | None = None
+    unit: str = "separator"
 
     def __call__(self, sample: Sample, rng: random.Random) -> Sample:
-        """A new sample of two turns; all randomness comes from ``rng``."""
-        report = sample.messages[-1].content
-        if self.separator is not None:
-            report = shuffle_response(report, self.separator, rng)
+        """A new sample of two turns; all randomness comes from ``rng``.
+
+        Raises:
+            DataError: If sections shall be shuffled and the sample has none, or others than its report.
+        """
+        report = self._shuffled(sample, rng)
         instruction = rng.choice(self.instructions) if len(self.instructions) > 1 else self.instructions[0]
         return Sample(
             sample.id, sample.images, (Message("user", instruction), Message("assistant", report)), sample.meta
         )
+
+    def _shuffled(self, sample: Sample, rng: random.Random) -> str:
+        report = sample.messages[-1].content
+        if self.unit == "sentence":
+            return shuffle_sentences(report, rng)
+        if self.unit == "section":
+            return shuffle_sections(_sections(sample), rng)
+        return report if self.separator is None else shuffle_response(report, self.separator, rng)
+
+
+def _sections(sample: Sample) -> list[str]:
+    """The sections of a report, which must be the report."""
+    sections = sample.meta.get("sections")
+    if not isinstance(sections, list) or not all(isinstance(section, str) for section in sections):
+        raise DataError(
+            f"sample {sample.id}: shuffle_unit=section needs meta.sections, a list of texts, as the door for MIMIC-CXR "
+            "writes it; shuffle by sentence or by separator instead."
+        )
+    if " ".join(sections).split() != sample.messages[-1].content.split():
+        raise DataError(f"sample {sample.id}: the texts of meta.sections, one after the other, are not its report.")
+    return sections
 
 
 def random_instructions() -> tuple[str, ...]:
@@ -65,11 +92,14 @@ class InstFree(Objective):
         warmup_steps: Steps of the first stage; wins over ``warmup_epochs``. 0 leaves the stage out.
         warmup_learning_rate: Rate of the proxy in the first stage; None takes the run's.
         shuffle_separator: Where responses are split for shuffling, e.g. ``","``; None shuffles nothing.
+        shuffle_unit: What is shuffled: ``separator`` takes what stands between separators, ``sentence`` the sentences
+            (:func:`medtune.data.sentences.sentence_spans`), ``section`` the sample's ``meta.sections``. The last two
+            need no separator.
         instruction: The user turn of mode ``text``.
         chunk_tokens: Supervised tokens whose logits are held at once; 0 holds all.
 
     Raises:
-        ValueError: For an unknown mode or an alpha outside [0, 1].
+        ValueError: For an unknown mode or unit, an alpha outside [0, 1], or a separator beside a unit that has none.
     """
 
     def __init__(
@@ -82,6 +112,7 @@ class InstFree(Objective):
         warmup_steps: int | None = None,
         warmup_learning_rate: float | None = None,
         shuffle_separator: str | None = None,
+        shuffle_unit: str = "separator",
         instruction: str = "Describe this medical scan.",
         chunk_tokens: int = 1024,
     ) -> None:
@@ -94,10 +125,14 @@ class InstFree(Objective):
             raise ValueError("vectors must be at least 1; sigma, warmup_epochs and warmup_steps at least 0")
         if shuffle_separator == "":
             raise ValueError("shuffle_separator must not be empty; null shuffles nothing")
+        if shuffle_unit not in UNITS:
+            raise ValueError(f"shuffle_unit {shuffle_unit!r} is not one of {', '.join(UNITS)}")
+        if shuffle_unit != "separator" and shuffle_separator is not None:
+            raise ValueError(f"shuffle_unit {shuffle_unit!r} splits at no separator; set shuffle_separator to null")
         self.mode, self.vectors, self.alpha, self.sigma = mode, vectors, alpha, sigma
         self.warmup_epochs, self.warmup_steps = warmup_epochs, warmup_steps
         self.warmup_learning_rate = warmup_learning_rate
-        self.shuffle_separator, self.instruction = shuffle_separator, instruction
+        self.shuffle_separator, self.shuffle_unit, self.instruction = shuffle_separator, shuffle_unit, instruction
         self.chunk_tokens = chunk_tokens
         self.proxy: ProxyInstruction | None = None
         self.averaging = False
@@ -141,7 +176,7 @@ class InstFree(Objective):
             instructions: tuple[str, ...] = (self._placeholder_text * self.vectors,)
         else:
             instructions = (self.instruction,) if self.mode == "text" else random_instructions()
-        return ReportPrompt(instructions, self.shuffle_separator)
+        return ReportPrompt(instructions, self.shuffle_separator, self.shuffle_unit)
 
     def begin_stage(self, stage: Stage) -> None:
         """Averaging belongs to the joint stage of the momentum mode only."""

@@ -2,7 +2,7 @@
 
 import io
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import matplotlib
@@ -125,6 +125,64 @@ def _whisker(panel: Any, place: int, number: dict[str, Any] | None) -> None:
     if number["interval"]:
         panel.plot([100 * end for end in number["interval"]], [place, place], color=colour(place), linewidth=1.6)
     panel.plot([100 * number["value"]], [place], marker="o", markersize=5.5, color=colour(place))
+
+
+def sweep_chart(
+    spreads: Mapping[str, Mapping[str, dict[str, Any]]],
+    axis: str,
+    places: Mapping[str, float],
+    titles: Mapping[str, str],
+) -> str | None:
+    """Draw numbers against a swept value, one panel a number, with deviations over seeds (paper, Fig. 6 and 7).
+
+    The values stand at equal distances, whatever lies between them.
+
+    Args:
+        spreads: Variant title to number name to ``{mean, deviation, ...}``.
+        axis: Name of the swept value.
+        places: Variant title to its value; the other variants become level lines.
+        titles: The numbers to draw, with the panels' headings.
+
+    Returns:
+        SVG text, or None with fewer than two values or no number.
+    """
+    swept = sorted((value, variant) for variant, value in places.items() if variant in spreads)
+    if len(swept) < 2 or not titles:
+        return None
+    levels = [variant for variant in spreads if variant not in places]
+    with matplotlib.rc_context(_STYLE):
+        figure = Figure(figsize=(2.5 * len(titles) + 0.6, 2.9))
+        panels: Any = figure.subplots(1, len(titles), squeeze=False)[0]
+        for panel, (name, title) in zip(panels, titles.items(), strict=True):
+            _level_lines(panel, spreads, levels, name)
+            found = [(at, spreads[variant][name]) for at, (_, variant) in enumerate(swept) if name in spreads[variant]]
+            panel.errorbar(
+                [at for at, _ in found],
+                [100 * one["mean"] for _, one in found],
+                [100 * (one["deviation"] or 0.0) for _, one in found],
+                color=COLOURS[2],
+                marker="o",
+                markersize=4,
+                linewidth=1.4,
+                capsize=3,
+            )
+            panel.set_xticks(range(len(swept)), [f"{value:g}" for value, _ in swept], rotation=45, fontsize=7.5)
+            panel.set_title(title, fontsize=9.5)
+            panel.grid(color="#e5e5e5", linewidth=0.7)
+            panel.spines[["top", "right"]].set_visible(False)
+        panels[0].set_ylabel("%")
+        if levels:
+            figure.legend(*panels[0].get_legend_handles_labels(), loc="lower right", frameon=False, fontsize=7.5)
+        figure.supxlabel(axis, fontsize=9)
+        figure.tight_layout()
+        return _svg(figure)
+
+
+def _level_lines(panel: Any, spreads: Mapping[str, Mapping[str, Any]], levels: Sequence[str], name: str) -> None:
+    for place, variant in enumerate(levels):
+        if name in spreads[variant]:
+            height = 100 * spreads[variant][name]["mean"]
+            panel.axhline(height, color=GREY, linestyle=_DASHES[1 + place % 3], linewidth=1.2, label=variant)
 
 
 def training_curves(runs: Sequence[Run]) -> str | None:

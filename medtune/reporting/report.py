@@ -29,6 +29,7 @@ def write_report(
     samples: int = 0,
     open_image: OpenImage | None = None,
     seed: int = 0,
+    extra: views.Section | None = None,
 ) -> Path:
     """Write the page, and ``results.json`` and ``results.csv`` beside it.
 
@@ -43,6 +44,7 @@ def write_report(
         samples: How many sample questions to show, with every run's answers.
         open_image: Opens an image by its path in the question file.
         seed: Seed of the choice of samples and of the bootstrap of differences.
+        extra: A section of the caller's own, placed below the headline.
 
     Returns:
         The HTML file.
@@ -56,7 +58,9 @@ def write_report(
             raise DataError(f"{out}: the report must not lie in the run's own folder; choose another place for it.")
     loaded = read_runs([Path(run) for run in runs], dict(names or {}), with_answers=samples > 0)
     results = combine(loaded, seed=seed)
-    page = render(loaded, results, title=title, note=note, samples=samples, open_image=open_image, seed=seed)
+    page = render(
+        loaded, results, title=title, note=note, samples=samples, open_image=open_image, seed=seed, extra=extra
+    )
     out.parent.mkdir(parents=True, exist_ok=True)
     _write(out.with_name("results.json"), json.dumps(results, indent=2, ensure_ascii=False) + "\n")
     _write(out.with_name("results.csv"), to_csv([row for run in results["runs"] for row in number_rows(run)]))
@@ -83,6 +87,7 @@ def render(
     samples: int,
     open_image: OpenImage | None,
     seed: int,
+    extra: views.Section | None = None,
 ) -> str:
     """Fill the page's template; everything that comes from data is escaped."""
     environment = Environment(
@@ -96,6 +101,8 @@ def render(
         base=results["base"],
         headline=views.headline(runs, results["differences"]),
         overview=_picture(plots.accuracy_chart(runs)),
+        extra=extra,
+        extra_picture=_picture(extra.picture if extra and extra.picture else None),
         protocols=views.protocol_tables(runs),
         radars=[(name, _picture(chart)) for name, chart in radars if chart],
         attributes=views.attribute_tables(runs),

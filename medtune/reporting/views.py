@@ -74,6 +74,25 @@ class Table:
     note: str = ""
 
 
+@dataclass(frozen=True)
+class Section:
+    """A part of the page that its writer adds, below the headline.
+
+    Args:
+        title: Its heading.
+        help: The sentences beneath it.
+        table: Numbers, if any.
+        picture: A plot as SVG text; empty for none.
+        alt: What the plot shows, in words.
+    """
+
+    title: str
+    help: str
+    table: Table | None = None
+    picture: str = ""
+    alt: str = ""
+
+
 def cell(number: dict[str, Any] | None, *, against: float | None = None, sign: bool = False, change: str = "") -> Cell:
     """Write a number as a cell; ``against`` colours it when its interval lies above or below that value."""
     tone = ""
@@ -210,7 +229,10 @@ def _baselines(runs: Sequence[Run], protocols: Sequence[str], kind: str, blanks:
 
 
 def _change(number: dict[str, Any] | None) -> str:
-    return "" if number is None else f"Δ {percent(number, sign=True)} ({interval(number, sign=True)})"
+    if number is None:
+        return ""
+    span = interval(number, sign=True)
+    return f"Δ {percent(number, sign=True)}" + (f" ({span})" if span else "")
 
 
 def _value(number: dict[str, Any] | None) -> float | None:

@@ -137,9 +137,9 @@ def check_identity(path: Path, saved: dict[str, Any], current: dict[str, Any]) -
     Raises:
         CheckpointError: Naming each key that differs, with both values.
     """
-    differing = [key for key in current if saved.get(key) != current[key]]
+    differing = [key for key in {**saved, **current} if saved.get(key) != current.get(key)]
     if differing:
-        lines = [f"  {key}: {saved.get(key)!r} there, {current[key]!r} here" for key in differing]
+        lines = [f"  {key}: {saved.get(key)!r} there, {current.get(key)!r} here" for key in differing]
         raise CheckpointError(
             f"checkpoint {path} belongs to another run:\n"
             + "\n".join(lines)

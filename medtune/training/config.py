@@ -67,6 +67,9 @@ class TrainConfig:
         "raise", "a sample that cannot be used stops the run, or is counted and listed"
     )
     bucket: bool = key(True, "put samples of like length into a step")
+    sampling: Literal["uniform", "balanced"] = key(
+        "uniform", "balanced draws samples with replacement, those of rare words more often"
+    )
     save_every_steps: int | None = key(
         None, "checkpoint every N steps (one is always written at the end and on SIGTERM)"
     )

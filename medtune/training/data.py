@@ -6,6 +6,7 @@ from typing import Any
 import torch
 
 from medtune.config import Component, instantiate
+from medtune.data.balance import balanced_weights
 from medtune.data.batching import BatchPlan, split_step
 from medtune.data.preflight import Preflight, preflight
 from medtune.data.training_set import TrainingSet, epoch_loader
@@ -21,9 +22,9 @@ class DataFeed:
         component: Builder of the source.
         sample_transform: What the objective does to a sample.
         transform: The model's transform.
-        config: Batch sizes, seed, workers, ``on_error``.
+        config: Batch sizes, seed, workers, sampling, ``on_error``.
         runtime: This process's place in the world.
-        shuffle: Off for validation.
+        shuffle: Off for validation, which sees every sample once however ``sampling`` is set.
     """
 
     def __init__(
@@ -41,6 +42,7 @@ class DataFeed:
             lambda: preflight(self.source, transform, sample_transform, config.on_error, seed=config.seed)
         )
         self.dataset = TrainingSet(self.source, sample_transform, transform, config.seed, config.on_error)
+        balanced = shuffle and config.sampling == "balanced"
         self.plan = BatchPlan(
             self.checked.lengths,
             config.batch_size * config.gradient_accumulation_steps * runtime.world,
@@ -49,7 +51,13 @@ class DataFeed:
             bucket=config.bucket,
             tiles=self.checked.tiles,
             indices=self.checked.indices,
+            weights=runtime.by_main(lambda: balanced_weights(self._reports())) if balanced else None,
         )
+
+    def _reports(self) -> Iterator[str]:
+        """What is supervised in each usable sample, as the source has it."""
+        for index in self.checked.indices.tolist():
+            yield "\n".join(turn.content for turn in self.source[index].messages if turn.role == "assistant")
 
     @property
     def steps_per_epoch(self) -> int:

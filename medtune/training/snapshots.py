@@ -20,6 +20,7 @@ from medtune.training.runtime import Runtime
 
 def identity(config: TrainConfig, feed: DataFeed) -> dict[str, Any]:
     """What must be equal for a checkpoint to be continued."""
+    balanced = {} if config.sampling == "uniform" else {"sampling": config.sampling}
     return {
         "model": to_plain(config.model),
         "base": base_fingerprint(config.checkpoint),
@@ -30,6 +31,7 @@ def identity(config: TrainConfig, feed: DataFeed) -> dict[str, Any]:
         "seed": config.seed,
         "dtype": config.dtype,
         "global_batch": feed.plan.global_batch,
+        **balanced,
     }
 
 

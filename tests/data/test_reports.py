@@ -3,7 +3,8 @@ from collections import Counter
 
 import pytest
 
-from medtune.data.reports import attribute_report, shuffle_response, shuffle_sections
+from medtune.data.reports import attribute_report, shuffle_response, shuffle_sections, shuffle_sentences
+from medtune.data.sentences import sentence_spans
 from medtune.errors import ConfigError
 
 
@@ -52,3 +53,34 @@ def test_sections_are_put_in_any_order_and_stay_whole():
     assert set(seen) == {" ".join(sections), " ".join(sections[::-1])} and min(seen.values()) > 900
     assert shuffle_sections([" one ", "", "  "], random.Random(0)) == "one"
     assert shuffle_sections([], random.Random(0)) == ""
+
+
+SENTENCES = [
+    "The heart is normal.",
+    "Compared with Dr. Lee's note, there is no change.",
+    "A nodule of approx. 3.5 mm. is seen in the L. upper lobe.",
+    "Is there an effusion?",
+    "Findings, e.g. edema, were discussed (see No. 3. It is old).",
+]
+
+
+def test_sentences_are_put_in_every_order_and_not_a_character_is_lost():
+    text = "  " + "\n".join(SENTENCES[:2]) + "  " + SENTENCES[2] + "\n"
+    seen = {shuffle_sentences(text, random.Random(seed)) for seed in range(60)}
+    assert len(seen) == 6
+    for shuffled in seen:
+        assert Counter(shuffled) == Counter(text) and shuffled[:2] == "  " and shuffled[-1] == "\n"
+
+
+def test_any_report_keeps_its_sentences():
+    for seed in range(300):
+        rng = random.Random(seed)
+        sentences = rng.choices(SENTENCES, k=rng.randrange(1, 9))
+        text = rng.choice([" ", "\n", "\n\n"]).join(sentences)
+        shuffled = shuffle_sentences(text, rng)
+        assert sorted(shuffled[start:end] for start, end in sentence_spans(shuffled)) == sorted(sentences)
+
+
+def test_a_report_of_one_sentence_or_none_stays_as_it_is():
+    for text in ("", " \n", "No acute process", " Stable. "):
+        assert shuffle_sentences(text, random.Random(0)) == text

@@ -1,5 +1,6 @@
 """InstFree: Algorithm 1 in closed form, the prompt, the stages."""
 
+import pickle
 import random
 from types import SimpleNamespace
 
@@ -7,6 +8,7 @@ import pytest
 import torch
 
 from medtune.data.sample import Message, Sample
+from medtune.errors import DataError
 from medtune.modules.proxy_instruction import ProxyInstruction, placeholder_mask
 from medtune.objectives.base import Stage
 from medtune.objectives.instfree import InstFree, ReportPrompt, random_instructions
@@ -96,6 +98,29 @@ def test_prompt_puts_placeholders_in_the_user_turn_and_shuffles_the_response() -
     assert shown == objective.sample_transform()(sample, random.Random(1))
 
 
+def shown(unit: str, report: str, meta: dict, seed: int) -> str:
+    objective = InstFree(mode="text", shuffle_unit=unit)
+    prompt = pickle.loads(pickle.dumps(objective.sample_transform()))
+    return prompt(Sample("s7", (), (Message("assistant", report),), meta), random.Random(seed)).messages[-1].content
+
+
+def test_responses_are_shuffled_by_sentence_or_by_section() -> None:
+    sections = ["Heart of 3.5 cm. No effusion.", "Stable."]
+    report = " ".join(sections)
+    by_sentence = {shown("sentence", report, {}, seed) for seed in range(60)}
+    assert len(by_sentence) == 6 and all("3.5 cm. " in f"{text} " for text in by_sentence)
+    by_section = {shown("section", report, {"sections": sections}, seed) for seed in range(30)}
+    assert by_section == {report, " ".join(sections[::-1])}
+    assert {shown("separator", report, {"sections": sections}, seed) for seed in range(5)} == {report}
+
+
+@pytest.mark.parametrize("meta", [{}, {"sections": "one text"}, {"sections": [1]}, {"sections": ["Secret.", "Else."]}])
+def test_sections_that_are_not_the_report_are_refused_by_the_samples_id(meta: dict) -> None:
+    with pytest.raises(DataError, match=r"sample s7: .*meta\.sections") as caught:
+        shown("section", "Secret. Stable.", meta, 0)
+    assert "Secret" not in str(caught.value)
+
+
 def test_random_text_draws_from_58_different_instructions() -> None:
     assert len(set(random_instructions())) == len(random_instructions()) == 58
     prompt = ReportPrompt(random_instructions())
@@ -112,6 +137,9 @@ def test_random_text_draws_from_58_different_instructions() -> None:
         {"vectors": 0},
         {"warmup_steps": -1},
         {"shuffle_separator": ""},
+        {"shuffle_unit": "word"},
+        {"shuffle_unit": "sentence", "shuffle_separator": "."},
+        {"shuffle_unit": "section", "shuffle_separator": ","},
     ],
 )
 def test_impossible_values_are_refused(arguments: dict) -> None:

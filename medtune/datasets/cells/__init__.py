@@ -14,8 +14,8 @@ def rendered_cells_dataset(
         size: number of samples.
         seed: seed of attributes, words and pictures.
         kind: "reports" (image-report pairs), "questions" (one random attribute a cell, with its options),
-            "attributes" (all twelve values in one answer), "instructions" (six to ten turns a cell), "phrases" (findings
-            as short phrases, on request) or "text" (conversations without an image).
+            "attributes" (all twelve values in one answer), "instructions" (six to ten turns a cell), "phrases"
+            (findings as short phrases, on request) or "text" (conversations without an image).
         image_size: side of a picture in pixels.
         offset: number of the first cell. Sources of the same seed share a cell where their numbers overlap, so
             training and test sets take offsets that lie further apart than their sizes.

@@ -17,8 +17,8 @@ from medtune.datasets.cells.wording import (
     BRIEF_QUESTIONS,
     DESCRIBE,
     LIST_ATTRIBUTES,
-    PHRASES,
     OPEN_QUESTIONS,
+    PHRASES,
     describe,
     open_answer,
 )
@@ -136,7 +136,7 @@ def attribute_list(cell: Attributes, rng: random.Random) -> tuple[Message, ...]:
 
 
 def phrase_list(cell: Attributes, rng: random.Random) -> tuple[Message, ...]:
-    """Return one turn that answers a request for phrases: some of the cell's findings in any order, or all in theirs."""
+    """Return one turn that answers a request for phrases: some findings in any order, or all in theirs."""
     question, separator = rng.choice(PHRASES)
     names = [name for name in cell if attribute_report({name: cell[name]}, value_only=("label",))]
     if rng.random() < 0.5:

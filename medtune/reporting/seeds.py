@@ -1,0 +1,62 @@
+"""Several seeds of each variant, and a number against a swept value: the section of a sweep's report."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from medtune.reporting import plots
+from medtune.reporting.summary import MISSING, PROTOCOL_TITLES
+from medtune.reporting.views import Cell, Row, Section, Table
+
+Spreads = Mapping[str, Mapping[str, dict[str, Any]]]
+"""Variant title -> number name -> ``{mean, deviation, seeds, values}``, as ``seeds.json`` holds them."""
+
+
+def seeds_section(spreads: Spreads, axis: str = "", places: Mapping[str, float] | None = None) -> Section | None:
+    """Describe a sweep over seeds, over a value, or over both.
+
+    Args:
+        spreads: Every variant's numbers.
+        axis: Name of the swept value; empty draws no plot.
+        places: Variant title to its value; a variant without one becomes a level line.
+
+    Returns:
+        The section, None for one seed of variants that differ in no value.
+    """
+    most = max((one["seeds"] for numbers in spreads.values() for one in numbers.values()), default=0)
+    picture = plots.sweep_chart(spreads, axis, places or {}, _titles(spreads)) if axis else None
+    if most < 2 and picture is None:
+        return None
+    help = "Accuracy is the mean over attributes."
+    if most > 1:
+        help += (
+            f" Mean and standard deviation over up to {most} training seeds, which is not the interval over questions; "
+            "all else on this page is of the first seed."
+        )
+    title = f"By {axis}" if axis else "Over seeds"
+    alt = f"Accuracies and retention against {axis}, with deviations over seeds"
+    return Section(title, help, _table(spreads) if most > 1 else None, picture or "", alt)
+
+
+def _titles(spreads: Spreads) -> dict[str, str]:
+    """Names of the numbers that are shown, in the order of the page's tables, with their titles."""
+    shown = {f"{name}/accuracy_macro": title for name, title in PROTOCOL_TITLES.items()}
+    shown["retention"] = "Instruction retention"
+    return {name: title for name, title in shown.items() if any(name in numbers for numbers in spreads.values())}
+
+
+def _table(spreads: Spreads) -> Table:
+    titles = _titles(spreads)
+    rows = [Row(variant, [_cell(numbers, name) for name in titles]) for variant, numbers in spreads.items()]
+    return Table("Over seeds", list(titles.values()), rows)
+
+
+def _cell(numbers: Mapping[str, dict[str, Any]], name: str) -> Cell:
+    one = numbers.get(name)
+    if one is None:
+        return Cell(MISSING)
+    span = "" if one["deviation"] is None else f"± {100 * one['deviation']:.1f}"
+    balanced = numbers.get(name.replace("/accuracy_macro", "/balanced_accuracy_macro"), one)
+    note = "" if balanced is one else f"balanced {100 * balanced['mean']:.1f}"
+    runs = f"{one['seeds']} seed{'' if one['seeds'] == 1 else 's'}"
+    values = ", ".join(f"{100 * value:.1f}" for value in one["values"])
+    return Cell(f"{100 * one['mean']:.1f}", span, runs, note, title=values)
