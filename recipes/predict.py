@@ -23,6 +23,7 @@ from medtune.errors import ConfigError, DataError, ModelError
 from medtune.evaluation.prediction import Prediction, PredictionLog
 from medtune.evaluation.protocols.base import Query
 from medtune.evaluation.protocols.registry import PROTOCOLS, plan_queries
+from medtune.generation.backend import Answerer, AnswerSettings, Backend, refuse_likelihoods
 from medtune.generation.generator import Generator
 from medtune.generation.identity import claim, weights_identity
 from medtune.generation.requests import Generation, Request
@@ -32,7 +33,10 @@ from medtune.models.weights import load_weights
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 # Keys that change how fast or where answers are made, not which.
-NEUTRAL = ("output_dir", "checkpoint", "device", "batch_size", "window", "on_error")
+NEUTRAL = ("output_dir", "checkpoint", "backend", "device", "batch_size", "window", "on_error")
+
+# What medtune's own models need; a backend stands in their place.
+OWN = ("model", "transform", "checkpoint")
 
 
 @dataclass
@@ -40,16 +44,21 @@ class PredictConfig:
     """Every key of a prediction run."""
 
     output_dir: str = field(metadata={"help": "folder of predictions.jsonl"})
-    model: Component = field(metadata={"help": "model builder, without adapters"})
-    transform: Component = field(metadata={"help": "tokenizer and image transform"})
-    checkpoint: str = field(metadata={"help": "weights: a folder in HF layout or one safetensors file"})
     questions: Component = field(metadata={"help": "dataset builder; meta holds attribute, options and answer"})
+    model: Component | None = field(default=None, metadata={"help": "model builder, without adapters"})
+    transform: Component | None = field(default=None, metadata={"help": "tokenizer and image transform"})
+    checkpoint: str | None = field(
+        default=None, metadata={"help": "weights: a folder in HF layout or one safetensors file"}
+    )
+    backend: Component | None = field(
+        default=None, metadata={"help": "a server or transformers, in place of model, transform and checkpoint"}
+    )
     protocols: list[str] = field(default_factory=lambda: list(PROTOCOLS), metadata={"help": "how to ask"})
     swapped: list[str] = field(
         default_factory=list, metadata={"help": "protocols that are asked on another question's image too"}
     )
     limit: int | None = field(default=None, metadata={"help": "only the first N questions"})
-    batch_size: int = field(default=16, metadata={"help": "prompts answered together"})
+    batch_size: int = field(default=16, metadata={"help": "prompts answered together; a backend has its own way"})
     window: int = field(
         default=8, metadata={"help": "batches sorted together, by length; their images are encoded once"}
     )
@@ -68,6 +77,18 @@ class PredictConfig:
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise ValueError(f"{name} must be at least 1, got {value}")
+        self._check_who_answers()
+
+    def _check_who_answers(self) -> None:
+        given = [name for name in OWN if getattr(self, name) is not None]
+        if self.backend is None:
+            for name in OWN:
+                if name not in given:
+                    raise ValueError(f"key {name!r} is missing; give {', '.join(OWN)}, or a backend instead")
+        elif given:
+            raise ValueError(f"backend and {given[0]} are both given, but only one can answer; leave the other out")
+        elif self.sampling is not None:
+            raise ValueError("a backend answers greedily; leave sampling out")
 
 
 class Skipped:
@@ -91,16 +112,19 @@ def main(config: PredictConfig) -> int:
         raise ConfigError("predict runs in one process; start it without --nproc_per_node, once per model")
     source = instantiate(config.questions)
     skipped = Skipped(config.on_error == "skip")
+    backend: Backend | None = instantiate(config.backend) if config.backend else None
     queries = plan(config, source, skipped)
+    if backend:
+        refuse_likelihoods(config.protocols, [query.task for query in queries if query.continuations])
     path = Path(config.output_dir) / "predictions.jsonl"
     path.parent.mkdir(parents=True, exist_ok=True)
-    claim(path, identity(config, source))
+    claim(path, identity(config, source, backend))
     size = path.stat().st_size if path.is_file() else 0
     with PredictionLog(path) as log:
         if path.stat().st_size < size:
             print(f"{path}: cut off a torn last line of {size - path.stat().st_size} bytes", file=sys.stderr)
         try:
-            summary = answer(config, source, queries, log, skipped)
+            summary = answer(config, source, queries, log, skipped, backend)
         except KeyboardInterrupt:
             print(f"interrupted; {len(log.done)} answers are in {path}, the same command goes on", file=sys.stderr)
             return 130
@@ -131,14 +155,16 @@ def _readable(source: SampleSource, limit: int | None, skipped: Skipped) -> Iter
             skipped.add(f"{source.name}[{index}]", error)
 
 
-def identity(config: PredictConfig, source: SampleSource) -> dict[str, Any]:
-    """What decides the answers."""
+def identity(config: PredictConfig, source: SampleSource, backend: Backend | None) -> dict[str, Any]:
+    """What decides the answers; a backend says itself which of its keys do."""
     plain = {key: value for key, value in to_plain(config).items() if key not in NEUTRAL}
-    return {"config": plain, "weights": weights_identity(config.checkpoint), "data": source.fingerprint()}
+    weights = backend.identity() if backend else weights_identity(str(config.checkpoint))
+    return {"config": plain, "weights": weights, "data": source.fingerprint()}
 
 
 def load_model(config: PredictConfig, device: torch.device) -> AnswerModel:
     """The model with its weights, on the device."""
+    assert config.model is not None and config.checkpoint is not None  # the config has seen to it
     with training.set_default_dtype(DTYPES[config.dtype]), device:
         model = instantiate(config.model)
     missing, _ = model.load_state_dict(load_weights(config.checkpoint, model), strict=False)
@@ -151,25 +177,31 @@ def load_model(config: PredictConfig, device: torch.device) -> AnswerModel:
 
 
 def answer(
-    config: PredictConfig, source: SampleSource, queries: Sequence[Query], log: PredictionLog, skipped: Skipped
+    config: PredictConfig,
+    source: SampleSource,
+    queries: Sequence[Query],
+    log: PredictionLog,
+    skipped: Skipped,
+    backend: Backend | None,
 ) -> dict[str, Any]:
     """Ask what the log does not answer yet, and write each answer at once."""
     by_id = {query.id: query for query in queries}
     known = len(log.done & by_id.keys())
-    start, encoded, device = time.monotonic(), 0, _device(config.device)
+    start, encoded = time.monotonic(), 0
+    device = torch.device("cpu") if backend and backend.remote else _device(config.device)
     if known < len(queries):
-        generator = build_generator(config, device, skipped)
+        answerer = build_answerer(config, device, skipped, backend)
         requests = (
             Request(query.id, query.sample, source, query.continuations, 0 if query.continuations else None)
             for query in queries
         )
         start = time.monotonic()
         with tqdm(total=len(queries), initial=known, unit="query", desc="predict", smoothing=0.1) as bar:
-            for batch in generator.batches(requests, done=frozenset(log.done)):
+            for batch in answerer.batches(requests, done=frozenset(log.done)):
                 for generation in batch:
                     log.append(row(by_id[generation.id], generation))
                 bar.update(len(batch))
-        encoded = generator.features.encoded
+        encoded = answerer.images_encoded
     asked, seconds = len(log.done & by_id.keys()) - known, time.monotonic() - start
     return {
         "queries": len(queries),
@@ -178,13 +210,20 @@ def answer(
         "images_encoded": encoded,
         "seconds": round(seconds, 3),
         "queries_per_second": round(asked / seconds, 3),
-        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",
+        "device": "server" if backend and backend.remote else _device_name(device),
         "skipped": [{"id": name, "reason": reason} for name, reason in skipped.reasons.items()],
     }
 
 
-def build_generator(config: PredictConfig, device: torch.device, skipped: Skipped) -> Generator:
-    """The generator of a config."""
+def build_answerer(config: PredictConfig, device: torch.device, skipped: Skipped, backend: Backend | None) -> Answerer:
+    """What answers: the backend, or medtune's own generator."""
+
+    def skip(request: Request, error: DataError) -> None:
+        skipped.add(request.id, error)
+
+    if backend:
+        return backend.open(AnswerSettings(config.max_new_tokens, device, DTYPES[config.dtype], skip))
+    assert config.transform is not None
     return Generator(
         load_model(config, device),
         instantiate(config.transform),
@@ -194,7 +233,7 @@ def build_generator(config: PredictConfig, device: torch.device, skipped: Skippe
         dtype=DTYPES[config.dtype],
         sampling=config.sampling,
         window=config.window,
-        on_error=lambda request, error: skipped.add(request.id, error),
+        on_error=skip,
     )
 
 
@@ -210,6 +249,10 @@ def _device(name: str) -> torch.device:
     if name == "cuda" and not torch.cuda.is_available():
         raise ConfigError("device: cuda was asked for, but torch sees no GPU; set device=cpu or see `medtune doctor`")
     return torch.device("cuda" if name == "cuda" or (name == "auto" and torch.cuda.is_available()) else "cpu")
+
+
+def _device_name(device: torch.device) -> str:
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu"
 
 
 if __name__ == "__main__":

@@ -37,7 +37,9 @@ def imported(folder: Path) -> dict[str, str]:
     return found
 
 
-@pytest.mark.parametrize(("folder", "extras"), [("medtune", ["dicom"]), ("recipes", []), ("tests", ["dev"])])
+@pytest.mark.parametrize(
+    ("folder", "extras"), [("medtune", ["dicom", "judges", "transformers"]), ("recipes", []), ("tests", ["dev"])]
+)
 def test_everything_imported_is_required(folder: str, extras: list[str]) -> None:
     declared = requirements().union(*map(requirements, extras))
     known = {IMPORT_NAMES.get(name, name) for name in declared} | sys.stdlib_module_names | {"medtune", "tests"}
@@ -57,7 +59,7 @@ def test_constraints_pin_every_requirement_by_name_and_version_only() -> None:
     pins = [line for line in lines if line and not line.startswith("#")]
     assert all(re.fullmatch(r"[A-Za-z0-9_.-]+==[0-9][A-Za-z0-9.]*", line) for line in pins)
     names = {line.split("==")[0].lower().replace("_", "-") for line in pins}
-    assert requirements() | requirements("dev") | requirements("dicom") <= names
+    assert requirements().union(*map(requirements, ["dev", "dicom", "judges", "transformers"])) <= names
     assert not [name for name in names if name.startswith(("nvidia", "cuda", "triton"))]
 
 

@@ -96,6 +96,11 @@ class Generator:
         self._images: dict[tuple[int, tuple[str, ...]], list] = {}
         self._decoder = CachedDecoder(model, self.device, dtype)
 
+    @property
+    def images_encoded(self) -> int:
+        """Pictures that were encoded so far."""
+        return self.features.encoded
+
     def __call__(self, requests: Iterable[Request], done: Container[str] = frozenset()) -> Iterator[Generation]:
         """Answer requests; those of a window come in an order of their own, recognisable by id.
 

@@ -3,18 +3,19 @@
 import hashlib
 import json
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from medtune.errors import ConfigError
 
 
-def weights_identity(path: str | Path) -> dict[str, dict[str, Any]]:
+def weights_identity(path: str | Path, beside: Sequence[str] = ()) -> dict[str, dict[str, Any]]:
     """Sha256 and size of every weight file.
 
     Args:
         path: A ``.safetensors`` file, or a folder of them.
+        beside: Patterns of further files of the folder that decide the answers, such as ``*.json``.
 
     Raises:
         ConfigError: If there is none.
@@ -23,6 +24,7 @@ def weights_identity(path: str | Path) -> dict[str, dict[str, Any]]:
     files = sorted(path.glob("*.safetensors")) if path.is_dir() else [path]
     if not files or not all(file.is_file() for file in files):
         raise ConfigError(f"checkpoint {path} is neither a .safetensors file nor a folder that holds some")
+    files += sorted({file for pattern in beside for file in path.glob(pattern) if file.is_file()})
     return {file.name: {"sha256": _sha256(file), "bytes": file.stat().st_size} for file in files}
 
 

@@ -1,16 +1,22 @@
 """Each run against the first one, paired by question."""
 
+from dataclasses import replace
 from typing import Any
 
 from medtune.evaluation.evaluation import plain
+from medtune.evaluation.paired import mcnemar
+from medtune.evaluation.result import Number
 from medtune.evaluation.retention import COMPONENTS
 from medtune.evaluation.scoring import paired_difference
 from medtune.reporting.runs import Run
 from medtune.reporting.summary import PROTOCOL_TITLES
 
+Row = dict[str, str]
+Pair = tuple[Row, Row]
+
 
 def compare(base: Run, run: Run, *, draws: int = 1000, seed: int = 0) -> dict[str, Any]:
-    """Differences ``run`` minus ``base`` on the true images, on the queries that both answered.
+    """Differences ``run`` minus ``base`` on the true images, where both were asked the same questions.
 
     Args:
         base: The run to compare with.
@@ -19,35 +25,69 @@ def compare(base: Run, run: Run, *, draws: int = 1000, seed: int = 0) -> dict[st
         seed: Seed of the draws.
 
     Returns:
-        ``{protocol: number, ..., "retention": number}``; what a run lacks the verdicts for is left out.
+        ``{protocol: number, ..., "retention": number, "skipped": {protocol: why}}``. A protocol's number is the
+        difference of the mean over attributes; beside it stand ``micro``, the difference over questions, and
+        ``mcnemar`` (:class:`medtune.evaluation.paired.McNemar`, ``first`` being ``base``). A protocol that one run
+        was not asked is left out; one that they were asked on different questions stands under ``skipped``, a key
+        that is absent where nothing was skipped.
     """
-    shared = [
-        (base.verdicts[one], run.verdicts[one])
-        for one in run.verdicts
-        if one in base.verdicts and run.verdicts[one]["swapped"] == "0"
-    ]
-    numbers = {}
-    for task in PROTOCOL_TITLES:
-        pairs = [pair for pair in shared if pair[0]["task"] == task]
-        if pairs:
-            numbers[task] = paired_difference(
-                [float(second["correct"]) - float(first["correct"]) for first, second in pairs],
-                [first["attribute"] for first, _ in pairs],
-                [first["images"] for first, _ in pairs],
-                f"accuracy minus that of {base.name}",
-                draws,
-                seed,
-            )
-    pairs = [pair for pair in shared if pair[0]["task"] in COMPONENTS]
-    if pairs:  # retention's composite is a mean over components: they take the attributes' place
-        number = paired_difference(
-            [float(second["in_format"]) - float(first["in_format"]) for first, second in pairs],
-            [first["task"] for first, _ in pairs],
-            [first["images"] for first, _ in pairs],
-            "",
-            draws,
-            seed,
-        )
-        text = f"composite retention minus that of {base.name}, paired by query; interval by a bootstrap over images"
-        numbers["retention"] = type(number)(**{**vars(number), "definition": text})
-    return dict(plain(numbers))
+    numbers: dict[str, Any] = {}
+    skipped: dict[str, str] = {}
+    parts: list[Pair] = []
+    for task in dict.fromkeys([*PROTOCOL_TITLES, *COMPONENTS]):
+        first, second = _true(base, task), _true(run, task)
+        if not first or not second:
+            continue
+        why = _mismatch(first, second)
+        if why:
+            skipped[task] = why
+            continue
+        pairs = [(first[one], second[one]) for one in second]
+        if task in PROTOCOL_TITLES:
+            numbers[task] = _accuracy(pairs, base.name, draws, seed)
+        parts += pairs if task in COMPONENTS else []
+    lost = [task for task in skipped if task in COMPONENTS]
+    if lost:  # a composite of fewer components would be another number under the same name
+        skipped["retention"] = f"its component {lost[0]!r} was asked on different questions"
+    elif parts:
+        numbers["retention"] = plain(_retention(parts, base.name, draws, seed))
+    return {**numbers, "skipped": skipped} if skipped else numbers
+
+
+def _true(run: Run, task: str) -> dict[str, Row]:
+    return {one: row for one, row in run.verdicts.items() if row["task"] == task and row["swapped"] == "0"}
+
+
+def _mismatch(first: dict[str, Row], second: dict[str, Row]) -> str:
+    """Why two sets of verdicts cannot be paired, empty where they can."""
+    if first.keys() != second.keys():
+        shared = len(first.keys() & second.keys())
+        return f"the question sets differ: {len(first)} and {len(second)} questions, {shared} of them in both"
+    changed = sum(any(first[one][key] != second[one][key] for key in ("gold", "images")) for one in first)
+    return f"{changed} of {len(first)} questions have another right answer or image" if changed else ""
+
+
+def _accuracy(pairs: list[Pair], base: str, draws: int, seed: int) -> dict[str, Any]:
+    values = [float(second["correct"]) - float(first["correct"]) for first, second in pairs]
+    images = [first["images"] for first, _ in pairs]
+    attributes = [first["attribute"] for first, _ in pairs]
+    macro = paired_difference(values, attributes, images, f"accuracy minus that of {base}", draws, seed)
+    micro = paired_difference(values, [""] * len(pairs), images, "", draws, seed)
+    text = f"share of right answers over the questions minus that of {base}, paired by question"
+    micro = replace(micro, definition=f"{text}; interval by a bootstrap over images")
+    test = mcnemar([first["correct"] == "1" for first, _ in pairs], [second["correct"] == "1" for _, second in pairs])
+    return {**plain(macro), "micro": plain(micro), "mcnemar": test.to_dict()}
+
+
+def _retention(pairs: list[Pair], base: str, draws: int, seed: int) -> Number:
+    """The composite is a mean over components, which take the attributes' place."""
+    number = paired_difference(
+        [float(second["in_format"]) - float(first["in_format"]) for first, second in pairs],
+        [first["task"] for first, _ in pairs],
+        [first["images"] for first, _ in pairs],
+        "",
+        draws,
+        seed,
+    )
+    text = f"composite retention minus that of {base}, paired by query; interval by a bootstrap over images"
+    return replace(number, definition=text)

@@ -40,6 +40,7 @@ class Card:
         trouble: Why there is no picture.
         tasks: Titles of the answers' columns.
         answers: Run name, its colour, and one answer (or None) for each column.
+        reason: Why the question was chosen; empty for a choice by the seed.
     """
 
     question: str
@@ -48,6 +49,7 @@ class Card:
     trouble: str
     tasks: list[str]
     answers: list[tuple[str, str, list[Answer | None]]]
+    reason: str = ""
 
 
 def image_opener(image_root: str | Path) -> OpenImage:
@@ -69,11 +71,7 @@ def choose_cards(runs: Sequence[Run], samples: int, open_image: OpenImage | None
         open_image: Opens an image by its path in the question file; None shows none.
         seed: Seed of the choice.
     """
-    asked: dict[str, Prediction] = {}
-    for run in runs:
-        for row in run.predictions.values():
-            if not row.meta.get("swapped") and row.task in ("open", "multiple_choice", "yes_no"):
-                asked.setdefault(row.meta["sample_id"], row)
+    asked = asked_questions(runs)
     by_attribute: dict[str, list[str]] = {}
     for sample_id in sorted(asked):
         by_attribute.setdefault(asked[sample_id].meta["attribute"], []).append(sample_id)
@@ -85,15 +83,35 @@ def choose_cards(runs: Sequence[Run], samples: int, open_image: OpenImage | None
     chosen: list[str] = []
     while len(chosen) < samples and any(piles):
         chosen += [pile.pop() for pile in piles if pile]
-    return [_card(runs, asked[sample_id], open_image) for sample_id in chosen[:samples]]
+    return [make_card(runs, asked[sample_id], open_image) for sample_id in chosen[:samples]]
 
 
-def _card(runs: Sequence[Run], asked: Prediction, open_image: OpenImage | None) -> Card:
+def asked_questions(runs: Sequence[Run]) -> dict[str, Prediction]:
+    """Question id to one row that asked it on its own image, whichever run and protocol that was."""
+    asked: dict[str, Prediction] = {}
+    for run in runs:
+        for row in run.predictions.values():
+            if not row.meta.get("swapped") and row.task in ("open", "multiple_choice", "yes_no"):
+                asked.setdefault(row.meta["sample_id"], row)
+    return asked
+
+
+def make_card(
+    runs: Sequence[Run], asked: Prediction, open_image: OpenImage | None, tasks: Sequence[str] = SHOWN_TASKS
+) -> Card:
+    """Gather one question's image and every run's answers to it.
+
+    Args:
+        runs: Runs with their predictions read.
+        asked: A row that asked the question (:func:`asked_questions`).
+        open_image: Opens an image by its path in the question file; None shows none.
+        tasks: Protocols whose answers to show, as far as they were asked.
+    """
     meta = asked.meta
     picture, trouble = _picture(meta["images"][0], open_image)
     ids = {task: f"{meta['sample_id']}/{task}" for task in SHOWN_TASKS}
     ids["description"] = "+".join(meta["images"]) + "/description"
-    held = [task for task in SHOWN_TASKS if any(ids[task] in run.predictions for run in runs)]
+    held = [task for task in tasks if any(ids[task] in run.predictions for run in runs)]
     answers = [(run.name, colour(place), [_answer(run, ids[task]) for task in held]) for place, run in enumerate(runs)]
     titles = [
         _task_title(task, next(r.predictions[ids[task]] for r in runs if ids[task] in r.predictions)) for task in held

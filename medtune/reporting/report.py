@@ -12,9 +12,12 @@ from medtune.errors import DataError
 from medtune.evaluation.evaluation import number_rows, to_csv
 from medtune.reporting import plots, views
 from medtune.reporting.comparison import compare
+from medtune.reporting.confusions import confusion_rows, confusion_tables
 from medtune.reporting.gallery import OpenImage, choose_cards, data_uri
+from medtune.reporting.pairs import paired_skips, paired_tables
 from medtune.reporting.runs import Run, read_runs
 from medtune.reporting.summary import PROTOCOL_TITLES, asked_protocols
+from medtune.reporting.worst import WORST, worst_cards
 
 SCHEMA = "medtune-report-1"
 
@@ -31,7 +34,7 @@ def write_report(
     seed: int = 0,
     extra: views.Section | None = None,
 ) -> Path:
-    """Write the page, and ``results.json`` and ``results.csv`` beside it.
+    """Write the page, and ``results.json``, ``results.csv`` and ``confusion.csv`` beside it.
 
     Patients' images and texts stand on the page, and only there, when ``samples`` asks for them.
 
@@ -41,7 +44,7 @@ def write_report(
         title: Heading of the page.
         note: A sentence beneath it, e.g. which data was used.
         names: Folder name to the name to show; else the name in the run's results.
-        samples: How many sample questions to show, with every run's answers.
+        samples: How many sample questions to show, with every run's answers; above 0 the worst cases are shown too.
         open_image: Opens an image by its path in the question file.
         seed: Seed of the choice of samples and of the bootstrap of differences.
         extra: A section of the caller's own, placed below the headline.
@@ -64,6 +67,7 @@ def write_report(
     out.parent.mkdir(parents=True, exist_ok=True)
     _write(out.with_name("results.json"), json.dumps(results, indent=2, ensure_ascii=False) + "\n")
     _write(out.with_name("results.csv"), to_csv([row for run in results["runs"] for row in number_rows(run)]))
+    _write(out.with_name("confusion.csv"), to_csv(confusion_rows(loaded)))
     _write(out, page)
     return out
 
@@ -105,11 +109,15 @@ def render(
         extra_picture=_picture(extra.picture if extra and extra.picture else None),
         protocols=views.protocol_tables(runs),
         radars=[(name, _picture(chart)) for name, chart in radars if chart],
+        paired=paired_tables(runs, results["differences"]),
+        skipped=paired_skips(results["differences"]),
         attributes=views.attribute_tables(runs),
+        confusions=confusion_tables(runs),
         retention=views.retention_table(runs),
         swapped=views.swapped_table(runs),
         curves=_picture(plots.training_curves(runs)),
         cards=choose_cards(runs, samples, open_image, seed) if samples > 0 else [],
+        worst=worst_cards(runs, WORST, open_image, seed) if samples > 0 else [],
         definitions=views.definitions(runs),
     )
 

@@ -1,0 +1,56 @@
+"""Which value is taken for which: right values against answered ones, for one attribute at a time."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from sklearn.metrics import confusion_matrix
+
+from medtune.errors import DataError
+from medtune.evaluation.metrics import UNREAD
+
+
+@dataclass(frozen=True)
+class Confusion:
+    """Counts of answers by right value and by value read.
+
+    Args:
+        gold: The right values that occur, sorted; one row each.
+        answered: The values that occur, as right ones or as answers, sorted; one column each.
+        counts: ``[gold][answered]``.
+        unread: For each right value, how many answers could not be read.
+    """
+
+    gold: tuple[str, ...]
+    answered: tuple[str, ...]
+    counts: tuple[tuple[int, ...], ...]
+    unread: tuple[int, ...]
+
+    @property
+    def n(self) -> int:
+        """All answers counted."""
+        return sum(map(sum, self.counts)) + sum(self.unread)
+
+
+def confusion(gold: Sequence[str], predicted: Sequence[str | None]) -> Confusion:
+    """Count the answers to one attribute's questions (scikit-learn).
+
+    Args:
+        gold: Right value of each question.
+        predicted: Value read from each answer, None where none could be read.
+
+    Raises:
+        DataError: No question, or not one answer to each.
+    """
+    if not gold or len(gold) != len(predicted):
+        raise DataError(f"a confusion table needs one answer to each question, found {len(predicted)} to {len(gold)}.")
+    rows = sorted(set(gold))
+    columns = sorted(set(gold) | {one for one in predicted if one is not None})
+    answers = [UNREAD if one is None else one for one in predicted]
+    matrix = confusion_matrix(list(gold), answers, labels=[*columns, UNREAD])
+    held = [matrix[columns.index(value)] for value in rows]
+    return Confusion(
+        tuple(rows),
+        tuple(columns),
+        tuple(tuple(int(count) for count in row[:-1]) for row in held),
+        tuple(int(row[-1]) for row in held),
+    )

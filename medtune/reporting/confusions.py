@@ -1,0 +1,89 @@
+"""Confusion tables of every run, for the page and as table rows for a CSV file."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from medtune.evaluation.confusion import Confusion, confusion
+from medtune.reporting.plots import colour
+from medtune.reporting.runs import Run
+from medtune.reporting.summary import PROTOCOL_TITLES
+
+TASKS = ("open", "multiple_choice")
+"""Protocols whose answers are read as a value of the attribute; yes/no and likelihoods cannot be left unread."""
+WIDEST = 15
+"""Values of an attribute above which its table stands in the CSV file alone."""
+
+
+@dataclass(frozen=True)
+class RunTable:
+    """One run's confusion table and its place in the report's colours."""
+
+    name: str
+    colour: str
+    table: Confusion
+
+
+@dataclass(frozen=True)
+class AttributeTables:
+    """One attribute's confusion tables, a table a run.
+
+    Args:
+        title: The protocol's title.
+        attribute: The attribute.
+        tables: One for each run that was asked; empty where ``wide``.
+        wide: How many values there are, where they are too many for the page, else 0.
+    """
+
+    title: str
+    attribute: str
+    tables: list[RunTable]
+    wide: int = 0
+
+
+def confusion_tables(runs: Sequence[Run]) -> list[AttributeTables]:
+    """Gather the tables that the page shows, by protocol and then by attribute."""
+    found = []
+    for task in TASKS:
+        held = [(place, run, _of_run(run, task)) for place, run in enumerate(runs)]
+        for attribute in sorted({name for _, _, tables in held for name in tables}):
+            shown = [
+                RunTable(run.name, colour(place), tables[attribute])
+                for place, run, tables in held
+                if attribute in tables
+            ]
+            most = max(len(one.table.answered) for one in shown)
+            wide = most if most > WIDEST else 0
+            found.append(AttributeTables(PROTOCOL_TITLES[task], attribute, [] if wide else shown, wide))
+    return found
+
+
+def confusion_rows(runs: Sequence[Run]) -> list[dict[str, Any]]:
+    """Flatten every table to rows ``run, protocol, attribute, gold, answered, read, count``, zero counts too.
+
+    An answer that could not be read has ``answered`` empty and ``read`` 0.
+    """
+    rows: list[dict[str, Any]] = []
+    for run in runs:
+        for task in TASKS:
+            for attribute, table in _of_run(run, task).items():
+                for gold, counts, unread in zip(table.gold, table.counts, table.unread, strict=True):
+                    place = {"run": run.name, "protocol": task, "attribute": attribute, "gold": gold}
+                    cells = [(value, 1, count) for value, count in zip(table.answered, counts, strict=True)]
+                    for value, read, count in [*cells, ("", 0, unread)]:
+                        rows.append({**place, "answered": value, "read": read, "count": count})
+    return rows
+
+
+def _of_run(run: Run, task: str) -> dict[str, Confusion]:
+    """Attribute to table, on the true images."""
+    groups: dict[str, list[dict[str, str]]] = {}
+    for row in run.verdicts.values():
+        if row["task"] == task and row["swapped"] == "0":
+            groups.setdefault(row["attribute"], []).append(row)
+    return {
+        attribute: confusion(
+            [row["gold"] for row in rows], [row["predicted"] if row["read"] == "1" else None for row in rows]
+        )
+        for attribute, rows in sorted(groups.items())
+    }

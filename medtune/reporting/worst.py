@@ -1,0 +1,74 @@
+"""The questions that the runs get wrong most often, with their images. Shown only when samples are asked for."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+from medtune.data.randomness import sample_rng
+from medtune.reporting.gallery import Card, OpenImage, asked_questions, make_card
+from medtune.reporting.runs import Run
+from medtune.reporting.summary import PROTOCOL_TITLES
+
+WORST = 20
+"""How many cases a report shows."""
+_TASKS = ("open", "multiple_choice", "yes_no")
+
+
+@dataclass(frozen=True)
+class _Case:
+    sample_id: str
+    asked: int
+    wrong: int
+    base_right: bool
+
+
+def worst_task(runs: Sequence[Run]) -> str | None:
+    """The protocol by which cases are ranked: the open question, else multiple choice, else yes/no."""
+    return next((task for task in _TASKS if any(_judged(run, task) for run in runs)), None)
+
+
+def worst_cards(runs: Sequence[Run], count: int, open_image: OpenImage | None, seed: int = 0) -> list[Card]:
+    """Choose the worst cases and gather the answers to them.
+
+    Up to half of the cases are losses: the first run is right and as many of the others as possible are wrong. The
+    rest are those that the most runs get wrong. Ties are broken by the seed alone.
+
+    Args:
+        runs: Runs with their predictions read; the first is the base.
+        count: How many cases at most; questions that nobody gets wrong are never among them.
+        open_image: Opens an image by its path in the question file; None shows none.
+        seed: Seed of the order within ties.
+    """
+    task = worst_task(runs)
+    asked = asked_questions(runs)
+    cases = [case for case in _cases(runs, task, seed) if case.sample_id in asked] if task else []
+    losses = sorted((one for one in cases if one.base_right), key=lambda one: -one.wrong)[: count // 2]
+    chosen = set(losses)
+    rest = sorted((one for one in cases if one not in chosen), key=lambda one: (-one.wrong, one.asked))
+    picked = [*losses, *rest[: count - len(losses)]]
+    return [
+        replace(make_card(runs, asked[one.sample_id], open_image, _TASKS), reason=_reason(one, task)) for one in picked
+    ]
+
+
+def _cases(runs: Sequence[Run], task: str, seed: int) -> list[_Case]:
+    """Every question that some run gets wrong, in an order that only the seed decides."""
+    judged = [_judged(run, task) for run in runs]
+    ids = sorted({sample_id for rows in judged for sample_id in rows})
+    sample_rng(seed, 0, 0, "report_worst").shuffle(ids)
+    cases = []
+    for sample_id in ids:
+        marks = [rows[sample_id] for rows in judged if sample_id in rows]
+        cases.append(_Case(sample_id, len(marks), marks.count(False), judged[0].get(sample_id, False)))
+    return [one for one in cases if one.wrong]
+
+
+def _judged(run: Run, task: str) -> dict[str, bool]:
+    rows = (row for row in run.verdicts.values() if row["task"] == task and row["swapped"] == "0")
+    return {row["sample_id"]: row["correct"] == "1" for row in rows}
+
+
+def _reason(case: _Case, task: str | None) -> str:
+    title = PROTOCOL_TITLES[task].lower() if task else ""
+    if case.base_right:
+        return f"{title}: the first model right, {case.wrong} of {case.asked - 1} others wrong"
+    return f"{title}: {case.wrong} of {case.asked} models wrong"
