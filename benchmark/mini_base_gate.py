@@ -41,6 +41,7 @@ def write_questions(folder: Path, cells: int, shuffled: bool) -> None:
 def measure(folder: Path, checkpoint: str) -> dict[str, dict]:
     """Ask and score; the numbers of each protocol and of retention."""
     questions = [f"questions.source={folder / 'test.jsonl'}", f"questions.image_root={folder / 'images'}"]
+    questions.append("questions.center_crop=1.0")
     arguments = ["--config", "predict/mini", f"checkpoint={checkpoint}", *questions, f"output_dir={folder}"]
     files = [f"predictions={folder / 'predictions.jsonl'}", f"prepared_dir={folder}", f"output={folder}", "name=base"]
     if predict.main(arguments) or evaluate.main(["--config", "evaluate/default", *files]):

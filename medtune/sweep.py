@@ -7,6 +7,7 @@ Every step is a recipe that can be run by itself; the commands are written to ``
 import contextlib
 import json
 import multiprocessing
+import shlex
 import statistics
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor, as_completed
@@ -103,7 +104,7 @@ def run_recipe(folder: Path, name: str, arguments: list[str]) -> None:
     Raises:
         MedtuneError: If it fails; its own message stands where its output goes.
     """
-    line = " ".join(["tune run", f"medtune/recipes/{name}.py --config", *map(_quoted, arguments)])
+    line = shlex.join(["tune", "run", f"medtune/recipes/{name}.py", "--config", *arguments])
     noted = folder / "commands.txt"
     if not noted.is_file() or line not in noted.read_text(encoding="utf-8").splitlines():
         with noted.open("a", encoding="utf-8") as file:
@@ -112,10 +113,6 @@ def run_recipe(folder: Path, name: str, arguments: list[str]) -> None:
     status = import_module(f"medtune.recipes.{name}").main(["--config", *arguments])
     if status:
         raise MedtuneError(f"the {name} step ended with status {status}")
-
-
-def _quoted(argument: str) -> str:
-    return f'"{argument}"' if set(argument) & set(" ,[]'") else argument
 
 
 def data_overrides(config: SweepConfig, node: str, file: str) -> list[str]:

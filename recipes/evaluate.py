@@ -8,11 +8,12 @@ from pathlib import Path
 from typing import Literal
 
 from medtune.config import config_hash, recipe, to_plain
+from medtune.data.writing import file_sha256
 from medtune.evaluation.baselines import read_majority
 from medtune.evaluation.evaluation import evaluate, number_rows, to_csv, verdict_rows
 from medtune.evaluation.prediction import read_predictions
 from medtune.evaluation.protocols.registry import PROTOCOLS
-from medtune.evaluation.provenance import commit, file_digest, hardware, versions
+from medtune.evaluation.provenance import commit, hardware, versions
 from medtune.evaluation.questions import read_questions
 from medtune.reporting.summary import summary_table
 
@@ -69,7 +70,7 @@ def main(config: EvaluateConfig) -> None:
         "seed": config.seed,
         "config": to_plain(config),
         "config_hash": config_hash(config, ignore=("name", "output", "predictions")),
-        "sha256": {"questions": file_digest(questions), "predictions": [file_digest(path) for path in paths]},
+        "sha256": {"questions": file_sha256(questions), "predictions": [file_sha256(Path(path)) for path in paths]},
     }
     results = {**evaluation.results, "provenance": provenance}
     output.mkdir(parents=True, exist_ok=True)

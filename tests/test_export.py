@@ -12,12 +12,13 @@ from torchtune.training import set_default_dtype
 
 from medtune.cli import main
 from medtune.config import instantiate, save_config
+from medtune.data.writing import file_sha256
 from medtune.models.mini import mini_vlm
 from medtune.models.names import is_adapter_key, state_dict_names
 from medtune.models.peft import load_peft
 from medtune.models.weights import save_hf
 from medtune.training.building import build_model
-from medtune.training.checkpoints import TrainingState, save_checkpoint, sha256
+from medtune.training.checkpoints import TrainingState, save_checkpoint
 from medtune.training.export import export_weights
 from medtune.training.runtime import Runtime
 from tests.runs import TINY, launch, tiny
@@ -306,5 +307,5 @@ def _sign(checkpoint: Path) -> None:
     """Make a changed checkpoint whole again."""
     manifest = json.loads((checkpoint / "manifest.json").read_text())
     file = checkpoint / "model.safetensors"
-    manifest[file.name] = {"bytes": file.stat().st_size, "sha256": sha256(file)}
+    manifest[file.name] = {"bytes": file.stat().st_size, "sha256": file_sha256(file)}
     (checkpoint / "manifest.json").write_text(json.dumps(manifest))

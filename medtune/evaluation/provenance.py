@@ -1,6 +1,5 @@
 """Where a number comes from: versions, commit, files, machine. No host or user names."""
 
-import hashlib
 import os
 import platform
 import subprocess
@@ -43,12 +42,6 @@ def hardware() -> dict[str, Any]:
         "processor": _processor(),
         "cores": os.cpu_count(),
     }
-
-
-def file_digest(path: str | Path) -> str:
-    """SHA-256 of a file."""
-    with Path(path).open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _git(folder: Path, *arguments: str) -> str:

@@ -1,12 +1,12 @@
 """What a prediction file was made with, so that a continued run never mixes two models or two sets of questions."""
 
-import hashlib
 import json
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from medtune.data.writing import file_sha256
 from medtune.errors import ConfigError
 
 
@@ -25,12 +25,7 @@ def weights_identity(path: str | Path, beside: Sequence[str] = ()) -> dict[str, 
     if not files or not all(file.is_file() for file in files):
         raise ConfigError(f"checkpoint {path} is neither a .safetensors file nor a folder that holds some")
     files += sorted({file for pattern in beside for file in path.glob(pattern) if file.is_file()})
-    return {file.name: {"sha256": _sha256(file), "bytes": file.stat().st_size} for file in files}
-
-
-def _sha256(file: Path) -> str:
-    with file.open("rb") as handle:
-        return hashlib.file_digest(handle, "sha256").hexdigest()
+    return {file.name: {"sha256": file_sha256(file), "bytes": file.stat().st_size} for file in files}
 
 
 def claim(predictions: Path, identity: Mapping[str, Any]) -> None:

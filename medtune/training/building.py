@@ -15,10 +15,9 @@ from torchtune.modules import TransformerCrossAttentionLayer, TransformerSelfAtt
 
 from medtune.config import instantiate
 from medtune.errors import ConfigError, ModelError
-from medtune.models.names import is_adapter_key
+from medtune.models.names import is_adapter_key, state_dict_names
 from medtune.models.weights import load_weights
 from medtune.training.config import TrainConfig
-from medtune.training.parts import canonical
 from medtune.training.runtime import Runtime
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
@@ -48,9 +47,10 @@ def build_model(config: TrainConfig, runtime: Runtime) -> tuple[Any, Members]:
         _load_base(model, state)
         loaded = set(state)
     with torch.no_grad():
+        keys = state_dict_names(model)
         for name, parameter in model.named_parameters():
-            if is_adapter_key(name) and state_key(name) not in loaded:
-                parameter.copy_(adapter_start(name, parameter, config.seed))
+            if is_adapter_key(name) and keys[name] not in loaded:
+                parameter.copy_(adapter_start(keys[name], parameter, config.seed))
     return model, model.parts()
 
 
@@ -148,26 +148,21 @@ def offloading(model: Any, config: TrainConfig, runtime: Runtime) -> contextlib.
     return training.OffloadActivations()
 
 
-def state_key(name: str) -> str:
-    """The state-dict key of an adapter's parameter: FusionLayer hides one level there."""
-    return canonical(name).replace(".layer.", ".")
-
-
-def adapter_start(name: str, like: Tensor, seed: int) -> Tensor:
+def adapter_start(key: str, like: Tensor, seed: int) -> Tensor:
     """An adapter's first value, drawn by its name: the same on any number of processes.
 
     ``lora_a`` is Kaiming-uniform with a = sqrt(5), so U(-1/sqrt(fan_in), 1/sqrt(fan_in)); ``lora_b`` is zero (Hu et al.
     2021, 4.1).
 
     Args:
-        name: Parameter or state-dict name.
+        key: State-dict key.
         like: Tensor of the wanted shape and type; may be on the meta device.
         seed: The run's seed.
     """
     shape = tuple(like.shape)
-    if "lora_b" in name:
+    if "lora_b" in key:
         return torch.zeros(shape, dtype=like.dtype)
-    digest = hashlib.sha256(f"{seed}|{state_key(name)}".encode()).digest()
+    digest = hashlib.sha256(f"{seed}|{key}".encode()).digest()
     generator = torch.Generator().manual_seed(int.from_bytes(digest[:7], "big"))
     bound = 1.0 / math.sqrt(shape[-1])
     return ((torch.rand(shape, generator=generator) * 2 - 1) * bound).to(like.dtype)

@@ -5,7 +5,6 @@ A checkpoint is a folder ``step_00000120`` with ``model.safetensors`` (what may 
 and sha256.
 """
 
-import hashlib
 import json
 import os
 import shutil
@@ -18,6 +17,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from medtune.data.writing import file_sha256
 from medtune.errors import CheckpointError
 
 TENSOR_FILES = ("model", "optimizer", "objective")
@@ -80,7 +80,7 @@ def _write_files(folder: Path, state: TrainingState) -> None:
         save_file(getattr(state, name), folder / f"{name}.safetensors")
     (folder / "state.json").write_text(json.dumps(state.values, indent=1, sort_keys=True), encoding="utf-8")
     names = [*(f"{name}.safetensors" for name in TENSOR_FILES), "state.json"]
-    manifest = {name: {"bytes": (folder / name).stat().st_size, "sha256": sha256(folder / name)} for name in names}
+    manifest = {name: {"bytes": (folder / name).stat().st_size, "sha256": file_sha256(folder / name)} for name in names}
     (folder / "manifest.json").write_text(json.dumps(manifest, indent=1), encoding="utf-8")
 
 
@@ -104,7 +104,7 @@ def torn(path: Path) -> str | None:
         file = path / name
         if not file.is_file() or file.stat().st_size != expected["bytes"]:
             return f"{name} is missing or has another size"
-        if sha256(file) != expected["sha256"]:
+        if file_sha256(file) != expected["sha256"]:
             return f"{name} has another sha256"
     return None
 
@@ -158,9 +158,3 @@ def _flush(path: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
-
-
-def sha256(path: Path) -> str:
-    """Hex digest of a file."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
