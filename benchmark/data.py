@@ -23,6 +23,7 @@ from PIL import Image
 
 from medtune.config import PACKAGE
 from medtune.data.batching import BatchPlan, split_step
+from medtune.data.items import SampleItems
 from medtune.data.training_set import TrainingSet, epoch_loader
 from medtune.datasets import jsonl_dataset
 from medtune.evaluation.provenance import commit, hardware, versions
@@ -61,9 +62,9 @@ def pipeline(folder: Path, count: int, workers: int) -> None:
     """One epoch of training batches."""
     transform = mini_transform(PACKAGE / "assets" / "mini_tokenizer")
     source = jsonl_dataset(str(folder / "rows.jsonl"), str(folder))
-    dataset = TrainingSet(source, ReportPrompt(("Describe this image.",), ","), transform, seed=0)
+    dataset = TrainingSet(source, SampleItems(ReportPrompt(("Describe this image.",), ",")), transform, seed=0)
     steps = [split_step(step, 1, 0, 1, BATCH) for step in BatchPlan([50] * count, BATCH, seed=0).steps(0)]
-    for _ in epoch_loader(dataset, steps, 0, transform, workers):
+    for _ in epoch_loader(dataset, steps, 0, workers):
         pass
 
 

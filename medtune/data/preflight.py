@@ -6,10 +6,11 @@ from dataclasses import dataclass
 import numpy as np
 from tqdm import tqdm
 
+from medtune.data.items import ModelTransform, SampleTransform, Sizes
 from medtune.data.randomness import sample_rng
 from medtune.data.sample import Sample
 from medtune.data.source import SampleSource, place
-from medtune.data.training_set import ModelTransform, OnError, SampleTransform
+from medtune.data.training_set import OnError
 from medtune.errors import DataError
 
 _LISTED = 10
@@ -82,7 +83,10 @@ def preflight(
                 sample = source[index]
                 id = sample.id
                 shown = sample_transform(sample, sample_rng(seed, 0, index))
-                yield index, _length(source, shown, transform), _tiles(source, sample, transform, decode)
+                _has_answer(source, shown)
+                sizes = _sizes(source, sample, decode)
+                tiles = sum(transform.tile_count(width, height) for width, height in sizes)
+                yield index, _length(source, shown, transform, sizes), tiles
             except DataError as error:
                 problems.append(Problem(id, str(error)))
 
@@ -93,21 +97,23 @@ def preflight(
     return Preflight(indices, lengths, tiles, problems)
 
 
-def _length(source: SampleSource, shown: Sample, transform: ModelTransform) -> int:
+def _has_answer(source: SampleSource, shown: Sample) -> None:
     if not any(message.role == "assistant" and message.content.strip() for message in shown.messages):
         raise DataError(f"{place(source, shown)}: no assistant message, so nothing to learn; add the answer.")
-    length = transform.token_count(shown)
+
+
+def _sizes(source: SampleSource, sample: Sample, decode: bool) -> Sizes:
+    return [image.size for image in source.open_images(sample)] if decode else source.image_sizes(sample)
+
+
+def _length(source: SampleSource, shown: Sample, transform: ModelTransform, sizes: Sizes) -> int:
+    length = transform.token_count(shown, sizes)
     if length > transform.max_seq_len:
         raise DataError(
             f"{place(source, shown)}: {length} tokens, the limit is {transform.max_seq_len}; shorten the "
             "text or raise max_seq_len."
         )
     return length
-
-
-def _tiles(source: SampleSource, sample: Sample, transform: ModelTransform, decode: bool) -> int:
-    sizes = [image.size for image in source.open_images(sample)] if decode else source.image_sizes(sample)
-    return sum(transform.tile_count(width, height) for width, height in sizes)
 
 
 def _summary(name: str, problems: list[Problem], rows: int) -> str:

@@ -1,50 +1,24 @@
 """From a source to micro-batches on their way to the model, the same with any number of workers."""
 
 import atexit
-import random
 import signal
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from multiprocessing import active_children
 from multiprocessing.util import Finalize
-from typing import Any, Literal, Protocol
+from typing import Any, Literal
 
 import torch
-from PIL import Image
 from torch.utils.data import DataLoader, Dataset
 
+from medtune.data.items import Items, ModelTransform
 from medtune.data.randomness import sample_rng
-from medtune.data.sample import Sample
-from medtune.data.source import SampleSource, place
+from medtune.data.source import SampleSource
 from medtune.errors import DataError, MedtuneError
 
-IGNORED = -100
 OnError = Literal["raise", "skip"]
-SampleTransform = Callable[[Sample, random.Random], Sample]
 Key = tuple[int, int, bool]
 """Epoch, index in the source, and whether the sample counts."""
-
-
-class ModelTransform(Protocol):
-    """What a model family's transform offers to the data side."""
-
-    max_seq_len: int
-
-    def __call__(self, sample: Sample, images: list[Image.Image]) -> dict[str, Any]:
-        """Return "tokens" and "labels" (equally long lists) and the image tensors of a sample."""
-        ...
-
-    def collate(self, items: list[dict[str, Any]]) -> dict[str, Any]:
-        """Return a batch of such items."""
-        ...
-
-    def token_count(self, sample: Sample) -> int:
-        """Return the number of tokens of a sample without opening its images."""
-        ...
-
-    def tile_count(self, width: int, height: int) -> int:
-        """Return the number of tiles of an image."""
-        ...
 
 
 class TrainingSet(Dataset):
@@ -52,30 +26,25 @@ class TrainingSet(Dataset):
 
     Args:
         source: where the samples come from.
-        sample_transform: the objective's own change to a sample; it gets the sample's generator.
-        model_transform: the model family's transform.
+        items: how the method makes an item of a sample; it gets the sample's generator.
+        transform: the model family's transform.
         seed: the run's seed; with epoch and index it decides everything random about a sample.
         on_error: ``raise``, or ``skip``: a sample that cannot be used is replaced by the next one that can, with
             weight 0, and the batch says so under "skipped".
     """
 
     def __init__(
-        self,
-        source: SampleSource,
-        sample_transform: SampleTransform,
-        model_transform: ModelTransform,
-        seed: int,
-        on_error: OnError = "raise",
+        self, source: SampleSource, items: Items, transform: ModelTransform, seed: int, on_error: OnError = "raise"
     ) -> None:
-        self.source, self.seed, self.on_error = source, seed, on_error
-        self.sample_transform, self.model_transform = sample_transform, model_transform
+        self.source, self.items, self.transform = source, items, transform
+        self.seed, self.on_error = seed, on_error
 
     def __len__(self) -> int:
         """Return the number of samples of the source."""
         return len(self.source)
 
     def __getitem__(self, key: Key) -> dict[str, Any]:
-        """Return the model transform's item, with "id" and "skipped": a list of (id, reason).
+        """Return the item, with "skipped": a list of (id, reason).
 
         Raises:
             DataError: if the sample cannot be used and ``on_error`` is ``raise``, or if no sample can.
@@ -89,18 +58,8 @@ class TrainingSet(Dataset):
             return self._substitute(epoch, index, (self._id(index), str(error)))
 
     def _item(self, epoch: int, index: int, real: bool) -> dict[str, Any]:
-        sample = self.source[index]
-        images = self.source.open_images(sample)
-        shown = self.sample_transform(sample, sample_rng(self.seed, epoch, index))
-        item = dict(self.model_transform(shown, images))
-        if all(label == IGNORED for label in item["labels"]):
-            raise DataError(
-                f"{place(self.source, sample)}: nothing of the sample is supervised; it needs an assistant message "
-                "with text."
-            )
-        if not real:
-            item["labels"] = [IGNORED] * len(item["labels"])
-        return {**item, "id": sample.id, "skipped": []}
+        item = self.items(self.source, index, sample_rng(self.seed, epoch, index), self.transform)
+        return {**(item if real else self.items.blank(item)), "skipped": []}
 
     def _substitute(self, epoch: int, index: int, skipped: tuple[str, str]) -> dict[str, Any]:
         """Stand in for a sample with the next usable one, so that every process still runs the same shapes."""
@@ -130,14 +89,15 @@ class _Failure:
 class _MicroBatches(Dataset):
     """Collated micro-batches, addressed by their lists of keys."""
 
-    def __init__(self, dataset: TrainingSet, transform: ModelTransform) -> None:
-        self.dataset, self.transform = dataset, transform
+    def __init__(self, dataset: TrainingSet) -> None:
+        self.dataset = dataset
 
     def __getitem__(self, keys: Sequence[Key]) -> dict[str, Any] | _Failure:
         try:
             items = [self.dataset[key] for key in keys]
             skipped = [entry for item in items for entry in item.pop("skipped")]
-            return {**self.transform.collate(items), "ids": [item["id"] for item in items], "skipped": skipped}
+            batch = self.dataset.items.collate(items, self.dataset.transform)
+            return {**batch, "ids": [item["id"] for item in items], "skipped": skipped}
         except MedtuneError as error:
             return _Failure(type(error), str(error))
 
@@ -146,7 +106,6 @@ def epoch_loader(
     dataset: TrainingSet,
     steps: Sequence[Sequence[Sequence[tuple[int, bool]]]],
     epoch: int,
-    transform: ModelTransform,
     num_workers: int = 0,
     start_step: int = 0,
     pin_memory: bool = False,
@@ -161,7 +120,6 @@ def epoch_loader(
         steps: one process's steps, each a list of micro-batches of (index, real), as
             :func:`medtune.data.batching.split_step` gives them.
         epoch: the epoch they belong to.
-        transform: its ``collate`` makes the batches.
         num_workers: worker processes; 0 loads in this one.
         start_step: how many steps to leave out.
         pin_memory: lay the tensors in page-locked memory for a faster copy to a GPU.
@@ -170,12 +128,12 @@ def epoch_loader(
         The collated micro-batches of one step, each with "ids" and "skipped".
 
     Raises:
-        DataError: as :class:`TrainingSet`, without a worker's traceback.
+        DataError: as :class:`TrainingSet`, without a worker's traceback; also if a worker process dies.
     """
     rest = steps[start_step:]
     keys = [[(epoch, index, real) for index, real in micro] for step in rest for micro in step]
     loader = DataLoader(
-        _MicroBatches(dataset, transform),
+        _MicroBatches(dataset),
         batch_size=None,
         sampler=keys,
         collate_fn=_unchanged,
@@ -187,7 +145,7 @@ def epoch_loader(
     batches = _Batches(loader)
     try:
         for step in rest:
-            yield [_checked(next(batches.iterator)) for _ in step]
+            yield [_checked(batches.next()) for _ in step]
     finally:
         batches.close()
 
@@ -201,12 +159,34 @@ class _Batches:
 
     def __init__(self, loader: DataLoader) -> None:
         others = set(active_children())
+        handler = signal.getsignal(signal.SIGCHLD)
         self.iterator: Iterator[Any] = iter(loader)
         self._workers = set(active_children()) - others
+        if signal.getsignal(signal.SIGCHLD) is not handler:
+            # torch's handler raises wherever the main thread happens to be, between two collectives too, so that other
+            # processes would wait for this one. A worker's death is noticed when the next batch is asked for.
+            signal.signal(signal.SIGCHLD, handler)
         if self._workers:
             atexit.register(self.close)
             # A process that multiprocessing itself started runs no atexit; above 10, since its queues close at 10.
             self._at_exit = Finalize(None, self.close, exitpriority=100)
+
+    def next(self) -> Any:
+        """Return the next micro-batch.
+
+        Raises:
+            DataError: If a worker process has died.
+        """
+        try:
+            return next(self.iterator)
+        except RuntimeError as error:
+            died = [worker for worker in self._workers if worker.exitcode is not None]
+            if not died:
+                raise
+            raise DataError(
+                f"A data worker process has died ({_death(died[0].exitcode)}). Give the same command again to go on "
+                "from the last checkpoint, with a smaller num_workers if the machine's memory was full."
+            ) from error
 
     def close(self) -> None:
         """End the workers; one that does not end by itself is killed."""
@@ -219,6 +199,11 @@ class _Batches:
         self._workers = set()
         self._at_exit.cancel()
         atexit.unregister(self.close)
+
+
+def _death(exitcode: int | None) -> str:
+    code = exitcode or 0
+    return f"exit status {code}" if code >= 0 else f"ended by {signal.Signals(-code).name}"
 
 
 def _checked(batch: dict[str, Any] | _Failure) -> dict[str, Any]:

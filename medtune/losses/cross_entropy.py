@@ -5,7 +5,8 @@ from collections.abc import Callable
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.utils.checkpoint import checkpoint
+
+from medtune.losses.chunks import sum_over_chunks
 
 IGNORE_INDEX = -100
 
@@ -41,36 +42,32 @@ def token_cross_entropy(logits: Tensor, targets: Tensor) -> tuple[Tensor, Tensor
 
 
 def chunked_cross_entropy(
-    hidden: Tensor, labels: Tensor, head: Callable[[Tensor], Tensor], chunk_tokens: int = 1024
+    hidden: Tensor, labels: Tensor, head: Callable[[Tensor], Tensor], chunk_tokens: int = 512
 ) -> tuple[Tensor, Tensor]:
     """:func:`token_cross_entropy` of ``head(hidden)``, for supervised tokens only and in chunks.
 
-    Equal to the plain loss forward and backward. Logits of one chunk live at a time: with several chunks they are
-    computed again in the backward pass. ``L(g) = -sum_i log f(y_i | X_v, X_p, y_<i)`` (InstFree Eq. 1 and 2) is this
-    sum.
+    Equal to the plain loss forward and backward, with the logits of one chunk alive at a time; see
+    :func:`medtune.losses.chunks.sum_over_chunks` for how. ``L(g) = -sum_i log f(y_i | X_v, X_p, y_<i)`` (InstFree Eq. 1
+    and 2) is this sum.
 
     Args:
         hidden: ``[b, s, d]`` decoder states after the last norm.
         labels: ``[b, s]`` unshifted ids, ``IGNORE_INDEX`` where not supervised.
-        head: Maps ``[t, d]`` to logits ``[t, V]``.
-        chunk_tokens: Tokens per chunk; 0 takes all at once.
+        head: Maps ``[t, d]`` to logits ``[t, V]``; its parameters get their gradients too.
+        chunk_tokens: The most tokens per chunk (the chunks are of equal size); 0 takes all at once.
 
     Returns:
-        The sum in nats and the count. Without a supervised token the sum is a zero that still has a gradient graph, so
-        that every process runs the same backward pass.
+        The sum in nats and the count. Without a supervised token the sum is zero and every gradient is zeros, so that
+        every process runs the same backward pass.
     """
-    targets = shifted_targets(labels)
+    targets = shifted_targets(labels).flatten()
     supervised = targets != IGNORE_INDEX
-    states, wanted = hidden[supervised], targets[supervised]
-    count = supervised.sum()
-    if len(wanted) == 0:
-        return hidden.sum(dtype=torch.float64) * 0.0, count
+    rows = supervised.nonzero().squeeze(1)
+    if len(rows) == 0:
+        rows = rows.new_zeros(1)  # a token whose target is ignored: loss and gradients are zero
 
-    def chunk_loss(state: Tensor, target: Tensor) -> Tensor:
-        return token_cross_entropy(head(state), target)[0]
+    def loss(states: Tensor, wanted: Tensor) -> tuple[Tensor, Tensor]:
+        return token_cross_entropy(head(states[0]), wanted)
 
-    if not chunk_tokens or len(wanted) <= chunk_tokens:
-        return chunk_loss(states, wanted), count
-    chunks = zip(states.split(chunk_tokens), wanted.split(chunk_tokens), strict=True)
-    losses = [checkpoint(chunk_loss, state, target, use_reentrant=False) for state, target in chunks]
-    return torch.stack(losses).sum(), count
+    states = hidden.flatten(0, 1).index_select(0, rows).unsqueeze(0)
+    return sum_over_chunks(loss, states, (targets[rows],), chunk_tokens)[0], supervised.sum()

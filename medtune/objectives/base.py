@@ -5,15 +5,16 @@ It owns whatever the method must remember between steps; the trainer saves and r
 """
 
 import random
-from collections.abc import Callable
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
 from torch import Tensor, nn
 
+from medtune.data.items import Items, SampleItems, SampleTransform
 from medtune.data.sample import Sample
-
-SampleTransform = Callable[[Sample, random.Random], Sample]
+from medtune.data.source import SampleSource
 
 
 class StepOutput(NamedTuple):
@@ -49,7 +50,15 @@ def keep_sample(sample: Sample, rng: random.Random) -> Sample:
 
 
 class Objective(nn.Module):
-    """A training method. Its own parameters (a proxy, a connector) are replicated over processes, in fp32."""
+    """A training method. Its own parameters (a proxy, a connector) are replicated over processes, in fp32.
+
+    Attributes:
+        rows: The most rows that the language model runs for one sample of a micro-batch.
+        missing: What ``bind`` did not find although the method needs it; only when a run is planned.
+    """
+
+    rows: int = 1
+    missing: str | None = None
 
     def bind(self, model: Any, transform: Any, seed: int) -> None:
         """Meet the model and its transform; parameters of the method are made here."""
@@ -66,12 +75,24 @@ class Objective(nn.Module):
         """What happens to a sample before it is tokenised; runs in data workers, so it must be picklable."""
         return keep_sample
 
+    def items(self, source: SampleSource, usable: np.ndarray) -> Items:
+        """How a data set becomes items and batches; runs in data workers, so it must be picklable.
+
+        Args:
+            source: the samples.
+            usable: positions of those that passed the check before training.
+        """
+        return SampleItems(self.sample_transform())
+
     def begin_stage(self, stage: Stage) -> None:
         """Told before the first step of a stage, and again when a run is resumed inside it."""
 
     def forward(self, model: Any, batch: dict[str, Any]) -> StepOutput:
         """The losses of one micro-batch."""
         raise NotImplementedError(f"{type(self).__name__} must say what it forwards")
+
+    def export(self, folder: Path) -> None:
+        """Write into the run's folder what inference needs beside the model's weights; the first process calls."""
 
     def after_step(self) -> None:
         """Told after every optimizer step (never after a mere micro-batch)."""

@@ -114,7 +114,7 @@ class InstFree(Objective):
         shuffle_separator: str | None = None,
         shuffle_unit: str = "separator",
         instruction: str = "Describe this medical scan.",
-        chunk_tokens: int = 1024,
+        chunk_tokens: int = 512,
     ) -> None:
         super().__init__()
         if mode not in MODES:

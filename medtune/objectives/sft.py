@@ -13,7 +13,7 @@ class SFT(Objective):
         chunk_tokens: Supervised tokens whose logits are held at once; 0 holds all.
     """
 
-    def __init__(self, chunk_tokens: int = 1024) -> None:
+    def __init__(self, chunk_tokens: int = 512) -> None:
         super().__init__()
         self.chunk_tokens = chunk_tokens
 

@@ -10,7 +10,7 @@ from medtune.data.balance import balanced_weights
 from medtune.data.batching import BatchPlan, split_step
 from medtune.data.preflight import Preflight, preflight
 from medtune.data.training_set import TrainingSet, epoch_loader
-from medtune.objectives.base import SampleTransform
+from medtune.objectives.base import Objective
 from medtune.training.config import TrainConfig
 from medtune.training.runtime import Runtime
 
@@ -20,7 +20,7 @@ class DataFeed:
 
     Args:
         component: Builder of the source.
-        sample_transform: What the objective does to a sample.
+        objective: What it does to a sample, and how it makes items of them.
         transform: The model's transform.
         config: Batch sizes, seed, workers, sampling, ``on_error``.
         runtime: This process's place in the world.
@@ -30,18 +30,19 @@ class DataFeed:
     def __init__(
         self,
         component: Component,
-        sample_transform: SampleTransform,
+        objective: Objective,
         transform: Any,
         config: TrainConfig,
         runtime: Runtime,
         shuffle: bool = True,
     ) -> None:
-        self.config, self.runtime, self.transform = config, runtime, transform
+        self.config, self.runtime = config, runtime
         self.source = runtime.together(lambda: instantiate(component))
         self.checked: Preflight = runtime.by_main(
-            lambda: preflight(self.source, transform, sample_transform, config.on_error, seed=config.seed)
+            lambda: preflight(self.source, transform, objective.sample_transform(), config.on_error, seed=config.seed)
         )
-        self.dataset = TrainingSet(self.source, sample_transform, transform, config.seed, config.on_error)
+        items = runtime.together(lambda: objective.items(self.source, self.checked.indices))
+        self.dataset = TrainingSet(self.source, items, transform, config.seed, config.on_error)
         balanced = shuffle and config.sampling == "balanced"
         self.plan = BatchPlan(
             self.checked.lengths,
@@ -76,7 +77,7 @@ class DataFeed:
             for step in self.plan.steps(epoch)
         ]
         pin = runtime.device.type == "cuda"
-        batches = epoch_loader(self.dataset, shares, epoch, self.transform, config.num_workers, start_step, pin)
+        batches = epoch_loader(self.dataset, shares, epoch, config.num_workers, start_step, pin)
         for _ in shares[start_step:]:
             yield runtime.together(lambda: next(batches))
 

@@ -8,6 +8,7 @@ import torch
 
 from medtune.data.batching import BatchPlan, split_step
 from medtune.data.source import JsonlSource
+from medtune.data.items import SampleItems
 from medtune.data.training_set import TrainingSet, epoch_loader
 from medtune.errors import DataError
 from tests.data.tools import LetterTransform, row, shuffle_letters, unchanged, write_pictures, write_rows
@@ -26,9 +27,9 @@ def steps_of(count, batch, accumulation, epoch=0, rank=0, world=1):
 
 
 def run(source, workers, epoch=0, start_step=0, transform=shuffle_letters, **options):
-    dataset = TrainingSet(source, transform, LetterTransform(), seed=5, **options)
+    dataset = TrainingSet(source, SampleItems(transform), LetterTransform(), seed=5, **options)
     steps = steps_of(len(source), batch=2, accumulation=2, epoch=epoch)
-    return list(epoch_loader(dataset, steps, epoch, LetterTransform(), workers, start_step))
+    return list(epoch_loader(dataset, steps, epoch, workers, start_step))
 
 
 def same(left, right):
@@ -74,7 +75,7 @@ def test_each_sample_counts_once_and_fillers_not_at_all(source):
 
 
 def test_a_filler_is_the_sample_without_its_labels(source):
-    dataset = TrainingSet(source, shuffle_letters, LetterTransform(), seed=5)
+    dataset = TrainingSet(source, SampleItems(shuffle_letters), LetterTransform(), seed=5)
     real, filler = dataset[0, 4, True], dataset[0, 4, False]
     assert real["tokens"] == filler["tokens"] and set(filler["labels"]) == {-100}
 
@@ -105,7 +106,7 @@ def test_a_skipped_sample_is_listed_and_has_no_weight(source, tmp_path):
 
 def test_a_row_that_is_no_sample_is_listed_by_its_row(tmp_path):
     source = JsonlSource(write_rows(tmp_path / "a.jsonl", ["{", row("b")]), None)
-    item = TrainingSet(source, unchanged, LetterTransform(), 0, "skip")[0, 0, True]
+    item = TrainingSet(source, SampleItems(unchanged), LetterTransform(), 0, "skip")[0, 0, True]
     assert item["id"] == "b" and set(item["labels"]) == {-100}
     assert item["skipped"][0][0] == "row 1" and "not valid JSON" in item["skipped"][0][1]
 
@@ -113,18 +114,18 @@ def test_a_row_that_is_no_sample_is_listed_by_its_row(tmp_path):
 def test_nothing_usable_is_an_error_even_when_skipping(tmp_path):
     source = JsonlSource(write_rows(tmp_path / "a.jsonl", ["{", "}"]), None)
     with pytest.raises(DataError, match="not one sample can be used; the first problem: a.jsonl, line 1"):
-        TrainingSet(source, unchanged, LetterTransform(), 0, "skip")[0, 0, True]
+        TrainingSet(source, SampleItems(unchanged), LetterTransform(), 0, "skip")[0, 0, True]
 
 
 def test_a_sample_without_a_supervised_token_is_refused(tmp_path):
     question = {"id": "q", "messages": [{"role": "user", "content": "why?"}]}
     source = JsonlSource(write_rows(tmp_path / "a.jsonl", [question]), None)
     with pytest.raises(DataError, match=r"a.jsonl, line 1 \(id 'q'\): nothing of the sample is supervised"):
-        TrainingSet(source, unchanged, LetterTransform(), 0)[0, 0, True]
+        TrainingSet(source, SampleItems(unchanged), LetterTransform(), 0)[0, 0, True]
 
 
 def test_randomness_belongs_to_the_sample_not_to_its_place(source):
-    dataset = TrainingSet(source, shuffle_letters, LetterTransform(), seed=5)
+    dataset = TrainingSet(source, SampleItems(shuffle_letters), LetterTransform(), seed=5)
     assert dataset[2, 7, True]["tokens"] == dataset[2, 7, True]["tokens"]
     assert len({tuple(dataset[epoch, 7, True]["tokens"]) for epoch in range(4)}) == 4
 
@@ -132,13 +133,14 @@ def test_randomness_belongs_to_the_sample_not_to_its_place(source):
 LEFT_OPEN = """
 import multiprocessing, os, signal, sys
 from medtune.data.source import JsonlSource
+from medtune.data.items import SampleItems
 from medtune.data.training_set import TrainingSet, epoch_loader
 from tests.data.tools import LetterTransform, unchanged
 
 def run():
     global batches  # still referred to when the process ends, as from a traceback
-    dataset = TrainingSet(JsonlSource(sys.argv[1], None), unchanged, LetterTransform(), 0)
-    batches = epoch_loader(dataset, [[[(0, True)]]] * 40, 0, LetterTransform(), num_workers=2)
+    dataset = TrainingSet(JsonlSource(sys.argv[1], None), SampleItems(unchanged), LetterTransform(), 0)
+    batches = epoch_loader(dataset, [[[(0, True)]]] * 40, 0, num_workers=2)
     for _ in range(10):  # until both workers have begun
         next(batches)
     for worker in multiprocessing.active_children():

@@ -35,7 +35,7 @@ class LetterTransform:
         batch: dict[str, Any] = {name: torch.tensor(values) for name, values in rows.items()}
         return {**batch, "images": [item["images"] for item in items], "ids": [item["id"] for item in items]}
 
-    def token_count(self, sample: Sample) -> int:
+    def token_count(self, sample: Sample, sizes: object = None) -> int:
         return sum(len(message.content) for message in sample.messages)
 
     def tile_count(self, width: int, height: int) -> int:

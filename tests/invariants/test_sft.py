@@ -9,6 +9,7 @@ from torchtune.modules.loss import CEWithChunkedOutputLoss
 
 from medtune.config import instantiate
 from medtune.data.batching import split_step
+from medtune.data.items import SampleItems
 from medtune.data.source import SampleSource
 from medtune.data.training_set import TrainingSet, epoch_loader
 from medtune.objectives.base import keep_sample
@@ -54,15 +55,24 @@ def test_a_process_with_text_alone_beside_one_with_images(tmp_path: Path) -> Non
     assert largest_difference(weights(one), weights(two)) < 1e-6
 
 
+def test_a_process_without_a_supervised_token_beside_a_trained_output_head(tmp_path: Path) -> None:
+    run = {**RUN, "dataset": {**SFT["dataset"], "size": 5}, "max_steps": 2}  # the second step holds one sample
+    one, two = tmp_path / "one", tmp_path / "two"
+    assert launch(tiny(one, **run, batch_size=4)) == [0]
+    assert launch(tiny(two, **run, batch_size=2), world=2) == [0, 0]
+    assert losses(two) == pytest.approx(losses(one), abs=1e-6)
+    assert largest_difference(weights(one), weights(two)) < 1e-6
+
+
 def micro_batches(config: Any, indices: list[int], batch_size: int) -> tuple[Any, dict[str, Any]]:
     """A model and one collated micro-batch; fillers make up the size."""
     source: SampleSource = instantiate(config.dataset)
     transform = instantiate(config.transform)
     transform.dtype = torch.float32
-    dataset = TrainingSet(source, keep_sample, transform, seed=3)
+    dataset = TrainingSet(source, SampleItems(keep_sample), transform, seed=3)
     share = split_step(indices, world=1, rank=0, accumulation=1, batch_size=batch_size)
     torch.manual_seed(1)
-    return instantiate(config.model), next(epoch_loader(dataset, [share], 0, transform))[0]
+    return instantiate(config.model), next(epoch_loader(dataset, [share], 0))[0]
 
 
 def loss_and_gradients(config: Any, indices: list[int], batch_size: int) -> tuple[float, int, dict[str, torch.Tensor]]:

@@ -1,6 +1,7 @@
 """Cross-entropy: the equation written out, the fast path against the plain one."""
 
 import math
+import weakref
 
 import pytest
 import torch
@@ -65,12 +66,95 @@ def test_equals_torchtunes_chunked_loss() -> None:
     assert (loss / count).item() == pytest.approx(theirs(logits, shifted_targets(labels)).item(), abs=1e-6)
 
 
-def test_without_supervision_the_loss_is_zero_and_has_a_graph() -> None:
+def test_without_supervision_the_loss_is_zero_and_every_gradient_is_zeros() -> None:
     hidden, labels, head = problem()
     loss, count = chunked_cross_entropy(hidden, torch.full_like(labels, IGNORE_INDEX), head)
     loss.backward()
     assert loss.item() == 0.0 and count.item() == 0
     assert hidden.grad is not None and not hidden.grad.any()
+    assert head.weight.grad is not None and not head.weight.grad.any()
+
+
+class SharedHead(torch.nn.Module):
+    """A head whose map is a sum of two trained tensors, as with an adapter, beside a frozen one and a bias."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.base, self.delta = (torch.nn.Parameter(torch.randn(11, 5, dtype=torch.float64)) for _ in range(2))
+        self.frozen = torch.nn.Linear(5, 11).double().requires_grad_(False)
+        self.bias = torch.nn.Parameter(torch.randn(11, dtype=torch.float64))
+
+    def forward(self, states: torch.Tensor) -> torch.Tensor:
+        return F.linear(states, self.base + self.delta, self.bias) + self.frozen(states)
+
+
+@pytest.mark.parametrize("chunk", [0, 3])
+def test_every_trained_tensor_of_the_head_gets_its_gradient_scaled_by_what_follows(chunk: int) -> None:
+    hidden, labels, _ = problem()
+    head = SharedHead()
+    trained = [hidden, head.base, head.delta, head.bias]
+    plain, _ = token_cross_entropy(head(hidden), shifted_targets(labels))
+    want = torch.autograd.grad(-0.3 * plain + hidden.square().sum(), trained)
+    loss, _ = chunked_cross_entropy(hidden, labels, head, chunk)
+    (-0.3 * loss + hidden.square().sum()).backward()
+    for tensor, gradient in zip(trained, want, strict=True):
+        torch.testing.assert_close(tensor.grad, gradient, rtol=0, atol=1e-12)
+    assert head.frozen.weight.grad is None
+
+
+def test_a_frozen_model_below_a_trained_head() -> None:
+    hidden, labels, head = problem()
+    plain, _ = token_cross_entropy(head(hidden.detach()), shifted_targets(labels))
+    loss, _ = chunked_cross_entropy(hidden.detach(), labels, head, 4)
+    loss.backward()
+    torch.testing.assert_close(head.weight.grad, torch.autograd.grad(plain, head.weight)[0], rtol=0, atol=1e-12)
+
+
+def test_without_gradients_nothing_is_kept() -> None:
+    hidden, labels, head = problem()
+    with torch.no_grad():
+        loss, _ = chunked_cross_entropy(hidden, labels, head, 4)
+    assert not loss.requires_grad
+    assert loss.item() == pytest.approx(chunked_cross_entropy(hidden, labels, head, 4)[0].item(), abs=1e-12)
+
+
+def test_each_supervised_token_meets_the_head_once_and_logits_do_not_pile_up() -> None:
+    hidden, labels, head = problem()
+    alive: list[weakref.ref[torch.Tensor]] = []
+    rows = []
+
+    def watched(states: torch.Tensor) -> torch.Tensor:
+        assert all(reference() is None for reference in alive)
+        logits = head(states)
+        alive.append(weakref.ref(logits))
+        rows.append(len(logits))
+        return logits
+
+    loss, count = chunked_cross_entropy(hidden, labels, watched, 5)
+    loss.backward()
+    assert sum(rows) == count.item() == 12 and rows == [4, 4, 4]
+
+
+def test_activation_offloading_sees_nothing_of_the_loss() -> None:
+    hidden, labels, head = problem()
+    seen = []
+
+    def pack(tensor: torch.Tensor) -> torch.Tensor:
+        seen.append(tensor)
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        loss, _ = chunked_cross_entropy(hidden * 2.0, labels, head, 4)
+    loss.backward()
+    assert not any(tensor.is_floating_point() for tensor in seen), "only row numbers are kept"
+
+
+def test_a_second_backward_pass_is_refused() -> None:
+    hidden, labels, head = problem()
+    loss, _ = chunked_cross_entropy(hidden, labels, head)
+    loss.backward(retain_graph=True)
+    with pytest.raises(RuntimeError, match="second backward"):
+        loss.backward()
 
 
 def test_half_precision_logits_are_summed_in_fp64() -> None:
