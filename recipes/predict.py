@@ -24,6 +24,7 @@ from medtune.evaluation.prediction import Prediction, PredictionLog
 from medtune.evaluation.protocols.base import Query
 from medtune.evaluation.protocols.registry import PROTOCOLS, plan_queries
 from medtune.generation.backend import Answerer, AnswerSettings, Backend, refuse_likelihoods
+from medtune.generation.exemplars import ExemplarSource
 from medtune.generation.generator import Generator
 from medtune.generation.identity import claim, weights_identity
 from medtune.generation.requests import Generation, Request
@@ -33,7 +34,7 @@ from medtune.models.weights import load_weights
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 # Keys that change how fast or where answers are made, not which.
-NEUTRAL = ("output_dir", "checkpoint", "backend", "device", "batch_size", "window", "on_error")
+NEUTRAL = ("output_dir", "checkpoint", "backend", "exemplars", "device", "batch_size", "window", "on_error")
 
 # What medtune's own models need; a backend stands in their place.
 OWN = ("model", "transform", "checkpoint")
@@ -52,6 +53,10 @@ class PredictConfig:
     )
     backend: Component | None = field(
         default=None, metadata={"help": "a server or transformers, in place of model, transform and checkpoint"}
+    )
+    exemplars: ExemplarSource | None = field(
+        default=None,
+        metadata={"help": "VITask: path to the run's exemplar folder; tsm swaps another task-specific model in (plug)"},
     )
     protocols: list[str] = field(default_factory=lambda: list(PROTOCOLS), metadata={"help": "how to ask"})
     swapped: list[str] = field(
@@ -87,8 +92,8 @@ class PredictConfig:
                     raise ValueError(f"key {name!r} is missing; give {', '.join(OWN)}, or a backend instead")
         elif given:
             raise ValueError(f"backend and {given[0]} are both given, but only one can answer; leave the other out")
-        elif self.sampling is not None:
-            raise ValueError("a backend answers greedily; leave sampling out")
+        elif self.sampling is not None or self.exemplars is not None:
+            raise ValueError("a backend answers greedily and without exemplars; leave sampling and exemplars out")
 
 
 class Skipped:
@@ -159,7 +164,8 @@ def identity(config: PredictConfig, source: SampleSource, backend: Backend | Non
     """What decides the answers; a backend says itself which of its keys do."""
     plain = {key: value for key, value in to_plain(config).items() if key not in NEUTRAL}
     weights = backend.identity() if backend else weights_identity(str(config.checkpoint))
-    return {"config": plain, "weights": weights, "data": source.fingerprint()}
+    beside = {"exemplars": config.exemplars.identity()} if config.exemplars else {}
+    return {"config": plain, "weights": weights, "data": source.fingerprint(), **beside}
 
 
 def load_model(config: PredictConfig, device: torch.device) -> AnswerModel:
@@ -224,15 +230,17 @@ def build_answerer(config: PredictConfig, device: torch.device, skipped: Skipped
     if backend:
         return backend.open(AnswerSettings(config.max_new_tokens, device, DTYPES[config.dtype], skip))
     assert config.transform is not None
+    transform = instantiate(config.transform)
     return Generator(
         load_model(config, device),
-        instantiate(config.transform),
+        transform,
         batch_size=config.batch_size,
         max_new_tokens=config.max_new_tokens,
         device=device,
         dtype=DTYPES[config.dtype],
         sampling=config.sampling,
         window=config.window,
+        exemplars=config.exemplars.open(transform, device) if config.exemplars else None,
         on_error=skip,
     )
 
@@ -240,8 +248,10 @@ def build_answerer(config: PredictConfig, device: torch.device, skipped: Skipped
 def row(query: Query, generation: Generation) -> Prediction:
     """The line of the prediction file."""
     meta = {**query.meta, "tokens": generation.tokens, "stopped": generation.stopped}
-    if query.continuations:
-        meta |= {"scores": list(generation.scores), "score_tokens": list(generation.score_tokens)}
+    if generation.scores:
+        meta["scores"] = list(generation.scores)
+    if generation.score_tokens:
+        meta["score_tokens"] = list(generation.score_tokens)
     return Prediction(query.id, query.task, query.prompt, generation.text, query.references, meta)
 
 

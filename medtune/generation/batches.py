@@ -41,7 +41,11 @@ class PromptBatch:
         tokens: Shape ``[b, s]``.
         padding: True at real tokens, shape ``[b, s]``.
         vision: Inputs of the model's ``encode``; each tensor starts with ``[b, images]``.
-        vision_mask: Which image embeddings a token may attend to, shape ``[b, s, s_e]``.
+        vision_mask: For models with cross-attention, which image embeddings a token may attend to, ``[b, s, s_e]``;
+            for models that read images as tokens, which image embeddings exist, ``[b, s_e]``.
+        exemplar_pixels: Pictures as a task-specific model sees them, ``[b, 3, h, w]`` in fp32; None without exemplars.
+        exemplars: Where they go, ``[b, s]`` bool with k places in every row, and their embeddings, ``[b, k, d]``; None
+            without exemplars.
     """
 
     plan: Plan
@@ -50,6 +54,13 @@ class PromptBatch:
     padding: Tensor
     vision: dict[str, Tensor]
     vision_mask: Tensor
+    exemplar_pixels: Tensor | None = None
+    exemplars: tuple[Tensor, Tensor] | None = None
+
+    @property
+    def replacement(self) -> tuple[Tensor, Tensor] | None:
+        """What ``hidden`` of a VLM takes as ``replace``."""
+        return None if self.exemplars is None else (self.exemplars[0], self.exemplars[1].flatten(0, 1))
 
     def prompt(self, row: int) -> list[int]:
         """The unpadded tokens of one row."""
@@ -67,6 +78,7 @@ class PromptBatch:
             padding=self.padding.to(device),
             vision=vision,
             vision_mask=self.vision_mask.to(device),
+            exemplar_pixels=None if self.exemplar_pixels is None else self.exemplar_pixels.to(device),
         )
 
 

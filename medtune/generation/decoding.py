@@ -15,8 +15,9 @@ CACHE_STEP = 64
 class CachedDecoder:
     """Owns the caches of a model.
 
-    The layers' caches always return their whole length, so that image embeddings and masks are widened to it, and
-    they take one number of rows only: batches of one size share their caches, another size gets new ones.
+    The layers' caches always return their whole length, so that masks, and for models with cross-attention image
+    embeddings, are widened to it. They take one number of rows only: batches of one size share their caches, another
+    size gets new ones.
 
     Args:
         model: A VLM.
@@ -27,6 +28,7 @@ class CachedDecoder:
     def __init__(self, model: AnswerModel, device: torch.device, dtype: torch.dtype) -> None:
         self.model, self.device, self.dtype = model, device, dtype
         self._rows = self._slots = self._image_slots = 0
+        self._vision_row: Tensor | None = None
 
     def prefill(self, batch: PromptBatch, features: Tensor | None, new_tokens: int) -> Tensor:
         """Read the prompts.
@@ -40,18 +42,22 @@ class CachedDecoder:
             Logits after each prompt, shape ``[b, vocabulary]``.
         """
         padding, vision_mask = batch.padding, batch.vision_mask
-        self._reserve(len(padding), padding.shape[1] + new_tokens, vision_mask.shape[-1])
+        attended = vision_mask.dim() == 3  # else images stand among the tokens and have no cache of their own
+        self._reserve(len(padding), padding.shape[1] + new_tokens, vision_mask.shape[-1] if attended else 0)
         self.model.reset_caches()
-        vision_mask = widen(vision_mask, self._image_slots)
-        if features is not None:
-            features = nn.functional.pad(features, (0, 0, 0, self._image_slots - features.shape[1]))
-        self._vision_row = vision_mask[:, -1:]
+        self._vision_row = None
+        if attended:
+            vision_mask = widen(vision_mask, self._image_slots)
+            self._vision_row = vision_mask[:, -1:]
+            if features is not None:
+                features = nn.functional.pad(features, (0, 0, 0, self._image_slots - features.shape[1]))
         self._open = widen(padding, self._slots)
         self._slot, self._position = padding.shape[1], padding.sum(dim=1, keepdim=True)
         hidden = self.model.hidden(
             batch.tokens,
             features,
             vision_mask=vision_mask,
+            replace=batch.replacement,
             mask=widen(causal(padding[:, None]), self._slots),
             input_pos=positions(padding),
         )

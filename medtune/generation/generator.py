@@ -16,6 +16,7 @@ from torchtune.modules.common_utils import disable_kv_cache
 from medtune.errors import ConfigError, DataError
 from medtune.generation.batches import Plan, PromptBatch, ahead, plan_batches
 from medtune.generation.decoding import CachedDecoder
+from medtune.generation.exemplars import Exemplars
 from medtune.generation.features import FeatureStore
 from medtune.generation.requests import Generation, Request
 from medtune.generation.sampling import Chooser, Sampling
@@ -65,6 +66,7 @@ class Generator:
         dtype: Of pictures and caches.
         sampling: None for greedy answers.
         window: Batches whose requests are sorted together, by bound and length; larger means less padding.
+        exemplars: What a VITask run puts beside the image of a prompt; None for prompts as they are.
         on_error: Called with a request whose sample or image cannot be used, which is then left out; None raises.
 
     Raises:
@@ -82,6 +84,7 @@ class Generator:
         dtype: torch.dtype = torch.float32,
         sampling: Sampling | None = None,
         window: int = 8,
+        exemplars: Exemplars | None = None,
         on_error: Callable[[Request, DataError], None] | None = None,
     ) -> None:
         if batch_size < 1 or max_new_tokens < 0 or window < 1:
@@ -91,7 +94,7 @@ class Generator:
         self.model, self.transform = model, transform
         self.batch_size, self.max_new_tokens, self.window = batch_size, max_new_tokens, window
         self.device, self.dtype = torch.device(device), dtype
-        self.sampling, self.on_error = sampling, on_error
+        self.sampling, self.exemplars, self.on_error = sampling, exemplars, on_error
         self.features = FeatureStore(model, at_once=ENCODED_AT_ONCE)
         self._images: dict[tuple[int, tuple[str, ...]], list] = {}
         self._decoder = CachedDecoder(model, self.device, dtype)
@@ -141,10 +144,13 @@ class Generator:
 
     def _prepare(self, plan: Plan) -> PromptBatch | None:
         """Open, transform and collate; runs in a thread of its own."""
-        kept, items = [], []
+        kept, items, pixels = [], [], []
         for request in plan.requests:
             try:
-                items.append(self.transform(request.sample, self._open(request), inference=True))
+                images = self._open(request)
+                item = self.transform(request.sample, images, inference=True)
+                pixels += [self.exemplars.pixels(images)] if self.exemplars else []
+                items.append(item)
                 kept.append(request)
             except DataError as error:
                 if self.on_error is None:
@@ -155,7 +161,15 @@ class Generator:
         if not kept:
             return None
         batch = self.transform.collate(items, pad_side="left")
-        return PromptBatch(plan, kept, batch["tokens"], batch["padding"], batch["vision"], batch["vision_mask"])
+        return PromptBatch(
+            plan,
+            kept,
+            batch["tokens"],
+            batch["padding"],
+            batch["vision"],
+            batch["vision_mask"],
+            torch.stack(pixels) if pixels else None,
+        )
 
     def _open(self, request: Request) -> list:
         key = (id(request.source), request.sample.images)
@@ -166,6 +180,8 @@ class Generator:
     @torch.inference_mode()
     def _answer(self, batch: PromptBatch) -> list[Generation]:
         features = self.features(batch)
+        if self.exemplars:
+            batch = self.exemplars.extend(batch)
         answers = self._generate(batch, features)
         continuations = [[self._encode(text, r) for text in r.continuations] for r in batch.requests]
         scores = self._score(batch, features, continuations)
@@ -185,6 +201,7 @@ class Generator:
                 continuations,
                 pad_id=self.transform.pad_id,
                 max_seq_len=self.transform.max_seq_len,
+                exemplars=batch.exemplars,
             )
 
     def _encode(self, text: str, request: Request) -> list[int]:

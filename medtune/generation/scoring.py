@@ -15,6 +15,7 @@ from medtune.generation.batches import causal, left_pad
 from medtune.generation.seams import AnswerModel
 
 LOGITS_AT_ONCE = 256
+Exemplars = tuple[Tensor, Tensor]
 
 
 @dataclass(frozen=True)
@@ -43,17 +44,19 @@ def score_continuations(
     *,
     pad_id: int,
     max_seq_len: int,
+    exemplars: Exemplars | None = None,
 ) -> list[list[float]]:
     """Sum of the log-probabilities of each continuation's tokens after its prompt.
 
     Args:
         model: A VLM; its caches must be absent or disabled.
         prompts: Unpadded prompt tokens, one list per row.
-        vision_mask: Left-padded masks of the prompts, shape ``[b, s, s_e]``.
+        vision_mask: Left-padded masks of the prompts, shape ``[b, s, s_e]``, or ``[b, s_e]`` where images are tokens.
         features: Image embeddings of the prompts, shape ``[b, s_e, d]``.
         continuations: For each prompt its continuations' tokens; none may be empty.
         pad_id: Fills the left side.
         max_seq_len: Longest row; continuations that do not fit beside the others get a row of their own.
+        exemplars: Where they go in the left-padded prompts, ``[b, s]``, and their embeddings, ``[b, k, d]``.
 
     Returns:
         For each prompt, one number per continuation, in nats.
@@ -70,6 +73,7 @@ def score_continuations(
         None if features is None else features[rows],
         [[continuations[row][index] for index in indices] for row, indices in shares],
         pad_id,
+        None if exemplars is None else (exemplars[0][rows], exemplars[1][rows]),
     )
     for branch, log_probs in zip(branches, _picked(model, hidden, branches), strict=True):
         row, indices = shares[branch.row]
@@ -101,20 +105,26 @@ def _read(
     features: Tensor | None,
     continuations: Sequence[Sequence[Sequence[int]]],
     pad_id: int,
+    exemplars: Exemplars | None,
 ) -> tuple[Tensor, list[Branch]]:
     """Hidden states ``[rows, s, d]`` of prompts with their branches, and where the branches stand."""
     # A continuation's last token predicts nothing that is asked for.
     forced = [[token for option in options for token in option[:-1]] for options in continuations]
     tokens, padding = left_pad([[*p, *f] for p, f in zip(prompts, forced, strict=True)], pad_id)
-    masks = vision_mask.new_zeros(*tokens.shape, vision_mask.shape[-1])
+    attended = vision_mask.dim() == 3  # else it says which features exist, and no token's row of it grows
+    masks = vision_mask.new_zeros(*tokens.shape, vision_mask.shape[-1]) if attended else vision_mask
     position, segment = torch.zeros_like(tokens), torch.zeros_like(tokens)
+    places = torch.zeros_like(padding)
     branches = []
     for row, (prompt, options) in enumerate(zip(prompts, continuations, strict=True)):
         start = tokens.shape[1] - len(prompt) - len(forced[row])
         end = start + len(prompt)
         position[row, start:end] = torch.arange(len(prompt))
-        masks[row, start:end] = vision_mask[row, vision_mask.shape[1] - len(prompt) :]
-        masks[row, end:] = vision_mask[row, -1]
+        if attended:
+            masks[row, start:end] = vision_mask[row, vision_mask.shape[1] - len(prompt) :]
+            masks[row, end:] = vision_mask[row, -1]
+        if exemplars is not None:
+            places[row, start:end] = exemplars[0][row, exemplars[0].shape[1] - len(prompt) :]
         begin = end
         for index, option in enumerate(options):
             stop = begin + len(option) - 1
@@ -127,6 +137,7 @@ def _read(
         tokens.to(device),
         features,
         vision_mask=masks,
+        replace=None if exemplars is None else (places.to(device), exemplars[1].flatten(0, 1)),
         mask=_branch_mask(padding, segment).to(device),
         input_pos=position.to(device),
     )

@@ -24,6 +24,7 @@ class AnswerModel(Protocol):
         features: Tensor | None = None,
         *,
         vision_mask: Tensor | None = None,
+        replace: tuple[Tensor, Tensor] | None = None,
         mask: Tensor | None = None,
         input_pos: Tensor | None = None,
     ) -> Tensor:
@@ -56,6 +57,8 @@ class AnswerModel(Protocol):
 class PromptTransform(Protocol):
     """Turns samples into prompts and tokens into text."""
 
+    image_id: int
+    placeholder_id: int
     pad_id: int
     stop_ids: list[int]
     max_seq_len: int
@@ -77,5 +80,5 @@ class PromptTransform(Protocol):
         ...
 
     def token_count(self, sample: Sample) -> int:
-        """Tokens of a sample, without opening its images."""
+        """Tokens of a sample, at most, without opening its images."""
         ...

@@ -19,6 +19,7 @@ class ModelFamily:
         tune_to_hf: torchtune state dict -> published names, as they stand in a file.
         hf_config: gives the contents of ``config.json``.
         tensors: state-dict keys of the model without adapters: what an export holds, no more and no less.
+        also_reads: further values of ``model_type`` that ``hf_to_tune`` understands: the authors' own layouts.
         tokenizer_files: file names copied beside exported weights when the source folder has them.
         adapters_to_peft: adapter tensors in torchtune's names -> PEFT's; None where no layout is known.
         adapters_from_peft: the inverse.
@@ -30,6 +31,7 @@ class ModelFamily:
     tune_to_hf: Callable[[StateDict], StateDict]
     hf_config: Callable[[], dict]
     tensors: frozenset[str] = frozenset()
+    also_reads: tuple[str, ...] = ()
     tokenizer_files: tuple[str, ...] = ()
     adapters_to_peft: Callable[[StateDict], StateDict] | None = None
     adapters_from_peft: Callable[[StateDict], StateDict] | None = None

@@ -33,6 +33,14 @@ def state_dict_names(model: nn.Module) -> dict[str, str]:
 
 
 def expected_shapes(model: nn.Module) -> dict[str, torch.Size]:
-    """State-dict key -> shape of every parameter, without making a state dict (NF4 weights would be unpacked)."""
+    """State-dict key -> shape of every parameter and kept buffer.
+
+    Without making a state dict, which would unpack NF4 weights.
+    """
     keys = state_dict_names(model)
-    return {keys[name]: parameter.shape for name, parameter in model.named_parameters()}
+    shapes = {keys[name]: parameter.shape for name, parameter in model.named_parameters()}
+    for prefix, module in model.named_modules():
+        for name, buffer in module.named_buffers(recurse=False):
+            if name not in module._non_persistent_buffers_set:
+                shapes[f"{prefix}.{name}"] = buffer.shape
+    return shapes

@@ -6,13 +6,12 @@ from typing import Any
 from torch import Tensor, nn
 from torchtune.modules import TransformerDecoder
 from torchtune.modules.model_fusion import DeepFusionModel, FusionEmbedding, FusionLayer
-from torchtune.modules.peft import get_adapter_params
 
 from medtune.errors import ModelError
 from medtune.models.family import ModelFamily
+from medtune.models.rows import Replacement, adapter_ids, replace_rows, train_adapters_only
 
 PARTS = ("vision", "projection", "fusion", "decoder", "adapter")
-Replacement = tuple[Tensor, Tensor]
 
 
 class DeepFusionVLM(DeepFusionModel):
@@ -35,9 +34,7 @@ class DeepFusionVLM(DeepFusionModel):
         super().__init__(decoder, encoder, decoder_trainable=True, encoder_trainable=True, fusion_trainable=True)
         self.family = family
         if adapters_only:
-            adapters = {id(p) for p in get_adapter_params(self).values()}
-            for parameter in self.parameters():
-                parameter.requires_grad_(id(parameter) in adapters)
+            train_adapters_only(self)
 
     @property
     def embed_dim(self) -> int:
@@ -89,7 +86,7 @@ class DeepFusionVLM(DeepFusionModel):
             raise ModelError(f"a batch of {tokens.shape[1]} tokens is longer than the model's {decoder.max_seq_len}")
         h = decoder.tok_embeddings(tokens)
         if replace is not None:
-            h = _replace_rows(h, *replace)
+            h = replace_rows(h, *replace)
         for layer in decoder.layers:
             h = layer(h, mask=mask, encoder_input=features, encoder_mask=vision_mask, input_pos=input_pos)
         return decoder.norm(h)
@@ -111,7 +108,7 @@ class DeepFusionVLM(DeepFusionModel):
         """
         # By identity, not by name: activation checkpointing inserts a level into names, on which torchtune's own
         # get_fusion_params fails.
-        adapters = {id(p) for p in get_adapter_params(self).values()}
+        adapters = adapter_ids(self)
         fusion = {id(p) for module in _fusion_modules(self.decoder) for p in module.parameters()}
         parts: dict[str, list[str]] = {part: [] for part in PARTS}
         for name, parameter in self.named_parameters():
@@ -127,14 +124,6 @@ class DeepFusionVLM(DeepFusionModel):
     def compute(self, fn: Callable[..., Any], *args: Any) -> Any:
         """Call ``fn(self, *args)``. Sharded training registers this method as the model's one forward entry."""
         return fn(self, *args)
-
-
-def _replace_rows(h: Tensor, where: Tensor, rows: Tensor) -> Tensor:
-    places = int(where.sum())
-    if places != rows.shape[0]:
-        # masked_scatter would fill the first places with the first rows and say nothing
-        raise ModelError(f"{rows.shape[0]} replacement embeddings were given for {places} placeholder tokens")
-    return h.masked_scatter(where.unsqueeze(-1), rows.to(h.dtype))
 
 
 def _fusion_modules(decoder: nn.Module) -> Iterator[nn.Module]:

@@ -4,16 +4,16 @@ import json
 import shutil
 from collections.abc import Iterable, Iterator
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
-from torch import Tensor
+from torch import Tensor, nn
 
 from medtune.errors import ModelError
 from medtune.models.family import ModelFamily, StateDict
 from medtune.models.names import expected_shapes, is_adapter_key
-from medtune.models.vlm import DeepFusionVLM
 
 SHARD_BYTES = 5 * 10**9
 INDEX_NAME = "model.safetensors.index.json"
@@ -22,13 +22,14 @@ _TUNE_PREFIXES = ("decoder.", "encoder.")
 _NAMED = 5  # so many tensor names an error lists
 
 
-def load_weights(path: str | Path, model: DeepFusionVLM) -> StateDict:
+def load_weights(path: str | Path, model: nn.Module) -> StateDict:
     """Read a base model's weights in torchtune's names, checked against the model and mapped from disk.
 
     Args:
         path: a folder in the published layout (``config.json`` and safetensors), or one ``.safetensors`` file in
             torchtune's or the published names.
-        model: the model they are for; may live on the meta device. Its adapters need not be in the file.
+        model: the model they are for, with its ``family``; may live on the meta device. Its adapters need not be in
+            the file.
 
     Returns:
         State-dict key -> tensor, in the file's dtype, on the CPU.
@@ -38,14 +39,15 @@ def load_weights(path: str | Path, model: DeepFusionVLM) -> StateDict:
             sizes than the model's.
     """
     path = Path(path)
+    family: ModelFamily = model.family  # type: ignore[assignment]
     if path.is_dir():
-        _check_model_type(path, model.family)
+        _check_model_type(path, family)
     state: StateDict = {}
     for file in _files(path):
         state.update(_read(file))
     if not any(name.startswith(_TUNE_PREFIXES) for name in state):
-        state = _convert(state, model.family, path)
-    _check(state, expected_shapes(model), path, model.family)
+        state = _convert(state, family, path)
+    _check(state, expected_shapes(model), path, family)
     return state
 
 
@@ -79,15 +81,28 @@ def _read(file: Path) -> Iterator[tuple[str, Tensor]]:
 
 
 def _check_model_type(folder: Path, family: ModelFamily) -> None:
-    file = folder / "config.json"
-    if not file.is_file():
+    if not (folder / "config.json").is_file():
         return
-    try:
-        found = json.loads(file.read_text(encoding="utf-8")).get("model_type")
-    except (ValueError, AttributeError) as error:
-        raise ModelError(f"{file} is not a JSON object; download it again") from error
-    if found != family.model_type:
+    found = _config(folder / "config.json").get("model_type")
+    if found not in (family.model_type, *family.also_reads):
         raise ModelError(f"{folder} holds a model of type {found!r}, but {family.name} needs {family.model_type!r}")
+
+
+def _config(file: Path) -> dict[str, Any]:
+    try:
+        content = json.loads(file.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ModelError(f"{file} is not JSON; download it again") from error
+    if not isinstance(content, dict):
+        raise ModelError(f"{file} does not hold a JSON object; download it again")
+    return content
+
+
+def _is_published(config: Path, family: ModelFamily) -> bool:
+    """Whether a ``config.json`` is of the layout that exports are written in."""
+    found, ours = _config(config), family.hf_config()
+    same_class = found.get("architectures") in (None, ours.get("architectures"))
+    return found.get("model_type") == family.model_type and same_class
 
 
 def _convert(state: StateDict, family: ModelFamily, path: Path) -> StateDict:
@@ -220,7 +235,8 @@ def _write_json(content: dict, file: Path) -> None:
 
 def _copy_companions(family: ModelFamily, out: Path, source: Path | None) -> None:
     config = source / "config.json" if source else None
-    if config is not None and config.is_file() and source is not None:
+    # a config of the authors' own layout would not describe what is written here
+    if config is not None and source is not None and config.is_file() and _is_published(config, family):
         _copy([config], source, out)
     else:
         _write_json(family.hf_config(), out / "config.json")

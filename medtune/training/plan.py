@@ -4,7 +4,7 @@ import inspect
 import re
 import warnings
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -99,14 +99,15 @@ def plan(config: str, overrides: Sequence[str] = (), gpus: int | None = None) ->
     objective: Objective = instantiate(settings.objective)
     model = _meta_model(settings)
     objective.bind(model, transform or _stand_in(), settings.seed)
+    result.problems += [found for found in (objective.missing, getattr(model, "missing", None)) if found]
     parts = TrainedParts(model, objective, {**model.parts(), **objective.parts()})
     stages = objective.stages(tuple(settings.trainable), settings.epochs, settings.max_steps)
     _try(lambda: check_rates(settings.learning_rates, stages, parts, objective.parts()), result.problems)
     for stage in stages:
         result.sections.append((f"Parts in stage {stage.name}", parts.table(parts.known(stage.trainable))))
     data = _try(lambda: _measure(settings, objective, transform), result.problems) if transform else None
-    result.sections.append(("Data", _data_text(settings, data, transform, world, stages)))
-    result.memory = _memory(settings, parts, stages, data, world)
+    result.sections.append(("Data", _data_text(settings, data, transform, world, stages, model)))
+    result.memory = _memory(settings, parts, stages, data, world, transform)
     title = "Memory on the GPU" if world == 1 else f"Memory on each of {world} GPUs"
     result.sections.append((title, _memory_text(settings, data, result.memory)))
     result.problems += _obstacles(settings, world, sum(result.memory.values()))
@@ -131,7 +132,7 @@ def _try(build: Any, problems: list[str]) -> Any:
 
 def _stand_in() -> Any:
     """What an objective asks of a transform when the tokenizer is not here."""
-    return SimpleNamespace(placeholder_text="x", placeholder_id=0, pad_id=0, stop_ids=[])
+    return SimpleNamespace(placeholder_text="x", placeholder_id=0, image_id=0, pad_id=0, stop_ids=[])
 
 
 def _meta_model(config: TrainConfig) -> Any:
@@ -148,7 +149,9 @@ def _measure(config: TrainConfig, objective: Objective, transform: Any) -> Data:
     )
 
 
-def _data_text(config: TrainConfig, data: Data | None, transform: Any, world: int, stages: list[Stage]) -> str:
+def _data_text(
+    config: TrainConfig, data: Data | None, transform: Any, world: int, stages: list[Stage], model: Any
+) -> str:
     batch = config.batch_size * config.gradient_accumulation_steps * world
     shape = f"{config.batch_size} x {config.gradient_accumulation_steps} accumulated x {world} processes"
     lines = [f"samples per step     {batch} ({shape})"]
@@ -158,14 +161,21 @@ def _data_text(config: TrainConfig, data: Data | None, transform: Any, world: in
     checked = data.checked
     clock = Clock(tuple(stages), len(BatchPlan([1] * data.rows, batch, config.seed)))
     lengths = f"mean {data.mean_tokens:.0f}, longest {checked.lengths.max()}"
+    kind = ", those of images among them" if memory.reads_images_as_tokens(model) else " of text; images add none"
+    usable = f"({len(checked.lengths):,} rows measured, {len(checked.problems)} unusable)"
     steps = ", ".join(f"{stage.name} {clock.length(index):,}" for index, stage in enumerate(stages))
-    lines += [
-        f"tokens per sample    {lengths} ({len(checked.lengths):,} rows measured, {len(checked.problems)} unusable)",
+    read = [
+        f"tokens per sample    {lengths} {usable}",
         f"tiles per sample     mean {checked.tiles.mean():.1f}, most {checked.tiles.max()}",
-        f"tokens per step      about {batch * data.mean_tokens:,.0f} of text; images add none",
-        f"steps                {steps}; {clock.total:,} in all",
+        f"tokens per step      about {batch * data.mean_tokens:,.0f}{kind}",
     ]
+    seen = [f"pictures per sample  1, {_picture_size(model)} px wide {usable}"]
+    lines += [*(read if memory.reads_text(model) else seen), f"steps                {steps}; {clock.total:,} in all"]
     return "\n".join([f"training rows        {data.rows:,}", *lines])
+
+
+def _picture_size(classifier: Any) -> int:
+    return int(classifier.transform.image_size)
 
 
 def _argument(component: Component, name: str, otherwise: int) -> int:
@@ -175,27 +185,42 @@ def _argument(component: Component, name: str, otherwise: int) -> int:
     return int(component.get(name, default))
 
 
-def _largest_batch(config: TrainConfig, data: Data | None) -> memory.Shape:
-    size = _argument(config.transform, "image_size", 560)
-    most = _argument(config.transform, "max_num_tiles", 1)
-    tokens = ASSUMED_TOKENS if data is None else int(data.checked.lengths.max())
+def _tile_size(model: Any) -> int:
+    """Side of a tile that a model's published config tells."""
+    size = model.family.hf_config()["vision_config"]["image_size"]
+    return size if isinstance(size, int) else size[0]
+
+
+def _largest_batch(config: TrainConfig, model: Any, data: Data | None, transform: Any) -> memory.Shape:
+    if not memory.reads_text(model):
+        return memory.Shape(config.batch_size, 0, 1, 1, _picture_size(model))
+    if transform is None:
+        size = _argument(config.transform, "image_size", 0) or _tile_size(model)
+        most = _argument(config.transform, "max_num_tiles", 1)
+    else:
+        size, most = transform.tiler.size, transform.tiler.max_tiles
     tiles = most if data is None else max(1, int(data.checked.tiles.max()))
-    return memory.Shape(config.batch_size, tokens, -(-tiles // most), min(tiles, most), size)
+    shape = memory.Shape(config.batch_size, ASSUMED_TOKENS, -(-tiles // most), min(tiles, most), size)
+    if data is not None:
+        return replace(shape, tokens=int(data.checked.lengths.max()))
+    with training.set_default_dtype(DTYPES[config.dtype]):
+        return replace(shape, tokens=ASSUMED_TOKENS + memory.image_tokens(model, shape))
 
 
 def _memory(
-    config: TrainConfig, parts: TrainedParts, stages: Iterable[Stage], data: Data | None, world: int
+    config: TrainConfig, parts: TrainedParts, stages: Iterable[Stage], data: Data | None, world: int, transform: Any
 ) -> dict[str, float]:
     """Bytes by item at the stage that needs the most; see :mod:`medtune.training.memory`."""
-    dtype, shape = DTYPES[config.dtype], _largest_batch(config, data)
     model: Any = parts.model
-    chunk = _argument(config.objective, "chunk_tokens", 0)
+    objective: Any = parts.objective
+    dtype, shape = DTYPES[config.dtype], _largest_batch(config, model, data, transform)
+    shape = replace(shape, batch=shape.batch * objective.rows)
+    chunk = _argument(config.objective, "chunk_tokens", 0) * objective.rows
     fixed = {"weights": sum(memory.tensor_bytes(p) for p in parts.named().values()) / world}
     if world > 1:
         fixed["gathered layers"] = memory.gathered_bytes(model)
-    fixed["logits"] = memory.logits_bytes(
-        shape.batch * shape.tokens, chunk, model.decoder.output.weight.shape[0], dtype
-    )
+    if memory.reads_text(model):
+        fixed["logits"] = memory.logits_bytes(shape.batch * shape.tokens, chunk, memory.vocabulary(model), dtype)
     per_element = memory.optimizer_bytes_per_element(config.optimizer, dtype)
     largest: dict[str, float] = {}
     for stage in stages:
@@ -215,6 +240,9 @@ def _memory(
 
 
 def _activations(config: TrainConfig, model: Any, shape: memory.Shape, trained: set[str], proxied: bool) -> float:
+    if not memory.reads_text(model):
+        with training.set_default_dtype(DTYPES[config.dtype]):
+            return memory.count_image_activations(model, shape, trained).total
     embeddings = model.decoder.tok_embeddings
     with warnings.catch_warnings(), training.set_default_dtype(DTYPES[config.dtype]):
         warnings.simplefilter("ignore")
@@ -230,6 +258,7 @@ def _memory_text(config: TrainConfig, data: Data | None, items: dict[str, float]
     lines.append(f"{'all':<16}{sum(items.values()) / GB:>9.2f} GB")
     how = "on" if config.activation_checkpointing else "off"
     samples = f"{ASSUMED_TOKENS} tokens (assumed)" if data is None else "the longest samples"
+    samples = samples if "logits" in items else "pictures"
     lines.append(
         f"{config.dtype}, activation checkpointing {how}, batch {config.batch_size} of {samples}; an estimate, whose "
         "formulas stand in medtune/training/memory.py"

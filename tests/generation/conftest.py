@@ -14,6 +14,7 @@ from medtune.data.sample import Message, Sample
 from medtune.errors import DataError
 from medtune.generation.requests import Request
 from medtune.models.mini import mini_transform, mini_vlm, train_mini_tokenizer
+from tests.models.tiny_early import tiny_early_transform, tiny_early_vlm
 
 SIZES = {"square": (16, 16), "wide": (40, 16), "tall": (14, 30), "large": (50, 50)}
 
@@ -67,26 +68,48 @@ class Setup:
         item = self.transform(request.sample, self.source.open_images(request.sample), inference=True)
         batch = self.transform.collate([item])
         mask = batch["vision_mask"]
-        mask = torch.cat([mask, mask[:, -1:].expand(-1, len(continuation), -1)], dim=1)
+        if mask.dim() == 3:
+            mask = torch.cat([mask, mask[:, -1:].expand(-1, len(continuation), -1)], dim=1)
         tokens = torch.tensor([item["tokens"] + continuation])
         features = self.model.encode(batch["vision"])
         return self.model.logits(self.model.hidden(tokens, features, vision_mask=mask))[0]
 
 
 @pytest.fixture(scope="session")
-def tiny(tmp_path_factory) -> tuple[nn.Module, str]:
-    """A four-tile mini model with random weights everywhere, and the folder of its tokenizer."""
+def tokenizer(tmp_path_factory) -> tuple[str, int]:
+    """The folder of a tokenizer, and the size of its vocabulary."""
     folder = tmp_path_factory.mktemp("tokenizer")
-    vocab_size = train_mini_tokenizer(["What is the cell size? big small nucleus color"], 300, folder).vocab_size
-    torch.manual_seed(1)
-    model = mini_vlm(vocab_size, image_size=16, embed_dim=32, vision_layers=2, max_num_tiles=4, max_seq_len=128)
+    texts = ["What is the cell size? big small nucleus color"]
+    return str(folder), train_mini_tokenizer(texts, 300, folder).vocab_size
+
+
+def randomised(model: nn.Module, std: float = 0.4) -> nn.Module:
+    """Random weights everywhere, large enough for answers that differ."""
     for parameter in model.parameters():
-        nn.init.normal_(parameter, std=0.4)
-    return model.eval(), str(folder)
+        nn.init.normal_(parameter, std=std)
+    return model.eval()
 
 
-@pytest.fixture
-def setup(tiny) -> Setup:
-    model, folder = tiny
-    transform = mini_transform(folder, image_size=16, max_num_tiles=4, max_seq_len=128)
-    return Setup(model, transform, PictureSource())
+@pytest.fixture(scope="session")
+def deep(tokenizer) -> nn.Module:
+    """A four-tile mini model, whose decoder attends to its images."""
+    torch.manual_seed(1)
+    sizes = {"image_size": 16, "embed_dim": 32, "vision_layers": 2, "max_num_tiles": 4, "max_seq_len": 128}
+    return randomised(mini_vlm(tokenizer[1], **sizes))
+
+
+@pytest.fixture(scope="session")
+def early(tokenizer) -> nn.Module:
+    """A four-tile model whose decoder reads images as tokens."""
+    torch.manual_seed(1)
+    return randomised(tiny_early_vlm(tokenizer[1], embed_dim=32, max_seq_len=128), std=0.6)
+
+
+@pytest.fixture(params=["deep", "early"])
+def setup(request, tokenizer) -> Setup:
+    folder = tokenizer[0]
+    if request.param == "deep":
+        transform = mini_transform(folder, image_size=16, max_num_tiles=4, max_seq_len=128)
+    else:
+        transform = tiny_early_transform(folder, max_seq_len=128)
+    return Setup(request.getfixturevalue(request.param), transform, PictureSource())

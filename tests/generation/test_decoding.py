@@ -32,7 +32,7 @@ def plain(setup, requests: list[Request]) -> torch.Tensor:
 
 @torch.inference_mode()
 def test_steps_equal_plain_forwards_for_one_decoder_and_many_batches(setup):
-    """Measured: 2.4e-6 on logits up to 3.6; positions that stand still give 3.8."""
+    """Measured: 2.4e-6 on logits up to 3.6 (deep), 1.1e-5 up to 6.5 (early); positions that stand still give 3.8."""
     decoder = CachedDecoder(setup.model, torch.device("cpu"), torch.float32)
     mixed = [
         setup.request("a", "cell " * 9, "large-1"),
@@ -44,7 +44,8 @@ def test_steps_equal_plain_forwards_for_one_decoder_and_many_batches(setup):
     try:
         for requests, logits in zip(batches, expected, strict=True):
             assert logits.abs().max() > 1
-            assert (decoded(setup, decoder, requests) - logits).abs().max() < 1e-5
+            found = decoded(setup, decoder, requests)
+            assert (found - logits).abs().max() < 3e-6 * logits.abs().max()
     finally:
         decoder.close()
     assert not setup.model.caches_are_setup()

@@ -52,3 +52,19 @@ def test_a_model_on_the_meta_device_says_how_to_merge(alpha):
     update = state[f"{key}.lora_b.weight"] @ state[f"{key}.lora_a.weight"]
     assert torch.allclose(merged[f"{key}.weight"], state[f"{key}.weight"] + alpha / 4 * update)
     assert set(adapted_layers(empty)) == {k.removesuffix(".lora_a.weight") for k in state if ".lora_a." in k}
+
+
+@pytest.mark.parametrize("mode", ["torchtune", "checkpoint", "strict"])
+def test_adapters_that_add_nothing_leave_the_image_features_as_they_are(mode):
+    plain = mini_vlm(300, **SIZES, encoder_mode=mode)
+    adapted = lora_mini_vlm(300, ["q_proj", "v_proj"], **SIZES, encoder_mode=mode)
+    adapted.load_state_dict(plain.state_dict(), strict=False)
+    for name, parameter in adapted.named_parameters():
+        if ".lora_b." in name:
+            torch.nn.init.zeros_(parameter)
+    vision = {
+        "images": torch.rand(1, 1, 1, 3, 64, 64, generator=torch.Generator().manual_seed(0)),
+        "aspect_ratio": torch.ones(1, 1, 2, dtype=torch.long),
+        "tiles": torch.ones(1, 1, dtype=torch.long),
+    }
+    assert torch.allclose(plain.encode(vision), adapted.encode(vision), atol=1e-6)

@@ -1,14 +1,8 @@
 """Llama-3's chat layout: a sample's messages as tokens, and which of them are learned."""
 
 from medtune.data.sample import IMAGE_TAG, Message, Sample
-from medtune.errors import DataError
+from medtune.models.chat_template import IGNORE, prompt_messages
 from medtune.models.tokenizer import ChatTokenizer
-
-IGNORE = -100
-
-
-class SampleTooLong(DataError):
-    """A sample has more tokens than the transform allows. Nothing is ever cut."""
 
 
 def lay_out(tokenizer: ChatTokenizer, sample: Sample, *, inference: bool = False) -> tuple[list[int], list[int]]:
@@ -29,7 +23,7 @@ def lay_out(tokenizer: ChatTokenizer, sample: Sample, *, inference: bool = False
     Raises:
         DataError: if ``inference`` is asked of a sample without a user turn.
     """
-    messages = _prompt(sample) if inference else sample.messages
+    messages = prompt_messages(sample) if inference else sample.messages
     tagged = any(IMAGE_TAG in message.content for message in messages if message.role == "user")
     loose = [] if tagged else [tokenizer.image_id] * len(sample.images)
     first_user = next((i for i, message in enumerate(messages) if message.role == "user"), None)
@@ -44,13 +38,6 @@ def lay_out(tokenizer: ChatTokenizer, sample: Sample, *, inference: bool = False
         tokens += _header(tokenizer, "assistant")
         labels = [IGNORE] * len(tokens)
     return tokens, labels
-
-
-def _prompt(sample: Sample) -> tuple[Message, ...]:
-    last = max((i for i, message in enumerate(sample.messages) if message.role == "user"), default=None)
-    if last is None:
-        raise DataError(f"sample {sample.id} has no user message, so there is nothing to answer")
-    return tuple(sample.messages[: last + 1])
 
 
 def _header(tokenizer: ChatTokenizer, role: str) -> list[int]:

@@ -1,14 +1,11 @@
 """Samples with different numbers of tokens, images and tiles as one batch."""
 
 from dataclasses import dataclass
-from typing import Literal
 
 import torch
 from torch import Tensor
 
-from medtune.models.llama3_2_vision._chat import IGNORE
-
-PadSide = Literal["right", "left"]
+from medtune.models.padding import PadSide, row_place, stack_rows
 
 
 @dataclass(frozen=True)
@@ -45,25 +42,17 @@ def collate(
         The batch of the data contract. Nothing is masked by tensor views across images, so several images per
         sample keep their own columns of ``vision_mask``.
     """
-    length = max(len(item["tokens"]) for item in items)
+    text = stack_rows(items, layout.pad_id, pad_side)
     images = max(images, *(len(item["images"]) for item in items), 1)
     tiles = max([tiles, 1, *(len(image) for item in items for image in item["images"])])
-    rows = (len(items), length)
-    tokens, labels = torch.full(rows, layout.pad_id), torch.full(rows, IGNORE)
-    padding = torch.zeros(rows, dtype=torch.bool)
-    vision_mask = torch.zeros(*rows, images * tiles * layout.tokens_per_tile, dtype=torch.bool)
+    rows, length = text["tokens"].shape
+    vision_mask = torch.zeros(rows, length, images * tiles * layout.tokens_per_tile, dtype=torch.bool)
     for row, item in enumerate(items):
-        n = len(item["tokens"])
-        place = slice(length - n, length) if pad_side == "left" else slice(0, n)
-        tokens[row, place] = torch.tensor(item["tokens"])
-        labels[row, place] = torch.tensor(item["labels"])
-        padding[row, place] = True
+        place = row_place(len(item["tokens"]), length, pad_side)
         sees = _sees(item["tokens"], layout, [len(image) for image in item["images"]], tiles)
         vision_mask[row, place, : sees.shape[1]] = sees
     return {
-        "tokens": tokens,
-        "labels": labels,
-        "padding": padding,
+        **text,
         "vision": _stack_images(items, images, tiles, layout.image_size, dtype),
         "vision_mask": vision_mask,
         "ids": [item["id"] for item in items],

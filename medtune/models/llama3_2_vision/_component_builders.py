@@ -11,7 +11,7 @@ from torchtune.models.llama3_2_vision import (
     lora_llama3_2_vision_decoder,
     lora_llama3_2_vision_encoder,
 )
-from torchtune.modules import TransformerDecoder
+from torchtune.modules import MultiHeadAttention, TransformerDecoder
 from torchtune.modules.common_utils import reparametrize_as_dtype_state_dict_post_hook
 
 from medtune.errors import ModelError
@@ -103,6 +103,9 @@ def vision_encoder(
     else:
         blocks = {"scaler_block_size": lora.scaler_block_size} if lora.scaler_block_size else {}
         stock = lora_llama3_2_vision_encoder(encoder_lora="vision" in lora.parts, **lora.common(), **sizes, **blocks)
+        for module in stock.modules():
+            if isinstance(module, MultiHeadAttention):
+                module.is_causal = False  # torchtune's adapted layers take an image for text
     _complete_tile_positions(stock.clip, shape)
     encoder = VisionEncoder(stock.clip, stock.projection, mode=mode, pad_tiles=pad_tiles)
     if lora is not None and lora.quantize_base:

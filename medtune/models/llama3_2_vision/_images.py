@@ -54,7 +54,7 @@ class ImageTiler:
             raise ModelError(f"resize=squash makes one tile, but max_num_tiles is {max_tiles}; use resize=pad")
         if max_tiles < 1:
             raise ModelError(f"max_num_tiles must be at least 1, got {max_tiles}")
-        self.size, self.resize, self.mean, self.std = size, resize, list(mean), list(std)
+        self.size, self.max_tiles, self.resize, self.mean, self.std = size, max_tiles, resize, list(mean), list(std)
         # sorted, because torchtune takes them from a set and breaks ties by order
         self._canvases = torch.tensor(sorted(find_supported_resolutions(max_tiles, size))).reshape(-1, 2)
 

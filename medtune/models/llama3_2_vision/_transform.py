@@ -5,13 +5,16 @@ from pathlib import Path
 import torch
 from PIL import Image
 
+from medtune.data.items import Sizes
 from medtune.data.sample import Sample
-from medtune.errors import DataError, ModelError
-from medtune.models.llama3_2_vision._chat import IGNORE, SampleTooLong, lay_out
-from medtune.models.llama3_2_vision._collate import BatchLayout, PadSide, collate
+from medtune.errors import DataError
+from medtune.models.chat_template import IGNORE, SampleTooLong
+from medtune.models.llama3_2_vision._chat import lay_out
+from medtune.models.llama3_2_vision._collate import BatchLayout, collate
 from medtune.models.llama3_2_vision._images import ImageTiler, ResizeMode
 from medtune.models.llama3_2_vision._tokenizer import llama3_chat_tokenizer
-from medtune.models.tokenizer import ChatTokenizer
+from medtune.models.padding import PadSide
+from medtune.models.tokenizer import ChatTokenizer, single_token
 
 PLACEHOLDER = "\u2460"  # a circled one: a single token of Llama-3's vocabulary that no report uses
 
@@ -60,7 +63,7 @@ class DeepFusionTransform:
         self.stop_ids = [tokenizer.eos_id, tokenizer.eot_id, tokenizer.eom_id]
         self.tokens_per_tile = (image_size // patch_size) ** 2 + 1
         self.placeholder_text = PLACEHOLDER
-        self.placeholder_id = _single_token(tokenizer, PLACEHOLDER)
+        self.placeholder_id = single_token(tokenizer, PLACEHOLDER)
         self._layout = BatchLayout(self.pad_id, self.image_id, image_size, self.tokens_per_tile)
 
     def __call__(self, sample: Sample, images: list[Image.Image], *, inference: bool = False) -> dict:
@@ -124,20 +127,13 @@ class DeepFusionTransform:
         """Text of ids, special tokens left out."""
         return self.tokenizer.decode(ids)
 
-    def token_count(self, sample: Sample) -> int:
-        """Tokens that the sample will have; opens no image."""
+    def token_count(self, sample: Sample, sizes: Sizes | None = None) -> int:
+        """Tokens that the sample will have, whatever the sizes of its images; opens none."""
         return len(lay_out(self.tokenizer, sample)[0])
 
     def tile_count(self, width: int, height: int) -> int:
         """Tiles that a picture of this size will have."""
         return self.tiler.count(width, height)
-
-
-def _single_token(tokenizer: ChatTokenizer, text: str) -> int:
-    ids = tokenizer.encode(text)
-    if len(ids) != 1 or tokenizer.encode(text * 8) != ids * 8:
-        raise ModelError(f"the tokenizer splits or merges the placeholder {text!r}; one token each is needed")
-    return ids[0]
 
 
 def llama3_2_vision_transform(

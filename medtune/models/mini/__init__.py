@@ -1,7 +1,25 @@
-"""A model of Llama-3.2-Vision's shape, small enough for a laptop, with its own tokenizer."""
+"""Models of Llama-3.2-Vision's and of InternVL's shape, small enough for a laptop, with their own tokenizer."""
 
+from medtune.models.mini._internvl import lora_mini_internvl, mini_internvl, qlora_mini_internvl
+from medtune.models.mini._internvl_transform import mini_internvl_transform
+from medtune.models.mini._llava import lora_mini_llava, mini_llava, mini_llava_transform, qlora_mini_llava
 from medtune.models.mini._model_builders import lora_mini_vlm, mini_vlm, qlora_mini_vlm
 from medtune.models.mini._tokenizer import MiniTokenizer, train_mini_tokenizer
 from medtune.models.mini._transform import mini_transform
 
-__all__ = ["MiniTokenizer", "lora_mini_vlm", "mini_transform", "mini_vlm", "qlora_mini_vlm", "train_mini_tokenizer"]
+__all__ = [
+    "MiniTokenizer",
+    "lora_mini_internvl",
+    "lora_mini_llava",
+    "lora_mini_vlm",
+    "mini_internvl",
+    "mini_internvl_transform",
+    "mini_llava",
+    "mini_llava_transform",
+    "mini_transform",
+    "mini_vlm",
+    "qlora_mini_internvl",
+    "qlora_mini_llava",
+    "qlora_mini_vlm",
+    "train_mini_tokenizer",
+]

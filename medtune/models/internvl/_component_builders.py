@@ -1,0 +1,195 @@
+"""From sizes to modules: InternViT and its connector here, decoders by torchtune's builders."""
+
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any
+
+from torch import nn
+from torchtune.models.llama3 import llama3, lora_llama3
+from torchtune.models.qwen2 import lora_qwen2, qwen2
+from torchtune.modules import (
+    FeedForward,
+    Fp32LayerNorm,
+    FrozenNF4Linear,
+    MultiHeadAttention,
+    TransformerDecoder,
+    TransformerSelfAttentionLayer,
+)
+from torchtune.modules.common_utils import reparametrize_as_dtype_state_dict_post_hook
+from torchtune.modules.peft import LoRALinear
+
+from medtune.errors import ModelError
+from medtune.models.early_fusion import EarlyFusionVLM, ImageEncoder
+from medtune.models.internvl._convert_weights import internvl_family
+from medtune.models.internvl._peft import adapters_from_peft, adapters_to_peft
+from medtune.models.internvl._shape import InternVLShape, Layout
+from medtune.models.internvl._vision import Connector, InternViT, LayerScale
+from medtune.models.names import expected_shapes, is_adapter_key
+
+LORA_PARTS = ("vision", "decoder")
+ATTENTION = ("q_proj", "k_proj", "v_proj", "output_proj")
+_VISION_EPS = 1e-6
+
+
+@dataclass(frozen=True)
+class LoraOptions:
+    """Where low-rank adapters go, and how large they are (LoRA, Hu et al. 2021; QLoRA, Dettmers et al. 2023).
+
+    Attributes:
+        attn_modules: of ``q_proj``, ``k_proj``, ``v_proj``, ``output_proj``.
+        parts: of ``vision`` and ``decoder``. The connector carries none: it is trained whole or not at all.
+        mlp: adapters in the MLPs too.
+        output: adapters on the decoder's last linear map too.
+        rank: rank of each adapter.
+        alpha: scale of each adapter, divided by its rank.
+        dropout: dropout before each adapter.
+        quantize_base: keep the linear maps of adapted parts as NF4.
+
+    Raises:
+        ModelError: if a part or a module is unknown, or none is named.
+    """
+
+    attn_modules: tuple[str, ...] = ATTENTION
+    parts: tuple[str, ...] = ("decoder",)
+    mlp: bool = False
+    output: bool = False
+    rank: int = 8
+    alpha: float = 16.0
+    dropout: float = 0.0
+    quantize_base: bool = False
+
+    def __post_init__(self) -> None:
+        for key, given, known in (
+            ("lora_parts", self.parts, LORA_PARTS),
+            ("lora_attn_modules", self.attn_modules, ATTENTION),
+        ):
+            if not given or set(given) - set(known):
+                raise ModelError(f"{key} must be some of {', '.join(known)}; got {list(given)}")
+
+
+def vision_encoder(shape: InternVLShape, lora: LoraOptions | None = None) -> ImageEncoder:
+    """Build InternViT and the connector.
+
+    Args:
+        shape: sizes.
+        lora: adapters, or None for a plain model.
+    """
+    adapted = lora if lora is not None and "vision" in lora.parts else None
+    layers = [_vision_layer(shape, adapted) for _ in range(shape.vision_layers)]
+    vision = InternViT(layers, dim=shape.vision_dim, image_size=shape.image_size, patch_size=shape.patch_size)
+    if adapted is not None and adapted.quantize_base:
+        # as torchtune's builders do for their own models: state dicts hold dense weights
+        hook = partial(reparametrize_as_dtype_state_dict_post_hook, dtype=vision.conv.weight.dtype, offload_to_cpu=True)
+        vision._register_state_dict_hook(hook)
+    return ImageEncoder(vision, Connector(shape.vision_dim, shape.dim))
+
+
+def _vision_layer(shape: InternVLShape, lora: LoraOptions | None) -> TransformerSelfAttentionLayer:
+    dim, wide = shape.vision_dim, shape.vision_mlp_dim
+    maps = {name: _linear(dim, dim, lora, adapted=lora is not None and name in lora.attn_modules) for name in ATTENTION}
+    in_mlp = lora is not None and lora.mlp
+    attention = MultiHeadAttention(
+        embed_dim=dim,
+        num_heads=shape.vision_heads,
+        num_kv_heads=shape.vision_heads,
+        head_dim=dim // shape.vision_heads,
+        pos_embeddings=None,
+        is_causal=False,
+        **maps,
+    )
+    mlp = FeedForward(
+        gate_proj=_linear(dim, wide, lora, adapted=in_mlp),
+        down_proj=_linear(wide, dim, lora, adapted=in_mlp),
+        activation=nn.GELU(),
+    )
+    return TransformerSelfAttentionLayer(
+        attention,
+        mlp,
+        sa_norm=Fp32LayerNorm(dim, eps=_VISION_EPS),
+        mlp_norm=Fp32LayerNorm(dim, eps=_VISION_EPS),
+        sa_scale=LayerScale(dim, shape.layer_scale),
+        mlp_scale=LayerScale(dim, shape.layer_scale),
+    )
+
+
+def _linear(wide: int, out: int, lora: LoraOptions | None, *, adapted: bool) -> nn.Module:
+    if lora is not None and adapted:
+        return LoRALinear(
+            wide,
+            out,
+            rank=lora.rank,
+            alpha=lora.alpha,
+            dropout=lora.dropout,
+            use_bias=True,
+            quantize_base=lora.quantize_base,
+        )
+    if lora is not None and lora.quantize_base:
+        return FrozenNF4Linear(wide, out, bias=True)
+    return nn.Linear(wide, out)
+
+
+def language_decoder(shape: InternVLShape, lora: LoraOptions | None = None) -> TransformerDecoder:
+    """Build the language model: Llama's layers for InternLM2, Qwen2's for Qwen2.5.
+
+    Args:
+        shape: sizes.
+        lora: adapters, or None for a plain model.
+    """
+    sizes: dict[str, Any] = {
+        "vocab_size": shape.vocab_size,
+        "num_layers": shape.layers,
+        "num_heads": shape.heads,
+        "num_kv_heads": shape.kv_heads,
+        "embed_dim": shape.dim,
+        "intermediate_dim": shape.mlp_dim,
+        "max_seq_len": shape.max_seq_len,
+        "norm_eps": shape.norm_eps,
+        "rope_base": shape.rope_base,
+    }
+    plain, with_lora = (llama3, lora_llama3) if shape.decoder == "internlm2" else (qwen2, lora_qwen2)
+    if lora is None or "decoder" not in lora.parts:
+        return plain(**sizes)
+    decoder = with_lora(
+        list(lora.attn_modules),
+        apply_lora_to_mlp=lora.mlp,
+        apply_lora_to_output=lora.output,
+        lora_rank=lora.rank,
+        lora_alpha=lora.alpha,
+        lora_dropout=lora.dropout,
+        quantize_base=lora.quantize_base,
+        **sizes,
+    )
+    # torchtune gives every adapted layer a table of positions of its own: a gigabyte for 28 layers of 32,768 positions
+    shared = decoder.layers[0].attn.pos_embeddings
+    for layer in decoder.layers:
+        layer.attn.pos_embeddings = shared
+    return decoder
+
+
+def internvl_vlm(name: str, shape: InternVLShape, *, layout: Layout, lora: LoraOptions | None = None) -> EarlyFusionVLM:
+    """Build a whole model of the InternVL family.
+
+    Args:
+        name: of the family and size, for messages.
+        shape: sizes.
+        layout: published layout that exports are written in; either is read.
+        lora: adapters; with them nothing else is trainable until a recipe says so.
+
+    Raises:
+        ModelError: if ``layout`` is unknown.
+    """
+    model = EarlyFusionVLM(
+        language_decoder(shape, lora),
+        vision_encoder(shape, lora),
+        image_id=shape.image_id,
+        family=internvl_family(name, shape, layout),
+        adapters_only=lora is not None,
+    )
+    plain = frozenset(key for key in expected_shapes(model) if not is_adapter_key(key))
+    model.family = replace(
+        model.family,
+        tensors=plain,
+        adapters_to_peft=partial(adapters_to_peft, shape=shape, layout=layout),
+        adapters_from_peft=partial(adapters_from_peft, shape=shape, layout=layout),
+    )
+    return model

@@ -1,0 +1,93 @@
+"""InternVL's dynamic tiling: a picture as a grid of square tiles, and a thumbnail of the whole."""
+
+import torch
+from PIL import Image
+from torch import Tensor
+from torchvision.transforms.v2 import functional as F
+
+from medtune.errors import ModelError
+
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+IMAGENET_STD = (0.229, 0.224, 0.225)
+
+
+class DynamicTiler:
+    """Cut a picture into 1 to ``most`` tiles, and add a thumbnail where there is more than one.
+
+    The picture is squeezed into the grid whose shape is closest to its own (InternVL 1.5, Chen et al. 2024, section
+    3.2), by bicubic resampling of the 8-bit picture, as in InternVL's own code.
+
+    Args:
+        size: side of a tile in pixels.
+        most: the most tiles of one picture, the thumbnail not counted.
+        thumbnail: whether to add the thumbnail.
+        mean: per channel, subtracted.
+        std: per channel, divided by.
+
+    Attributes:
+        size: side of a tile in pixels.
+        max_tiles: the most tiles of one picture, the thumbnail counted.
+
+    Raises:
+        ModelError: if ``most`` is below 1.
+    """
+
+    def __init__(
+        self,
+        size: int,
+        most: int,
+        *,
+        thumbnail: bool = True,
+        mean: tuple[float, ...] = IMAGENET_MEAN,
+        std: tuple[float, ...] = IMAGENET_STD,
+    ) -> None:
+        if most < 1:
+            raise ModelError(f"max_num_tiles must be at least 1, got {most}")
+        self.size, self.most, self.thumbnail = size, most, thumbnail
+        self.max_tiles = most + (thumbnail and most > 1)
+        self.mean, self.std = list(mean), list(std)
+
+    def __call__(self, image: Image.Image) -> Tensor:
+        """Tiles [t, 3, size, size] in fp32, row by row, the thumbnail last."""
+        image = image if image.mode == "RGB" else image.convert("RGB")
+        columns, rows = closest_grid(*image.size, size=self.size, most=self.most)
+        whole = self._pixels(image, columns, rows)
+        cut = whole.unflatten(1, (rows, self.size)).unflatten(3, (columns, self.size))
+        tiles = cut.permute(1, 3, 0, 2, 4).flatten(0, 1)
+        if self.thumbnail and len(tiles) > 1:
+            tiles = torch.cat([tiles, self._pixels(image, 1, 1)[None]])
+        return F.normalize(tiles, mean=self.mean, std=self.std)
+
+    def count(self, width: int, height: int) -> int:
+        """Tiles that a picture of this size gives, the thumbnail included."""
+        columns, rows = closest_grid(width, height, size=self.size, most=self.most)
+        return rows * columns + (self.thumbnail and rows * columns > 1)
+
+    def _pixels(self, image: Image.Image, columns: int, rows: int) -> Tensor:
+        resized = image.resize((columns * self.size, rows * self.size), Image.Resampling.BICUBIC)
+        return F.to_dtype(F.pil_to_tensor(resized), torch.float32, scale=True)
+
+
+def closest_grid(width: int, height: int, *, size: int, most: int) -> tuple[int, int]:
+    """The grid whose width-to-height ratio is closest to a picture's.
+
+    Of equally close grids the larger is taken if the picture has more pixels than half of it.
+
+    Args:
+        width: of the picture, pixels.
+        height: of the picture, pixels.
+        size: side of a tile, pixels.
+        most: the most tiles.
+
+    Returns:
+        (columns, rows).
+    """
+    side = range(1, most + 1)
+    grids = sorted(((c, r) for c in side for r in side if c * r <= most), key=lambda grid: grid[0] * grid[1])
+    best, closest = (1, 1), float("inf")
+    for columns, rows in grids:
+        distance = abs(width / height - columns / rows)
+        larger = distance == closest and width * height > 0.5 * size * size * columns * rows
+        if distance < closest or larger:
+            best, closest = (columns, rows), distance
+    return best

@@ -1,0 +1,115 @@
+"""Low-rank adapters of the InternVL family between torchtune's names and PEFT's."""
+
+from medtune.errors import ModelError
+from medtune.models.family import StateDict
+from medtune.models.internvl._convert_weights import disk_name, reorder_rotary
+from medtune.models.internvl._shape import InternVLShape, Layout
+
+_PREFIX = "base_model.model."
+_SIDES = (("lora_a", "lora_A"), ("lora_b", "lora_B"))
+_QKV = {"attn.q_proj": "q_proj", "attn.k_proj": "k_proj", "attn.v_proj": "v_proj"}
+_DECODER = {
+    "attn.output_proj": "self_attn.o_proj",
+    "mlp.w1": "mlp.gate_proj",
+    "mlp.w2": "mlp.down_proj",
+    "mlp.w3": "mlp.up_proj",
+}
+_INTERNLM2 = {
+    "attn.output_proj": "attention.wo",
+    "mlp.w1": "feed_forward.w1",
+    "mlp.w2": "feed_forward.w2",
+    "mlp.w3": "feed_forward.w3",
+}
+_VISION_HF = {"attn.output_proj": "attention.projection_layer", "mlp.w1": "mlp.fc1", "mlp.w2": "mlp.fc2"}
+_VISION_ORIGINAL = {"attn.output_proj": "attn.proj", "mlp.w1": "mlp.fc1", "mlp.w2": "mlp.fc2"}
+
+
+def module_names(shape: InternVLShape, layout: Layout) -> dict[str, str]:
+    """Every linear map that can carry an adapter: torchtune's state-dict prefix -> its name in the published model.
+
+    In the ``hf`` layout the names are those of a live transformers 5 model. Maps that the ``original`` layout packs
+    into one tensor are not there: three adapters are no adapter of the packed map.
+    """
+    hf = layout == "hf"
+    decoder, vision = dict(_DECODER), dict(_VISION_HF if hf else _VISION_ORIGINAL)
+    decoder |= {ours: f"self_attn.{theirs}" for ours, theirs in _QKV.items()}
+    if hf:
+        vision |= {ours: f"attention.{theirs}" for ours, theirs in _QKV.items()}
+    elif shape.packed_decoder:
+        decoder = _INTERNLM2
+    text = "model.language_model.layers" if hf else "language_model.model.layers"
+    sight = "model.vision_tower.encoder.layer" if hf else "vision_model.encoder.layers"
+    head = "output" if not hf and shape.packed_decoder else "lm_head"
+    names = {"decoder.output": head if hf else f"language_model.{head}"}
+    for ours, theirs, depth, maps in (
+        ("decoder.layers", text, shape.layers, decoder),
+        ("encoder.vision.layers", sight, shape.vision_layers, vision),
+    ):
+        for layer in range(depth):
+            names |= {f"{ours}.{layer}.{a}": f"{theirs}.{layer}.{b}" for a, b in maps.items()}
+    return names
+
+
+def adapters_to_peft(state: StateDict, *, shape: InternVLShape, layout: Layout) -> StateDict:
+    """From torchtune's names to those of ``adapter_model.safetensors``.
+
+    Args:
+        state: adapter tensors by state-dict key, ``lora_a`` [rank, in] and ``lora_b`` [out, rank].
+        shape: sizes of the model.
+        layout: of the base weights that the adapter will be loaded upon.
+
+    Raises:
+        ModelError: if a tensor is no adapter of a model of this shape, or stands on a map that the layout packs.
+    """
+    names = {
+        f"{ours}.{a}.weight": f"{_PREFIX}{theirs}.{b}.weight"
+        for ours, theirs in module_names(shape, layout).items()
+        for a, b in _SIDES
+    }
+    unknown = state.keys() - names.keys()
+    if layout == "original":
+        _refuse_packed(unknown)
+    _refuse(unknown)
+    return {names[key]: reorder_rotary(key, tensor, shape, published=True) for key, tensor in state.items()}
+
+
+def adapters_from_peft(state: StateDict, *, shape: InternVLShape, layout: Layout) -> StateDict:
+    """From the names of ``adapter_model.safetensors`` to torchtune's; the inverse of :func:`adapters_to_peft`.
+
+    Names of transformers before 4.52 (``language_model.model.layers``) are read too.
+
+    Args:
+        state: tensors as PEFT saves them.
+        shape: sizes of the model.
+        layout: of the base weights that the adapter was trained upon.
+
+    Raises:
+        ModelError: if a tensor is no adapter of a model of this shape in this layout.
+    """
+    keys = {
+        disk_name(f"{theirs}.{b}.weight"): f"{ours}.{a}.weight"
+        for ours, theirs in module_names(shape, layout).items()
+        for a, b in _SIDES
+    }
+    found = {name: disk_name(name.removeprefix(_PREFIX)) for name in state}
+    _refuse({name for name, plain in found.items() if plain not in keys})
+    return {
+        keys[plain]: reorder_rotary(keys[plain], state[name], shape, published=False) for name, plain in found.items()
+    }
+
+
+def _refuse_packed(unknown: set[str]) -> None:
+    packed = sorted(key for key in unknown if any(f".{part}.lora_" in key for part in _QKV))
+    if packed:
+        raise ModelError(
+            f"the original layout holds q, k and v in one tensor, which cannot carry {len(packed)} adapters of their "
+            f"own (first: {packed[0]}); set model.layout=hf, or merge the adapters (--to hf)"
+        )
+
+
+def _refuse(unknown: set[str]) -> None:
+    if unknown:
+        raise ModelError(
+            f"{len(unknown)} tensors are no adapters of this model (first: {min(unknown)}); check the model's size, "
+            "layout and decoder"
+        )

@@ -1,0 +1,92 @@
+"""The transforms of InternVL2 and InternVL3: their tokenizers, chat formats and image tokens."""
+
+from pathlib import Path
+
+from medtune.errors import ModelError
+from medtune.models.chat_template import ChatTemplate, chatml
+from medtune.models.early_transform import EarlyFusionTransform
+from medtune.models.internvl._images import DynamicTiler
+from medtune.models.internvl._model_builders import INTERNVL2_2B, INTERNVL3_8B
+from medtune.models.internvl._shape import InternVLShape
+from medtune.models.tokenizer import FastTokenizer, SentencePieceTokenizer, TextTokenizer, single_token
+
+IMAGE_START, IMAGE_END, IMAGE_CONTEXT = "<img>", "</img>", "<IMG_CONTEXT>"
+# What the published models were tuned with ("you are InternVL, made by ..."), written whenever a sample has none.
+INTERNVL2_SYSTEM = (
+    "你是由上海人工智能实验室联合商汤科技开发的书生多模态大模型，英文名叫InternVL, 是一个有用无害的人工智能助手。"
+)
+INTERNVL3_SYSTEM = (
+    "你是书生·万象，英文名是InternVL，是由上海人工智能实验室、清华大学及多家合作单位联合开发的多模态大语言模型。"
+)
+_PLACEHOLDERS = "\u2460\u2461\u203b\u2605\u25c6"  # characters of their own in these vocabularies, and in no report
+
+
+def internvl2_transform(
+    path: str | Path,
+    max_num_tiles: int = 6,
+    max_seq_len: int = 4096,
+    system: str | None = None,
+) -> EarlyFusionTransform:
+    """The transform of InternVL2 with InternLM2.
+
+    Args:
+        path: ``tokenizer.model`` with ``added_tokens.json`` and ``tokenizer_config.json`` beside it, or the folder of
+            the checkpoint.
+        max_num_tiles: the most tiles of one image; with more than one a thumbnail is added. InternVL's own fine-tuning
+            takes 6, its inference 12.
+        max_seq_len: the most tokens of one sample, 256 per tile among them.
+        system: system message of samples that have none; None takes the published one, an empty text leaves it out.
+    """
+    template = chatml(INTERNVL2_SYSTEM if system is None else system, end="<|im_end|>", bos="<s>", pad="</s>")
+    return _transform(SentencePieceTokenizer(path), template, INTERNVL2_2B, max_num_tiles, max_seq_len)
+
+
+def internvl3_transform(
+    path: str | Path,
+    max_num_tiles: int = 6,
+    max_seq_len: int = 4096,
+    system: str | None = None,
+) -> EarlyFusionTransform:
+    """The transform of InternVL3.
+
+    Args:
+        path: ``tokenizer.json`` or the folder of the checkpoint; ``OpenGVLab/InternVL3-8B-hf`` holds one.
+        max_num_tiles: the most tiles of one image; with more than one a thumbnail is added.
+        max_seq_len: the most tokens of one sample, 256 per tile among them.
+        system: system message of samples that have none. None takes that of OpenGVLab's code; an empty text writes
+            none, as the chat template of the ``-hf`` checkpoints does.
+    """
+    template = chatml(INTERNVL3_SYSTEM if system is None else system)
+    return _transform(FastTokenizer(path), template, INTERNVL3_8B, max_num_tiles, max_seq_len)
+
+
+def _transform(
+    tokenizer: TextTokenizer, template: ChatTemplate, shape: InternVLShape, max_num_tiles: int, max_seq_len: int
+) -> EarlyFusionTransform:
+    image_id = tokenizer.special_id(IMAGE_CONTEXT)
+    if image_id != shape.image_id:
+        raise ModelError(
+            f"{IMAGE_CONTEXT} is token {image_id} of this tokenizer, but {shape.image_id} of the model; take the "
+            "tokenizer of the checkpoint"
+        )
+    return EarlyFusionTransform(
+        tokenizer,
+        template,
+        DynamicTiler(shape.image_size, max_num_tiles),
+        image_id=image_id,
+        tokens_per_tile=shape.tokens_per_tile,
+        image_start=[tokenizer.special_id(IMAGE_START)],
+        image_end=[tokenizer.special_id(IMAGE_END)],
+        max_seq_len=max_seq_len,
+        placeholder_text=_placeholder(tokenizer),
+    )
+
+
+def _placeholder(tokenizer: TextTokenizer) -> str:
+    for character in _PLACEHOLDERS:
+        try:
+            single_token(tokenizer, character)
+        except ModelError:
+            continue
+        return character
+    raise ModelError(f"the tokenizer has none of {' '.join(_PLACEHOLDERS)} as one token; is it that of the checkpoint?")

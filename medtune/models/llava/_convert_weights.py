@@ -1,0 +1,265 @@
+"""Weights of the LLaVA shape between torchtune's names, the published layout and the authors' own."""
+
+from functools import partial
+
+import torch
+from torch import Tensor
+
+from medtune.errors import ModelError
+from medtune.models.family import ModelFamily, StateDict
+from medtune.models.llava._shape import LlavaShape
+
+TOKENIZER_FILES = (
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "tokenizer.model",
+    "chat_template.json",
+    "chat_template.jinja",
+    "generation_config.json",
+    "preprocessor_config.json",
+    "processor_config.json",
+)
+_TOWER, _PROJECTION, _DECODER = "vision_tower.vision_model.", "multi_modal_projector.", "language_model."
+# The first that fits: the authors' names, those of a live transformers 5 module, those of CLIP's own files.
+_OTHER_NAMES = (
+    ("model.vision_tower.vision_tower.vision_model.", _TOWER),
+    ("model.mm_projector.0.", f"{_PROJECTION}linear_1."),
+    ("model.mm_projector.2.", f"{_PROJECTION}linear_2."),
+    ("model.vision_tower.", _TOWER),
+    ("model.multi_modal_projector.", _PROJECTION),
+    ("model.language_model.", f"{_DECODER}model."),
+    ("model.", f"{_DECODER}model."),
+    ("lm_head.", f"{_DECODER}lm_head."),
+    ("vision_model.", _TOWER),
+)
+_AUTHORS_MARK = "model.mm_projector."
+# CLIP's other half, and numbers that follow from the sizes.
+_NOT_WEIGHTS = ("text_model.", "text_projection.", "visual_projection.", "logit_scale")
+_COMPUTED = (".position_ids", ".rotary_emb.inv_freq")
+_VOCABULARY = ("decoder.tok_embeddings.weight", "decoder.output.weight")
+
+_CLIP_LAYER = {
+    "layer_norm1": "sa_norm",
+    "layer_norm2": "mlp_norm",
+    "self_attn.q_proj": "attn.q_proj",
+    "self_attn.k_proj": "attn.k_proj",
+    "self_attn.v_proj": "attn.v_proj",
+    "self_attn.out_proj": "attn.output_proj",
+    "mlp.fc1": "mlp.w1",
+    "mlp.fc2": "mlp.w2",
+}
+_LLAMA_LAYER = {
+    "input_layernorm.weight": "sa_norm.scale",
+    "post_attention_layernorm.weight": "mlp_norm.scale",
+    "self_attn.q_proj.weight": "attn.q_proj.weight",
+    "self_attn.k_proj.weight": "attn.k_proj.weight",
+    "self_attn.v_proj.weight": "attn.v_proj.weight",
+    "self_attn.o_proj.weight": "attn.output_proj.weight",
+    "mlp.gate_proj.weight": "mlp.w1.weight",
+    "mlp.up_proj.weight": "mlp.w3.weight",
+    "mlp.down_proj.weight": "mlp.w2.weight",
+}
+
+
+def disk_name(name: str) -> str:
+    """The name in a published file of a tensor that another layout calls otherwise."""
+    for other, disk in _OTHER_NAMES:
+        if name.startswith(other):
+            return disk + name[len(other) :].removeprefix("vision_model.")
+    if name.startswith("vision_tower.") and not name.startswith(_TOWER):
+        return _TOWER + name.removeprefix("vision_tower.")  # as transformers 5 writes it
+    return name
+
+
+def tensor_names(shape: LlavaShape) -> dict[str, str]:
+    """Every tensor of the model: its published name -> torchtune's state-dict key."""
+    sides = ("weight", "bias")
+    vision = "encoder.vision."
+    names = {
+        f"{_TOWER}embeddings.class_embedding": f"{vision}cls_token_embedding.weight",
+        f"{_TOWER}embeddings.patch_embedding.weight": f"{vision}conv.weight",
+        f"{_TOWER}embeddings.position_embedding.weight": f"{vision}token_pos_embedding.positional_embedding",
+        f"{_DECODER}model.embed_tokens.weight": "decoder.tok_embeddings.weight",
+        f"{_DECODER}model.norm.weight": "decoder.norm.scale",
+        f"{_DECODER}lm_head.weight": "decoder.output.weight",
+    }
+    for side in sides:
+        names[f"{_TOWER}pre_layrnorm.{side}"] = f"{vision}ln_pre.{side}"
+        names[f"{_TOWER}post_layernorm.{side}"] = f"{vision}unused.ln_post.{side}"
+        names[f"{_PROJECTION}linear_1.{side}"] = f"encoder.projection.0.{side}"
+        names[f"{_PROJECTION}linear_2.{side}"] = f"encoder.projection.2.{side}"
+    for layer in range(shape.vision_layers):
+        ours = f"{vision}layers.{layer}." if layer < shape.vision_layers - 1 else f"{vision}unused.layer."
+        for their_part, our_part in _CLIP_LAYER.items():
+            for side in sides:
+                names[f"{_TOWER}encoder.layers.{layer}.{their_part}.{side}"] = f"{ours}{our_part}.{side}"
+    for layer in range(shape.layers):
+        for their_part, our_part in _LLAMA_LAYER.items():
+            names[f"{_DECODER}model.layers.{layer}.{their_part}"] = f"decoder.layers.{layer}.{our_part}"
+    return names
+
+
+def rotary_rows(tensor: Tensor, heads: int, *, published: bool) -> Tensor:
+    """Reorder the rows of a query or key map: torchtune keeps pairs, published files one half after the other.
+
+    Args:
+        tensor: [rows, columns], the rows of one head together.
+        heads: number of heads.
+        published: into the published order; else out of it.
+    """
+    rows, columns = tensor.shape
+    half = rows // heads // 2
+    sizes = (heads, half, 2, columns) if published else (heads, 2, half, columns)
+    return tensor.reshape(sizes).transpose(1, 2).reshape(rows, columns)
+
+
+def rotary_heads(key: str, shape: LlavaShape) -> int | None:
+    """Heads of the decoder's query or key map that a state-dict key belongs to; None for any other tensor."""
+    if not key.startswith("decoder.layers."):
+        return None
+    return shape.heads if ".attn.q_proj." in key else shape.kv_heads if ".attn.k_proj." in key else None
+
+
+def hf_to_tune(state: StateDict, *, shape: LlavaShape) -> StateDict:
+    """From published names to torchtune's.
+
+    The authors' own layout (liuhaotian/llava-v1.5) is read too. Its vocabulary ends before the image token; the rows
+    that the published layout has beyond it become the mean of the others, near which llava-hf drew them. It is mostly
+    saved without the vision tower, whose tensors may stand in the same folder under CLIP's names.
+
+    Args:
+        state: tensors by their name on disk, or by that of a live transformers 5 module.
+        shape: sizes of the model.
+
+    Raises:
+        ModelError: if a tensor is not of this model or there twice, or the authors' layout comes without the vision
+            tower.
+    """
+    given = [name for name in state if not name.startswith(_NOT_WEIGHTS) and not name.endswith(_COMPUTED)]
+    plain = {disk_name(name): state[name] for name in given}
+    if len(plain) < len(given):
+        twice = next(name for name in given if state[name] is not plain[disk_name(name)])
+        raise ModelError(f"it holds {disk_name(twice)} twice, under two names (one is {twice}); remove one file")
+    if any(name.startswith(_AUTHORS_MARK) for name in state) and not any(name.startswith(_TOWER) for name in plain):
+        raise ModelError(
+            "it is saved in the LLaVA authors' layout, without the vision tower. Take the converted weights "
+            "(llava-hf/llava-1.5-7b-hf or -13b-hf), or put a safetensors file of openai/clip-vit-large-patch14-336 "
+            "into the folder (and into its model.safetensors.index.json where it has one)"
+        )
+    names = tensor_names(shape)
+    unknown = sorted(plain.keys() - names.keys())
+    if unknown:
+        raise ModelError(f"{len(unknown)} tensors that the model does not have (first: {unknown[0]}); check its size")
+    found = {names[name]: tensor for name, tensor in plain.items()}
+    return {key: _read(key, tensor, shape) for key, tensor in found.items()}
+
+
+def _read(key: str, tensor: Tensor, shape: LlavaShape) -> Tensor:
+    heads = rotary_heads(key, shape)
+    if heads is not None:
+        return rotary_rows(tensor, heads, published=False)
+    if key in _VOCABULARY and tensor.shape[0] == shape.image_id < shape.vocab_size:
+        mean = tensor.float().mean(0, keepdim=True).to(tensor.dtype)
+        return torch.cat([tensor, mean.expand(shape.vocab_size - shape.image_id, -1)])
+    return tensor
+
+
+def tune_to_hf(state: StateDict, *, shape: LlavaShape) -> StateDict:
+    """From torchtune's names to the published names, as they stand in a file.
+
+    Args:
+        state: tensors by state-dict key, adapters merged.
+        shape: sizes of the model.
+    """
+    names = {ours: theirs for theirs, ours in tensor_names(shape).items()}
+    published = {}
+    for key, tensor in state.items():
+        heads = rotary_heads(key, shape)
+        published[names[key]] = tensor if heads is None else rotary_rows(tensor, heads, published=True)
+    return published
+
+
+def original_names(published: StateDict, image_id: int) -> StateDict:
+    """From published names to those of the authors' own files, vision tower included.
+
+    Args:
+        published: tensors as they stand in a published file or in an export.
+        image_id: the image token; the authors' vocabulary ends before it.
+
+    Returns:
+        Tensors by name. Rows of the vocabulary from ``image_id`` on are cut off.
+    """
+    vocabulary = (f"{_DECODER}model.embed_tokens.weight", f"{_DECODER}lm_head.weight")
+    return {
+        _original_name(name): tensor[:image_id] if name in vocabulary else tensor for name, tensor in published.items()
+    }
+
+
+def _original_name(name: str) -> str:
+    if name.startswith(_TOWER):
+        return "model.vision_tower.vision_tower.vision_model." + name.removeprefix(_TOWER)
+    if name.startswith(_PROJECTION):
+        place, side = name.removeprefix(_PROJECTION).split(".")
+        return f"model.mm_projector.{0 if place == 'linear_1' else 2}.{side}"
+    return name.removeprefix(_DECODER)
+
+
+def hf_config(shape: LlavaShape) -> dict:
+    """Contents of ``config.json`` for a model of this shape."""
+    text = {
+        "model_type": "llama",
+        "vocab_size": shape.vocab_size,
+        "hidden_size": shape.dim,
+        "intermediate_size": shape.mlp_dim,
+        "num_hidden_layers": shape.layers,
+        "num_attention_heads": shape.heads,
+        "num_key_value_heads": shape.kv_heads,
+        "hidden_act": "silu",
+        "rms_norm_eps": 1e-5,
+        "rope_theta": 10_000.0,
+        "max_position_embeddings": shape.max_seq_len,
+        "tie_word_embeddings": False,
+        "bos_token_id": shape.bos_id,
+        "eos_token_id": shape.eos_id,
+        "pad_token_id": shape.pad_id,
+    }
+    vision = {
+        "model_type": "clip_vision_model",
+        "hidden_size": shape.vision_dim,
+        "intermediate_size": 4 * shape.vision_dim,
+        "num_hidden_layers": shape.vision_layers,
+        "num_attention_heads": shape.vision_heads,
+        "hidden_act": "quick_gelu",
+        "layer_norm_eps": 1e-5,
+        "image_size": shape.image_size,
+        "patch_size": shape.patch_size,
+        "projection_dim": 768,
+    }
+    return {
+        "architectures": ["LlavaForConditionalGeneration"],
+        "model_type": "llava",
+        "image_token_index": shape.image_id,
+        "image_seq_length": shape.tokens_per_image,
+        "projector_hidden_act": "gelu",
+        "vision_feature_layer": -2,
+        "vision_feature_select_strategy": "default",
+        "tie_word_embeddings": False,
+        "pad_token_id": shape.pad_id,
+        "text_config": text,
+        "vision_config": vision,
+    }
+
+
+def llava_family(name: str, shape: LlavaShape) -> ModelFamily:
+    """Converters and config of one model of this shape."""
+    return ModelFamily(
+        name=name,
+        model_type="llava",
+        also_reads=("llava_llama",),
+        hf_to_tune=partial(hf_to_tune, shape=shape),
+        tune_to_hf=partial(tune_to_hf, shape=shape),
+        hf_config=partial(hf_config, shape),
+        tokenizer_files=TOKENIZER_FILES,
+    )

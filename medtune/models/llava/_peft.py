@@ -1,0 +1,103 @@
+"""Low-rank adapters of the LLaVA shape between torchtune's names and PEFT's."""
+
+from torch import Tensor
+
+from medtune.errors import ModelError
+from medtune.models.family import StateDict
+from medtune.models.llava._convert_weights import disk_name, rotary_heads, rotary_rows
+from medtune.models.llava._shape import LlavaShape
+
+_PREFIX = "base_model.model."
+_SIDES = (("lora_a", "lora_A"), ("lora_b", "lora_B"))
+_CLIP = {
+    "attn.q_proj": "self_attn.q_proj",
+    "attn.k_proj": "self_attn.k_proj",
+    "attn.v_proj": "self_attn.v_proj",
+    "attn.output_proj": "self_attn.out_proj",
+    "mlp.w1": "mlp.fc1",
+    "mlp.w2": "mlp.fc2",
+}
+_LLAMA = {
+    "attn.q_proj": "self_attn.q_proj",
+    "attn.k_proj": "self_attn.k_proj",
+    "attn.v_proj": "self_attn.v_proj",
+    "attn.output_proj": "self_attn.o_proj",
+    "mlp.w1": "mlp.gate_proj",
+    "mlp.w2": "mlp.down_proj",
+    "mlp.w3": "mlp.up_proj",
+}
+
+
+def module_names(shape: LlavaShape) -> dict[str, str]:
+    """Every linear map that can carry an adapter.
+
+    Returns:
+        torchtune's state-dict prefix -> its name in a transformers 5 model.
+    """
+    names = {
+        "decoder.output": "lm_head",
+        "encoder.projection.0": "model.multi_modal_projector.linear_1",
+        "encoder.projection.2": "model.multi_modal_projector.linear_2",
+    }
+    for ours, theirs, depth, maps in (
+        ("encoder.vision.layers", "model.vision_tower.encoder.layers", shape.vision_layers - 1, _CLIP),
+        ("decoder.layers", "model.language_model.layers", shape.layers, _LLAMA),
+    ):
+        for layer in range(depth):
+            names |= {f"{ours}.{layer}.{a}": f"{theirs}.{layer}.{b}" for a, b in maps.items()}
+    return names
+
+
+def adapters_to_peft(state: StateDict, *, shape: LlavaShape) -> StateDict:
+    """From torchtune's names to those of ``adapter_model.safetensors``.
+
+    Args:
+        state: adapter tensors by state-dict key, ``lora_a`` [rank, in] and ``lora_b`` [out, rank].
+        shape: sizes of the model.
+
+    Raises:
+        ModelError: if a tensor is no adapter of a model of this shape.
+    """
+    names = {
+        f"{ours}.{a}.weight": f"{_PREFIX}{theirs}.{b}.weight"
+        for ours, theirs in module_names(shape).items()
+        for a, b in _SIDES
+    }
+    _refuse(state.keys() - names.keys())
+    return {names[key]: _reorder(key, tensor, shape, published=True) for key, tensor in state.items()}
+
+
+def adapters_from_peft(state: StateDict, *, shape: LlavaShape) -> StateDict:
+    """From the names of ``adapter_model.safetensors`` to torchtune's; the inverse of :func:`adapters_to_peft`.
+
+    Names of older versions of transformers (``language_model.model.layers``, ``vision_tower.vision_model``) are read
+    too, and those of adapters that were trained on the authors' own modules.
+
+    Args:
+        state: tensors as PEFT saves them.
+        shape: sizes of the model.
+
+    Raises:
+        ModelError: if a tensor is no adapter of a model of this shape.
+    """
+    keys = {
+        disk_name(f"{theirs}.{b}.weight"): f"{ours}.{a}.weight"
+        for ours, theirs in module_names(shape).items()
+        for a, b in _SIDES
+    }
+    found = {name: disk_name(name.removeprefix(_PREFIX)) for name in state}
+    _refuse({name for name, plain in found.items() if plain not in keys})
+    return {keys[plain]: _reorder(keys[plain], state[name], shape, published=False) for name, plain in found.items()}
+
+
+def _refuse(unknown: set[str]) -> None:
+    if unknown:
+        raise ModelError(
+            f"{len(unknown)} tensors are no adapters of this model (first: {min(unknown)}); check the model's size"
+        )
+
+
+def _reorder(key: str, tensor: Tensor, shape: LlavaShape, *, published: bool) -> Tensor:
+    """Rotary rows are rows of the output, so of ``lora_b``; the vision transformer has no rotary positions."""
+    heads = rotary_heads(key, shape) if ".lora_b." in key else None
+    return tensor if heads is None else rotary_rows(tensor, heads, published=published)

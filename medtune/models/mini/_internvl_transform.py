@@ -1,0 +1,38 @@
+"""The transform of a mini InternVL: the mini tokenizer, Llama-3's chat layout, InternVL's tiling."""
+
+from pathlib import Path
+
+from medtune.models.chat_template import llama3
+from medtune.models.early_transform import EarlyFusionTransform
+from medtune.models.internvl._images import DynamicTiler
+from medtune.models.internvl._shape import SHUFFLE
+from medtune.models.llama3_2_vision._transform import PLACEHOLDER
+from medtune.models.mini._tokenizer import MiniTokenizer
+
+
+def mini_internvl_transform(
+    path: str | Path,
+    image_size: int = 64,
+    max_num_tiles: int = 1,
+    max_seq_len: int = 1024,
+    patch_size: int = 8,
+) -> EarlyFusionTransform:
+    """The transform of a mini InternVL.
+
+    Args:
+        path: ``tokenizer.json`` or its folder.
+        image_size: side of a tile in pixels.
+        max_num_tiles: the most tiles of one image; with more than one a thumbnail is added.
+        max_seq_len: the most tokens of one sample, image tokens included.
+        patch_size: side of a patch in pixels.
+    """
+    tokenizer = MiniTokenizer(path)
+    return EarlyFusionTransform(
+        tokenizer,
+        llama3(),
+        DynamicTiler(image_size, max_num_tiles),
+        image_id=tokenizer.image_id,
+        tokens_per_tile=(image_size // patch_size // SHUFFLE) ** 2,
+        max_seq_len=max_seq_len,
+        placeholder_text=PLACEHOLDER,
+    )

@@ -1,0 +1,225 @@
+"""Exemplars of VITask (section 4): features of a task-specific model among the tokens of a language model."""
+
+import math
+from dataclasses import dataclass, replace
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils import skip_init
+
+from medtune.errors import ModelError
+
+Exemplar = Literal["cls", "all", "replace", "none"]
+EXEMPLARS = ("cls", "all", "replace", "none")
+IGNORED = -100
+
+
+class ExemplarConnector(nn.Module):
+    """The task-specific connector: ``LN(d_tsm) -> Linear(d_tsm, d) -> GELU -> Linear(d, d)``.
+
+    The paper gives no shape; this is that of InternVL's own connector between vision encoder and language model. It
+    stays in fp32 whatever the model's type is, and its output is cast where it enters the model.
+
+    Args:
+        feature_dim: d_tsm, width of the task-specific model's features.
+        dim: d, width of the word embeddings.
+        seed: Seed of the start (torch's own for linear layers), drawn from a generator of its own so that no other
+            random number moves it.
+    """
+
+    def __init__(self, feature_dim: int, dim: int, seed: int = 0) -> None:
+        super().__init__()
+        self.norm = nn.LayerNorm(feature_dim, dtype=torch.float32)
+        self.linear_1 = skip_init(nn.Linear, feature_dim, dim, dtype=torch.float32)
+        self.linear_2 = skip_init(nn.Linear, dim, dim, dtype=torch.float32)
+        generator = torch.Generator().manual_seed(seed)
+        with torch.no_grad():
+            for layer in (self.linear_1, self.linear_2):
+                bound = 1.0 / math.sqrt(layer.in_features)
+                for parameter in (layer.weight, layer.bias):
+                    parameter.copy_((torch.rand(parameter.shape, generator=generator) * 2 - 1) * bound)
+
+    def forward(self, features: Tensor) -> Tensor:
+        """Features ``[b, k, d_tsm]`` of any float type -> rows ``[b * k, d]`` in fp32, sample after sample."""
+        wide = features.to(self.linear_1.weight.dtype)
+        return self.linear_2(nn.functional.gelu(self.linear_1(self.norm(wide)))).flatten(0, 1)
+
+
+@dataclass(frozen=True)
+class TokenRows:
+    """A batch's text and what it sees: from a collator for training, or left-padded prompts.
+
+    Attributes:
+        tokens: ids [b, s].
+        vision_mask: [b, s, s_e] where the decoder looks at features through cross-attention, [b, s_e] where features
+            stand in place of tokens.
+        labels: [b, s] unshifted, -100 where not supervised.
+        padding: [b, s], True at real tokens.
+        placeholders: [b, s], True where exemplars go.
+    """
+
+    tokens: Tensor
+    vision_mask: Tensor
+    labels: Tensor | None = None
+    padding: Tensor | None = None
+    placeholders: Tensor | None = None
+
+
+def insert_placeholders(rows: TokenRows, *, image_id: int, placeholder_id: int, count: int) -> TokenRows:
+    """Make room for exemplars: ``count`` placeholders right after the last image token of each row.
+
+    The exemplar thus stands behind the image's features, as one more of them. A placeholder sees the image that its
+    image token sees, and is never supervised. Every row grows by ``count``, so that padding on either side stays where
+    it was.
+
+    Args:
+        rows: The batch; nothing in it is changed.
+        image_id: The token that stands for an image, or for one feature of it.
+        placeholder_id: Any id of the vocabulary.
+        count: k, exemplars per row.
+
+    Returns:
+        Rows of ``s + count`` columns, with ``placeholders``.
+
+    Raises:
+        ModelError: If a row holds no image token.
+    """
+    image = rows.tokens == image_id
+    if not bool(image.any(dim=1).all()):
+        row = int((~image.any(dim=1)).nonzero()[0])
+        raise ModelError(f"row {row} of the batch holds no image token (id {image_id}), so an exemplar has no place")
+    width = rows.tokens.shape[1]
+    column = torch.arange(width + count, device=image.device)
+    last = (image * column[:width]).amax(dim=1, keepdim=True)
+    where = (column > last) & (column <= last + count)
+    source = torch.where(column <= last, column, torch.where(where, last, column - count))
+    taken = _take(rows, source)
+    labels = None if taken.labels is None else taken.labels.masked_fill(where, IGNORED)
+    return replace(taken, tokens=taken.tokens.masked_fill(where, placeholder_id), labels=labels, placeholders=where)
+
+
+def hide_images(
+    rows: TokenRows, *, image_id: int, pad_id: int, pad_side: Literal["right", "left"] = "right"
+) -> TokenRows:
+    """Let the exemplars stand instead of the image's features (EP_rep in the paper).
+
+    No token sees a feature any more. Where features stand in place of tokens, those tokens are taken out and the rest
+    moves together; a cross-attending model keeps its image token, which then sees nothing.
+
+    Args:
+        rows: From :func:`insert_placeholders`.
+        image_id: As there.
+        pad_id: Fills the columns that become free.
+        pad_side: Where the padding of ``rows`` stands.
+
+    Returns:
+        Rows with as many columns as the longest still needs.
+    """
+    rows = replace(rows, vision_mask=torch.zeros_like(rows.vision_mask))
+    if rows.vision_mask.dim() == 3:
+        return rows
+    image = rows.tokens == image_id
+    dropped = image if pad_side == "right" else ~image
+    source = dropped.int().argsort(dim=1, stable=True)
+    spare = int(image.sum(dim=1).amin())
+    source = source[:, : source.shape[1] - spare] if pad_side == "right" else source[:, spare:]
+    free = image.gather(1, source)
+    taken = _take(rows, source)
+    return replace(
+        taken,
+        tokens=taken.tokens.masked_fill(free, pad_id),
+        labels=None if taken.labels is None else taken.labels.masked_fill(free, IGNORED),
+        padding=None if taken.padding is None else taken.padding & ~free,
+    )
+
+
+def exemplar_rows(
+    rows: TokenRows,
+    exemplar: Exemplar,
+    *,
+    image_id: int,
+    placeholder_id: int,
+    pad_id: int,
+    count: int,
+    pad_side: Literal["right", "left"] = "right",
+) -> TokenRows:
+    """Rows with places for ``count`` exemplars each, as a variant has them: samples and prompts alike.
+
+    Args:
+        rows: The batch.
+        exemplar: ``replace`` hides the image's own features, the others keep them.
+        image_id: As for :func:`insert_placeholders`.
+        placeholder_id: As there.
+        pad_id: As for :func:`hide_images`.
+        count: k, exemplars per row.
+        pad_side: Where the padding of ``rows`` stands.
+    """
+    rows = insert_placeholders(rows, image_id=image_id, placeholder_id=placeholder_id, count=count)
+    return hide_images(rows, image_id=image_id, pad_id=pad_id, pad_side=pad_side) if exemplar == "replace" else rows
+
+
+def widen(rows: TokenRows, width: int, pad_id: int) -> TokenRows:
+    """Fill rows on the right up to ``width`` columns, which under causal attention no token before them sees."""
+    more = width - rows.tokens.shape[1]
+    vision_mask = rows.vision_mask
+    if vision_mask.dim() == 3:
+        vision_mask = nn.functional.pad(vision_mask, (0, 0, 0, more))
+    return TokenRows(
+        nn.functional.pad(rows.tokens, (0, more), value=pad_id),
+        vision_mask,
+        None if rows.labels is None else nn.functional.pad(rows.labels, (0, more), value=IGNORED),
+        None if rows.padding is None else nn.functional.pad(rows.padding, (0, more)),
+        None if rows.placeholders is None else nn.functional.pad(rows.placeholders, (0, more)),
+    )
+
+
+def pack(plain: TokenRows, prompted: TokenRows, pad_id: int, least: int = 0) -> tuple[TokenRows, Tensor, Tensor]:
+    """Two runs that begin alike as one row, so that what they share (the image's tokens) is run once.
+
+    A row of ``plain`` is followed by its row of ``prompted`` from the first placeholder on. The second part sees the
+    shared beginning and itself, and its positions go on from there, so that every state is that of two separate runs.
+
+    Args:
+        plain: Rows for training, padded on the right, where features stand in place of tokens.
+        prompted: The same from :func:`insert_placeholders`.
+        pad_id: Fills what is left over.
+        least: Columns at least.
+
+    Returns:
+        Rows of one width, a self-attention mask [b, s, s] (True = may attend) and positions [b, s]. What follows
+        ``plain.tokens.shape[1]`` columns belongs to the run with exemplars.
+    """
+    assert prompted.placeholders is not None and plain.labels is not None
+    width, end = plain.tokens.shape[1], prompted.tokens.shape[1]
+    start = prompted.placeholders.int().argmax(dim=1, keepdim=True)
+    more = max(end - int(start.min()), least - width)
+    source = start + torch.arange(more, device=start.device)
+    free, source = source >= end, source.clamp(max=end - 1)
+    branch = _take(prompted, source)
+    assert branch.labels is not None and branch.placeholders is not None
+    rows = TokenRows(
+        torch.cat([plain.tokens, branch.tokens.masked_fill(free, pad_id)], dim=1),
+        plain.vision_mask,
+        torch.cat([plain.labels, branch.labels.masked_fill(free, IGNORED)], dim=1),
+        placeholders=nn.functional.pad(branch.placeholders & ~free, (width, 0)),
+    )
+    column = torch.arange(width + more, device=start.device)
+    query, key, shared = column[:, None], column, start[:, :, None]
+    mask = (key <= query) & ((query < width) | (key < shared) | (key >= width))
+    positions = torch.cat([column[:width].expand(len(start), -1), source], dim=1)
+    return rows, mask, positions
+
+
+def _take(rows: TokenRows, source: Tensor) -> TokenRows:
+    """The columns ``source`` [b, s'] of each row."""
+
+    def text(values: Tensor | None) -> Tensor | None:
+        return None if values is None else values.gather(1, source)
+
+    vision_mask = rows.vision_mask
+    if vision_mask.dim() == 3:
+        vision_mask = vision_mask.gather(1, source.unsqueeze(-1).expand(-1, -1, vision_mask.shape[2]))
+    return TokenRows(
+        rows.tokens.gather(1, source), vision_mask, text(rows.labels), text(rows.padding), text(rows.placeholders)
+    )
