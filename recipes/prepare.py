@@ -9,7 +9,7 @@ seed. The same inputs and options give the same bytes. ``dry_run=true`` prints t
 import hashlib
 import platform
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -20,7 +20,7 @@ from medtune import __version__
 from medtune.config import Component, instantiate, recipe
 from medtune.data.images import ImageRoot
 from medtune.data.sample import Sample
-from medtune.data.writing import Content, file_sha256, json_bytes, jsonl_lines, sha256, write_files
+from medtune.data.writing import Content, file_sha256, json_bytes, jsonl_lines, measured, sha256, write_files
 from medtune.datasets.prepared import Prepared
 from medtune.errors import DataError
 
@@ -105,9 +105,12 @@ def survey(split: str, samples: Iterable[Sample], check: ImageCheck) -> Survey:
     return Survey(count, dropped, Content(size, digest.hexdigest(), blocks))
 
 
-def manifest(prepared: Prepared, surveys: dict[str, Survey], tables: dict[str, bytes]) -> dict[str, Any]:
+def manifest(
+    prepared: Prepared, surveys: dict[str, Survey], tables: dict[str, bytes], others: dict[str, Content]
+) -> dict[str, Any]:
     """Return what the output is made of, without a path or a date, so that it can be compared between machines."""
     outputs = {f"{name}.jsonl": found.content.digest for name, found in surveys.items()}
+    outputs |= {name: content.digest for name, content in others.items()}
     return {
         "dataset": prepared.name,
         "options": prepared.options,
@@ -127,6 +130,10 @@ def report_counts(surveys: dict[str, Survey]) -> None:
         print(f"{name:14} {found.count:7,}{left_out}")
 
 
+def _shown(name: str, blocks: Callable[[], Iterator[bytes]]) -> Callable[[], Iterator[bytes]]:
+    return lambda: iter(tqdm(blocks(), desc=f"pack {name}", unit="image", leave=False))
+
+
 @recipe(PrepareConfig)
 def main(config: PrepareConfig) -> None:
     """Prepare a data set."""
@@ -139,14 +146,18 @@ def main(config: PrepareConfig) -> None:
             "Correct image_root, or set on_error=skip to leave their samples out."
         )
     report_counts(surveys)
+    for note in prepared.notes:
+        print(f"note: {note}")
     if not any(found.count for found in surveys.values()):
         raise DataError(f"No sample is left: none of the images is in {config.image_root}.")
     if config.dry_run:
         print("dry run: nothing was written")
         return
     tables = {f"{name}.json": json_bytes(table) for name, table in prepared.tables.items()}
-    files: dict[str, bytes | Content] = {f"{name}.jsonl": found.content for name, found in surveys.items()}
-    files |= tables | {"manifest.json": json_bytes(manifest(prepared, surveys, tables))}
+    others = {name: measured(_shown(name, blocks)) for name, blocks in prepared.files.items()}
+    files: dict[str, bytes | Content] = {**others}
+    files |= {f"{name}.jsonl": found.content for name, found in surveys.items()}
+    files |= tables | {"manifest.json": json_bytes(manifest(prepared, surveys, tables, others))}
     folder = Path(config.output_dir).expanduser()
     written = write_files(folder, files, config.overwrite, free=["manifest.json"])
     print(f"wrote {', '.join(written)} to {folder}" if written else f"{folder} already holds exactly this")

@@ -84,7 +84,7 @@ def read_header(path: Path, required: Sequence[str]) -> list[str]:
     for name in required:
         if name not in columns:
             raise DataError(f"{path}, line 1: there is no column {name!r}; {_column_hint(name, columns)}.")
-    repeated = sorted({name for name in columns if columns.count(name) > 1})
+    repeated = sorted({name for name in columns if name and columns.count(name) > 1})  # spreadsheets leave blank ones
     if repeated:
         raise DataError(f"{path}, line 1: the column {repeated[0]!r} is there twice; rename one of them.")
     return columns

@@ -27,6 +27,15 @@ class Content:
     blocks: Callable[[], Iterator[bytes]]
 
 
+def measured(blocks: Callable[[], Iterator[bytes]]) -> Content:
+    """Read blocks once for their size and digest."""
+    size, digest = 0, hashlib.sha256()
+    for block in blocks():
+        size += len(block)
+        digest.update(block)
+    return Content(size, digest.hexdigest(), blocks)
+
+
 def jsonl_lines(samples: Iterable[Sample]) -> Iterator[bytes]:
     """Yield each sample as a line of JSON Lines in UTF-8."""
     for sample in samples:

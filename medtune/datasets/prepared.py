@@ -34,6 +34,8 @@ class Prepared:
         options: what decided the samples, for the manifest.
         tables: file name without suffix -> a small mapping, written as JSON beside the splits.
         summary: counts for the manifest; a stream may fill in its own while it is read.
+        files: file name -> what yields its bytes, the same ones each time; written beside the splits.
+        notes: what the user should know of the data, printed by the recipe.
     """
 
     name: str
@@ -42,6 +44,8 @@ class Prepared:
     options: dict[str, Any]
     tables: dict[str, Any] = field(default_factory=dict)
     summary: dict[str, Any] = field(default_factory=dict)
+    files: Mapping[str, Callable[[], Iterator[bytes]]] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
 
     def counts(self) -> dict[str, int]:
         """Return the number of samples of each split; streams are read for it."""

@@ -1,0 +1,153 @@
+"""What the doors of classification sets share: the instruction, the sample, the draw of rows."""
+
+import random
+from collections import Counter
+from collections.abc import Hashable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+from medtune.data.labels import LABEL_SEPARATOR, NO_FINDING, LabelTask, Target, check_classes, label_text
+from medtune.data.sample import Message, Sample
+from medtune.datasets.drawing import check_limits
+from medtune.errors import ConfigError
+
+Template = Literal["full", "without_classes"]
+Balance = Literal["undersample", "oversample"]
+Row = tuple[int, int]
+"""A row of a split, and which copy of it: 1, or more where a rare class is repeated."""
+
+
+@dataclass(frozen=True)
+class ClassSet:
+    """A set of images with fixed classes, and the words of its instruction.
+
+    Attributes:
+        name: of the set; ``meta.set`` of its samples.
+        modality: what the images are, as in "the given {modality} image".
+        task: ``multi_class``, ``multi_label`` or ``ordinal``.
+        classes: all classes, by index.
+        purpose: what the image is looked at for.
+        noun: what the classes are, in the plural.
+    """
+
+    name: str
+    modality: str
+    task: LabelTask
+    classes: tuple[str, ...]
+    purpose: str = "for diagnosis"
+    noun: str = "diagnoses"
+
+    def __post_init__(self) -> None:
+        check_classes(self.task, self.classes, f"the set {self.name!r}")
+
+    def instruction(self, template: Template = "full") -> str:
+        """Return the user's turn (VITask, section 3; without the classes, section 5.4).
+
+        The classes are parted by semicolons, because official class names hold commas.
+        """
+        text = f"Analyze the given {self.modality} image {self.purpose}."
+        if template == "without_classes":
+            return text
+        text += f" The possible {self.noun} are: {LABEL_SEPARATOR.join(self.classes)}."
+        return text + f' Name all that are present, or "{NO_FINDING}".' if self.task == "multi_label" else text
+
+    def sample(self, id: str, image: str, indices: Sequence[int], template: Template = "full") -> Sample:
+        """Return one image as instruction and answer, with the ``meta`` of a classification question."""
+        target = Target(self.name, self.task, self.classes, tuple(indices))
+        turns = (Message("user", self.instruction(template)), Message("assistant", target.text))
+        return Sample(id, (image,), turns, target.to_meta())
+
+    def text(self, indices: Sequence[int]) -> str:
+        """Return an answer."""
+        return label_text([self.classes[index] for index in indices])
+
+
+@dataclass(frozen=True)
+class Choice:
+    """Which template is written, and which rows: the options that all doors of classification sets have.
+
+    Attributes:
+        template: ``full`` lists the classes in the instruction, ``without_classes`` leaves them out.
+        balance_train: see :func:`draw_rows`; of the training split alone.
+        limit_train: keep this many training images of each set, drawn at random after balancing.
+        limit_questions: keep this many images of each set in val and in test, drawn at random.
+        seed: of all draws.
+
+    Raises:
+        ConfigError: for an unknown option or a limit below 1.
+    """
+
+    template: Template = "full"
+    balance_train: Balance | None = None
+    limit_train: int | None = None
+    limit_questions: int | None = None
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if self.template not in get_args(Template):
+            raise ConfigError(f"template: {self.template!r} is unknown; use 'full' or 'without_classes'.")
+        if self.balance_train not in (None, *get_args(Balance)):
+            raise ConfigError(f"balance_train: {self.balance_train!r} is unknown; use undersample, oversample or null.")
+        check_limits(limit_train=self.limit_train, limit_questions=self.limit_questions)
+
+    def rows(self, words: ClassSet, split: str, labels: Sequence[tuple[int, ...]]) -> list[Row]:
+        """Choose rows of a split of a set; ``labels`` are the right classes of each.
+
+        Raises:
+            ConfigError: if the training split of a multi-label set is to be balanced.
+        """
+        train = split == "train"
+        if self.balance_train and words.task == "multi_label":
+            raise ConfigError(
+                f"balance_train: {words.name} has several labels an image; leave it out, or set it to null."
+            )
+        limit = self.limit_train if train else self.limit_questions
+        return draw_rows(labels, self.balance_train if train else None, limit, self.seed, f"{words.name}/{split}")
+
+
+def draw_rows(
+    labels: Sequence[Hashable], balance: str | None = None, limit: int | None = None, seed: int = 0, stream: str = ""
+) -> list[Row]:
+    """Choose rows of a split, in their old order.
+
+    Args:
+        labels: the class of each row.
+        balance: ``undersample`` keeps as many rows of each class as the rarest has, drawn at random; ``oversample``
+            repeats rows until each class has as many as the commonest: whole copies, then a random choice.
+        limit: keep this many of the result, drawn at random.
+        seed: of the draws.
+        stream: names the split, so that splits are drawn apart.
+
+    Returns:
+        (row, copy), copies counted from 1.
+    """
+    rows = [(row, 1) for row in range(len(labels))]
+    if balance:
+        groups: dict[Hashable, list[int]] = {}
+        for row, label in enumerate(labels):
+            groups.setdefault(label, []).append(row)
+        sizes = [len(group) for group in groups.values()]
+        wanted = min(sizes, default=0) if balance == "undersample" else max(sizes, default=0)
+        rows = sorted(
+            one for label, group in groups.items() for one in _filled(group, wanted, f"{seed}/{stream}/{label}")
+        )
+    if limit is None or limit >= len(rows):
+        return rows
+    kept = random.Random(f"{seed}/{stream}").sample(range(len(rows)), limit)
+    return [rows[place] for place in sorted(kept)]
+
+
+def row_id(id: str, copy: int) -> str:
+    """Return the id of a row's copy: the row's own, then ``#2``, ``#3``, ..."""
+    return id if copy == 1 else f"{id}#{copy}"
+
+
+def commonest(texts: Iterable[str]) -> str:
+    """Return the most frequent answer; of equally frequent ones the first in alphabetical order."""
+    return min(Counter(texts).items(), key=lambda item: (-item[1], item[0]))[0]
+
+
+def _filled(group: list[int], wanted: int, seed: str) -> list[Row]:
+    whole, rest = divmod(wanted, len(group))
+    drawn = random.Random(seed).sample(group, rest)
+    return [(row, copy) for copy in range(1, whole + 1) for row in group] + [(row, whole + 1) for row in drawn]

@@ -1,0 +1,184 @@
+"""Labelled images of one's own as a classification set: a folder for each class, or a CSV of paths and labels."""
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+from medtune.data.labels import NO_FINDING, LabelTask
+from medtune.data.tables import read_table
+from medtune.datasets.classification import Balance, Choice, ClassSet, Template
+from medtune.datasets.labelled_images import (
+    SUFFIXES,
+    Classes,
+    LabelledImage,
+    class_texts,
+    drawn,
+    prepare_labelled,
+    renamed,
+)
+from medtune.datasets.prepared import Prepared
+from medtune.errors import ConfigError, DataError
+
+_SPLIT_NAMES = {
+    "train": "train",
+    "training": "train",
+    "val": "val",
+    "valid": "val",
+    "validation": "val",
+    "test": "test",
+}
+
+
+def prepare_labelled_folder(
+    images: str,
+    set: str,
+    modality: str,
+    task: LabelTask = "multi_class",
+    classes: Classes | None = None,
+    purpose: str = "for diagnosis",
+    noun: str = "diagnoses",
+    template: Template = "full",
+    val_share: float = 0.1,
+    test_share: float = 0.2,
+    balance_train: Balance | None = None,
+    limit_train: int | None = None,
+    limit_questions: int | None = None,
+    seed: int = 0,
+) -> Prepared:
+    """Turn ``<class>/<image>`` or ``<split>/<class>/<image>`` into instructions.
+
+    Args:
+        images: the folder; also the recipe's ``image_root``. Split folders are ``train``, ``val`` and ``test``.
+        set: name of the set.
+        modality: what the images are, as in "the given {modality} image".
+        task: ``multi_class``, or ``ordinal`` with ``classes`` in rising order.
+        classes: the class folders in order, or a mapping from folder to class text; null: all, in alphabetical order.
+        purpose: see :class:`medtune.datasets.classification.ClassSet`.
+        noun: see there.
+        template: ``full`` lists the classes in the instruction, ``without_classes`` leaves them out.
+        val_share: share of each class that is drawn for validation, where there are no split folders.
+        test_share: share drawn for test; 1.0 makes the set an external test.
+        balance_train: see :func:`medtune.datasets.classification.draw_rows`.
+        limit_train: keep this many training images, drawn at random after balancing.
+        limit_questions: keep this many images of val and of test, drawn at random.
+        seed: of all draws.
+
+    Raises:
+        ConfigError: for an unknown option or a limit or share out of range.
+        DataError: for a folder that is absent, empty, or no class.
+    """
+    if task == "multi_label":
+        raise ConfigError("task: an image in one folder has one label; write a CSV for a multi-label set.")
+    root = Path(images).expanduser()
+    choice = Choice(template, balance_train, limit_train, limit_questions, seed)
+    rows, passed = _walk(root)
+    return prepare_labelled(
+        ClassSet(set, modality, task, class_texts(classes, task, rows, root), purpose, noun),
+        drawn(renamed(rows, classes), val_share, test_share, seed),
+        choice,
+        inputs={},
+        options={"layout": "folder", "val_share": val_share, "test_share": test_share},
+        summary={"files_that_are_no_images": passed},
+    )
+
+
+def prepare_labelled_csv(
+    table: str,
+    set: str,
+    modality: str,
+    task: LabelTask = "multi_class",
+    image_column: str = "path",
+    label_column: str = "label",
+    split_column: str | None = None,
+    group_column: str | None = None,
+    label_separator: str = "|",
+    classes: Classes | None = None,
+    purpose: str = "for diagnosis",
+    noun: str = "diagnoses",
+    template: Template = "full",
+    val_share: float = 0.1,
+    test_share: float = 0.2,
+    balance_train: Balance | None = None,
+    limit_train: int | None = None,
+    limit_questions: int | None = None,
+    seed: int = 0,
+) -> Prepared:
+    """Turn a table of image paths and labels into instructions.
+
+    Args:
+        table: the CSV file, UTF-8, with a header.
+        set: name of the set.
+        modality: what the images are.
+        task: ``multi_class``, ``multi_label`` (a cell holds labels parted by ``label_separator``, or none), or
+            ``ordinal`` with ``classes`` in rising order.
+        image_column: column of the paths, relative to the recipe's ``image_root``.
+        label_column: column of the labels.
+        split_column: column of train, val and test; null draws the splits.
+        group_column: column of what must not be parted, such as a patient; null draws image by image.
+        label_separator: see ``task``.
+        classes: as in :func:`prepare_labelled_folder`.
+        purpose: see there.
+        noun: see there.
+        template: see there.
+        val_share: see there.
+        test_share: see there.
+        balance_train: see there.
+        limit_train: see there.
+        limit_questions: see there.
+        seed: see there.
+
+    Raises:
+        ConfigError: for an unknown option or a limit or share out of range.
+        DataError: for a missing column, an empty cell, an unknown label or split, an image that is listed twice, or a
+            group in two splits.
+    """
+    choice = Choice(template, balance_train, limit_train, limit_questions, seed)
+    path = Path(table).expanduser()
+    rows = list(_read(path, image_column, label_column, split_column, group_column, label_separator, task))
+    return prepare_labelled(
+        ClassSet(set, modality, task, class_texts(classes, task, rows, path), purpose, noun),
+        drawn(renamed(rows, classes), val_share, test_share, seed),
+        choice,
+        inputs={"table": path},
+        options={"layout": "csv", "val_share": val_share, "test_share": test_share, "task": task},
+    )
+
+
+def _walk(root: Path) -> tuple[list[LabelledImage], int]:
+    """Return the images below the class folders, and the number of files that are none."""
+    if not root.is_dir():
+        raise DataError(f"The folder {root} does not exist; give the one that holds the class folders.")
+    folders = sorted(path for path in root.iterdir() if path.is_dir() and not path.name.startswith("."))
+    parted = bool(folders) and all(path.name.lower() in _SPLIT_NAMES for path in folders)
+    homes = [(_SPLIT_NAMES[one.name.lower()], one) for one in folders] if parted else [("", root)]
+    rows, passed = [], 0
+    for split, home in homes:
+        for folder in sorted(path for path in home.iterdir() if path.is_dir() and not path.name.startswith(".")):
+            files = sorted(Path(base) / name for base, _, names in os.walk(folder) for name in names)
+            pictures = [file for file in files if file.suffix.lower() in SUFFIXES]
+            passed += len(files) - len(pictures)
+            if not pictures:
+                raise DataError(f"The class folder {folder} holds no image; add some, or remove the folder.")
+            rows += [
+                LabelledImage(one.relative_to(root).as_posix(), (folder.name,), str(folder), split) for one in pictures
+            ]
+    if not rows:
+        raise DataError(f"{root} holds no folder with images; it must hold one folder for each class.")
+    return rows, passed
+
+
+def _read(
+    path: Path, image: str, label: str, split: str | None, group: str | None, separator: str, task: str
+) -> Iterator[LabelledImage]:
+    required = [image, label, *(one for one in (split, group) if one)]
+    for where, row in read_table(path, required):
+        for column in required:
+            if not row[column] and not (column == label and task == "multi_label"):
+                raise DataError(f"{where}: the cell of column {column!r} is empty; fill it in, or remove the row.")
+        home = _SPLIT_NAMES.get(row[split].lower(), "") if split else ""
+        if split and not home:
+            raise DataError(f"{where}: unknown split {row[split]!r}; use train, val or test.")
+        cell = row[label]
+        labels = [one.strip() for one in cell.split(separator)] if task == "multi_label" else [cell]
+        kept = tuple(one for one in dict.fromkeys(labels) if one and not (task == "multi_label" and one == NO_FINDING))
+        yield LabelledImage(row[image], kept, where, home, row[group] if group else "")

@@ -1,0 +1,181 @@
+"""Labelled images, wherever they are listed, as a classification set: splits, classes, samples."""
+
+import random
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from medtune.config import nearest
+from medtune.data.labels import TASKS
+from medtune.data.sample import Sample
+from medtune.datasets.classification import Choice, ClassSet, commonest, row_id
+from medtune.datasets.prepared import Prepared
+from medtune.errors import ConfigError, DataError
+
+SPLITS = ("train", "val", "test")
+SUFFIXES = frozenset(".png .jpg .jpeg .bmp .gif .tif .tiff .webp .jp2 .ppm .pgm .dcm".split())
+"""File names that are taken for images."""
+Classes = Sequence[str] | Mapping[str, str]
+"""Classes in the order of their indices; a mapping gives each name in the data the text that is learned for it."""
+
+
+@dataclass(frozen=True)
+class LabelledImage:
+    """One image.
+
+    Attributes:
+        image: path below the image root.
+        labels: its labels as the data name them; one, unless the set is multi-label.
+        where: file and row, or folder, for messages.
+        split: ``train``, ``val`` or ``test``; empty where it is still to be drawn.
+        group: images of one group (a patient) stay in one split; empty where each stands for itself.
+    """
+
+    image: str
+    labels: tuple[str, ...]
+    where: str
+    split: str = ""
+    group: str = ""
+
+
+def prepare_labelled(
+    words: ClassSet,
+    rows: Sequence[LabelledImage],
+    choice: Choice,
+    *,
+    inputs: dict[str, Path],
+    options: Mapping[str, Any],
+    summary: Mapping[str, Any] | None = None,
+    majority: str | None = None,
+) -> Prepared:
+    """Make samples of labelled images.
+
+    Args:
+        words: the set; ``labels`` of the rows are among its classes.
+        rows: the images, each in a split.
+        choice: which rows are written, and how.
+        inputs: see :class:`medtune.datasets.prepared.Prepared`.
+        options: more than the choice, for the manifest.
+        summary: more counts for the manifest.
+        majority: the commonest answer of training, where there is no training split to count in.
+
+    Raises:
+        ConfigError: if a multi-label set is to be balanced.
+        DataError: for an unknown label, an image that is listed twice, or a group in two splits.
+    """
+    if words.task not in TASKS:
+        raise ConfigError(f"task: {words.task!r} is unknown; use one of {', '.join(TASKS)}.")
+    _check_homes(rows)
+    groups = {split: [row for row in rows if row.split == split] for split in SPLITS}
+    indices = {split: [_indices(row, words) for row in group] for split, group in groups.items()}
+    trained = [words.text(one) for one in indices["train"]]
+    majority = commonest(trained) if trained else majority
+    return Prepared(
+        name=words.name,
+        splits={
+            split: list(_samples(words, split, group, indices[split], choice))
+            for split, group in groups.items()
+            if group
+        },
+        inputs=inputs,
+        options={**options, **asdict(choice)},
+        tables={"training_majority": {words.name: majority} if majority else {}},
+        summary={
+            "classes": list(words.classes),
+            "values": {s: dict(Counter(words.text(one) for one in found)) for s, found in indices.items() if found},
+            **(summary or {}),
+        },
+    )
+
+
+def class_texts(classes: Classes | None, task: str, rows: Sequence[LabelledImage], source: Path) -> tuple[str, ...]:
+    """Return the classes of a set: those given, else the labels found in alphabetical order.
+
+    Raises:
+        ConfigError: for an ordinal set without classes, whose order would be the alphabet's.
+        DataError: for no row.
+    """
+    if classes is None and task == "ordinal":
+        raise ConfigError("classes: an ordinal set needs its classes in rising order.")
+    if not rows:
+        raise DataError(f"{source} holds no row; it needs at least one labelled image.")
+    if classes is None:
+        texts = sorted({label for row in rows for label in row.labels})
+    else:
+        texts = [str(one) for one in (classes.values() if isinstance(classes, Mapping) else classes)]
+    return tuple(texts)
+
+
+def renamed(rows: Iterable[LabelledImage], classes: Classes | None) -> list[LabelledImage]:
+    """Put the classes' texts for the names in the data.
+
+    Raises:
+        DataError: for a name that the mapping lacks.
+    """
+    if not isinstance(classes, Mapping):
+        return list(rows)
+    texts = {str(name): str(text) for name, text in classes.items()}
+    found = []
+    for row in rows:
+        for label in row.labels:
+            if label not in texts:
+                raise DataError(f"{row.where}: unknown label {label!r}; {nearest(label, list(texts))}")
+        found.append(replace(row, labels=tuple(texts[label] for label in row.labels)))
+    return found
+
+
+def drawn(rows: Sequence[LabelledImage], val_share: float, test_share: float, seed: int) -> list[LabelledImage]:
+    """Draw the splits of rows that have none: by class, and no group in two of them.
+
+    Raises:
+        ConfigError: for shares out of range.
+    """
+    if min(val_share, test_share) < 0 or val_share + test_share > 1:
+        raise ConfigError(f"val_share {val_share} and test_share {test_share} must not be below 0 or above 1 in sum.")
+    free = [row for row in rows if not row.split]
+    groups: dict[str, list[LabelledImage]] = {}
+    for row in free:
+        groups.setdefault(row.group or row.image, []).append(row)
+    strata: dict[tuple[str, ...], list[str]] = {}
+    for name, members in sorted(groups.items()):
+        strata.setdefault(members[0].labels, []).append(name)
+    home: dict[str, str] = {}
+    for labels, names in sorted(strata.items()):
+        random.Random(f"{seed}/{'/'.join(labels)}").shuffle(names)
+        tested, validated = round(test_share * len(names)), round(val_share * len(names))
+        for place, name in enumerate(names):
+            home[name] = "test" if place < tested else "val" if place < tested + validated else "train"
+    return [row if row.split else replace(row, split=home[row.group or row.image]) for row in rows]
+
+
+def _samples(
+    words: ClassSet, split: str, group: Sequence[LabelledImage], indices: Sequence[tuple[int, ...]], choice: Choice
+) -> Iterator[Sample]:
+    for at, copy in choice.rows(words, split, indices):
+        id = row_id(f"{words.name}/{split}/{group[at].image}", copy)
+        yield words.sample(id, group[at].image, indices[at], choice.template)
+
+
+def _indices(row: LabelledImage, words: ClassSet) -> tuple[int, ...]:
+    for label in row.labels:
+        if label not in words.classes:
+            raise DataError(f"{row.where}: unknown label {label!r}; {nearest(label, list(words.classes))}")
+    return tuple(sorted(words.classes.index(label) for label in row.labels))
+
+
+def _check_homes(rows: Iterable[LabelledImage]) -> None:
+    seen: dict[str, LabelledImage] = {}
+    homes: dict[str, LabelledImage] = {}
+    for row in rows:
+        first = seen.setdefault(row.image, row)
+        if first is not row:
+            raise DataError(
+                f"{row.where}: the image {row.image} was listed before, in {first.where}; keep one of them."
+            )
+        if row.group and homes.setdefault(row.group, row).split != row.split:
+            other = homes[row.group]
+            raise DataError(
+                f"{row.where}: its group is in {row.split}, but in {other.split} by {other.where}; keep it in one."
+            )

@@ -1,0 +1,177 @@
+"""From MedMNIST's files to instructions, with the images packed beside them."""
+
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Literal
+
+from medtune.config import nearest
+from medtune.data.archives import png_bytes, tar_blocks
+from medtune.data.sample import Sample
+from medtune.datasets.classification import Balance, Choice, Row, Template, commonest, row_id
+from medtune.datasets.medmnist.facts import FACTS, GRADES, RETINOPATHY, SPLITS, Facts
+from medtune.datasets.medmnist.npz import MedMnistFile
+from medtune.datasets.prepared import Prepared, Stream
+from medtune.errors import ConfigError, DataError
+
+IMAGES = "images.tar"
+GradeNames = Literal["words", "numbers"]
+
+
+@dataclass(frozen=True)
+class _Chosen:
+    """One set's file, and the rows of each split that are written."""
+
+    file: MedMnistFile
+    rows: dict[str, list[Row]]
+
+    @property
+    def name(self) -> str:
+        return self.file.facts.words.name
+
+    def samples(self, split: str, template: Template) -> Iterator[Sample]:
+        words = self.file.facts.words
+        for row, copy in self.rows[split]:
+            id = f"{self.name}/{split}/{row}"
+            yield words.sample(row_id(id, copy), f"{id}.png", self.file.indices(split, row), template)
+
+    def images(self, split: str) -> Iterator[tuple[str, bytes]]:
+        for row, pixels in self.file.images(split, (row for row, _ in self.rows[split])):
+            yield f"{self.name}/{split}/{row}.png", png_bytes(pixels)
+
+    def answers(self, split: str) -> list[str]:
+        words = self.file.facts.words
+        return [words.text(self.file.indices(split, row)) for row in range(self.file.sizes[split])]
+
+
+def prepare_medmnist(
+    files: str | list[str],
+    sets: list[str] | None = None,
+    template: Template = "full",
+    grades: GradeNames = "words",
+    balance_train: Balance | None = None,
+    limit_train: int | None = None,
+    limit_questions: int | None = None,
+    seed: int = 0,
+) -> Prepared:
+    """Turn sets of MedMNIST 2D into one file of instructions for each split (VITask, section 3).
+
+    Splits: ``train``, ``val`` and ``test``, the owners' own, each with the images of all sets, set after set. The
+    images that they name are written beside them as PNG in ``images.tar``, which is their image root.
+
+    Args:
+        files: MedMNIST's ``.npz`` files or a folder of them. The set is read from the beginning of a file's name:
+            ``bloodmnist.npz``, ``bloodmnist_224.npz``.
+        sets: names of the sets to take (``blood`` or ``bloodmnist``); null takes all that are found.
+        template: ``full`` lists the classes in the instruction, ``without_classes`` leaves them out (section 5.4).
+        grades: RetinaMNIST's classes in ``words``, or as the ``numbers`` 0 to 4, which are the official names.
+        balance_train: ``undersample`` or ``oversample``, see :func:`medtune.datasets.classification.draw_rows`; not for
+            a multi-label set.
+        limit_train: keep this many training images of each set, drawn at random after balancing.
+        limit_questions: keep this many images of each set in val and in test, drawn at random.
+        seed: of all draws.
+
+    Raises:
+        ConfigError: for an unknown set or option, or a limit below 1.
+        DataError: for a file that cannot be used.
+    """
+    choice = Choice(template, balance_train, limit_train, limit_questions, seed)
+    found = find_files(files, sets)
+    chosen = [_choose(MedMnistFile(path, _worded(FACTS[name], grades)), choice) for name, path in found.items()]
+    answers = {one.name: one.answers("train") for one in chosen}
+
+    def images() -> Iterator[bytes]:
+        return tar_blocks(member for one in chosen for split in SPLITS for member in one.images(split))
+
+    return Prepared(
+        name="medmnist",
+        splits={split: _stream(chosen, split, template) for split in SPLITS},
+        inputs={one.name: one.file.path for one in chosen},
+        options={"sets": list(found), "grades": grades, **asdict(choice)},
+        tables={"training_majority": {name: commonest(texts) for name, texts in answers.items()}},
+        summary={
+            "sets": {one.name: {split: len(one.rows[split]) for split in SPLITS} for one in chosen},
+            "training_values": {name: dict(Counter(texts).most_common(20)) for name, texts in answers.items()},
+        },
+        files={IMAGES: images},
+        notes=[note for one in chosen for note in _notes(one.file)],
+    )
+
+
+def find_files(files: str | Sequence[str], sets: Sequence[str] | None = None) -> dict[str, Path]:
+    """Find the file of each set, in the order of the paper's Table 1.
+
+    Args:
+        files: files, or a folder, of which ``.npz`` files that are no set of MedMNIST 2D are passed over.
+        sets: names of the sets to take, null for all.
+
+    Raises:
+        ConfigError: for an unknown set, or one without a file.
+        DataError: for a folder without a set, a file whose name begins with no set's, or two files of one set.
+    """
+    wanted = {_known(name) for name in sets} if sets is not None else None
+    given = [files] if isinstance(files, str) else list(files)
+    found: dict[str, Path] = {}
+    for path in (Path(one).expanduser() for one in given):
+        inside = sorted(path.glob("*.npz")) if path.is_dir() else [path]
+        for file in inside:
+            name = _set_of(file)
+            if name is None and not path.is_dir():
+                raise DataError(
+                    f"{file}: the name begins with no set of MedMNIST 2D; {nearest(file.stem, _file_names())}"
+                )
+            if name is None or (wanted is not None and name not in wanted):
+                continue
+            if name in found:
+                raise DataError(f"{found[name]} and {file} both hold {FACTS[name].title}; list the one that is meant.")
+            found[name] = file
+    missing = sorted((wanted or set()) - set(found))
+    if missing:
+        raise ConfigError(f"sets: there is no file of {missing[0]!r} among {', '.join(map(str, given))}; add it.")
+    if not found:
+        raise DataError(f"{', '.join(map(str, given))}: there is no .npz file of a set of MedMNIST 2D here.")
+    return {name: found[name] for name in FACTS if name in found}
+
+
+def _choose(file: MedMnistFile, choice: Choice) -> _Chosen:
+    labels = {split: [file.indices(split, row) for row in range(file.sizes[split])] for split in SPLITS}
+    return _Chosen(file, {split: choice.rows(file.facts.words, split, labels[split]) for split in SPLITS})
+
+
+def _stream(chosen: Sequence[_Chosen], split: str, template: Template) -> Stream:
+    return Stream(lambda: (sample for one in chosen for sample in one.samples(split, template)))
+
+
+def _worded(facts: Facts, grades: str) -> Facts:
+    if grades not in ("words", "numbers"):
+        raise ConfigError(f"grades: {grades!r} is unknown; use 'words' or 'numbers'.")
+    if facts.words.classes != RETINOPATHY or grades == "words":
+        return facts
+    return replace(facts, words=replace(facts.words, classes=GRADES))
+
+
+def _notes(file: MedMnistFile) -> Iterator[str]:
+    facts = file.facts
+    for split, official in zip(SPLITS, facts.sizes, strict=True):
+        if file.sizes[split] != official:
+            yield (
+                f"{file.path.name}: {split} has {file.sizes[split]:,} images, the official {facts.title} {official:,}; "
+                "scores do not compare with published ones"
+            )
+
+
+def _known(name: str) -> str:
+    short = name.lower().removesuffix("mnist")
+    if short not in FACTS:
+        raise ConfigError(f"sets: there is no set {name!r} in MedMNIST 2D; {nearest(short, list(FACTS))}")
+    return short
+
+
+def _set_of(file: Path) -> str | None:
+    stem = file.stem.lower()
+    return next((name for name in FACTS if stem.startswith(f"{name}mnist")), None)
+
+
+def _file_names() -> list[str]:
+    return [f"{name}mnist" for name in FACTS]
