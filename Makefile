@@ -14,7 +14,7 @@ PYTHON ?= $(shell for p in python3.11 python3.12 python3.13 python3 python; do \
 	  $$p -c '$(SUPPORTED)' >/dev/null 2>&1 && { command -v $$p; break; }; done)
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test checks format clean
+.PHONY: help install demo test checks format docs clean
 
 help: ## list the targets
 	@grep -E '^[a-z]+:.*##' $(firstword $(MAKEFILE_LIST)) | sed -E 's/^([a-z]+):.*## /  make \1\t/' | expand -t 18
@@ -45,6 +45,9 @@ checks: $(STAMP) ## formatting, lint and types
 format: $(STAMP) ## rewrite the files in the project's format
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
+
+docs: $(STAMP) ## write the API reference as HTML into build/docs
+	$(BIN)/python docs/api.py
 
 clean: ## remove the environment, the caches and the builds (runs/ stays)
 	rm -rf $(VENV) build dist .mypy_cache .pytest_cache .ruff_cache
