@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from medtune.models.padding import PadSide, stack_rows
+from medtune.models.padding import PadSide, stack_rows, stack_tiles
 
 
 def collate_early(
@@ -16,6 +16,7 @@ def collate_early(
     images: int = 1,
     tiles: int = 1,
     dtype: torch.dtype = torch.float32,
+    feature_width: int | None = None,
 ) -> dict:
     """Pad and stack.
 
@@ -28,19 +29,23 @@ def collate_early(
         images: at least so many images per sample.
         tiles: at least so many tiles per image.
         dtype: of the images.
+        feature_width: d, where the items' images are features [tiles, k, d].
 
     Returns:
         ``tokens``, ``labels``, ``padding`` [b, s]; ``vision`` with ``images`` [b, i, t, 3, h, w] and ``tiles`` [b, i]
         (real tiles, 0 where a sample has no such image); ``vision_mask`` [b, i * t * k], True at features that exist;
-        ``ids``.
+        ``ids``. Where the images are features, ``features`` [b, i * t * k, d] instead of ``vision``, zero where there
+        is no tile.
     """
     images = max(images, 1, *(len(item["images"]) for item in items))
     tiles = max([tiles, 1, *(len(image) for item in items for image in item["images"])])
-    vision = _stack_images(items, images, tiles, tile_size, dtype)
+    shape = (3, tile_size, tile_size) if feature_width is None else (tokens_per_tile, feature_width)
+    stacked, count = stack_tiles(items, images, tiles, shape, dtype)
+    pixels = {"vision": {"images": stacked, "tiles": count}}
     return {
         **stack_rows(items, pad_id, pad_side),
-        "vision": vision,
-        "vision_mask": existing_features(vision["tiles"], tiles, tokens_per_tile),
+        **(pixels if feature_width is None else {"features": stacked.flatten(1, 3)}),
+        "vision_mask": existing_features(count, tiles, tokens_per_tile),
         "ids": [item["id"] for item in items],
     }
 
@@ -58,14 +63,3 @@ def existing_features(tiles: Tensor, most: int, tokens_per_tile: int) -> Tensor:
     """
     real = torch.arange(most, device=tiles.device) < tiles.unsqueeze(-1)
     return real.repeat_interleave(tokens_per_tile, dim=-1).flatten(1)
-
-
-def _stack_images(items: list[dict], images: int, tiles: int, size: int, dtype: torch.dtype) -> dict[str, Tensor]:
-    """Zero images stand in where there are none, so that every process of a sharded run takes the same graph."""
-    pixels = torch.zeros(len(items), images, tiles, 3, size, size, dtype=dtype)
-    count = torch.zeros(len(items), images, dtype=torch.long)
-    for row, item in enumerate(items):
-        for column, image in enumerate(item["images"]):
-            pixels[row, column, : len(image)] = image
-            count[row, column] = len(image)
-    return {"images": pixels, "tiles": count}

@@ -1,12 +1,13 @@
 """From a sample to model inputs, for models that read an image as tokens among the text."""
 
 from collections.abc import Sequence
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from PIL import Image
 from torch import Tensor
 
+from medtune.data.features import EncodedPicture
 from medtune.data.items import Sizes
 from medtune.data.sample import Sample
 from medtune.errors import DataError
@@ -33,6 +34,9 @@ class Tiler(Protocol):
     def count(self, width: int, height: int) -> int:
         """Tiles that a picture of this size gives."""
 
+    def settings(self) -> dict[str, Any]:
+        """What decides the tiles; two tilers of the same settings cut alike."""
+
 
 class EarlyFusionTransform:
     """Tokens, labels and tiles of a sample for models such as InternVL and LLaVA. Picklable; holds no state.
@@ -52,6 +56,7 @@ class EarlyFusionTransform:
 
     Attributes:
         dtype: dtype of the images, bf16 or fp32; set it to the model's.
+        feature_width: None where pictures are pixels; else they come encoded, and this is d of their features.
         pad_id: fills short rows of a batch.
         stop_ids: tokens that end an answer.
         placeholder_id: the placeholder's id.
@@ -78,23 +83,26 @@ class EarlyFusionTransform:
         self.image_start, self.image_end = tuple(image_start), tuple(image_end)
         self.max_seq_len = max_seq_len
         self.dtype = torch.float32
+        self.feature_width: int | None = None
         special_ids(tokenizer, template.special)
         self.pad_id = tokenizer.special_id(template.pad)
         self.stop_ids = special_ids(tokenizer, template.stop)
         self.placeholder_text = placeholder_text
         self.placeholder_id = single_token(tokenizer, placeholder_text)
 
-    def __call__(self, sample: Sample, images: list[Image.Image], *, inference: bool = False) -> dict:
+    def __call__(
+        self, sample: Sample, images: Sequence[Image.Image | EncodedPicture], *, inference: bool = False
+    ) -> dict:
         """Transform one sample.
 
         Args:
             sample: messages, and as many image names as there are ``images``.
-            images: decoded pictures in order.
+            images: decoded pictures in order, or all of them encoded.
             inference: keep the messages up to the last user turn and open the assistant's turn.
 
         Returns:
             ``id``, ``tokens`` and ``labels`` (equally long lists, -100 where nothing is learned) and ``images`` (one
-            tensor [tiles, 3, h, w] each).
+            tensor [tiles, 3, h, w] each, or [tiles, k, d] of an encoded picture).
 
         Raises:
             SampleTooLong: if the sample has more than ``max_seq_len`` tokens; nothing is cut.
@@ -114,8 +122,8 @@ class EarlyFusionTransform:
             )
         if not inference and all(label == IGNORE for label in labels):
             raise DataError(f"sample {sample.id} has no assistant message, so there is nothing to learn from it")
-        cut = [self.tiler(image).to(self.dtype) for image in images]
-        return {"id": sample.id, "tokens": tokens, "labels": labels, "images": cut}
+        cut = [image.features if isinstance(image, EncodedPicture) else self.tiler(image) for image in images]
+        return {"id": sample.id, "tokens": tokens, "labels": labels, "images": [tiles.to(self.dtype) for tiles in cut]}
 
     def _lay_out(self, sample: Sample, tiles: Sequence[int], *, inference: bool) -> tuple[list[int], list[int]]:
         images = [
@@ -137,6 +145,7 @@ class EarlyFusionTransform:
         Returns:
             ``tokens``, ``labels``, ``padding`` (True = real token) [b, s], ``vision`` for ``encode``, ``vision_mask``
             [b, s_e] (True at features that exist) and ``ids``. A sample without images has a zero image of no tiles.
+            Encoded pictures give ``features`` [b, s_e, d] in place of ``vision``.
         """
         return collate_early(
             items,
@@ -147,6 +156,7 @@ class EarlyFusionTransform:
             images=min_images,
             tiles=min_tiles,
             dtype=self.dtype,
+            feature_width=self.feature_width,
         )
 
     def encode(self, text: str) -> list[int]:

@@ -23,6 +23,8 @@ class ModelFamily:
         tokenizer_files: file names copied beside exported weights when the source folder has them.
         adapters_to_peft: adapter tensors in torchtune's names -> PEFT's; None where no layout is known.
         adapters_from_peft: the inverse.
+        copies_config: whether exports take over the ``config.json`` of the base weights, which may say more than
+            ``hf_config``; not where it says what this run may have changed.
     """
 
     name: str
@@ -35,3 +37,4 @@ class ModelFamily:
     tokenizer_files: tuple[str, ...] = ()
     adapters_to_peft: Callable[[StateDict], StateDict] | None = None
     adapters_from_peft: Callable[[StateDict], StateDict] | None = None
+    copies_config: bool = True

@@ -36,3 +36,29 @@ def stack_rows(items: list[dict], pad_id: int, pad_side: PadSide) -> dict[str, T
         labels[row, place] = torch.tensor(item["labels"])
         padding[row, place] = True
     return {"tokens": tokens, "labels": labels, "padding": padding}
+
+
+def stack_tiles(
+    items: list[dict], images: int, tiles: int, shape: tuple[int, ...], dtype: torch.dtype
+) -> tuple[Tensor, Tensor]:
+    """Pad and stack what belongs to tiles.
+
+    Zero images stand in where there are none, so that every process of a sharded run takes the same graph.
+
+    Args:
+        items: each with ``images``, a list of tensors [tiles, *shape].
+        images: images that every sample is padded to, i.
+        tiles: tiles that every image is padded to, t.
+        shape: of one tile.
+        dtype: of the result.
+
+    Returns:
+        The tiles [b, i, t, *shape], and how many of each image's are real, [b, i].
+    """
+    stacked = torch.zeros(len(items), images, tiles, *shape, dtype=dtype)
+    count = torch.zeros(len(items), images, dtype=torch.long)
+    for row, item in enumerate(items):
+        for column, image in enumerate(item["images"]):
+            stacked[row, column, : len(image)] = image
+            count[row, column] = len(image)
+    return stacked, count

@@ -236,7 +236,8 @@ def _write_json(content: dict, file: Path) -> None:
 def _copy_companions(family: ModelFamily, out: Path, source: Path | None) -> None:
     config = source / "config.json" if source else None
     # a config of the authors' own layout would not describe what is written here
-    if config is not None and source is not None and config.is_file() and _is_published(config, family):
+    copied = family.copies_config and config is not None and config.is_file() and _is_published(config, family)
+    if copied and config is not None and source is not None:
         _copy([config], source, out)
     else:
         _write_json(family.hf_config(), out / "config.json")

@@ -18,7 +18,8 @@ from medtune.models.llava import (
     qlora_llava1_5_7b,
     qlora_llava1_5_13b,
 )
-from medtune.models.llava._component_builders import ATTENTION, LORA_PARTS
+from medtune.models.llava._component_builders import LORA_PARTS
+from medtune.models.lora import ATTENTION
 from medtune.models.mini import lora_mini_llava, mini_llava, qlora_mini_llava
 from medtune.models.names import expected_shapes, is_adapter_key
 

@@ -5,8 +5,9 @@ import torch
 from torch.nn import functional as F
 
 from medtune.models.adapters import merge_adapters
-from medtune.models.internvl._component_builders import ATTENTION, LoraOptions
+from medtune.models.internvl._component_builders import LoraOptions
 from medtune.models.internvl._convert_weights import table
+from medtune.models.lora import ATTENTION
 from medtune.models.weights import load_weights, save_hf
 from tests.parity.internvl_twin import (
     SHAPES,

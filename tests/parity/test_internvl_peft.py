@@ -12,9 +12,10 @@ from transformers import InternVLConfig, InternVLForConditionalGeneration
 
 from medtune.errors import ModelError
 from medtune.models.internvl import lora_internvl2_2b, lora_internvl3_8b
-from medtune.models.internvl._component_builders import ATTENTION, LoraOptions
+from medtune.models.internvl._component_builders import LoraOptions
 from medtune.models.internvl._convert_weights import table
 from medtune.models.internvl._peft import module_names
+from medtune.models.lora import ATTENTION
 from medtune.models.names import expected_shapes, is_adapter_key
 from medtune.models.peft import WEIGHTS_NAME, load_peft, save_peft
 from tests.parity.internvl_twin import SHAPES, batch_of, item, our_logits, their_logits, tiny, twin, worst

@@ -13,8 +13,9 @@ from transformers import LlavaConfig, LlavaForConditionalGeneration
 from medtune.errors import ModelError
 from medtune.models.adapters import merge_adapters
 from medtune.models.llava import lora_llava1_5_7b, lora_llava1_5_13b
-from medtune.models.llava._component_builders import ATTENTION, LORA_PARTS, LoraOptions
+from medtune.models.llava._component_builders import LORA_PARTS, LoraOptions
 from medtune.models.llava._peft import module_names
+from medtune.models.lora import ATTENTION
 from medtune.models.names import expected_shapes, is_adapter_key
 from medtune.models.peft import CONFIG_NAME, WEIGHTS_NAME, load_peft, save_peft
 from tests.parity.llava_twin import IMAGE, SHAPE, batch_of, item, our_logits, their_logits, tiny, twin, worst

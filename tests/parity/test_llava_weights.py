@@ -11,7 +11,8 @@ from transformers import LlavaForConditionalGeneration
 from medtune.errors import ModelError
 from medtune.models.adapters import merge_adapters
 from medtune.models.llava import original_names
-from medtune.models.llava._component_builders import ATTENTION, LORA_PARTS, LoraOptions
+from medtune.models.llava._component_builders import LORA_PARTS, LoraOptions
+from medtune.models.lora import ATTENTION
 from medtune.models.names import expected_shapes
 from medtune.models.weights import load_weights, save_hf
 from tests.parity.llava_twin import IMAGE, SHAPE, batch_of, item, kept, our_logits, their_logits, tiny, twin, worst

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any
+from typing import Any, ClassVar
 
 from torch import nn
 from torchtune.models.llama3 import llama3, lora_llama3
@@ -18,53 +18,23 @@ from torchtune.modules import (
 from torchtune.modules.common_utils import reparametrize_as_dtype_state_dict_post_hook
 from torchtune.modules.peft import LoRALinear
 
-from medtune.errors import ModelError
 from medtune.models.early_fusion import EarlyFusionVLM, ImageEncoder
 from medtune.models.internvl._convert_weights import internvl_family
 from medtune.models.internvl._peft import adapters_from_peft, adapters_to_peft
 from medtune.models.internvl._shape import InternVLShape, Layout
 from medtune.models.internvl._vision import Connector, InternViT, LayerScale
+from medtune.models.lora import ATTENTION, AdapterOptions
 from medtune.models.names import expected_shapes, is_adapter_key
 
 LORA_PARTS = ("vision", "decoder")
-ATTENTION = ("q_proj", "k_proj", "v_proj", "output_proj")
 _VISION_EPS = 1e-6
 
 
 @dataclass(frozen=True)
-class LoraOptions:
-    """Where low-rank adapters go, and how large they are (LoRA, Hu et al. 2021; QLoRA, Dettmers et al. 2023).
+class LoraOptions(AdapterOptions):
+    """Adapters of InternVL. The connector carries none: it is trained whole or not at all."""
 
-    Attributes:
-        attn_modules: of ``q_proj``, ``k_proj``, ``v_proj``, ``output_proj``.
-        parts: of ``vision`` and ``decoder``. The connector carries none: it is trained whole or not at all.
-        mlp: adapters in the MLPs too.
-        output: adapters on the decoder's last linear map too.
-        rank: rank of each adapter.
-        alpha: scale of each adapter, divided by its rank.
-        dropout: dropout before each adapter.
-        quantize_base: keep the linear maps of adapted parts as NF4.
-
-    Raises:
-        ModelError: if a part or a module is unknown, or none is named.
-    """
-
-    attn_modules: tuple[str, ...] = ATTENTION
-    parts: tuple[str, ...] = ("decoder",)
-    mlp: bool = False
-    output: bool = False
-    rank: int = 8
-    alpha: float = 16.0
-    dropout: float = 0.0
-    quantize_base: bool = False
-
-    def __post_init__(self) -> None:
-        for key, given, known in (
-            ("lora_parts", self.parts, LORA_PARTS),
-            ("lora_attn_modules", self.attn_modules, ATTENTION),
-        ):
-            if not given or set(given) - set(known):
-                raise ModelError(f"{key} must be some of {', '.join(known)}; got {list(given)}")
+    known_parts: ClassVar[tuple[str, ...]] = LORA_PARTS
 
 
 def vision_encoder(shape: InternVLShape, lora: LoraOptions | None = None) -> ImageEncoder:

@@ -1,5 +1,7 @@
 """InternVL's dynamic tiling: a picture as a grid of square tiles, and a thumbnail of the whole."""
 
+from typing import Any
+
 import torch
 from PIL import Image
 from torch import Tensor
@@ -62,6 +64,11 @@ class DynamicTiler:
         """Tiles that a picture of this size gives, the thumbnail included."""
         columns, rows = closest_grid(width, height, size=self.size, most=self.most)
         return rows * columns + (self.thumbnail and rows * columns > 1)
+
+    def settings(self) -> dict[str, Any]:
+        """What decides the tiles."""
+        names = ("size", "most", "thumbnail", "mean", "std")
+        return {"tiler": type(self).__name__, **{name: getattr(self, name) for name in names}}
 
     def _pixels(self, image: Image.Image, columns: int, rows: int) -> Tensor:
         resized = image.resize((columns * self.size, rows * self.size), Image.Resampling.BICUBIC)

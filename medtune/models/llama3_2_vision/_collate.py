@@ -1,11 +1,12 @@
 """Samples with different numbers of tokens, images and tiles as one batch."""
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from medtune.models.padding import PadSide, row_place, stack_rows
+from medtune.models.padding import PadSide, row_place, stack_rows, stack_tiles
 
 
 @dataclass(frozen=True)
@@ -26,7 +27,14 @@ class BatchLayout:
 
 
 def collate(
-    items: list[dict], layout: BatchLayout, *, pad_side: PadSide, images: int, tiles: int, dtype: torch.dtype
+    items: list[dict],
+    layout: BatchLayout,
+    *,
+    pad_side: PadSide,
+    images: int,
+    tiles: int,
+    dtype: torch.dtype,
+    feature_width: int | None = None,
 ) -> dict:
     """Pad and stack.
 
@@ -37,10 +45,11 @@ def collate(
         images: at least so many images per sample.
         tiles: at least so many tiles per image.
         dtype: of the images.
+        feature_width: d, where the items' images are features [tiles, tokens per tile, d].
 
     Returns:
-        The batch of the data contract. Nothing is masked by tensor views across images, so several images per
-        sample keep their own columns of ``vision_mask``.
+        The batch of the data contract, with ``features`` in place of ``vision`` where the images are features. Nothing
+        is masked by tensor views across images, so several images per sample keep their own columns of ``vision_mask``.
     """
     text = stack_rows(items, layout.pad_id, pad_side)
     images = max(images, *(len(item["images"]) for item in items), 1)
@@ -53,24 +62,25 @@ def collate(
         vision_mask[row, place, : sees.shape[1]] = sees
     return {
         **text,
-        "vision": _stack_images(items, images, tiles, layout.image_size, dtype),
+        **_stack_images(items, layout, images, tiles, dtype, feature_width),
         "vision_mask": vision_mask,
         "ids": [item["id"] for item in items],
     }
 
 
-def _stack_images(items: list[dict], images: int, tiles: int, size: int, dtype: torch.dtype) -> dict[str, Tensor]:
-    """Zero images stand in where there are none, so that every process of a sharded run takes the same graph."""
-    shape = (len(items), images)
-    pixels = torch.zeros(*shape, tiles, 3, size, size, dtype=dtype)
-    grid = torch.ones(*shape, 2, dtype=torch.long)
-    count = torch.zeros(shape, dtype=torch.long)
+def _stack_images(
+    items: list[dict], layout: BatchLayout, images: int, tiles: int, dtype: torch.dtype, width: int | None
+) -> dict[str, Any]:
+    """What the encoder takes as ``vision``, or what it gave as ``features``."""
+    if width is not None:
+        stacked, _ = stack_tiles(items, images, tiles, (layout.tokens_per_tile, width), dtype)
+        return {"features": stacked.flatten(1, 3)}
+    pixels, count = stack_tiles(items, images, tiles, (3, layout.image_size, layout.image_size), dtype)
+    grid = torch.ones(len(items), images, 2, dtype=torch.long)
     for row, item in enumerate(items):
-        for column, (image, aspect_ratio) in enumerate(zip(item["images"], item["aspect_ratio"], strict=True)):
-            pixels[row, column, : len(image)] = image
+        for column, aspect_ratio in enumerate(item["aspect_ratio"]):
             grid[row, column] = aspect_ratio
-            count[row, column] = len(image)
-    return {"images": pixels, "aspect_ratio": grid, "tiles": count}
+    return {"vision": {"images": pixels, "aspect_ratio": grid, "tiles": count}}
 
 
 def attention_spans(tokens: list[int], image_id: int) -> list[tuple[int, int]]:

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass, replace
 from functools import partial
+from typing import ClassVar
 
 from torch import nn
 from torchtune.models.clip._position_embeddings import TiledTokenPositionalEmbedding, TilePositionalEmbedding
@@ -20,6 +21,7 @@ from medtune.models.llama3_2_vision._encoder import EncoderMode, VisionEncoder
 from medtune.models.llama3_2_vision._fusion import correct_fusion_layers
 from medtune.models.llama3_2_vision._peft import adapters_from_peft, adapters_to_peft
 from medtune.models.llama3_2_vision._shape import DeepFusionShape
+from medtune.models.lora import AdapterOptions
 from medtune.models.names import expected_shapes, is_adapter_key
 from medtune.models.vlm import DeepFusionVLM
 
@@ -27,35 +29,17 @@ LORA_PARTS = ("vision", "fusion", "decoder")
 
 
 @dataclass(frozen=True)
-class LoraOptions:
-    """Where low-rank adapters go, and how large they are (LoRA, Hu et al. 2021; QLoRA, Dettmers et al. 2023).
+class LoraOptions(AdapterOptions):
+    """Adapters of Llama-3.2-Vision; ``fusion`` takes in the projection, and ``output`` its last map.
 
     Attributes:
-        attn_modules: of ``q_proj``, ``k_proj``, ``v_proj``, ``output_proj``.
-        parts: of ``vision``, ``fusion`` (the projection included) and ``decoder``.
-        mlp: adapters in the MLPs too.
-        output: adapters on the decoder's and the projection's last linear map too.
-        rank: rank of each adapter.
-        alpha: scale of each adapter, divided by its rank.
-        dropout: dropout before each adapter.
-        quantize_base: keep the linear maps of adapted parts as NF4.
         scaler_block_size: blocks of NF4's second quantisation in the encoder; None is torchao's default.
     """
 
-    attn_modules: tuple[str, ...]
-    parts: tuple[str, ...] = LORA_PARTS
-    mlp: bool = False
-    output: bool = False
-    rank: int = 8
-    alpha: float = 16.0
-    dropout: float = 0.0
-    quantize_base: bool = False
-    scaler_block_size: int | None = None
+    known_parts: ClassVar[tuple[str, ...]] = LORA_PARTS
 
-    def __post_init__(self) -> None:
-        unknown = sorted(set(self.parts) - set(LORA_PARTS))
-        if unknown or not self.parts:
-            raise ModelError(f"lora_parts must be some of {', '.join(LORA_PARTS)}; got {list(self.parts)}")
+    parts: tuple[str, ...] = LORA_PARTS
+    scaler_block_size: int | None = None
 
     def common(self) -> dict:
         """The arguments that torchtune's encoder and decoder builders share."""

@@ -1,6 +1,6 @@
 """From a picture to normalised square tiles."""
 
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from PIL import Image
@@ -75,6 +75,11 @@ class ImageTiler:
             return 1
         rows, columns = get_canvas_best_fit(torch.empty(3, height, width, device="meta"), self._canvases, False)
         return (rows // self.size) * (columns // self.size)
+
+    def settings(self) -> dict[str, Any]:
+        """What decides the tiles."""
+        names = ("size", "max_tiles", "resize", "mean", "std")
+        return {"tiler": type(self).__name__, **{name: getattr(self, name) for name in names}}
 
     def _pixels(self, image: Image.Image) -> Tensor:
         return F.to_dtype(F.pil_to_tensor(image), torch.float32, scale=True)

@@ -1,10 +1,12 @@
 """From a sample to model inputs, and from model inputs to a batch."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
 from PIL import Image
 
+from medtune.data.features import EncodedPicture
 from medtune.data.items import Sizes
 from medtune.data.sample import Sample
 from medtune.errors import DataError
@@ -32,6 +34,7 @@ class DeepFusionTransform:
 
     Attributes:
         dtype: dtype of the images, bf16 or fp32; set it to the model's.
+        feature_width: None where pictures are pixels; else they come encoded, and this is d of their features.
         pad_id: fills short rows of a batch.
         image_id: the token that stands for an image.
         stop_ids: tokens that end an answer.
@@ -58,6 +61,7 @@ class DeepFusionTransform:
         self.max_num_tiles = max_num_tiles
         self.max_seq_len = max_seq_len
         self.dtype = torch.float32
+        self.feature_width: int | None = None
         self.pad_id = tokenizer.pad_id
         self.image_id = tokenizer.image_id
         self.stop_ids = [tokenizer.eos_id, tokenizer.eot_id, tokenizer.eom_id]
@@ -66,17 +70,20 @@ class DeepFusionTransform:
         self.placeholder_id = single_token(tokenizer, PLACEHOLDER)
         self._layout = BatchLayout(self.pad_id, self.image_id, image_size, self.tokens_per_tile)
 
-    def __call__(self, sample: Sample, images: list[Image.Image], *, inference: bool = False) -> dict:
+    def __call__(
+        self, sample: Sample, images: Sequence[Image.Image | EncodedPicture], *, inference: bool = False
+    ) -> dict:
         """Transform one sample.
 
         Args:
             sample: messages, and as many image names as there are ``images``.
-            images: decoded pictures in order.
+            images: decoded pictures in order, or all of them encoded.
             inference: keep the messages up to the last user turn and open the assistant's turn.
 
         Returns:
             ``id``, ``tokens`` and ``labels`` (equally long lists, -100 where nothing is learned), ``images`` (one
-            tensor [tiles, 3, h, w] each) and ``aspect_ratio`` (one tensor [2] each).
+            tensor [tiles, 3, h, w] each, or [tiles, tokens per tile, d] of an encoded picture) and ``aspect_ratio``
+            (one tensor [2] each; none of encoded pictures).
 
         Raises:
             SampleTooLong: if the sample has more than ``max_seq_len`` tokens; nothing is cut.
@@ -93,12 +100,13 @@ class DeepFusionTransform:
             raise DataError(f"sample {sample.id} has {len(images)} images but its text has places for {places}")
         if not inference and all(label == IGNORE for label in labels):
             raise DataError(f"sample {sample.id} has no assistant message, so there is nothing to learn from it")
-        cut = [self.tiler(image) for image in images]
+        encoded = [image.features for image in images if isinstance(image, EncodedPicture)]
+        cut = [self.tiler(image) for image in images if not isinstance(image, EncodedPicture)]
         return {
             "id": sample.id,
             "tokens": tokens,
             "labels": labels,
-            "images": [tiles.to(self.dtype) for tiles, _ in cut],
+            "images": [tiles.to(self.dtype) for tiles in (*encoded, *(tiles for tiles, _ in cut))],
             "aspect_ratio": [grid for _, grid in cut],
         }
 
@@ -115,9 +123,18 @@ class DeepFusionTransform:
 
         Returns:
             ``tokens``, ``labels``, ``padding`` (True = real token) [b, s], ``vision`` for ``encode``, ``vision_mask``
-            [b, s, s_e] and ``ids``. A sample without images has a zero image that no token sees.
+            [b, s, s_e] and ``ids``. A sample without images has a zero image that no token sees. Encoded pictures give
+            ``features`` [b, s_e, d] in place of ``vision``.
         """
-        return collate(items, self._layout, pad_side=pad_side, images=min_images, tiles=min_tiles, dtype=self.dtype)
+        return collate(
+            items,
+            self._layout,
+            pad_side=pad_side,
+            images=min_images,
+            tiles=min_tiles,
+            dtype=self.dtype,
+            feature_width=self.feature_width,
+        )
 
     def encode(self, text: str) -> list[int]:
         """Ids of plain text, without begin or end tokens."""

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass, replace
 from functools import partial
+from typing import ClassVar
 
 from torch import nn
 from torchtune.models.clip import clip_vision_encoder
@@ -11,52 +12,22 @@ from torchtune.modules import FrozenNF4Linear, TransformerDecoder
 from torchtune.modules.common_utils import reparametrize_as_dtype_state_dict_post_hook
 from torchtune.modules.peft import LoRALinear
 
-from medtune.errors import ModelError
 from medtune.models.early_fusion import EarlyFusionVLM, ImageEncoder
 from medtune.models.llava._convert_weights import llava_family
 from medtune.models.llava._peft import adapters_from_peft, adapters_to_peft
 from medtune.models.llava._shape import LlavaShape
 from medtune.models.llava._tower import ClipTower
+from medtune.models.lora import ATTENTION, AdapterOptions
 from medtune.models.names import expected_shapes, is_adapter_key
 
 LORA_PARTS = ("vision", "projection", "decoder")
-ATTENTION = ("q_proj", "k_proj", "v_proj", "output_proj")
 
 
 @dataclass(frozen=True)
-class LoraOptions:
-    """Where low-rank adapters go, and how large they are (LoRA, Hu et al. 2021; QLoRA, Dettmers et al. 2023).
+class LoraOptions(AdapterOptions):
+    """Adapters of LLaVA; ``projection`` means both of its linear maps, which are never NF4."""
 
-    Attributes:
-        attn_modules: of ``q_proj``, ``k_proj``, ``v_proj``, ``output_proj``.
-        parts: of ``vision``, ``projection`` (both linear maps) and ``decoder``.
-        mlp: adapters in the MLPs too.
-        output: adapters on the decoder's last linear map too.
-        rank: rank of each adapter.
-        alpha: scale of each adapter, divided by its rank.
-        dropout: dropout before each adapter.
-        quantize_base: keep the linear maps of ``vision`` and ``decoder``, where adapted, as NF4.
-
-    Raises:
-        ModelError: if a part or a module is unknown, or none is named.
-    """
-
-    attn_modules: tuple[str, ...] = ATTENTION
-    parts: tuple[str, ...] = ("decoder",)
-    mlp: bool = False
-    output: bool = False
-    rank: int = 8
-    alpha: float = 16.0
-    dropout: float = 0.0
-    quantize_base: bool = False
-
-    def __post_init__(self) -> None:
-        for key, given, known in (
-            ("lora_parts", self.parts, LORA_PARTS),
-            ("lora_attn_modules", self.attn_modules, ATTENTION),
-        ):
-            if not given or set(given) - set(known):
-                raise ModelError(f"{key} must be some of {', '.join(known)}; got {list(given)}")
+    known_parts: ClassVar[tuple[str, ...]] = LORA_PARTS
 
 
 def image_encoder(shape: LlavaShape, lora: LoraOptions | None = None) -> ImageEncoder:

@@ -1,6 +1,6 @@
 """From a picture to one normalised square image, as CLIP wants it."""
 
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from PIL import Image
@@ -49,6 +49,10 @@ class SquareTiler:
     def count(self, width: int, height: int) -> int:
         """Tiles that a picture of this size gives: always one."""
         return 1
+
+    def settings(self) -> dict[str, Any]:
+        """What decides the tile."""
+        return {"tiler": type(self).__name__, "size": self.size, "resize": self.resize}
 
 
 def _padded(image: Image.Image) -> Image.Image:

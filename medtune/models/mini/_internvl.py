@@ -6,9 +6,10 @@ from torch import nn
 from torchtune.models.llama3._model_utils import scale_hidden_dim_for_mlp
 
 from medtune.models.early_fusion import EarlyFusionVLM
-from medtune.models.internvl._component_builders import ATTENTION, LoraOptions, internvl_vlm
+from medtune.models.internvl._component_builders import LoraOptions, internvl_vlm
 from medtune.models.internvl._shape import DecoderKind, InternVLShape, Layout
 from medtune.models.internvl._vision import Connector
+from medtune.models.lora import ATTENTION
 
 _EMBEDDING_STD = 0.5
 _GELU_POWER = 0.425  # mean of gelu(x)^2 for a standard normal x
