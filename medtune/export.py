@@ -154,7 +154,7 @@ def _config(file: Path) -> RunConfig:
 
 def _check_base(trained: Trained, base: str | None) -> None:
     """The base must be the one that the run started from, where it is a path on this machine."""
-    wanted = trained.values.get("identity", {}).get("base")
+    wanted = trained.values.get("identity", {}).get("weights")
     if base is None or wanted is None or not Path(base).exists():
         return
     if base_fingerprint(base) != wanted:

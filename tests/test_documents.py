@@ -54,6 +54,9 @@ def test_every_tune_run_line_names_a_recipe_a_config_and_keys_that_exist() -> No
         recipe = next(word for word in call if word.startswith("medtune/recipes/"))
         assert (CHECKOUT / "medtune" / "recipes" / Path(recipe).name).is_file(), f"{name}: {recipe}"
         place = call.index("--config")
+        if call[place + 1].endswith(".yaml"):  # the reader's own, which tests/test_commands.py writes and runs
+            assert name == "tutorial.md"
+            continue
         load_config(call[place + 1], recipe_config(recipe), call[place + 2 :])
 
 

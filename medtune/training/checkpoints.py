@@ -8,7 +8,7 @@ and sha256.
 import json
 import os
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -131,20 +131,38 @@ def _unreadable(path: Path, error: Exception) -> CheckpointError:
     return CheckpointError(f"cannot read checkpoint {path}: {error}; delete the folder to use an earlier one")
 
 
-def check_identity(path: Path, saved: dict[str, Any], current: dict[str, Any]) -> None:
+def check_identity(
+    path: Path, saved: dict[str, Any], current: dict[str, Any], files: Mapping[str, Sequence[str]] | None = None
+) -> None:
     """Refuse to continue a run with another model, data, method or global batch.
 
+    Args:
+        path: The checkpoint, for the message.
+        saved: Its identity. What it lacks, the version that wrote it did not record, and is not compared.
+        current: The identity of this run.
+        files: Key -> files whose contents it stands for.
+
     Raises:
-        CheckpointError: Naming each key that differs, with both values.
+        CheckpointError: Naming each key that differs with both values, and its files.
     """
-    differing = [key for key in {**saved, **current} if saved.get(key) != current.get(key)]
-    if differing:
-        lines = [f"  {key}: {saved.get(key)!r} there, {current.get(key)!r} here" for key in differing]
-        raise CheckpointError(
-            f"checkpoint {path} belongs to another run:\n"
-            + "\n".join(lines)
-            + "\nset another output_dir, or resume=never"
-        )
+    differing = [key for key in saved if key in current and saved[key] != current[key]]
+    if not differing:
+        return
+    lines = []
+    for key in differing:
+        named = (files or {}).get(key)
+        hint = f" (the contents of {', '.join(named)}, or how they are read, have changed)" if named else ""
+        lines.append(f"  {key}: {_short(saved[key])} there, {_short(current[key])} here{hint}")
+    raise CheckpointError(
+        f"checkpoint {path} belongs to another run:\n"
+        + "\n".join(lines)
+        + "\nTo start anew, set another output_dir; to go on, put back what was there."
+    )
+
+
+def _short(value: Any) -> str:
+    """A value for a message; of a digest the first digits."""
+    return f"{value[:12]}..." if isinstance(value, str) and len(value) == 64 else repr(value)
 
 
 def _steps(folder: Path) -> Iterator[Path]:

@@ -2,7 +2,8 @@
 
 import os
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any, TypeVar
@@ -13,9 +14,12 @@ from torch import Tensor
 from torch.distributed.tensor import DTensor
 from torchao.dtypes.nf4tensor import NF4Tensor
 
-from medtune.errors import ConfigError, MedtuneError
+from medtune.errors import ConfigError, MedtuneError, TrainingError
 
 T = TypeVar("T")
+# The first process looks through a large data set while the others wait; later it writes a checkpoint meanwhile.
+SETUP_TIMEOUT = timedelta(hours=2)
+STEP_TIMEOUT = timedelta(minutes=30)
 
 
 @dataclass(frozen=True)
@@ -53,9 +57,31 @@ class Runtime:
                 )
             torch.cuda.set_device(place)
         if world > 1 and not dist.is_initialized():
-            # The first process looks through a large data set while the others wait.
-            dist.init_process_group("nccl" if device == "cuda" else "gloo", timeout=timedelta(hours=2))
+            dist.init_process_group("nccl" if device == "cuda" else "gloo", timeout=SETUP_TIMEOUT)
         return Runtime(place, world, rank)
+
+    def settle(self) -> None:
+        """Setting up is over: from here on a process that does not answer is given up much sooner."""
+        if self.world > 1:
+            dist.distributed_c10d._set_pg_timeout(STEP_TIMEOUT)
+
+    @contextmanager
+    def explained(self) -> Iterator[None]:
+        """Say in a sentence that a collective failed because another process has gone.
+
+        Raises:
+            TrainingError: In place of the backend's own error.
+        """
+        try:
+            yield
+        except RuntimeError as error:
+            if self.world == 1 or not (isinstance(error, dist.DistError) or "gloo" in str(error)):
+                raise
+            raise TrainingError(
+                f"process {self.rank} of {self.world}: another process of this run has gone, or did not answer in time "
+                f"({str(error).splitlines()[0]}). Its own output says why. Give the same command again to go on from "
+                "the last checkpoint."
+            ) from error
 
     @property
     def is_main(self) -> bool:
@@ -108,11 +134,6 @@ class Runtime:
         """What the first process finds (it must be picklable), on every process; its error too."""
         found = self.gather(self.together(lambda: work() if self.is_main else None))
         return found[0]
-
-    def barrier(self) -> None:
-        """Wait for all."""
-        if self.world > 1:
-            dist.barrier()
 
     def stop(self) -> None:
         """Leave the world.

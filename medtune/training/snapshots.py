@@ -1,6 +1,6 @@
 """A run's checkpoints: what goes in, whether one belongs to this run, and putting it back."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -18,12 +18,13 @@ from medtune.training.data import DataFeed
 from medtune.training.runtime import Runtime
 
 
-def identity(config: TrainConfig, feed: DataFeed) -> dict[str, Any]:
+def identity(config: TrainConfig, feed: DataFeed, validation: DataFeed | None = None) -> dict[str, Any]:
     """What must be equal for a checkpoint to be continued."""
-    balanced = {} if config.sampling == "uniform" else {"sampling": config.sampling}
+    shown = {key: value for key, value in to_plain(config.transform).items() if key != "path"}  # a folder may move
+    held_out = {"validation": validation.source.fingerprint()} if validation else {}
     return {
         "model": to_plain(config.model),
-        "base": base_fingerprint(config.checkpoint),
+        "weights": base_fingerprint(config.checkpoint),
         "objective": to_plain(config.objective),
         "data": feed.source.fingerprint(),
         "trainable": config.trainable,
@@ -31,8 +32,20 @@ def identity(config: TrainConfig, feed: DataFeed) -> dict[str, Any]:
         "seed": config.seed,
         "dtype": config.dtype,
         "global_batch": feed.plan.global_batch,
-        **balanced,
+        "sampling": config.sampling,
+        "bucket": config.bucket,
+        "transform": shown,
+        **held_out,
     }
+
+
+def _files(node: Any) -> Iterator[str]:
+    """Every file that a component names, however deep."""
+    if isinstance(node, str) and Path(node).expanduser().is_file():
+        yield node
+    elif isinstance(node, dict | list):
+        for value in node.values() if isinstance(node, dict) else node:
+            yield from _files(value)
 
 
 class Snapshots:
@@ -55,7 +68,7 @@ class Snapshots:
             CheckpointError: If it belongs to another run, or ``resume`` forbids what is there.
         """
         path = self.runtime.by_main(lambda: self._chosen(warn))
-        return (path, checkpoints.load_checkpoint(path)) if path else None
+        return (path, self.runtime.together(lambda: checkpoints.load_checkpoint(path))) if path else None
 
     def _chosen(self, warn: Callable[[str], None]) -> Path | None:
         path = checkpoints.newest_checkpoint(self.folder, warn)
@@ -67,7 +80,13 @@ class Snapshots:
             raise CheckpointError(
                 f"{self.folder.parent} already holds a run ({path.name}); set another output_dir or resume=auto"
             )
-        checkpoints.check_identity(path, checkpoints.load_values(path)["identity"], self.identity)
+        config = self.config
+        files = {
+            "data": list(_files(config.dataset)),
+            "validation": list(_files(config.dataset_val)),
+            "weights": [config.checkpoint] if config.checkpoint else [],
+        }
+        checkpoints.check_identity(path, checkpoints.load_values(path)["identity"], self.identity, files)
         return path
 
     def save(
@@ -80,18 +99,23 @@ class Snapshots:
             optimizer: Its state is saved by parameter name.
             objective: Whole on every process.
             values: Plain values; ``step`` names the checkpoint.
+
+        Raises:
+            CheckpointError: On every process, if the disk refuses.
         """
         model = self.runtime.collect(parameters.items())
         names = {id(p): name for name, p in [*parameters.items(), *objective.named_parameters()]}
         state, numbers = optimization.optimizer_state(optimizer, names)
         tensors = self.runtime.collect(state)
-        if self.runtime.is_main:
-            values = {**values, "optimizer_numbers": numbers, "identity": self.identity, "world": self.runtime.world}
+        values = {**values, "optimizer_numbers": numbers, "identity": self.identity, "world": self.runtime.world}
+
+        def write() -> None:
             own = self.runtime.collect(objective.state_dict().items())
             checkpoints.save_checkpoint(
                 self.folder, TrainingState(model, tensors, own, values), self.config.keep_checkpoints
             )
-        self.runtime.barrier()
+
+        self.runtime.by_main(write)
 
 
 def put_back(path: Path, saved: dict[str, Tensor], named: dict[str, nn.Parameter], device: torch.device) -> None:

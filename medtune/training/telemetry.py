@@ -1,5 +1,6 @@
 """What a run tells: metrics.jsonl, a progress bar with an ETA, torchtune's metric loggers. Ids and numbers only."""
 
+import contextlib
 import json
 import sys
 import time
@@ -10,6 +11,7 @@ from omegaconf import OmegaConf
 from tqdm import tqdm
 
 from medtune.config import Component, instantiate, to_plain
+from medtune.errors import TrainingError
 
 
 class Telemetry:
@@ -41,21 +43,31 @@ class Telemetry:
         self.lap = time.perf_counter()
 
     def log(self, step: int, values: dict[str, Any]) -> None:
-        """Record one line of numbers for a step."""
+        """Record one line of numbers for a step.
+
+        Raises:
+            TrainingError: If the disk refuses.
+        """
         if not self.active:
             return
-        self.file.write(json.dumps({"step": step, **values}) + "\n")
-        self.file.flush()
         numbers = {key: value for key, value in values.items() if isinstance(value, int | float)}
-        for logger in self.loggers:
-            logger.log_dict(numbers, step=step)
+        try:
+            self.file.write(json.dumps({"step": step, **values}) + "\n")
+            self.file.flush()
+            for logger in self.loggers:
+                logger.log_dict(numbers, step=step)
+        except OSError as error:
+            raise TrainingError(
+                f"step {step}: cannot write into {self.file.name} or a logger's file: {error}; free space, then resume"
+            ) from error
 
     def step(self, stage: str, shown: dict[str, float]) -> None:
         """Move the progress bar by one step."""
         if self.active:
             self.bar.set_description(stage, refresh=False)
             self.bar.set_postfix({key: f"{value:.4g}" for key, value in shown.items()}, refresh=False)
-            self.bar.update(1)
+            with contextlib.suppress(OSError):  # where it goes to a file, a full disk must not end the run
+                self.bar.update(1)
 
     def say(self, message: str) -> None:
         """Print a line without tearing the bar."""
@@ -72,10 +84,9 @@ class Telemetry:
     def close(self) -> None:
         """Flush and close everything."""
         if self.active:
-            self.bar.close()
-            self.file.close()
-            for logger in self.loggers:
-                logger.close()
+            for closed in (self.bar, self.file, *self.loggers):
+                with contextlib.suppress(OSError):  # a full disk has been reported by then
+                    closed.close()
 
 
 def _keep_lines_up_to(path: Path, step: int) -> None:

@@ -21,7 +21,7 @@ import torch
 from medtune.config import instantiate, save_config
 from medtune.errors import CheckpointError, MedtuneError, TrainingError
 from medtune.objectives.base import Objective, Stage
-from medtune.training import building, optimization
+from medtune.training import building, feature_cache, optimization
 from medtune.training.clock import Clock, rate_factor
 from medtune.training.config import TrainConfig
 from medtune.training.data import DataFeed, on_device
@@ -80,7 +80,8 @@ class Trainer:
         self.clock = Clock(stages, self.feed.steps_per_epoch)
         building.finish(self.model, config, runtime)
         self.offload = building.offloading(self.model, config, runtime)
-        self.snapshots = Snapshots(config, runtime, identity(config, self.feed))
+        self._use_features(stages)
+        self.snapshots = Snapshots(config, runtime, identity(config, self.feed, self.validation))
         self._resume()
         self.telemetry = Telemetry(
             self.folder, config.loggers, config, self.clock.total, self.step, active=runtime.is_main
@@ -89,9 +90,17 @@ class Trainer:
             save_config(config, self.folder / "config.yaml")
 
     def _feed(self, component: Any, shuffle: bool = True) -> DataFeed:
-        return DataFeed(
-            component, self.objective.sample_transform(), self.transform, self.config, self.runtime, shuffle
-        )
+        return DataFeed(component, self.objective, self.transform, self.config, self.runtime, shuffle)
+
+    def _use_features(self, stages: tuple[Stage, ...]) -> None:
+        """Image features from disk, where the config names a folder for them."""
+        if self.config.feature_cache is None:
+            return
+        feature_cache.check_frozen(stages, self.parts, self.transform)
+        for name, feed in (("train", self.feed), ("validation", self.validation)):
+            if feed is not None:
+                folder = Path(self.config.feature_cache) / name
+                feature_cache.use_features(feed, folder, self.model, self.objective, self.runtime, self._say)
 
     def _claim_folder(self) -> None:
         """One run per folder; the lock dies with the process, and data workers do not inherit it."""
@@ -162,8 +171,10 @@ class Trainer:
         """
         started = time.perf_counter()
         try:
-            self.setup()
-            with self._noted_signals():
+            with self.runtime.explained():
+                self.setup()
+            self.runtime.settle()
+            with self._noted_signals(), self.runtime.explained():
                 status = self._train()
                 if status == 0:
                     self._finish(time.perf_counter() - started)
@@ -347,6 +358,7 @@ class Trainer:
     def _finish(self, seconds: float) -> None:
         if self.config.export != "none":
             export_weights(self.model, self.config, self.runtime, self.folder / "weights")
+            self.runtime.by_main(lambda: self.objective.export(self.folder))
         for skipped in self.runtime.gather(self.skipped):
             self.skipped |= skipped
         feeds = [self.feed] + ([self.validation] if self.validation else [])

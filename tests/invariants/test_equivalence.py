@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from medtune.training.trainer import Trainer
-from tests.runs import SGD, die_at, largest_difference, launch, losses, tiny, weights
+from tests.runs import SGD, largest_difference, launch, losses, tiny, weights
 
 WAYS: dict[str, tuple[int, dict[str, Any]]] = {
     "two processes": (2, {"batch_size": 2}),
@@ -42,15 +42,6 @@ def test_same_run_by_other_means(way: str, plain: Path, tmp_path: Path) -> None:
 def test_workers_change_nothing(plain: Path, tmp_path: Path) -> None:
     assert launch(tiny(tmp_path, optimizer=SGD, objective={"chunk_tokens": 0}, num_workers=2)) == [0]
     assert losses(tmp_path) == losses(plain)
-
-
-def test_resumed_on_another_number_of_processes(plain: Path, tmp_path: Path) -> None:
-    common: dict[str, Any] = {"optimizer": SGD, "objective": {"chunk_tokens": 0}, "save_every_steps": 3}
-
-    assert launch(tiny(tmp_path, **common, batch_size=2), world=2, harm=die_at(8)) == [9, 9]
-    assert launch(tiny(tmp_path, **common, batch_size=4), world=1) == [0]
-    assert losses(tmp_path) == pytest.approx(losses(plain), abs=1e-6)
-    assert largest_difference(weights(plain), weights(tmp_path)) < 1e-6
 
 
 def start_weights(tmp_path: Path) -> dict[str, torch.Tensor]:

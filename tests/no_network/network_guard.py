@@ -20,17 +20,17 @@ def leaves_this_machine(address: Any) -> bool:
 
 def install() -> None:
     """Guard every socket of this process."""
-    for name in ("connect", "connect_ex"):
+    for name in ("connect", "connect_ex", "sendto"):
         plain = getattr(socket.socket, name)
         if not hasattr(plain, "guarded"):
             setattr(socket.socket, name, _guarded(plain))
 
 
 def _guarded(plain: Any) -> Any:
-    def call(self: socket.socket, address: Any) -> Any:
-        if leaves_this_machine(address):
-            raise RuntimeError(f"A test tried to reach {address!r}: tests have no network, loopback aside.")
-        return plain(self, address)
+    def call(self: socket.socket, *arguments: Any) -> Any:
+        if leaves_this_machine(arguments[-1]):
+            raise RuntimeError(f"A test tried to reach {arguments[-1]!r}: tests have no network, loopback aside.")
+        return plain(self, *arguments)
 
     call.guarded = True  # type: ignore[attr-defined]
     return call
