@@ -5,6 +5,7 @@ from abc import ABC, abstractmethod
 
 from PIL import Image
 
+from medtune.data.features import picture_keys
 from medtune.data.sample import Sample
 from medtune.data.source import SampleSource, place
 from medtune.errors import ConfigError
@@ -64,6 +65,10 @@ class ChangedImages(ABC):
     def image_sizes(self, sample: Sample) -> list[tuple[int, int]]:
         """Sizes after the change."""
         return [self.changed_size(width, height) for width, height in self.source.image_sizes(sample)]
+
+    def picture_keys(self, sample: Sample) -> list[str]:
+        """The source's own; the change is the same for all of its images."""
+        return picture_keys(self.source, sample)
 
     def where(self, sample: Sample) -> str:
         """Return what names a sample in a message."""

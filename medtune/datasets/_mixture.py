@@ -10,6 +10,7 @@ import numpy as np
 from PIL import Image
 
 from medtune.config import Component, instantiate
+from medtune.data.features import picture_keys
 from medtune.data.sample import Sample
 from medtune.data.source import SampleSource, place
 from medtune.errors import ConfigError
@@ -53,6 +54,12 @@ class MixtureSource:
         """Read the headers of a sample's images in the part it comes from."""
         source, own = self._own(sample)
         return source.image_sizes(own)
+
+    def picture_keys(self, sample: Sample) -> list[str]:
+        """What tells pictures of all parts apart: the part, and the key that it has there."""
+        source, own = self._own(sample)
+        part = sample.id.partition("/")[0]
+        return [f"{part}/{key}" for key in picture_keys(source, own)]
 
     def where(self, sample: Sample) -> str:
         """Return file, row and id of a sample in the part it comes from."""

@@ -33,9 +33,11 @@ def build(architecture: str, classes: int, image_size: int, arguments: dict[str,
         near = difflib.get_close_matches(architecture, timm.list_models(), n=1)
         hint = f"; did you mean {near[0]!r}?" if near else ""
         raise ConfigError(f"timm has no model {architecture!r}{hint}")
+    if arguments.get("img_size", image_size) != image_size:
+        raise ConfigError(f"img_size {arguments['img_size']} is not image_size {image_size}; leave img_size out")
     try:
         model = timm.create_model(
-            architecture, pretrained=False, num_classes=classes, **_sized(architecture, image_size), **arguments
+            architecture, pretrained=False, num_classes=classes, **{**_sized(architecture, image_size), **arguments}
         )
     except Exception as error:  # each of timm's models refuses in a way of its own
         raise ConfigError(f"timm cannot build {architecture} for {image_size} px with {arguments}: {error}") from error
@@ -74,7 +76,7 @@ def download(architecture: str, image_size: int, arguments: dict[str, Any]) -> S
     import timm
 
     try:
-        fetched = timm.create_model(architecture, pretrained=True, **_sized(architecture, image_size), **arguments)
+        fetched = timm.create_model(architecture, pretrained=True, **{**_sized(architecture, image_size), **arguments})
     except Exception as error:  # network, hub and cache fail in many ways
         raise ModelError(
             f"timm's weights of {architecture} could not be fetched ({error}); download them elsewhere and name the "

@@ -174,7 +174,7 @@ def widen(rows: TokenRows, width: int, pad_id: int) -> TokenRows:
     )
 
 
-def pack(plain: TokenRows, prompted: TokenRows, pad_id: int, least: int = 0) -> tuple[TokenRows, Tensor, Tensor]:
+def pack(plain: TokenRows, prompted: TokenRows, pad_id: int) -> tuple[TokenRows, Tensor, Tensor]:
     """Two runs that begin alike as one row, so that what they share (the image's tokens) is run once.
 
     A row of ``plain`` is followed by its row of ``prompted`` from the first placeholder on. The second part sees the
@@ -184,7 +184,6 @@ def pack(plain: TokenRows, prompted: TokenRows, pad_id: int, least: int = 0) -> 
         plain: Rows for training, padded on the right, where features stand in place of tokens.
         prompted: The same from :func:`insert_placeholders`.
         pad_id: Fills what is left over.
-        least: Columns at least.
 
     Returns:
         Rows of one width, a self-attention mask [b, s, s] (True = may attend) and positions [b, s]. What follows
@@ -193,7 +192,7 @@ def pack(plain: TokenRows, prompted: TokenRows, pad_id: int, least: int = 0) -> 
     assert prompted.placeholders is not None and plain.labels is not None
     width, end = plain.tokens.shape[1], prompted.tokens.shape[1]
     start = prompted.placeholders.int().argmax(dim=1, keepdim=True)
-    more = max(end - int(start.min()), least - width)
+    more = end - int(start.min())
     source = start + torch.arange(more, device=start.device)
     free, source = source >= end, source.clamp(max=end - 1)
     branch = _take(prompted, source)

@@ -1,6 +1,8 @@
 """Training methods, each one small object; see :mod:`medtune.objectives.base`."""
 
+from medtune.objectives.classification import Classification
 from medtune.objectives.instfree import InstFree
 from medtune.objectives.sft import SFT
+from medtune.objectives.vitask import VITask
 
-__all__ = ["SFT", "InstFree"]
+__all__ = ["SFT", "Classification", "InstFree", "VITask"]

@@ -5,11 +5,13 @@ It owns whatever the method must remember between steps; the trainer saves and r
 """
 
 import random
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+from PIL import Image
 from torch import Tensor, nn
 
 from medtune.data.items import Items, SampleItems, SampleTransform
@@ -42,6 +44,28 @@ class Stage:
     epochs: int = 1
     steps: int | None = None
     learning_rates: dict[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class PictureEncoder:
+    """A frozen model of a method's own that looks at pictures beside the model, one by one.
+
+    Attributes:
+        weights: folder of its weights.
+        settings: whatever else decides its features.
+        pixels: a picture -> [3, h, w]; runs in data workers, so it must be picklable.
+        features: [b, 3, h, w] -> [b, n, d], each row by itself.
+    """
+
+    weights: str
+    settings: dict[str, Any]
+    pixels: Callable[[Image.Image], Tensor]
+    features: Callable[[Tensor], Tensor]
+
+
+def image_features(model: Any, batch: dict[str, Any]) -> Tensor:
+    """Image features [b, s_e, d] of a batch: those it brings along, else the encoder's."""
+    return batch["features"] if "features" in batch else model.encode(batch["vision"])
 
 
 def keep_sample(sample: Sample, rng: random.Random) -> Sample:
@@ -83,6 +107,10 @@ class Objective(nn.Module):
             usable: positions of those that passed the check before training.
         """
         return SampleItems(self.sample_transform())
+
+    def picture_encoder(self) -> PictureEncoder | None:
+        """The method's own encoder, of whose features a cache is kept beside the model's; None where it has none."""
+        return None
 
     def begin_stage(self, stage: Stage) -> None:
         """Told before the first step of a stage, and again when a run is resumed inside it."""

@@ -17,7 +17,7 @@ from medtune.data.sample import Message, Sample
 from medtune.errors import DataError
 from medtune.losses.cross_entropy import chunked_cross_entropy
 from medtune.modules.proxy_instruction import ProxyInstruction, placeholder_mask
-from medtune.objectives.base import Objective, SampleTransform, Stage, StepOutput
+from medtune.objectives.base import Objective, SampleTransform, Stage, StepOutput, image_features
 
 Mode = Literal["momentum", "update", "fixed", "text", "random_text"]
 MODES = ("momentum", "update", "fixed", "text", "random_text")
@@ -186,7 +186,7 @@ class InstFree(Objective):
 
     def forward(self, model: Any, batch: dict[str, Any]) -> StepOutput:
         """Eq. 2: cross-entropy of the report, the proxy in place of the instruction."""
-        features = model.encode(batch["vision"])
+        features = image_features(model, batch)
         hidden = model.hidden(
             batch["tokens"], features, vision_mask=batch["vision_mask"], replace=self._replacement(batch["tokens"])
         )

@@ -3,7 +3,7 @@
 from typing import Any
 
 from medtune.losses.cross_entropy import chunked_cross_entropy
-from medtune.objectives.base import Objective, StepOutput
+from medtune.objectives.base import Objective, StepOutput, image_features
 
 
 class SFT(Objective):
@@ -19,7 +19,7 @@ class SFT(Objective):
 
     def forward(self, model: Any, batch: dict[str, Any]) -> StepOutput:
         """``-sum log f(y_i | X_v, X_p, y_<i)`` over supervised tokens (InstFree Eq. 1)."""
-        features = model.encode(batch["vision"])
+        features = image_features(model, batch)
         hidden = model.hidden(batch["tokens"], features, vision_mask=batch["vision_mask"])
         loss_sum, count = chunked_cross_entropy(hidden, batch["labels"], model.logits, self.chunk_tokens)
         return StepOutput(loss_sum, count, {})

@@ -6,6 +6,8 @@ from typing import Any, Literal
 from medtune.config import Component
 
 PARTS = ("vision", "projection", "fusion", "decoder", "adapter")
+OBJECTIVE_PARTS = ("proxy", "connector")
+"""Parts that a method brings along; its stages say when they train, ``learning_rates`` may name them."""
 
 
 def key(default: object, help: str) -> Any:
@@ -47,7 +49,7 @@ class TrainConfig:
     dataset_val: Component | None = key(None, "validation data for the loss, best weights and early stopping")
     optimizer: Component = field(default_factory=_adamw, metadata={"help": "any torch optimizer or bitsandbytes'"})
     learning_rates: dict[str, float] = key(
-        {}, "rates of single parts: vision, projection, fusion, decoder, adapter, proxy"
+        {}, "rates of single parts: vision, projection, fusion, decoder, adapter, proxy, connector"
     )
     schedule: ScheduleConfig = field(default_factory=ScheduleConfig, metadata={"help": "learning rate over each stage"})
     trainable: list[str] = key(["vision", "projection", "fusion"], "parts of the model that are trained")
@@ -63,6 +65,9 @@ class TrainConfig:
     activation_offloading: bool = key(False, "keep saved activations in host memory")
     compile: bool = key(False, "torch.compile for each layer")
     num_workers: int = key(0, "data processes; the run is the same with any number")
+    feature_cache: str | None = key(
+        None, "folder where features of a frozen image encoder are kept, so that each picture is encoded once"
+    )
     on_error: Literal["raise", "skip"] = key(
         "raise", "a sample that cannot be used stops the run, or is counted and listed"
     )
@@ -94,8 +99,9 @@ class TrainConfig:
             if part not in PARTS:
                 raise ValueError(f"trainable: {part!r} is not one of {', '.join(PARTS)}")
         for part in self.learning_rates:
-            if part not in (*PARTS, "proxy"):
-                raise ValueError(f"learning_rates: {part!r} is not one of {', '.join((*PARTS, 'proxy'))}")
+            if part not in (*PARTS, *OBJECTIVE_PARTS):
+                known = ", ".join((*PARTS, *OBJECTIVE_PARTS))
+                raise ValueError(f"learning_rates: {part!r} is not one of {known}")
         if self.activation_offloading and not self.activation_checkpointing:
             raise ValueError("activation_offloading needs activation_checkpointing: true")
 

@@ -21,6 +21,7 @@ from medtune.training import memory
 from medtune.training.building import DTYPES
 from medtune.training.clock import Clock
 from medtune.training.config import TrainConfig
+from medtune.training.feature_cache import check_frozen, readable_size
 from medtune.training.optimization import check_rates
 from medtune.training.parts import TrainedParts
 
@@ -99,10 +100,12 @@ def plan(config: str, overrides: Sequence[str] = (), gpus: int | None = None) ->
     objective: Objective = instantiate(settings.objective)
     model = _meta_model(settings)
     objective.bind(model, transform or _stand_in(), settings.seed)
-    result.problems += [found for found in (objective.missing, getattr(model, "missing", None)) if found]
+    result.problems += [*([objective.missing] if objective.missing else []), *getattr(model, "missing", ())]
     parts = TrainedParts(model, objective, {**model.parts(), **objective.parts()})
     stages = objective.stages(tuple(settings.trainable), settings.epochs, settings.max_steps)
     _try(lambda: check_rates(settings.learning_rates, stages, parts, objective.parts()), result.problems)
+    if settings.feature_cache is not None and transform is not None:
+        _try(lambda: check_frozen(stages, parts, transform), result.problems)
     for stage in stages:
         result.sections.append((f"Parts in stage {stage.name}", parts.table(parts.known(stage.trainable))))
     data = _try(lambda: _measure(settings, objective, transform), result.problems) if transform else None
@@ -169,8 +172,14 @@ def _data_text(
         f"tiles per sample     mean {checked.tiles.mean():.1f}, most {checked.tiles.max()}",
         f"tokens per step      about {batch * data.mean_tokens:,.0f}{kind}",
     ]
-    seen = [f"pictures per sample  1, {_picture_size(model)} px wide {usable}"]
-    lines += [*(read if memory.reads_text(model) else seen), f"steps                {steps}; {clock.total:,} in all"]
+    if not memory.reads_text(model):
+        read = [f"pictures per sample  1, {_picture_size(model)} px wide {usable}"]
+    lines += [*read, f"steps                {steps}; {clock.total:,} in all"]
+    if config.feature_cache is not None and transform is not None:
+        tiles = data.rows * float(checked.tiles.mean())
+        size = tiles * transform.tokens_per_tile * model.embed_dim * DTYPES[config.dtype].itemsize
+        where = f"of the model's features below {config.feature_cache}"
+        lines.append(f"feature cache        at most {readable_size(size)} {where}")
     return "\n".join([f"training rows        {data.rows:,}", *lines])
 
 

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from torch.distributed.fsdp import FSDPModule
 
 from medtune.training.data import DataFeed, on_device
 from medtune.training.runtime import Runtime
@@ -62,6 +63,9 @@ def validation_loss(
             seen(batch)
             output = model.compute(objective, on_device(batch, runtime.device))
             sums += torch.stack([output.loss_sum.double(), output.weight.double()])
+    for module in model.modules():
+        if isinstance(module, FSDPModule):  # only a backward pass would have put the root's whole parameters away
+            module.reshard()
     model.train()
     objective.train()
     loss_sum, weight = runtime.sum(sums).tolist()

@@ -3,7 +3,9 @@
 import json
 import re
 import time
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -11,8 +13,11 @@ from PIL import Image
 
 from medtune import catalog
 from medtune.cli import main
-from medtune.config import PACKAGE
+from medtune.config import PACKAGE, load_config
 from medtune.errors import ConfigError
+from medtune.training import memory
+from medtune.training import plan as plan_module
+from medtune.training.config import TrainConfig
 from medtune.training.plan import plan
 
 LARGE = "instfree/llama3_2_vision_11b_single_device"
@@ -140,14 +145,78 @@ def test_the_11b_is_planned_in_seconds_without_its_weights(capsys: pytest.Captur
     assert "the base weights are not here" in captured.err
 
 
-@pytest.mark.slow
-def test_every_training_config_can_be_planned() -> None:
-    names = [entry.name for entry in catalog.configs() if entry.name.split("/")[0] in ("instfree", "sft")]
-    assert LARGE in names
-    for name in names:
-        if "90b_qlora" in name:
-            continue  # torchao takes a minute to lay out 90 billion 4-bit weights; the 11B stands for it
-        found = plan(name)
-        assert found.memory["weights"] > 0, name
-        promised = re.search(r"(\d+) GB GPU", catalog.find(name).header)
-        assert promised is None or sum(found.memory.values()) < 0.9e9 * int(promised[1]), name
+TRAINING = [entry.name for entry in catalog.configs() if re.search("^objective:", entry.path.read_text(), flags=re.M)]
+# What a machine without weights and data lacks; a config that is wrong has other problems.
+LACKS = (
+    "no tokenizer at models/",
+    "the base weights are not here: ",
+    "the task-specific model is not here: ",
+    "the pretrained weights are not here: ",
+    "The data file prepared/",
+    "The image root ",
+)
+
+
+@pytest.fixture(scope="module")
+def built_once() -> Iterator[None]:
+    """Lays out each model and counts its activations once: 4-bit weights of the 11B take seconds; data change none."""
+    patch, build, count = pytest.MonkeyPatch(), plan_module._meta_model, memory.count_activations
+    models: dict[str, Any] = {}
+    counts: dict[tuple[Any, ...], Any] = {}
+
+    def build_once(config: TrainConfig) -> Any:
+        key = json.dumps([config.model, config.dtype], sort_keys=True)
+        if key not in models:
+            models[key] = build(config)
+        return models[key]
+
+    def count_once(model: Any, shape: memory.Shape, trained: set[str], proxied: bool) -> memory.Activations:
+        key = (id(model), shape, frozenset(trained), proxied)
+        if key not in counts:
+            counts[key] = count(model, shape, trained, proxied)
+        return counts[key]
+
+    patch.setattr(plan_module, "_meta_model", build_once)
+    patch.setattr(memory, "count_activations", count_once)
+    yield
+    patch.undo()
+
+
+@pytest.mark.parametrize("name", TRAINING)
+def test_every_training_config_is_walked_through(name: str, built_once: None) -> None:
+    if "90b_qlora" in name:
+        pytest.skip("torchao takes a minute to lay out 90 billion 4-bit weights; the 11B stands for it")
+    header = catalog.find(name).header
+    found = plan(name)
+    assert [problem for problem in found.problems if not problem.startswith(LACKS)] == []
+    assert found.memory["weights"] > 0 and "Parts in stage " in found.text()
+    promised = re.search(r"(\d+) GB GPU", header)
+    assert promised is None or sum(found.memory.values()) < 0.9e9 * int(promised[1])
+    assert ("gathered layers" in found.memory) == name.endswith("_distributed")
+
+
+def test_every_data_set_has_a_config_for_one_gpu_and_several_for_lora_and_qlora() -> None:
+    for data in ("", "cbis_ddsm_", "skincon_", "mimic_cxr_"):
+        for way in ("single_device", "distributed", "lora_single_device", "qlora_single_device"):
+            assert f"instfree/llama3_2_vision_11b_{data}{way}" in TRAINING
+
+
+def test_configs_for_one_data_set_differ_in_the_way_alone() -> None:
+    for data in ("", "cbis_ddsm_", "skincon_", "mimic_cxr_"):
+        one, *others = [
+            load_config(f"instfree/llama3_2_vision_11b_{data}{way}", TrainConfig)
+            for way in ("single_device", "distributed", "lora_single_device", "qlora_single_device")
+        ]
+        for other in others:
+            for key in (
+                "dataset",
+                "dataset_val",
+                "objective",
+                "transform",
+                "checkpoint",
+                "epochs",
+                "max_steps",
+                "seed",
+            ):
+                assert getattr(other, key) == getattr(one, key), (data, key)
+        assert len({config.output_dir for config in (one, *others)}) == 4

@@ -1,0 +1,45 @@
+"""Losses of class labels, each image among the classes of its own set."""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+
+def label_losses(logits: Tensor, target: Tensor, among: Tensor, multi_label: Tensor) -> Tensor:
+    """The loss of each image, over the ``c`` classes of its set; other logits play no part and get no gradient.
+
+    One right class ``y``: cross-entropy ``log sum_k exp z_k - z_y``. Several findings: binary cross-entropy, mean over
+    the set's classes, ``-1/c sum_k [t_k log sigmoid(z_k) + (1 - t_k) log(1 - sigmoid(z_k))]``. An ordinal label is
+    taken as one class among others.
+
+    Args:
+        logits: [b, C], of the classes of all sets.
+        target: [b, C], 1 at the right classes and 0 elsewhere.
+        among: [b, C], True at the classes of the image's set.
+        multi_label: [b], True where several classes may be right.
+
+    Returns:
+        [b] in nats, in fp64.
+    """
+    logits, target = logits.double(), target.double()
+    single = logits.masked_fill(~among, -torch.inf).logsumexp(dim=1) - (logits * target).sum(dim=1)
+    findings = F.binary_cross_entropy_with_logits(logits, target, weight=among.double(), reduction="none")
+    return torch.where(multi_label, findings.sum(dim=1) / among.sum(dim=1), single)
+
+
+@torch.no_grad()
+def labels_right(logits: Tensor, target: Tensor, among: Tensor, multi_label: Tensor) -> Tensor:
+    """Whether each image's labels are right: the likeliest class, or all findings (those of a positive logit).
+
+    Args:
+        logits: as for :func:`label_losses`, like the rest.
+        target: [b, C].
+        among: [b, C].
+        multi_label: [b].
+
+    Returns:
+        [b] booleans.
+    """
+    best = logits.masked_fill(~among, -torch.inf).argmax(dim=1, keepdim=True)
+    exact = (((logits >= 0) == target.bool()) | ~among).all(dim=1)
+    return torch.where(multi_label, exact, target.gather(1, best).squeeze(1).bool())

@@ -1,0 +1,35 @@
+"""Response distribution alignment (VITask, Eq. 3): the model without an exemplar learns from itself with one."""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from medtune.losses.cross_entropy import IGNORE_INDEX
+
+
+def response_alignment(student: Tensor, teacher: Tensor, targets: Tensor, detach: bool = True) -> tuple[Tensor, Tensor]:
+    """``sum_t KL(p_t || q_t)``, p of the model without the exemplar and q of the model with it.
+
+    The student stands first, as in the paper: ``sum_v p(v) (log p(v) - log q(v))`` at each response token. That is the
+    divergence that leaves out what the teacher finds unlikely rather than cover all that it finds likely.
+
+    Args:
+        student: ``[..., V]`` logits without exemplar, of any float type; each position is computed in fp32 (fp64 stays
+            fp64) and the sum is taken in fp64.
+        teacher: ``[..., V]`` logits with exemplar, of the same response tokens.
+        targets: ``[...]`` ids, ``IGNORE_INDEX`` where a position is no response token.
+        detach: No gradient reaches the teacher. False is the paper's variant RDA* (Figure 3).
+
+    Returns:
+        The sum in nats, and the number of response tokens.
+    """
+    student, teacher = _log_probabilities(student), _log_probabilities(teacher)
+    if detach:
+        teacher = teacher.detach()
+    counted = targets != IGNORE_INDEX
+    divergence = (student.exp() * (student - teacher)).sum(-1)
+    return divergence.masked_fill(~counted, 0.0).double().sum(), counted.sum()
+
+
+def _log_probabilities(logits: Tensor) -> Tensor:
+    return F.log_softmax(logits if logits.dtype == torch.float64 else logits.float(), dim=-1)

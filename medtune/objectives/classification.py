@@ -1,0 +1,162 @@
+"""Training of a task-specific model on class labels (VITask, 3: the TSM is fine-tuned before the VLM)."""
+
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from medtune.data.items import SampleTransform
+from medtune.data.labels import Target, classification_target
+from medtune.data.sample import Sample
+from medtune.data.source import SampleSource
+from medtune.errors import ConfigError, DataError, ModelError
+from medtune.losses.labels import label_losses, labels_right
+from medtune.models.tsm import LabelledSet, PixelTransform, TaskModel
+from medtune.objectives.base import Objective, StepOutput
+
+
+@dataclass(frozen=True)
+class KnownLabels:
+    """Lets a sample through that is one picture with labels of a known set.
+
+    Attributes:
+        sets: the sets of the model.
+    """
+
+    sets: dict[str, LabelledSet]
+
+    def __call__(self, sample: Sample, rng: random.Random) -> Sample:
+        """The sample as it is.
+
+        Raises:
+            DataError: if the model cannot learn it.
+        """
+        self.target(sample)
+        return sample
+
+    def target(self, sample: Sample) -> Target:
+        """Its labels; raises as a call does."""
+        target = classification_target(sample)
+        if len(sample.images) != 1:
+            raise DataError(f"sample {sample.id!r}: {len(sample.images)} images; a classifier looks at one")
+        if self.sets.get(target.set) != LabelledSet(target.task, target.classes):
+            raise DataError(
+                f"sample {sample.id!r}: the set {target.set!r} ({target.task}, {len(target.classes)} classes) is not "
+                f"one that the model was built for ({', '.join(self.sets)}); model.sets must name a file with this "
+                "data's sets"
+            )
+        return target
+
+
+@dataclass(frozen=True)
+class LabelledImages:
+    """Items of one picture and its labels.
+
+    Attributes:
+        known: the sets of the model, in the order of its logits.
+        flip: sets whose pictures are mirrored left to right, each with probability 1/2.
+    """
+
+    known: KnownLabels
+    flip: frozenset[str]
+
+    def __call__(
+        self, source: SampleSource, index: int, rng: random.Random, transform: PixelTransform
+    ) -> dict[str, Any]:
+        """Pixels [3, h, w], ``target`` [C] and ``among`` [C], True at the set's classes."""
+        sample = source[index]
+        target = self.known.target(sample)
+        pixels = transform.pixels(source.open_images(sample)[0])
+        mirrored = rng.random() < 0.5 and target.set in self.flip
+        right = [name == target.set and number in target.indices for name, number in self._logits()]
+        return {
+            "id": sample.id,
+            "pixels": pixels.flip(-1) if mirrored else pixels,
+            "target": torch.tensor(right, dtype=torch.float32),
+            "among": torch.tensor([name == target.set for name, _ in self._logits()]),
+            "multi_label": target.task == "multi_label",
+            "weight": 1.0,
+        }
+
+    def _logits(self) -> list[tuple[str, int]]:
+        """Set and class index of each logit."""
+        return [(name, number) for name, one in self.known.sets.items() for number in range(len(one.classes))]
+
+    def blank(self, item: dict[str, Any]) -> dict[str, Any]:
+        """The same picture, of no weight."""
+        return {**item, "weight": 0.0}
+
+    def collate(self, items: list[dict[str, Any]], transform: Any) -> dict[str, Any]:
+        """Stack; a picture counts as one token."""
+        batch = {name: torch.stack([item[name] for item in items]) for name in ("pixels", "target", "among")}
+        return {
+            **batch,
+            "multi_label": torch.tensor([item["multi_label"] for item in items]),
+            "weight": torch.tensor([item["weight"] for item in items]),
+            "padding": torch.ones(len(items), 1, dtype=torch.bool),
+            "ids": [item["id"] for item in items],
+        }
+
+
+class Classification(Objective):
+    """Labels from pictures; the loss is the mean over images of :func:`medtune.losses.labels.label_losses`.
+
+    Args:
+        flip: sets whose training pictures are mirrored left to right, half of them, drawn per sample and epoch. Only
+            name sets in which left and right mean nothing: not chest X-rays, whose heart has a side.
+    """
+
+    def __init__(self, flip: Sequence[str] = ()) -> None:
+        super().__init__()
+        if isinstance(flip, str | bool) or not all(isinstance(name, str) for name in flip):
+            raise ValueError(f"flip is a list of sets, for example [blood], not {flip!r}")
+        self.flip = frozenset(flip)
+
+    def bind(self, model: TaskModel, transform: PixelTransform, seed: int) -> None:
+        """Check that pictures are prepared as the model will say of itself. A model on the meta device is planned.
+
+        Raises:
+            ConfigError: if model or transform is of another kind, their settings differ, or ``flip`` names an unknown
+                set.
+            ModelError: if the model cannot be trained as it is.
+        """
+        if not isinstance(model, TaskModel):
+            raise ConfigError("objective: Classification trains medtune.models.tsm.task_model")
+        self._known = KnownLabels(model.sets)
+        planned = all(parameter.is_meta for parameter in model.parameters())
+        if not planned and model.missing:
+            raise ModelError(model.missing[0])
+        if not planned and not isinstance(transform, PixelTransform):
+            raise ConfigError("transform: Classification needs medtune.models.tsm.PixelTransform")
+        if isinstance(transform, PixelTransform) and transform.settings() != model.transform.settings():
+            raise ConfigError(
+                f"transform {transform.settings()} is not the model's {model.transform.settings()}; give both the "
+                "same image_size, mean and std"
+            )
+        if unknown := sorted(self.flip - model.sets.keys()):
+            if not model.missing:
+                raise ConfigError(f"objective.flip: no set {unknown[0]!r}; the model has {', '.join(model.sets)}")
+        if not planned:
+            model.check_trainable()
+
+    def sample_transform(self) -> SampleTransform:
+        """Nothing changes; unusable labels are found before training."""
+        return self._known
+
+    def items(self, source: SampleSource, usable: np.ndarray) -> LabelledImages:
+        """Pictures with labels."""
+        return LabelledImages(self._known, self.flip)
+
+    def forward(self, model: TaskModel, batch: dict[str, Any]) -> StepOutput:
+        """The sum over images, and how many are right."""
+        labels = batch["target"], batch["among"], batch["multi_label"]
+        logits = model.logits(batch["pixels"])
+        weight = batch["weight"].double()
+        right: Tensor = labels_right(logits.detach(), *labels)
+        return StepOutput(
+            (label_losses(logits, *labels) * weight).sum(), weight.sum(), {"accuracy": right.double() @ weight}
+        )

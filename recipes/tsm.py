@@ -1,0 +1,26 @@
+"""The task-specific model of VITask: a timm classifier tuned on class labels, for VITask and as a comparator.
+
+tune run medtune/recipes/tsm.py --config tsm/mini
+tune run --nproc_per_node 4 medtune/recipes/tsm.py --config tsm/vit_base_distributed
+"""
+
+from medtune.config import recipe
+from medtune.errors import ConfigError
+from medtune.objectives import Classification
+from medtune.training.config import TrainConfig
+from medtune.training.trainer import Trainer
+
+
+@recipe(TrainConfig)
+def main(config: TrainConfig) -> int:
+    """Train; the weights folder is what VITask's ``objective.tsm`` and predict's backend read."""
+    if config.objective.path.rpartition(".")[2] != Classification.__name__:
+        raise ConfigError(f"objective: this recipe trains {Classification.__name__}, not {config.objective.path}")
+    for switch in ("activation_checkpointing", "activation_offloading", "compile"):
+        if getattr(config, switch):
+            raise ConfigError(f"{switch}: timm's models are trained without; set {switch}=false")
+    return Trainer(config).run()
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

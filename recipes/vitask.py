@@ -1,0 +1,23 @@
+"""VITask: tuning for a task with a task-specific model's features (exemplar prompting, response alignment, contrast).
+
+tune run medtune/recipes/vitask.py --config vitask/mini
+tune run --nproc_per_node 4 medtune/recipes/vitask.py --config vitask/internvl2_2b_distributed
+"""
+
+from medtune.config import recipe
+from medtune.errors import ConfigError
+from medtune.objectives import VITask
+from medtune.training.config import TrainConfig
+from medtune.training.trainer import Trainer
+
+
+@recipe(TrainConfig)
+def main(config: TrainConfig) -> int:
+    """Align with the task-specific model, then contrast images, in one run."""
+    if config.objective.path.rpartition(".")[2] != VITask.__name__:
+        raise ConfigError(f"objective: this recipe trains {VITask.__name__}, not {config.objective.path}")
+    return Trainer(config).run()
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
