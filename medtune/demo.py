@@ -14,7 +14,8 @@ from pathlib import Path
 
 from medtune.config import data_root, load_config
 from medtune.errors import MedtuneError
-from medtune.sweep import SweepConfig, run_recipe, run_sweep
+from medtune.sweep import run_recipe, run_sweep
+from medtune.sweep_config import SweepConfig
 
 TRAIN, TEST_CELLS, PER_ATTRIBUTE = 1200, 40, 30
 REAL = "Real white blood cells of WBCAtt (CC BY 4.0)."

@@ -4,7 +4,8 @@ tune run medtune/recipes/sweep.py --config sweep/mini_wbcatt output_dir=runs/swe
 """
 
 from medtune.config import recipe
-from medtune.sweep import SweepConfig, run_sweep
+from medtune.sweep import run_sweep
+from medtune.sweep_config import SweepConfig
 
 
 @recipe(SweepConfig)

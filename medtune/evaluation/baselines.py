@@ -40,5 +40,7 @@ def chance(verdicts: Sequence[Verdict]) -> Number:
 
 
 def majority(verdicts: Sequence[Verdict]) -> Number:
-    """Accuracy of the training split's majority value on the same questions."""
-    return proportion([one.prior for one in verdicts], MAJORITY, higher_is_better=None)
+    """Accuracy of the training split's majority value on the same questions; undefined where one's is not known."""
+    priors = [one.prior for one in verdicts]
+    known = [] if None in priors else [bool(one) for one in priors]
+    return proportion(known, MAJORITY, higher_is_better=None)

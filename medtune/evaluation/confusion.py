@@ -14,8 +14,8 @@ class Confusion:
     """Counts of answers by right value and by value read.
 
     Args:
-        gold: The right values that occur, sorted; one row each.
-        answered: The values that occur, as right ones or as answers, sorted; one column each.
+        gold: The right values that occur, sorted, or all classes in their order; one row each.
+        answered: The values that occur, as right ones or as answers, sorted, or all classes; one column each.
         counts: ``[gold][answered]``.
         unread: For each right value, how many answers could not be read.
     """
@@ -31,20 +31,24 @@ class Confusion:
         return sum(map(sum, self.counts)) + sum(self.unread)
 
 
-def confusion(gold: Sequence[str], predicted: Sequence[str | None]) -> Confusion:
+def confusion(gold: Sequence[str], predicted: Sequence[str | None], classes: Sequence[str] | None = None) -> Confusion:
     """Count the answers to one attribute's questions (scikit-learn).
 
     Args:
         gold: Right value of each question.
         predicted: Value read from each answer, None where none could be read.
+        classes: All values there are, in the order of the table; None takes those that occur.
 
     Raises:
-        DataError: No question, or not one answer to each.
+        DataError: No question, not one answer to each, or a value that is none of the classes.
     """
     if not gold or len(gold) != len(predicted):
         raise DataError(f"a confusion table needs one answer to each question, found {len(predicted)} to {len(gold)}.")
-    rows = sorted(set(gold))
-    columns = sorted(set(gold) | {one for one in predicted if one is not None})
+    found = set(gold) | {one for one in predicted if one is not None}
+    if classes is not None and found - set(classes):
+        raise DataError(f"the value {min(found - set(classes))!r} is none of the classes {', '.join(classes)}.")
+    rows = sorted(set(gold)) if classes is None else list(classes)
+    columns = sorted(found) if classes is None else list(classes)
     answers = [UNREAD if one is None else one for one in predicted]
     matrix = confusion_matrix(list(gold), answers, labels=[*columns, UNREAD])
     held = [matrix[columns.index(value)] for value in rows]

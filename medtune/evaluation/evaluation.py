@@ -6,11 +6,15 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from medtune.data.labels import PROTOCOL as CLASSIFICATION
 from medtune.data.sample import Sample
+from medtune.evaluation.classification import score_classification, sets_of
 from medtune.evaluation.matching import match_predictions
 from medtune.evaluation.prediction import Prediction
 from medtune.evaluation.protocols.base import Verdict, Vocabulary
 from medtune.evaluation.protocols.registry import PROTOCOLS, build_protocol, plan_queries
+from medtune.evaluation.protocols.response_likelihood import ResponseLikelihood
+from medtune.evaluation.ranking import score_ranking
 from medtune.evaluation.result import Number, is_number
 from medtune.evaluation.retention import retention
 from medtune.evaluation.scoring import score_protocol
@@ -63,24 +67,35 @@ def evaluate(
     Raises:
         DataError: Questions and predictions do not fit.
     """
-    vocabulary = Vocabulary.of(samples, majority)
+    vocabulary = Vocabulary.of(
+        samples, majority, needed=not {CLASSIFICATION, ResponseLikelihood.name}.issuperset(protocols)
+    )
     samples = samples[:limit]
     queries = plan_queries(samples, protocols, swapped=swapped, seed=seed)
     rows, counts = match_predictions(queries, predictions, on_missing=on_missing, on_extra=on_extra)
     judges = {task: build_protocol(task, seed) for task in protocols}
     verdicts = [judges[row.task].judge(row, vocabulary) for row in rows]
-    scored = {
-        task: score_protocol([one for one in verdicts if one.task == task], draws=draws, seed=seed)
-        for task in protocols
-        if task != "description"  # it has no right answer; retention holds its rate
-    }
+    scored: dict[str, Any] = {}
+    for task in protocols:
+        held = [one for one in verdicts if one.task == task]
+        if task == CLASSIFICATION:
+            scored[task] = score_classification(held, vocabulary.majority, draws=draws, seed=seed)
+        elif task == ResponseLikelihood.name:
+            scored[task] = score_ranking(held, draws=draws, seed=seed)
+        elif task != "description":  # it has no right answer; retention holds its rate
+            scored[task] = score_protocol(held, draws=draws, seed=seed)
+    sets = sets_of(verdicts)
     results = {
         "schema": SCHEMA,
         "name": name,
         "protocols": scored,
         "retention": retention(verdicts, draws=draws, seed=seed),
         "counts": {"questions": len(samples), "images": len({one.images for one in samples}), **counts},
-        "vocabulary": {"attributes": list(vocabulary.attributes), "majority": vocabulary.majority},
+        "vocabulary": {
+            "attributes": list(vocabulary.attributes),
+            "majority": vocabulary.majority,
+            **({"sets": sets} if sets else {}),
+        },
     }
     return Evaluation(plain(results), verdicts)
 
@@ -144,7 +159,10 @@ def to_csv(rows: Sequence[dict[str, Any]]) -> str:
 
 
 def verdict_rows(verdicts: Sequence[Verdict]) -> list[dict[str, Any]]:
-    """Flatten verdicts into table rows: ids, gold and the value read, never an answer's text."""
+    """Flatten verdicts into table rows: ids, gold and the value read, never an answer's text.
+
+    A likelihood is no answer, and has no row.
+    """
     return [
         {
             "id": one.id,
@@ -160,4 +178,5 @@ def verdict_rows(verdicts: Sequence[Verdict]) -> list[dict[str, Any]]:
             "in_format": int(one.in_format),
         }
         for one in verdicts
+        if one.task != ResponseLikelihood.name
     ]

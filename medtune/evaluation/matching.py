@@ -63,6 +63,9 @@ def match_predictions(
     }
 
 
+_LISTS = ("options", "classes")
+
+
 def _joined(query: Query, row: Prediction | None) -> Prediction:
     if row is None:
         meta = {**query.meta, "missing": True}
@@ -73,7 +76,11 @@ def _joined(query: Query, row: Prediction | None) -> Prediction:
             ("task", row.task, query.task),
             ("references", row.references or query.references, query.references),
             ("images", list(row.meta.get("images", query.meta["images"])), query.meta["images"]),
-            ("options", list(row.meta.get("options", query.meta["options"])), query.meta["options"]),
+            *(
+                (name, list(row.meta.get(name, query.meta[name])), query.meta[name])
+                for name in _LISTS
+                if name in query.meta
+            ),
         )
         if given != asked
     ]
@@ -82,7 +89,7 @@ def _joined(query: Query, row: Prediction | None) -> Prediction:
             f"prediction {row.id!r} and the question file disagree on its {contradictions[0]}; the prediction was made "
             "on another question file or with another seed: predict again."
         )
-    scores = {"scores": row.meta["scores"]} if "scores" in row.meta else {}
+    scores: dict[str, Any] = {name: row.meta[name] for name in ("scores", "score_tokens") if name in row.meta}
     return dataclasses.replace(row, references=query.references, meta={**query.meta, **scores})
 
 

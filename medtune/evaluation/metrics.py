@@ -1,7 +1,7 @@
 """Metrics on scored answers. scikit-learn and scipy do the arithmetic; the bootstrap over images is ours."""
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -85,15 +85,27 @@ def bootstrap_interval(
     flat = cluster * c + cell
     total = np.bincount(flat, weights=np.asarray(values, dtype=np.float64), minlength=k * c).reshape(k, c)
     count = np.bincount(flat, minlength=k * c).reshape(k, c).astype(np.float64)
-    rng = np.random.default_rng(seed)
     statistics = []
-    for start in range(0, draws, 100):  # blocks keep the weights of many thousand images small
-        weights = rng.multinomial(k, np.full(k, 1.0 / k), size=min(100, draws - start)).astype(np.float64)
+    for weights in drawn_weights(k, draws, seed):
         with np.errstate(invalid="ignore", divide="ignore"):
             means = (weights @ total) / (weights @ count)
         statistics.append(reduce(means))
     low, high = np.nanquantile(np.concatenate(statistics), [0.025, 0.975])
     return float(low), float(high)
+
+
+def drawn_weights(clusters: int, draws: int, seed: int) -> Iterator[NDArray[np.float64]]:
+    """Yield how often each cluster is drawn, ``[up to 100, clusters]`` at a time, so that many images fit in memory.
+
+    Args:
+        clusters: How many clusters there are; each draw takes as many, with replacement.
+        draws: Number of draws in all.
+        seed: Seed of the draws.
+    """
+    rng = np.random.default_rng(seed)
+    for start in range(0, draws, 100):
+        shares = np.full(clusters, 1.0 / clusters)
+        yield rng.multinomial(clusters, shares, size=min(100, draws - start)).astype(np.float64)
 
 
 def macro(means: NDArray[np.float64]) -> NDArray[np.float64]:

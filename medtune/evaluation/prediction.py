@@ -5,6 +5,7 @@ run that is killed while it writes leaves at most one torn last line; :class:`Pr
 goes on.
 """
 
+import fcntl
 import json
 import os
 from collections.abc import Iterator
@@ -137,16 +138,21 @@ class PredictionLog:
         done: Ids that the file already answers.
 
     Raises:
-        DataError: A line other than a torn last one is not a prediction, or an id occurs twice.
+        DataError: A line other than a torn last one is not a prediction, an id occurs twice, or another run is writing
+            the file.
     """
 
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        self.path.touch()
+        self._file = self.path.open("a", encoding="utf-8")
+        try:
+            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # it dies with the process
+        except OSError as error:
+            self._file.close()
+            raise DataError(f"{self.path} is being written by another run; choose another output_dir.") from error
         _cut_torn_tail(self.path)
         self.done: set[str] = {row.id for row in read_predictions(self.path)}
-        self._file = self.path.open("a", encoding="utf-8")
 
     def append(self, row: Prediction) -> None:
         """Add one answer; the whole line reaches the operating system before this returns.

@@ -1,7 +1,7 @@
 """From verdicts to the numbers of a protocol: per attribute, macro over attributes, micro over questions."""
 
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Iterable, Sequence
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -11,8 +11,9 @@ from medtune.evaluation.protocols.base import Verdict
 from medtune.evaluation.result import Number
 
 Numbers = dict[str, Number]
-_SHARE = "share of right answers over the questions, unread ones wrong; Wilson interval"
-_BOOTSTRAP = "interval by a bootstrap over images"
+VerdictT = TypeVar("VerdictT", bound=Verdict)
+SHARE = "share of right answers over the questions, unread ones wrong; Wilson interval"
+BOOTSTRAP = "interval by a bootstrap over images"
 
 
 def score_protocol(verdicts: Sequence[Verdict], *, draws: int = 1000, seed: int = 0) -> dict[str, Any]:
@@ -28,11 +29,11 @@ def score_protocol(verdicts: Sequence[Verdict], *, draws: int = 1000, seed: int 
     """
     true = [one for one in verdicts if not one.swapped]
     swapped = [one for one in verdicts if one.swapped]
-    groups = _by_attribute(true)
+    groups = by_attribute(true)
     return {
         "overall": _overall(true, draws, seed),
         "attributes": {name: _attribute(rows, draws, seed) for name, rows in groups.items()},
-        "swapped": _swapped(true, swapped, draws, seed) if swapped else None,
+        "swapped": swap_numbers(true, swapped, _overall(swapped, draws, seed), draws, seed) if swapped else None,
     }
 
 
@@ -43,9 +44,9 @@ def _attribute(rows: list[Verdict], draws: int, seed: int) -> Numbers:
     )
     balanced = balanced_accuracy(gold, [one.predicted for one in rows])
     return {
-        "accuracy": proportion([one.correct for one in rows], _SHARE),
+        "accuracy": proportion([one.correct for one in rows], SHARE),
         "balanced_accuracy": Number(
-            balanced, "fraction", True, len(rows), interval, f"mean recall over the gold values; {_BOOTSTRAP}"
+            balanced, "fraction", True, len(rows), interval, f"mean recall over the gold values; {BOOTSTRAP}"
         ),
         "chance": chance(rows),
         "majority": majority(rows),
@@ -54,7 +55,7 @@ def _attribute(rows: list[Verdict], draws: int, seed: int) -> Numbers:
 
 
 def _overall(rows: list[Verdict], draws: int, seed: int) -> Numbers:
-    groups = list(_by_attribute(rows).values())
+    groups = list(by_attribute(rows).values())
     over = f"mean over the {len(groups)} attributes of"
 
     def mean(values: list[float | None]) -> float | None:
@@ -69,37 +70,46 @@ def _overall(rows: list[Verdict], draws: int, seed: int) -> Numbers:
         "accuracy_macro": number(
             mean([float(np.mean([one.correct for one in group])) for group in groups]),
             True,
-            _macro_interval(rows, [float(one.correct) for one in rows], draws, seed),
-            f"{over} the share of right answers, unread ones wrong; {_BOOTSTRAP}",
+            macro_interval(rows, [float(one.correct) for one in rows], draws, seed),
+            f"{over} the share of right answers, unread ones wrong; {BOOTSTRAP}",
         ),
         "accuracy_micro": proportion(
             [one.correct for one in rows],
-            _SHARE,
+            SHARE,
         ),
         "balanced_accuracy_macro": number(
             balanced,
             True,
             _balanced_interval(rows, draws, seed),
-            f"{over} the mean recall over gold values; {_BOOTSTRAP}",
+            f"{over} the mean recall over gold values; {BOOTSTRAP}",
         ),
         "chance_macro": number(mean([chance(group).value for group in groups]), None, None, f"{over} {CHANCE}"),
         "chance_micro": chance(rows),
         "majority_macro": number(
             mean([majority(group).value for group in groups]),
             None,
-            _macro_interval(rows, [float(one.prior) for one in rows], draws, seed),
-            f"{over} {MAJORITY}; {_BOOTSTRAP}",
+            macro_interval(rows, [float(bool(one.prior)) for one in rows], draws, seed),
+            f"{over} {MAJORITY}; {BOOTSTRAP}",
         ),
         "majority_micro": majority(rows),
         "unread": _unread(rows),
     }
 
 
-def _swapped(true: list[Verdict], swapped: list[Verdict], draws: int, seed: int) -> Numbers:
-    """Accuracy on swapped images, and what the swap costs on the questions that were asked both ways."""
+def swap_numbers(
+    true: Sequence[Verdict], swapped: Sequence[Verdict], overall: Numbers, draws: int, seed: int
+) -> Numbers:
+    """Accuracy on swapped images, and what the swap costs on the questions that were asked both ways.
+
+    Args:
+        true: Verdicts on the true images.
+        swapped: Verdicts on swapped images.
+        overall: Overall numbers of the swapped ones, ``accuracy_macro`` and ``accuracy_micro`` among them.
+        draws: Bootstrap draws.
+        seed: Seed of the draws.
+    """
     on_true = {one.sample_id: one for one in true}
     pairs = [(on_true[one.sample_id], one) for one in swapped if one.sample_id in on_true]
-    overall = _overall(swapped, draws, seed)
     return {
         "accuracy_macro": overall["accuracy_macro"],
         "accuracy_micro": overall["accuracy_micro"],
@@ -139,7 +149,7 @@ def paired_difference(
     interval = (
         bootstrap_interval(values, attributes, images, macro, draws=draws, seed=seed, binary=False) if groups else None
     )
-    definition = f"mean over the {len(groups)} attributes of {text}, paired by question; {_BOOTSTRAP}"
+    definition = f"mean over the {len(groups)} attributes of {text}, paired by question; {BOOTSTRAP}"
     return Number(mean, "difference of fractions", True, len(values), interval, definition)
 
 
@@ -148,9 +158,10 @@ def _unread(rows: list[Verdict]) -> Number:
     return proportion([one.predicted is None for one in rows], text, higher_is_better=False)
 
 
-def _macro_interval(
+def macro_interval(
     rows: Sequence[Verdict], values: Sequence[float], draws: int, seed: int
 ) -> tuple[float, float] | None:
+    """Interval of the mean over attributes of the mean of 0/1 values, one for each verdict."""
     attributes, images = [one.attribute for one in rows], [one.images for one in rows]
     return bootstrap_interval(values, attributes, images, macro, draws=draws, seed=seed)
 
@@ -164,8 +175,9 @@ def _balanced_interval(rows: list[Verdict], draws: int, seed: int) -> tuple[floa
     return bootstrap_interval(values, cells, images, nested_macro(groups), draws=draws, seed=seed)
 
 
-def _by_attribute(rows: Sequence[Verdict]) -> dict[str, list[Verdict]]:
-    groups: dict[str, list[Verdict]] = {}
+def by_attribute(rows: Iterable[VerdictT]) -> dict[str, list[VerdictT]]:
+    """Group verdicts by attribute, in alphabetical order."""
+    groups: dict[str, list[VerdictT]] = {}
     for one in rows:
         groups.setdefault(one.attribute, []).append(one)
     return dict(sorted(groups.items()))

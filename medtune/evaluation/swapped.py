@@ -1,11 +1,13 @@
 """The image-swap control: each question is asked on another question's image; a model that looks must do worse."""
 
 import dataclasses
+from collections import Counter
 from collections.abc import Sequence
 
 from medtune.data.randomness import sample_rng
 from medtune.data.sample import Sample
 from medtune.errors import DataError
+from medtune.evaluation.protocols.base import Topic, topic
 
 
 def swap_images(samples: Sequence[Sample], seed: int = 0) -> list[Sample]:
@@ -16,7 +18,7 @@ def swap_images(samples: Sequence[Sample], seed: int = 0) -> list[Sample]:
     cannot come from the image that is shown. An attribute with a single image takes one from the rest of the file.
 
     Args:
-        samples: Questions; ``meta`` holds ``attribute`` and ``answer``.
+        samples: Questions about an attribute, or classification questions, whose attribute is their set.
         seed: Seed of the dealing; the result depends on the questions and the seed alone.
 
     Returns:
@@ -27,19 +29,47 @@ def swap_images(samples: Sequence[Sample], seed: int = 0) -> list[Sample]:
     Raises:
         DataError: All questions show one image.
     """
+    topics = [topic(sample) for sample in samples]
     groups: dict[str, list[int]] = {}
-    for index, sample in enumerate(samples):
-        groups.setdefault(sample.meta["attribute"], []).append(index)
+    for index, one in enumerate(topics):
+        groups.setdefault(one.attribute, []).append(index)
     partner: dict[int, int] = {}
     for attribute, members in sorted(groups.items()):
-        partner.update(_deal(samples, members, seed, attribute))
+        partner.update(_deal([one.answer for one in topics], members, seed, attribute))
     for index, other in partner.items():
         if samples[index].images == samples[other].images:
-            partner[index] = _any_other(samples, index, seed)
-    return [_with_images(sample, samples[partner[index]]) for index, sample in enumerate(samples)]
+            partner[index] = _any_other(samples, topics, index, seed)
+    return [_with_images(samples, topics, index, partner[index]) for index in range(len(samples))]
 
 
-def _deal(samples: Sequence[Sample], members: list[int], seed: int, attribute: str) -> dict[int, int]:
+def contrast_images(samples: Sequence[Sample], seed: int = 0) -> list[Sample]:
+    """Show each question an image of its own attribute or set whose right answer is another one.
+
+    Each image is drawn by itself, every candidate alike, so that one may serve several questions; so are the negatives
+    of contrastive response tuning (VITask, Eq. 5).
+
+    Args:
+        samples: As in :func:`swap_images`.
+        seed: Seed of the draw.
+
+    Returns:
+        One sample for each question that has such an image, in order, with ``meta`` as in :func:`swap_images`.
+    """
+    topics = [topic(sample) for sample in samples]
+    groups: dict[str, dict[str, list[int]]] = {}
+    for index, one in enumerate(topics):
+        groups.setdefault(one.attribute, {}).setdefault(one.answer, []).append(index)
+    contrasted = []
+    for index, one in enumerate(topics):
+        others = [members for answer, members in groups[one.attribute].items() if answer != one.answer]
+        if others:
+            rng = sample_rng(seed, 0, index, f"contrast:{samples[index].id}")
+            members = rng.choices(others, weights=[len(members) for members in others])[0]
+            contrasted.append(_with_images(samples, topics, index, rng.choice(members)))
+    return contrasted
+
+
+def _deal(answers: Sequence[str], members: list[int], seed: int, attribute: str) -> dict[int, int]:
     """Deal the images of one attribute by rotation.
 
     With the questions sorted by answer, a turn by the largest answer's count changes every answer wherever that is
@@ -47,26 +77,28 @@ def _deal(samples: Sequence[Sample], members: list[int], seed: int, attribute: s
     """
     order = list(members)
     sample_rng(seed, 0, 0, f"swap:{attribute}").shuffle(order)
-    order.sort(key=lambda index: str(samples[index].meta["answer"]))  # stable: random within one answer
-    counts: dict[str, int] = {}
-    for index in order:
-        counts[samples[index].meta["answer"]] = counts.get(samples[index].meta["answer"], 0) + 1
-    turn = max(counts.values()) % len(order) or min(1, len(order) - 1)
+    order.sort(key=lambda index: answers[index])  # stable: random within one answer
+    turn = max(Counter(answers[index] for index in order).values()) % len(order) or min(1, len(order) - 1)
     return {index: order[(place + turn) % len(order)] for place, index in enumerate(order)}
 
 
-def _any_other(samples: Sequence[Sample], index: int, seed: int) -> int:
+def _any_other(samples: Sequence[Sample], topics: Sequence[Topic], index: int, seed: int) -> int:
     """A partner for a question whose deal gave back its own image: several questions may share one image."""
     own = samples[index]
     fit = [other for other, sample in enumerate(samples) if sample.images != own.images]
     if not fit:
         raise DataError("the images cannot be swapped: all questions show the same image; leave 'swapped' empty.")
-    same = [other for other in fit if samples[other].meta["attribute"] == own.meta["attribute"]]
-    differing = [other for other in same if samples[other].meta["answer"] != own.meta["answer"]]
+    same = [other for other in fit if topics[other].attribute == topics[index].attribute]
+    differing = [other for other in same if topics[other].answer != topics[index].answer]
     return sample_rng(seed, 0, index, f"swap:{own.id}").choice(differing or same or fit)
 
 
-def _with_images(sample: Sample, other: Sample) -> Sample:
-    same_question = other.meta["attribute"] == sample.meta["attribute"]
-    extra = {"swapped": True, "swapped_with": other.id, "shown_answer": other.meta["answer"] if same_question else None}
+def _with_images(samples: Sequence[Sample], topics: Sequence[Topic], index: int, partner: int) -> Sample:
+    sample, other = samples[index], samples[partner]
+    same_question = topics[partner].attribute == topics[index].attribute
+    extra = {
+        "swapped": True,
+        "swapped_with": other.id,
+        "shown_answer": topics[partner].answer if same_question else None,
+    }
     return dataclasses.replace(sample, images=other.images, meta={**sample.meta, **extra})

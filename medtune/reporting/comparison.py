@@ -3,8 +3,11 @@
 from dataclasses import replace
 from typing import Any
 
+from medtune.data.labels import PROTOCOL
 from medtune.evaluation.evaluation import plain
+from medtune.evaluation.labels import read_labels
 from medtune.evaluation.paired import mcnemar
+from medtune.evaluation.resampled import LabelTable, f1_difference
 from medtune.evaluation.result import Number
 from medtune.evaluation.retention import COMPONENTS
 from medtune.evaluation.scoring import paired_difference
@@ -27,7 +30,8 @@ def compare(base: Run, run: Run, *, draws: int = 1000, seed: int = 0) -> dict[st
     Returns:
         ``{protocol: number, ..., "retention": number, "skipped": {protocol: why}}``. A protocol's number is the
         difference of the mean over attributes; beside it stand ``micro``, the difference over questions, and
-        ``mcnemar`` (:class:`medtune.evaluation.paired.McNemar`, ``first`` being ``base``). A protocol that one run
+        ``mcnemar`` (:class:`medtune.evaluation.paired.McNemar`, ``first`` being ``base``), and ``f1_macro`` for a
+        classification. A protocol that one run
         was not asked is left out; one that they were asked on different questions stands under ``skipped``, a key
         that is absent where nothing was skipped.
     """
@@ -39,12 +43,16 @@ def compare(base: Run, run: Run, *, draws: int = 1000, seed: int = 0) -> dict[st
         if not first or not second:
             continue
         why = _mismatch(first, second)
+        if not why and task == PROTOCOL and not _same_sets(base, run):
+            why = "the sets have different classes"
         if why:
             skipped[task] = why
             continue
         pairs = [(first[one], second[one]) for one in second]
         if task in PROTOCOL_TITLES:
             numbers[task] = _accuracy(pairs, base.name, draws, seed)
+        if task == PROTOCOL:
+            numbers[task]["f1_macro"] = plain(_f1(pairs, run.results["vocabulary"]["sets"], base.name, draws, seed))
         parts += pairs if task in COMPONENTS else []
     lost = [task for task in skipped if task in COMPONENTS]
     if lost:  # a composite of fewer components would be another number under the same name
@@ -67,6 +75,10 @@ def _mismatch(first: dict[str, Row], second: dict[str, Row]) -> str:
     return f"{changed} of {len(first)} questions have another right answer or image" if changed else ""
 
 
+def _same_sets(base: Run, run: Run) -> bool:
+    return bool(base.results["vocabulary"].get("sets") == run.results["vocabulary"].get("sets"))
+
+
 def _accuracy(pairs: list[Pair], base: str, draws: int, seed: int) -> dict[str, Any]:
     values = [float(second["correct"]) - float(first["correct"]) for first, second in pairs]
     images = [first["images"] for first, _ in pairs]
@@ -77,6 +89,24 @@ def _accuracy(pairs: list[Pair], base: str, draws: int, seed: int) -> dict[str, 
     micro = replace(micro, definition=f"{text}; interval by a bootstrap over images")
     test = mcnemar([first["correct"] == "1" for first, _ in pairs], [second["correct"] == "1" for _, second in pairs])
     return {**plain(macro), "micro": plain(micro), "mcnemar": test.to_dict()}
+
+
+def _f1(pairs: list[Pair], sets: dict[str, dict[str, Any]], base: str, draws: int, seed: int) -> Number:
+    """Difference in macro-F1, mean over sets; the answers are read back from the values of the verdicts."""
+    by_set = {name: [pair for pair in pairs if pair[0]["attribute"] == name] for name in sets}
+    sides = []
+    for side in (0, 1):
+        tables = {}
+        for name, rows in by_set.items():
+            classes, several = tuple(sets[name]["classes"]), sets[name]["task"] == "multi_label"
+            gold = [read_labels(pair[side]["gold"], classes, several)[0] for pair in rows]
+            read = [read_labels(pair[side]["predicted"], classes, several)[0] for pair in rows]
+            tables[name] = LabelTable.of(sets[name]["task"], len(classes), gold, read)
+        sides.append(tables)
+    images = [pair[0]["images"] for rows in by_set.values() for pair in rows]
+    value, interval = f1_difference(sides[0], sides[1], images, draws=draws, seed=seed)
+    text = f"mean over the {len(sets)} sets of macro-F1 minus that of {base}; interval by a bootstrap over images"
+    return Number(value, "difference of fractions", True, len(pairs), interval, text)
 
 
 def _retention(pairs: list[Pair], base: str, draws: int, seed: int) -> Number:

@@ -4,12 +4,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from medtune.data.labels import LABEL_SEPARATOR, PROTOCOL
 from medtune.evaluation.confusion import Confusion, confusion
 from medtune.reporting.plots import colour
 from medtune.reporting.runs import Run
 from medtune.reporting.summary import PROTOCOL_TITLES
 
-TASKS = ("open", "multiple_choice")
+TASKS = ("open", "multiple_choice", "classification")
 """Protocols whose answers are read as a value of the attribute; yes/no and likelihoods cannot be left unread."""
 WIDEST = 15
 """Values of an attribute above which its table stands in the CSV file alone."""
@@ -76,14 +77,32 @@ def confusion_rows(runs: Sequence[Run]) -> list[dict[str, Any]]:
 
 
 def _of_run(run: Run, task: str) -> dict[str, Confusion]:
-    """Attribute to table, on the true images."""
+    """Attribute to table, on the true images; each label of a multi-label set is an attribute of its own."""
     groups: dict[str, list[dict[str, str]]] = {}
     for row in run.verdicts.values():
         if row["task"] == task and row["swapped"] == "0":
             groups.setdefault(row["attribute"], []).append(row)
-    return {
-        attribute: confusion(
-            [row["gold"] for row in rows], [row["predicted"] if row["read"] == "1" else None for row in rows]
-        )
-        for attribute, rows in sorted(groups.items())
-    }
+    sets = run.results["vocabulary"].get("sets", {}) if task == PROTOCOL else {}
+    tables: dict[str, Confusion] = {}
+    for attribute, rows in sorted(groups.items()):
+        known = sets.get(attribute)
+        if known and known["task"] == "multi_label":
+            tables |= _by_label(attribute, known["classes"], rows)
+            continue
+        read = [row["predicted"] if row["read"] == "1" else None for row in rows]
+        tables[attribute] = confusion([row["gold"] for row in rows], read, known and known["classes"])
+    return tables
+
+
+def _by_label(attribute: str, classes: Sequence[str], rows: Sequence[dict[str, str]]) -> dict[str, Confusion]:
+    """Present and absent, for each label; an answer that names no class is unread for all of them."""
+    tables = {}
+    for name in classes:
+        gold, read = ([_presence(row[key], name) for row in rows] for key in ("gold", "predicted"))
+        answers = [one if row["read"] == "1" else None for one, row in zip(read, rows, strict=True)]
+        tables[f"{attribute}: {name}"] = confusion(gold, answers, ("present", "absent"))
+    return tables
+
+
+def _presence(text: str, name: str) -> str:
+    return "present" if name in text.split(LABEL_SEPARATOR) else "absent"

@@ -17,7 +17,9 @@ from medtune.reporting.runs import Run
 from medtune.reporting.summary import PROTOCOL_TITLES
 
 OpenImage = Callable[[str], Image.Image]
-SHOWN_TASKS = ("open", "multiple_choice", "yes_no", "description")
+SHOWN_TASKS = ("open", "multiple_choice", "yes_no", "description", "classification")
+ASKING = ("open", "multiple_choice", "yes_no", "classification")
+"""Protocols whose rows name a question with its right answer."""
 _LONGEST = 220
 
 
@@ -91,7 +93,7 @@ def asked_questions(runs: Sequence[Run]) -> dict[str, Prediction]:
     asked: dict[str, Prediction] = {}
     for run in runs:
         for row in run.predictions.values():
-            if not row.meta.get("swapped") and row.task in ("open", "multiple_choice", "yes_no"):
+            if not row.meta.get("swapped") and row.task in ASKING:
                 asked.setdefault(row.meta["sample_id"], row)
     return asked
 
@@ -116,7 +118,8 @@ def make_card(
     titles = [
         _task_title(task, next(r.predictions[ids[task]] for r in runs if ids[task] in r.predictions)) for task in held
     ]
-    return Card(f"What is the {meta['attribute']}?", meta["answer"], picture, trouble, titles, answers)
+    question = f"Set {meta['set']}" if asked.task == "classification" else f"What is the {meta['attribute']}?"
+    return Card(question, meta["answer"], picture, trouble, titles, answers)
 
 
 def _task_title(task: str, row: Prediction) -> str:

@@ -3,16 +3,21 @@
 from collections.abc import Sequence
 from typing import Any
 
+from medtune.data.labels import PROTOCOL
 from medtune.reporting.plots import colour
 from medtune.reporting.runs import Run
 from medtune.reporting.summary import PROTOCOL_TITLES
 from medtune.reporting.views import Cell, Row, Table, cell
 
+_CLASSIFICATION = ["Accuracy, mean over sets: Δ", "Accuracy, over images: Δ", "Macro-F1, mean over sets: Δ"]
 Differences = dict[str, dict[str, Any]]
 
 
 def paired_tables(runs: Sequence[Run], differences: Differences) -> list[Table]:
-    """For each protocol a line for each run but the first: both differences, the discordant counts, the p value."""
+    """For each protocol a line for each run but the first: both differences, the discordant counts, the p value.
+
+    A classification has the difference in macro-F1 beside them.
+    """
     base = runs[0].name
     columns = [
         "Accuracy, mean over attributes: Δ",
@@ -29,7 +34,7 @@ def paired_tables(runs: Sequence[Run], differences: Differences) -> list[Table]:
             if name in differences.get(run.name, {})
         ]
         if rows:
-            tables.append(Table(title, columns, rows))
+            tables.append(Table(title, _CLASSIFICATION + columns[2:] if name == PROTOCOL else columns, rows))
     return tables
 
 
@@ -51,7 +56,8 @@ def _cells(number: dict[str, Any]) -> list[Cell]:
     test = number["mcnemar"]
     counts = [Cell(str(test[key])) for key in ("only_first", "only_second")]
     p_value = Cell(p_text(test["p_value"]), title=test["definition"])
-    return [*(cell(one, against=0.0, sign=True) for one in (number, number["micro"])), *counts, p_value]
+    differences = [number, number["micro"], *([number["f1_macro"]] if "f1_macro" in number else [])]
+    return [*(cell(one, against=0.0, sign=True) for one in differences), *counts, p_value]
 
 
 def _title(name: str) -> str:

@@ -185,6 +185,40 @@ def _level_lines(panel: Any, spreads: Mapping[str, Mapping[str, Any]], levels: S
             panel.axhline(height, color=GREY, linestyle=_DASHES[1 + place % 3], linewidth=1.2, label=variant)
 
 
+def density_chart(densities: Mapping[str, tuple[Sequence[float], Sequence[float]]], places: Mapping[str, int]) -> str:
+    """Draw the densities of a response's probability under own and other images, one panel a run (VITask, Fig. 4).
+
+    Args:
+        densities: Run to the shares of images in equal bins of [0, 1], under own and under other images.
+        places: Run to its place in the report's colours.
+
+    Returns:
+        SVG text.
+    """
+    across = min(4, len(densities))
+    down = math.ceil(len(densities) / across)
+    with matplotlib.rc_context(_STYLE):
+        figure = Figure(figsize=(2.5 * across + 0.6, 2.1 * down + 0.5))
+        panels: Any = figure.subplots(down, across, sharex=True, sharey=True, squeeze=False).ravel()
+        for panel, (name, (own, other)) in zip(panels, densities.items(), strict=False):
+            edges = [at / len(own) for at in range(len(own) + 1)]
+            for shares, ink, label in ((other, GREY, "another image"), (own, colour(places[name]), "own image")):
+                heights = [share * len(shares) for share in shares]
+                panel.stairs(heights, edges, fill=True, alpha=0.35, color=ink, label=label)
+                panel.stairs(heights, edges, color=ink, linewidth=1.2)
+            panel.set_title(name, fontsize=9.5)
+            panel.set_xlim(0, 1)
+            panel.spines[["top", "right"]].set_visible(False)
+            panel.tick_params(labelbottom=True)
+            panel.legend(loc="upper center", frameon=False, fontsize=7.5)
+        for panel in panels[len(densities) :]:
+            panel.set_visible(False)
+        figure.supxlabel("probability of the right response, geometric mean over its tokens", fontsize=8)
+        figure.supylabel("density", fontsize=8)
+        figure.tight_layout()
+        return _svg(figure)
+
+
 def training_curves(runs: Sequence[Run]) -> str | None:
     """Draw loss and learning rate over the steps, one line a run; validation losses as points.
 

@@ -15,11 +15,13 @@ from medtune.reporting.comparison import compare
 from medtune.reporting.confusions import confusion_rows, confusion_tables
 from medtune.reporting.gallery import OpenImage, choose_cards, data_uri
 from medtune.reporting.pairs import paired_skips, paired_tables
+from medtune.reporting.ranking import ranking_sections
 from medtune.reporting.runs import Run, read_runs
 from medtune.reporting.summary import PROTOCOL_TITLES, asked_protocols
 from medtune.reporting.worst import WORST, worst_cards
 
 SCHEMA = "medtune-report-1"
+RADARS = ("open", "multiple_choice", "classification")
 
 
 def write_report(
@@ -32,7 +34,7 @@ def write_report(
     samples: int = 0,
     open_image: OpenImage | None = None,
     seed: int = 0,
-    extra: views.Section | None = None,
+    extra: views.Section | Sequence[views.Section] | None = None,
 ) -> Path:
     """Write the page, and ``results.json``, ``results.csv`` and ``confusion.csv`` beside it.
 
@@ -47,7 +49,7 @@ def write_report(
         samples: How many sample questions to show, with every run's answers; above 0 the worst cases are shown too.
         open_image: Opens an image by its path in the question file.
         seed: Seed of the choice of samples and of the bootstrap of differences.
-        extra: A section of the caller's own, placed below the headline.
+        extra: A section of the caller's own, or several, placed below the headline.
 
     Returns:
         The HTML file.
@@ -61,6 +63,8 @@ def write_report(
             raise DataError(f"{out}: the report must not lie in the run's own folder; choose another place for it.")
     loaded = read_runs([Path(run) for run in runs], dict(names or {}), with_answers=samples > 0)
     results = combine(loaded, seed=seed)
+    if isinstance(extra, views.Section) or extra is None:
+        extra = [] if extra is None else [extra]
     page = render(
         loaded, results, title=title, note=note, samples=samples, open_image=open_image, seed=seed, extra=extra
     )
@@ -91,7 +95,7 @@ def render(
     samples: int,
     open_image: OpenImage | None,
     seed: int,
-    extra: views.Section | None = None,
+    extra: Sequence[views.Section] = (),
 ) -> str:
     """Fill the page's template; everything that comes from data is escaped."""
     environment = Environment(
@@ -105,8 +109,7 @@ def render(
         base=results["base"],
         headline=views.headline(runs, results["differences"]),
         overview=_picture(plots.accuracy_chart(runs)),
-        extra=extra,
-        extra_picture=_picture(extra.picture if extra and extra.picture else None),
+        sections=[(one, _picture(one.picture or None)) for one in [*extra, *ranking_sections(runs)]],
         protocols=views.protocol_tables(runs),
         radars=[(name, _picture(chart)) for name, chart in radars if chart],
         paired=paired_tables(runs, results["differences"]),
@@ -123,8 +126,8 @@ def render(
 
 
 def _radar_protocols(runs: Sequence[Run]) -> list[str]:
-    """The open question, and multiple choice, which is what the paper's figure shows."""
-    return [name for name in asked_protocols([run.results for run in runs]) if name in ("open", "multiple_choice")]
+    """The open question, multiple choice, which is what the paper's figure shows, and the sets of a classification."""
+    return [name for name in asked_protocols([run.results for run in runs]) if name in RADARS]
 
 
 def _description(run: Run, place: int) -> dict[str, Any]:

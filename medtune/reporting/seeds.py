@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
+from medtune.data.labels import PROTOCOL
 from medtune.reporting import plots
 from medtune.reporting.summary import MISSING, PROTOCOL_TITLES
 from medtune.reporting.views import Cell, Row, Section, Table
@@ -37,9 +38,39 @@ def seeds_section(spreads: Spreads, axis: str = "", places: Mapping[str, float] 
     return Section(title, help, _table(spreads) if most > 1 else None, picture or "", alt)
 
 
+def sets_section(spreads: Spreads) -> Section | None:
+    """Describe accuracy and macro-F1 of each set of a classification over seeds (VITask, Table 2).
+
+    Args:
+        spreads: As for :func:`seeds_section`; a set's numbers are named ``classification/<set>/<number>``.
+
+    Returns:
+        The section, None for one seed or without sets.
+    """
+    sets = sorted({name.split("/")[1] for numbers in spreads.values() for name in numbers if _of_set(name)})
+    columns = {
+        f"{PROTOCOL}/{name}/{metric}": f"{name}: {title}"
+        for name in sets
+        for metric, title in (("accuracy", "accuracy"), ("f1_macro", "macro-F1"))
+    }
+    shown = [one for numbers in spreads.values() for name, one in numbers.items() if name in columns]
+    if max((one["seeds"] for one in shown), default=0) < 2:
+        return None
+    rows = [Row(variant, [_cell(numbers, name) for name in columns]) for variant, numbers in spreads.items()]
+    help = "Mean and standard deviation over training seeds; accuracy of a multi-label set is the exact match."
+    return Section("Over seeds, by set", help, Table("Sets", list(columns.values()), rows))
+
+
+def _of_set(name: str) -> bool:
+    return name.startswith(f"{PROTOCOL}/") and name.count("/") > 1
+
+
 def _titles(spreads: Spreads) -> dict[str, str]:
     """Names of the numbers that are shown, in the order of the page's tables, with their titles."""
     shown = {f"{name}/accuracy_macro": title for name, title in PROTOCOL_TITLES.items()}
+    shown["classification/f1_macro"] = "Classification, macro-F1"
+    shown["response_likelihood/auc_macro"] = "Response ranking, AUC"
+    shown["response_likelihood/overlap_macro"] = "Response ranking, overlap"
     shown["retention"] = "Instruction retention"
     return {name: title for name, title in shown.items() if any(name in numbers for numbers in spreads.values())}
 

@@ -8,8 +8,16 @@ PROTOCOL_TITLES = {
     "multiple_choice": "Multiple choice",
     "letter_likelihood": "Letter likelihood",
     "yes_no": "Yes / no",
+    "classification": "Classification",
 }
 """Protocols with a right answer, in the order of tables."""
+_HEADLINE = {"accuracy_macro": "", "f1_macro": ", macro-F1"}
+"""Numbers of the headline, with what is added to the protocol's title; a protocol without F1 has the first alone."""
+_BASELINES = {
+    ("majority", "accuracy_macro"): "majority_macro",
+    ("majority", "f1_macro"): "majority_f1_macro",
+    ("chance", "accuracy_macro"): "chance_macro",
+}
 RETENTION_TITLES = {
     "multiple_choice": "letter format",
     "open": "open question answered",
@@ -43,6 +51,26 @@ def asked_protocols(results: Sequence[dict[str, Any]]) -> list[str]:
     return [name for name in PROTOCOL_TITLES if any(name in one["protocols"] for one in results)]
 
 
+def headline_numbers(results: Sequence[dict[str, Any]]) -> dict[tuple[str, str], str]:
+    """Return (protocol, metric) to title of the numbers that stand for each protocol that was asked."""
+    return {
+        (name, metric): PROTOCOL_TITLES[name] + added
+        for name in asked_protocols(results)
+        for metric, added in _HEADLINE.items()
+        if any(overall(one, name, metric) for one in results)
+    }
+
+
+def baseline(results: Sequence[dict[str, Any]], kind: str, protocol: str, metric: str) -> dict[str, Any] | None:
+    """Return what ``majority`` or ``chance`` scores in a number of the headline, None where that is not defined.
+
+    A baseline depends on the questions alone, so that the first run that was asked them has it.
+    """
+    known = next((one for one in results if protocol in one["protocols"]), None)
+    name = _BASELINES.get((kind, metric))
+    return overall(known, protocol, name) if known and name else None
+
+
 def overall(results: dict[str, Any], protocol: str, metric: str) -> dict[str, Any] | None:
     """Return one overall number of a run, None where the protocol was not asked."""
     number: dict[str, Any] | None = results["protocols"].get(protocol, {}).get("overall", {}).get(metric)
@@ -63,21 +91,23 @@ def summary_table(results: Sequence[dict[str, Any]]) -> str:
 
     Returns:
         Lines of at most about 140 characters. Values are percent with 95% intervals; accuracy is the
-        mean over attributes.
+        mean over attributes, or over the sets of a classification.
     """
+    shown = headline_numbers(results)
     protocols = asked_protocols(results)
+    retained = any(one["retention"] for one in results) or not shown
     control = next((name for name in protocols if any(swapped(one, name, "drop_macro") for one in results)), None)
-    header = ["accuracy, %", *(PROTOCOL_TITLES[name] for name in protocols), "Retention"]
+    header = ["accuracy, %", *shown.values(), *(["Retention"] if retained else [])]
     header += [f"Swap costs ({PROTOCOL_TITLES[control].lower()})"] if control else []
     rows = [header]
     for one in results:
-        row = [one["name"], *(_cell(overall(one, name, "accuracy_macro")) for name in protocols)]
-        row.append(_cell(one["retention"].get("composite")))
+        row = [one["name"], *(_cell(overall(one, name, metric)) for name, metric in shown)]
+        row += [_cell(one["retention"].get("composite"))] if retained else []
         rows.append([*row, _cell(swapped(one, control, "drop_macro"))] if control else row)
-    for label, metric in (("majority (train)", "majority_macro"), ("chance", "chance_macro")):
-        cells = [_first(results, name, metric) for name in protocols]
+    for label, kind in (("majority (train)", "majority"), ("chance", "chance")):
+        cells = [percent(baseline(results, kind, name, metric)) for name, metric in shown]
         rows.append([label, *cells, *[""] * (len(header) - 1 - len(cells))])
-    counts = [_count(results, name) for name in protocols]
+    counts = [_count(results, name) for name, _ in shown]
     rows.append(["n (answers)", *counts, *[""] * (len(header) - 1 - len(counts))])
     return _aligned(rows)
 
@@ -85,11 +115,6 @@ def summary_table(results: Sequence[dict[str, Any]]) -> str:
 def _cell(number: dict[str, Any] | None) -> str:
     span = interval(number).replace(" to ", "..")
     return f"{percent(number)} [{span}]" if span else percent(number)
-
-
-def _first(results: Sequence[dict[str, Any]], protocol: str, metric: str) -> str:
-    """A baseline depends on the questions alone, so that the first run that was asked them has it."""
-    return next((percent(overall(one, protocol, metric)) for one in results if protocol in one["protocols"]), MISSING)
 
 
 def _count(results: Sequence[dict[str, Any]], protocol: str) -> str:

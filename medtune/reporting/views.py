@@ -10,6 +10,8 @@ from medtune.reporting.summary import (
     PROTOCOL_TITLES,
     RETENTION_TITLES,
     asked_protocols,
+    baseline,
+    headline_numbers,
     interval,
     overall,
     percent,
@@ -21,14 +23,37 @@ METRIC_TITLES = {
     "accuracy_micro": "Accuracy, over questions",
     "balanced_accuracy_macro": "Balanced accuracy",
     "unread": "Unread answers",
+    "f1_macro": "Macro-F1, mean over sets",
+    "out_of_vocabulary": "Out of vocabulary",
     "chance_macro": "Chance, mean over attributes",
     "chance_micro": "Chance, over questions",
     "majority_macro": "Majority, mean over attributes",
     "majority_micro": "Majority, over questions",
+    "majority_f1_macro": "Majority, macro-F1, mean over sets",
     "drop_macro": "Cost of the swap",
     "answer_differs": "Other right answer",
+    "auc_macro": "Response ranking: AUC",
+    "own_above_other_macro": "Response ranking: own image above another",
+    "margin_macro": "Response ranking: margin",
+    "overlap_macro": "Response ranking: overlap",
+    "probability_own_macro": "Response ranking: probability, own image",
+    "probability_other_macro": "Response ranking: probability, another image",
 }
 TABLE_METRICS = ("accuracy_macro", "accuracy_micro", "balanced_accuracy_macro", "unread")
+CLASSIFICATION_TITLES = {
+    "accuracy_macro": "Accuracy, mean over sets",
+    "accuracy_micro": "Accuracy, over images",
+    "f1_macro": METRIC_TITLES["f1_macro"],
+    "out_of_vocabulary": METRIC_TITLES["out_of_vocabulary"],
+}
+NOTED = {
+    "balanced_accuracy": "balanced",
+    "f1_macro": "F1",
+    "label_accuracy": "per label",
+    "quadratic_kappa": "κ",
+    "auc_macro": "AUC",
+}
+"""Numbers of one attribute or set that stand in small letters beneath its accuracy."""
 
 
 @dataclass(frozen=True)
@@ -84,6 +109,7 @@ class Section:
         table: Numbers, if any.
         picture: A plot as SVG text; empty for none.
         alt: What the plot shows, in words.
+        first: Heading of the table's first column.
     """
 
     title: str
@@ -91,6 +117,7 @@ class Section:
     table: Table | None = None
     picture: str = ""
     alt: str = ""
+    first: str = "Model"
 
 
 def cell(number: dict[str, Any] | None, *, against: float | None = None, sign: bool = False, change: str = "") -> Cell:
@@ -113,30 +140,39 @@ def cell(number: dict[str, Any] | None, *, against: float | None = None, sign: b
 
 
 def headline(runs: Sequence[Run], differences: dict[str, dict[str, Any]]) -> Table:
-    """Every run in one line: macro accuracy of each protocol and retention, with the difference to the first run."""
-    protocols = asked_protocols([run.results for run in runs])
+    """Every run in one line: the numbers of each protocol and retention, with the difference to the first run."""
+    results = [run.results for run in runs]
+    shown = headline_numbers(results)
+    retained = any(one["retention"] for one in results)
     rows = []
     for place, run in enumerate(runs):
         changes = differences.get(run.name, {})
         cells = [
             cell(
-                overall(run.results, name, "accuracy_macro"),
-                against=_value(overall(run.results, name, "majority_macro")),
-                change=_change(changes.get(name)),
+                overall(run.results, name, metric),
+                against=_value(baseline([run.results], "majority", name, metric)),
+                change=_change(_part(changes.get(name), metric)),
             )
-            for name in protocols
+            for name, metric in shown
         ]
-        cells.append(cell(run.results["retention"].get("composite"), change=_change(changes.get("retention"))))
+        if retained:
+            cells.append(cell(run.results["retention"].get("composite"), change=_change(changes.get("retention"))))
         rows.append(Row(run.name, cells, colour(place)))
-    rows += _baselines(runs, protocols, "macro", 1)
-    return Table("Headline", [*(PROTOCOL_TITLES[name] for name in protocols), "Instruction retention"], rows)
+    for label, kind in (("majority of the training split", "majority"), ("chance", "chance")):
+        cells = [cell(baseline(results, kind, name, metric)) for name, metric in shown]
+        rows.append(Row(label, cells + [Cell("")] * retained, baseline=True))
+    return Table("Headline", [*shown.values(), *(["Instruction retention"] if retained else [])], rows)
 
 
 def protocol_tables(runs: Sequence[Run]) -> list[Table]:
-    """For each protocol the accuracy over attributes and over questions, balanced accuracy, and unread answers."""
-    metrics = {name: METRIC_TITLES[name] for name in TABLE_METRICS}
+    """For each protocol the accuracy over attributes and over questions, balanced accuracy, and unread answers.
+
+    For a classification it is macro-F1 in place of balanced accuracy, and answers out of vocabulary.
+    """
     tables = []
     for name in asked_protocols([run.results for run in runs]):
+        plain = {metric: METRIC_TITLES[metric] for metric in TABLE_METRICS}
+        metrics = CLASSIFICATION_TITLES if name == "classification" else plain
         rows = [
             Row(run.name, [cell(overall(run.results, name, metric)) for metric in metrics], colour(place))
             for place, run in enumerate(runs)
@@ -216,16 +252,13 @@ def _attribute_cell(numbers: dict[str, Any], majority: float | None) -> Cell:
     if not numbers:
         return cell(None)
     accuracy = cell(numbers["accuracy"], against=majority)  # n has a column of its own
-    return replace(accuracy, n="", note=f"balanced {percent(numbers['balanced_accuracy'])}")
+    notes = [f"{title} {percent(numbers[name])}" for name, title in NOTED.items() if name in numbers]
+    return replace(accuracy, n="", note=", ".join(notes))
 
 
-def _baselines(runs: Sequence[Run], protocols: Sequence[str], kind: str, blanks: int) -> list[Row]:
-    rows = []
-    for label, stem in (("majority of the training split", "majority"), ("chance", "chance")):
-        known = [next(run.results for run in runs if name in run.results["protocols"]) for name in protocols]
-        cells = [cell(overall(one, name, f"{stem}_{kind}")) for one, name in zip(known, protocols, strict=True)]
-        rows.append(Row(label, [*cells, *[Cell("")] * blanks], baseline=True))
-    return rows
+def _part(number: dict[str, Any] | None, metric: str) -> dict[str, Any] | None:
+    """The difference in macro-F1 stands inside that in accuracy."""
+    return number if number is None or metric == "accuracy_macro" else number.get(metric)
 
 
 def _change(number: dict[str, Any] | None) -> str:

@@ -10,7 +10,7 @@ from medtune.reporting.summary import PROTOCOL_TITLES
 
 WORST = 20
 """How many cases a report shows."""
-_TASKS = ("open", "multiple_choice", "yes_no")
+_TASKS = ("open", "multiple_choice", "yes_no", "classification")
 
 
 @dataclass(frozen=True)
@@ -22,7 +22,7 @@ class _Case:
 
 
 def worst_task(runs: Sequence[Run]) -> str | None:
-    """The protocol by which cases are ranked: the open question, else multiple choice, else yes/no."""
+    """The protocol by which cases are ranked: open question, else multiple choice, yes/no, classification."""
     return next((task for task in _TASKS if any(_judged(run, task) for run in runs)), None)
 
 

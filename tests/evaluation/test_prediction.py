@@ -77,3 +77,13 @@ def test_an_answer_is_in_the_file_before_the_log_is_closed(tmp_path):
     log.append(ROW)
     assert read_predictions(tmp_path / "p.jsonl") == [ROW]
     log.close()
+
+
+def test_two_runs_never_write_one_file(tmp_path):
+    path = tmp_path / "predictions.jsonl"
+    with PredictionLog(path) as first:
+        with pytest.raises(DataError, match="being written by another run"):
+            PredictionLog(path)
+        first.append(Prediction("a", "open", "", "x"))
+    with PredictionLog(path) as second:
+        assert second.done == {"a"}

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, NamedTuple, Protocol
 
+from medtune.data.labels import Target, classification_target, is_classification
 from medtune.data.multiple_choice import open_question
 from medtune.data.sample import IMAGE_TAG, Message, Sample
 from medtune.errors import DataError
@@ -50,7 +51,7 @@ class Verdict:
         in_format: Whether the answer has the form that was asked for (instruction retention).
         swapped: Whether another question's image was shown.
         chance: Probability that a blind guess is right.
-        prior: Whether the training split's most frequent value is right.
+        prior: Whether the training split's most frequent value is right; None where no training split is known.
         shown_differs: Whether the image shown has another right answer than the question's own (swapped images alone).
     """
 
@@ -64,7 +65,7 @@ class Verdict:
     in_format: bool
     swapped: bool
     chance: float
-    prior: bool
+    prior: bool | None
     shown_differs: bool = False
 
     @property
@@ -88,20 +89,26 @@ class Vocabulary:
     terms: tuple[str, ...]
 
     @classmethod
-    def of(cls, samples: Sequence[Sample], majority: dict[str, str]) -> "Vocabulary":
-        """Collect the vocabulary of a question file.
+    def of(cls, samples: Sequence[Sample], majority: dict[str, str], needed: bool = True) -> "Vocabulary":
+        """Collect the vocabulary of a question file; a classification set is an attribute, its classes are the values.
+
+        Args:
+            samples: The questions.
+            majority: Most frequent value of each attribute in the training split.
+            needed: Whether each attribute must have one; classification alone does without.
 
         Raises:
             DataError: An attribute has no majority value.
         """
-        attributes = sorted({question_meta(sample)["attribute"] for sample in samples})
+        asked = [topic(sample) for sample in samples]
+        attributes = sorted({one.attribute for one in asked})
         for attribute in attributes:
-            if attribute not in majority:
+            if needed and attribute not in majority:
                 raise DataError(
                     f"the majority values of the training split lack the attribute {attribute!r}; "
                     "prepare the data again, so that questions and majority values come from one run."
                 )
-        values = {str(value) for sample in samples for value in sample.meta["options"]}
+        values = {str(value) for one in asked for value in one.values}
         return cls(dict(majority), tuple(attributes), tuple(sorted(values | set(attributes))))
 
 
@@ -117,14 +124,40 @@ class EvaluationProtocol(Protocol):
         """Read and judge one answer."""
 
 
+class Topic(NamedTuple):
+    """What a question is about: its attribute or set, the right answer as text, and the values there are."""
+
+    attribute: str
+    answer: str
+    values: tuple[str, ...]
+
+
+def topic(sample: Sample) -> Topic:
+    """Return what a question of either kind is about.
+
+    Raises:
+        DataError: As :func:`question_meta` and :func:`medtune.data.labels.classification_target`.
+    """
+    if is_classification(sample):
+        target = classification_target(sample)
+        return Topic(target.set, target.text, target.classes)
+    meta = question_meta(sample)
+    return Topic(meta["attribute"], meta["answer"], tuple(meta["options"]))
+
+
 def question_meta(sample: Sample) -> dict[str, Any]:
     """Return a question's ``meta`` after a check of ``attribute``, ``options`` and ``answer``.
+
+    A classification question with one right class can be asked in the other protocols' ways too: its set is taken for
+    the attribute and its classes for the options.
 
     Raises:
         DataError: One is missing or does not fit the others; the message names the sample.
     """
     meta = sample.meta
     where = f"question {sample.id!r}"
+    if is_classification(sample):
+        meta = {**meta, **_options_of(classification_target(sample), where)}
     if not isinstance(meta.get("attribute"), str) or not meta["attribute"].strip():
         raise DataError(f"{where}: meta needs a text 'attribute'.")
     options = meta.get("options")
@@ -137,14 +170,25 @@ def question_meta(sample: Sample) -> dict[str, Any]:
     return meta
 
 
+def _options_of(target: Target, where: str) -> dict[str, Any]:
+    if target.task == "multi_label":
+        raise DataError(f"{where}: a multi-label question has no single answer; ask it by 'classification' alone.")
+    return {"attribute": target.set, "options": list(target.classes), "answer": target.text}
+
+
+def user_turn(sample: Sample) -> str:
+    """Return a sample's first user turn without image tags; empty where there is none."""
+    turns = [message.content.replace(IMAGE_TAG, "").strip() for message in sample.messages if message.role == "user"]
+    return turns[0] if turns else ""
+
+
 def question_text(sample: Sample) -> tuple[str, list[str], str]:
     """Return a question's wording, options and answer.
 
     The wording is the sample's own user turn without image tags, else ``What is the {attribute}?``.
     """
     meta = question_meta(sample)
-    turns = [message.content.replace(IMAGE_TAG, "").strip() for message in sample.messages if message.role == "user"]
-    question = turns[0] if turns and turns[0] else open_question(meta["attribute"])
+    question = user_turn(sample) or open_question(meta["attribute"])
     return question, list(meta["options"]), meta["answer"]
 
 

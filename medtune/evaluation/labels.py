@@ -1,0 +1,56 @@
+"""Reading class labels from an answer: an exact match, up to case and punctuation."""
+
+import functools
+import re
+import unicodedata
+
+from medtune.data.labels import NO_FINDING
+
+OUT_OF_VOCABULARY = "?"
+"""Stands for the part of an answer that names no class, where other parts do; the text itself is not kept."""
+
+_SPECIAL = re.compile(r"<\|[^|<>]*\|>|</?s>")
+
+
+def fold_label(text: str) -> str:
+    """Fold a label or an answer for comparison: Unicode NFKC, lower case, special tokens off, words alone."""
+    return " ".join(re.findall(r"[^\W_]+", unicodedata.normalize("NFKC", _SPECIAL.sub(" ", text)).casefold()))
+
+
+def read_labels(text: str, classes: tuple[str, ...], several: bool) -> tuple[tuple[int, ...], bool]:
+    """Find the classes that an answer names.
+
+    The answer, or each part of a multi-label one, must be the text of a class: what stands around it makes it another
+    text. Parts are cut at semicolons and line ends, and at commas too unless a class of the set holds one. ``no
+    finding`` stands for no class; beside one it contradicts it and counts as a part that names none.
+
+    Args:
+        text: The model's answer.
+        classes: All classes of the set.
+        several: Whether an answer may name more than one class, or none.
+
+    Returns:
+        Indices of the classes named, rising, each once; and whether something else was said.
+    """
+    known = _table(classes)
+    if not several:
+        index = known.get(_SPECIAL.sub("", text).strip(), known.get(fold_label(text)))
+        return ((), True) if index is None else ((index,), False)
+    commas = any("," in name for name in classes)
+    parts = [part for part in re.split(r"[;\n]+" if commas else r"[;,\n]+", _SPECIAL.sub(" ", text)) if part.strip()]
+    none = fold_label(NO_FINDING)
+    found = [known.get(part.strip(), known.get(fold_label(part))) for part in parts]
+    nothing = [fold_label(part) == none for part in parts]
+    indices = tuple(sorted({index for index in found if index is not None}))
+    stray = not parts or any(index is None and not empty for index, empty in zip(found, nothing, strict=True))
+    return indices, stray or (any(nothing) and bool(indices))
+
+
+@functools.lru_cache(maxsize=256)
+def _table(classes: tuple[str, ...]) -> dict[str, int]:
+    """Text to index: folded, where that is unambiguous ("HER2+" and "HER2-" fold alike), and as written."""
+    folded: dict[str, list[int]] = {}
+    for index, name in enumerate(classes):
+        folded.setdefault(fold_label(name), []).append(index)
+    table = {text: indices[0] for text, indices in folded.items() if len(indices) == 1 and text}
+    return table | {name: index for index, name in enumerate(classes)}

@@ -1,0 +1,111 @@
+"""The report of a sweep: one page for each group of rows that were asked the same questions, and numbers over seeds."""
+
+import json
+import statistics
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from medtune.reporting.gallery import image_opener
+from medtune.reporting.report import write_report
+from medtune.reporting.seeds import seeds_section, sets_section
+from medtune.sweep_config import Asked, Chain, SweepConfig, data_of, row_title, rows_of
+
+STATISTICS = (
+    "accuracy_macro",
+    "balanced_accuracy_macro",
+    "f1_macro",
+    "auc_macro",
+    "own_above_other_macro",
+    "overlap_macro",
+)
+"""Overall numbers that are followed over seeds."""
+OF_SETS = {"classification": ("accuracy", "f1_macro"), "response_likelihood": ("auc", "overlap")}
+"""Numbers of each set that are followed too, for tables with a column a set."""
+
+
+def write_pages(config: SweepConfig, every: Sequence[Chain]) -> Path:
+    """Write ``report.html`` and, for asks that name a page, ``pages/<page>/report.html``; ``seeds.json`` beside each.
+
+    Args:
+        config: The sweep.
+        every: Its chains, all of them scored.
+
+    Returns:
+        The sweep's own page, or the first where no row stands on it.
+    """
+    rows = [row for chain in every for row in rows_of(config, chain)]
+    root = Path(config.output_dir)
+    written = {}
+    for page in dict.fromkeys(row.ask.page for row in rows):
+        held = [row for row in rows if row.ask.page == page]
+        out = root / "pages" / page / "report.html" if page else root / "report.html"
+        written[page] = _write_page(config, held, out, page)
+    return written.get("", next(iter(written.values())))
+
+
+def _write_page(config: SweepConfig, rows: Sequence[Asked], out: Path, page: str) -> Path:
+    first = {row_title(row.chain.variant, row.ask): row for row in reversed(rows)}
+    titles = list(dict.fromkeys(row_title(row.chain.variant, row.ask) for row in rows))
+    table = seeds_table(rows)
+    places = {title: row.chain.variant.x for title, row in first.items() if row.chain.variant.x is not None}
+    _, images = data_of(config, rows[0].chain.variant, rows[0].ask)
+    sections = [seeds_section(table, config.axis, places), sets_section(table)]
+    write_report(
+        [first[title].folder for title in titles],
+        out,
+        title=f"{config.title}: {page}" if page else config.title,
+        note=config.note,
+        samples=config.samples,
+        open_image=image_opener(images) if config.samples > 0 else None,
+        extra=[one for one in sections if one is not None],
+    )
+    out.with_name("seeds.json").write_text(json.dumps(table, indent=1) + "\n", encoding="utf-8")
+    return out
+
+
+def over_seeds(config: SweepConfig, every: Sequence[Chain]) -> dict[str, Any]:
+    """Mean and standard deviation over seeds of the numbers of every row of a sweep, whatever its page.
+
+    Returns:
+        As :func:`seeds_table`.
+    """
+    return seeds_table([row for chain in every for row in rows_of(config, chain)])
+
+
+def seeds_table(rows: Sequence[Asked]) -> dict[str, Any]:
+    """Mean and standard deviation over seeds of each row's accuracies, ranking and retention.
+
+    Returns:
+        Row title without the seed -> number name -> ``{mean, deviation, seeds, values}``; the deviation of one seed is
+        null. A number is named ``protocol/statistic``, that of one set ``protocol/set/statistic``.
+    """
+    table: dict[str, dict[str, list[float]]] = {}
+    for row in rows:
+        results = json.loads((row.folder / "results.json").read_text(encoding="utf-8"))
+        numbers = table.setdefault(row_title(row.chain.variant, row.ask), {})
+        for name, value in _headline(results).items():
+            numbers.setdefault(name, []).append(value)
+    return {title: {name: _spread(values) for name, values in numbers.items()} for title, numbers in table.items()}
+
+
+def _headline(results: Mapping[str, Any]) -> dict[str, float]:
+    numbers = {
+        f"{protocol}/{name}": one["overall"][name]["value"]
+        for protocol, one in results["protocols"].items()
+        for name in STATISTICS
+        if name in one["overall"]
+    }
+    numbers |= {
+        f"{protocol}/{name}/{metric}": held[metric]["value"]
+        for protocol, metrics in OF_SETS.items()
+        for name, held in results["protocols"].get(protocol, {}).get("attributes", {}).items()
+        for metric in metrics
+    }
+    numbers["retention"] = results["retention"].get("composite", {}).get("value")
+    return {name: value for name, value in numbers.items() if value is not None}
+
+
+def _spread(values: list[float]) -> dict[str, Any]:
+    deviation = statistics.stdev(values) if len(values) > 1 else None
+    return {"mean": statistics.fmean(values), "deviation": deviation, "seeds": len(values), "values": values}
