@@ -27,6 +27,7 @@ TESTED: dict[str, tuple[Version, Version, str, bool]] = {
     "numpy": ((2, 1), (3,), "2.4.6", True),
     "pandas": ((2, 2), (4,), "3.1.1", True),
     "pillow": ((11,), (14,), "13.0.0", True),
+    "timm": ((1, 0, 20), (2,), "1.0.31", True),
     "transformers": ((5, 23), (5, 24), "5.23.0", False),
 }
 # torchvision's operators are compiled for one minor version of torch.

@@ -7,8 +7,8 @@ import pytest
 import torch
 
 from medtune.data.batching import BatchPlan, split_step
-from medtune.data.source import JsonlSource
 from medtune.data.items import SampleItems
+from medtune.data.source import JsonlSource
 from medtune.data.training_set import TrainingSet, epoch_loader
 from medtune.errors import DataError
 from tests.data.tools import LetterTransform, row, shuffle_letters, unchanged, write_pictures, write_rows
