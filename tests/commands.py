@@ -153,7 +153,7 @@ def shortened(config: Any) -> list[str]:
         leaf = key.rpartition(".")[2]
         if leaf == "size" and isinstance(value, int) and value > 48:
             found.append(f"{key}=48")
-        if leaf.endswith("warmup_steps") and key != leaf and isinstance(value, int) and value > 1:
+        if leaf.endswith(("warmup_steps", "align_steps")) and key != leaf and isinstance(value, int) and value > 1:
             found.append(f"{key}=1")
         if leaf.endswith("warmup_epochs"):
             found += [f"~{key}", f"{key.removesuffix('epochs')}steps=1"]
@@ -166,12 +166,16 @@ def _short_sweep(config: Any) -> list[str]:
     tuned = [variant for variant in config.variants if variant.train is not None]
     chosen = [variant for variant in tuned if not config.axis or variant.x is not None][:1]
     chosen = [variant for variant in config.variants if variant.train is None][:1] + chosen
+    for variant in chosen:
+        variant.train = variant.train and [one for one in variant.train if not one.startswith("max_steps=")]
     variants = ", ".join(
         "{" + ", ".join(f"{key}: {_flow(value)}" for key, value in to_plain(one).items() if value is not None) + "}"
         for one in chosen
     )
-    train = [*config.train_overrides, "max_steps=2", "objective.warmup_steps=1", "batch_size=4"]
-    ask, score = ["protocols=[open]", "swapped=[]", "limit=13"], ["bootstrap_draws=20"]
+    recipe = Tune([], config.recipe, config.train, [])
+    train = [*config.train_overrides, *shortened(recipe.load()), "batch_size=4"]
+    asks = [] if config.asks else ["protocols=[open]", "swapped=[]"]
+    ask, score = [*asks, f"limit={SHORT['limit']}"], [f"bootstrap_draws={SHORT['bootstrap_draws']}"]
     return [
         f"variants=[{variants}]",
         f"train_overrides={_flow(train)}",

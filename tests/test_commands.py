@@ -32,6 +32,8 @@ LACKS = (
     "The image root ",
 )
 OUTPUTS = ("output_dir", "output")
+# Runs of another kind than the stand-in: made by their own recipe where a document names them and does not make them.
+MADE = {"runs/tsm_mini": ("tsm", "tsm/mini"), "runs/vitask_mini": ("vitask", "vitask/mini")}
 
 
 @dataclass
@@ -59,7 +61,10 @@ class Workspace:
         """Put stand-ins where inputs are named that are not there: ``runs/NAME...`` and ``prepared/NAME``."""
         for kind, name, rest in re.findall(r"(?<![\w/.])(runs|prepared)/([\w.-]+)([\w./-]*)", "\n".join(values)):
             place, adapted = self.folder / kind / name, lora or "lora" in name
-            if not place.exists() and not (kind == "prepared" and self.prepare(name)):
+            if not place.exists() and f"{kind}/{name}" in MADE:
+                recipe, config = MADE[f"{kind}/{name}"]
+                tune(["tune", "run", f"medtune/recipes/{recipe}.py", "--config", config], self)
+            elif not place.exists() and not (kind == "prepared" and self.prepare(name)):
                 source = "prepared" if kind == "prepared" else "lora" if adapted else "run"
                 shutil.copytree(self.stand_ins / source, place)
                 _call_it(name, place / "results.json")

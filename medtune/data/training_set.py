@@ -179,7 +179,7 @@ class _Batches:
         """
         try:
             return next(self.iterator)
-        except RuntimeError as error:
+        except (RuntimeError, OSError, EOFError) as error:  # how depends on what the worker was about
             died = [worker for worker in self._workers if worker.exitcode is not None]
             if not died:
                 raise

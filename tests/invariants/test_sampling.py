@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from medtune.data.balance import balanced_weights
+from medtune.objectives import SFT
 from medtune.training.data import DataFeed
 from medtune.training.runtime import Runtime
 from tests.runs import SGD, die_at, largest_difference, launch, losses, metrics, tiny, weights
@@ -41,9 +42,9 @@ def test_another_sampling_is_another_run_both_ways(plain: Path, tmp_path: Path) 
     assert launch(tiny(tmp_path, **uniform)) == [0]
     assert losses(tmp_path) != losses(plain)
     assert launch(tiny(tmp_path, **BALANCED)) == [2]
-    assert "sampling: None there, 'balanced' here" in (tmp_path / "error_0.txt").read_text()
+    assert "sampling: 'uniform' there, 'balanced' here" in (tmp_path / "error_0.txt").read_text()
     assert launch(tiny(plain, **uniform)) == [2]
-    assert "sampling: 'balanced' there, None here" in (plain / "error_0.txt").read_text()
+    assert "sampling: 'balanced' there, 'uniform' here" in (plain / "error_0.txt").read_text()
 
 
 def feed(folder: Path, shuffle: bool = True) -> DataFeed:
@@ -52,7 +53,7 @@ def feed(folder: Path, shuffle: bool = True) -> DataFeed:
     config = tiny(folder, **BALANCED)
     transform = instantiate(config.transform)
     transform.dtype = torch.float32
-    return DataFeed(config.dataset, lambda sample, _: sample, transform, config, Runtime.start("cpu"), shuffle=shuffle)
+    return DataFeed(config.dataset, SFT(), transform, config, Runtime.start("cpu"), shuffle=shuffle)
 
 
 def test_the_feed_draws_by_the_words_of_the_reports(tmp_path: Path) -> None:
