@@ -10,6 +10,7 @@ from safetensors.torch import load_file
 from torch import nn
 
 from medtune.errors import ModelError
+from medtune.models.adapter_names import PREFIX
 from medtune.models.adapters import adapted_layers
 from medtune.models.family import ModelFamily, StateDict
 from medtune.models.names import expected_shapes, is_adapter_key
@@ -18,7 +19,6 @@ from medtune.models.weights import save_tensors
 CONFIG_NAME = "adapter_config.json"
 WEIGHTS_NAME = "adapter_model.safetensors"
 _SIDES = (".lora_A.weight", ".lora_B.weight")
-_PREFIX = "base_model.model."
 # What changes an adapter's formula beyond W + (alpha / r) B A.
 _UNREADABLE = ("use_dora", "use_rslora", "lora_bias", "modules_to_save", "rank_pattern", "alpha_pattern")
 
@@ -46,7 +46,7 @@ def save_peft(adapters: StateDict, model: nn.Module, out_dir: str | Path, base: 
     options = _options(model)
     tensors = to_peft(adapters)
     modules = {
-        name.removeprefix(_PREFIX).removesuffix(side) for name in tensors for side in _SIDES if name.endswith(side)
+        name.removeprefix(PREFIX).removesuffix(side) for name in tensors for side in _SIDES if name.endswith(side)
     }
     config = {
         "peft_type": "LORA",

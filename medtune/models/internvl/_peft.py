@@ -1,12 +1,13 @@
 """Low-rank adapters of the InternVL family between torchtune's names and PEFT's."""
 
+from functools import partial
+
 from medtune.errors import ModelError
+from medtune.models.adapter_names import from_peft, to_peft
 from medtune.models.family import StateDict
 from medtune.models.internvl._convert_weights import disk_name, reorder_rotary
 from medtune.models.internvl._shape import InternVLShape, Layout
 
-_PREFIX = "base_model.model."
-_SIDES = (("lora_a", "lora_A"), ("lora_b", "lora_B"))
 _QKV = {"attn.q_proj": "q_proj", "attn.k_proj": "k_proj", "attn.v_proj": "v_proj"}
 _DECODER = {
     "attn.output_proj": "self_attn.o_proj",
@@ -61,16 +62,10 @@ def adapters_to_peft(state: StateDict, *, shape: InternVLShape, layout: Layout) 
     Raises:
         ModelError: if a tensor is no adapter of a model of this shape, or stands on a map that the layout packs.
     """
-    names = {
-        f"{ours}.{a}.weight": f"{_PREFIX}{theirs}.{b}.weight"
-        for ours, theirs in module_names(shape, layout).items()
-        for a, b in _SIDES
-    }
-    unknown = state.keys() - names.keys()
+    modules = module_names(shape, layout)
     if layout == "original":
-        _refuse_packed(unknown)
-    _refuse(unknown)
-    return {names[key]: reorder_rotary(key, tensor, shape, published=True) for key, tensor in state.items()}
+        _refuse_packed({key for key in state if key.partition(".lora_")[0] not in modules})
+    return to_peft(state, modules, partial(reorder_rotary, shape=shape, published=True))
 
 
 def adapters_from_peft(state: StateDict, *, shape: InternVLShape, layout: Layout) -> StateDict:
@@ -86,16 +81,8 @@ def adapters_from_peft(state: StateDict, *, shape: InternVLShape, layout: Layout
     Raises:
         ModelError: if a tensor is no adapter of a model of this shape in this layout.
     """
-    keys = {
-        disk_name(f"{theirs}.{b}.weight"): f"{ours}.{a}.weight"
-        for ours, theirs in module_names(shape, layout).items()
-        for a, b in _SIDES
-    }
-    found = {name: disk_name(name.removeprefix(_PREFIX)) for name in state}
-    _refuse({name for name, plain in found.items() if plain not in keys})
-    return {
-        keys[plain]: reorder_rotary(keys[plain], state[name], shape, published=False) for name, plain in found.items()
-    }
+    modules = module_names(shape, layout)
+    return from_peft(state, modules, disk_name, partial(reorder_rotary, shape=shape, published=False))
 
 
 def _refuse_packed(unknown: set[str]) -> None:
@@ -104,12 +91,4 @@ def _refuse_packed(unknown: set[str]) -> None:
         raise ModelError(
             f"the original layout holds q, k and v in one tensor, which cannot carry {len(packed)} adapters of their "
             f"own (first: {packed[0]}); set model.layout=hf, or merge the adapters (--to hf)"
-        )
-
-
-def _refuse(unknown: set[str]) -> None:
-    if unknown:
-        raise ModelError(
-            f"{len(unknown)} tensors are no adapters of this model (first: {min(unknown)}); check the model's size, "
-            "layout and decoder"
         )

@@ -1,14 +1,14 @@
 """Low-rank adapters of the Llama-3.2-Vision shape between torchtune's names and PEFT's."""
 
+from functools import partial
+
 from torch import Tensor
 
-from medtune.errors import ModelError
+from medtune.models.adapter_names import from_peft, to_peft
 from medtune.models.family import StateDict
 from medtune.models.llama3_2_vision._convert_weights import disk_name
 from medtune.models.llama3_2_vision._shape import DeepFusionShape
 
-_PREFIX = "base_model.model."
-_SIDES = (("lora_a", "lora_A"), ("lora_b", "lora_B"))
 _ATTENTION = {"q_proj": "q_proj", "k_proj": "k_proj", "v_proj": "v_proj", "output_proj": "o_proj"}
 _GATED_MLP = {"w1": "gate_proj", "w2": "down_proj", "w3": "up_proj"}
 _VISION_MLP = {"w1": "fc1", "w2": "fc2"}
@@ -51,13 +51,7 @@ def adapters_to_peft(state: StateDict, *, shape: DeepFusionShape) -> StateDict:
     Raises:
         ModelError: if a tensor is no adapter of a model of this shape.
     """
-    names = {
-        f"{ours}.{a}.weight": f"{_PREFIX}{theirs}.{b}.weight"
-        for ours, theirs in module_names(shape).items()
-        for a, b in _SIDES
-    }
-    _refuse(state.keys() - names.keys())
-    return {names[key]: _reorder(key, tensor, shape, published=True) for key, tensor in state.items()}
+    return to_peft(state, module_names(shape), partial(_reorder, shape=shape, published=True))
 
 
 def adapters_from_peft(state: StateDict, *, shape: DeepFusionShape) -> StateDict:
@@ -72,21 +66,7 @@ def adapters_from_peft(state: StateDict, *, shape: DeepFusionShape) -> StateDict
     Raises:
         ModelError: if a tensor is no adapter of a model of this shape.
     """
-    keys = {
-        disk_name(f"{theirs}.{b}.weight"): f"{ours}.{a}.weight"
-        for ours, theirs in module_names(shape).items()
-        for a, b in _SIDES
-    }
-    found = {name: disk_name(name.removeprefix(_PREFIX)) for name in state}
-    _refuse({name for name, plain in found.items() if plain not in keys})
-    return {keys[plain]: _reorder(keys[plain], state[name], shape, published=False) for name, plain in found.items()}
-
-
-def _refuse(unknown: set[str]) -> None:
-    if unknown:
-        raise ModelError(
-            f"{len(unknown)} tensors are no adapters of this model (first: {min(unknown)}); check the model's size"
-        )
+    return from_peft(state, module_names(shape), disk_name, partial(_reorder, shape=shape, published=False))
 
 
 def _reorder(key: str, tensor: Tensor, shape: DeepFusionShape, *, published: bool) -> Tensor:

@@ -1,14 +1,14 @@
 """Low-rank adapters of the LLaVA shape between torchtune's names and PEFT's."""
 
+from functools import partial
+
 from torch import Tensor
 
-from medtune.errors import ModelError
+from medtune.models.adapter_names import from_peft, to_peft
 from medtune.models.family import StateDict
 from medtune.models.llava._convert_weights import disk_name, rotary_heads, rotary_rows
 from medtune.models.llava._shape import LlavaShape
 
-_PREFIX = "base_model.model."
-_SIDES = (("lora_a", "lora_A"), ("lora_b", "lora_B"))
 _CLIP = {
     "attn.q_proj": "self_attn.q_proj",
     "attn.k_proj": "self_attn.k_proj",
@@ -58,13 +58,7 @@ def adapters_to_peft(state: StateDict, *, shape: LlavaShape) -> StateDict:
     Raises:
         ModelError: if a tensor is no adapter of a model of this shape.
     """
-    names = {
-        f"{ours}.{a}.weight": f"{_PREFIX}{theirs}.{b}.weight"
-        for ours, theirs in module_names(shape).items()
-        for a, b in _SIDES
-    }
-    _refuse(state.keys() - names.keys())
-    return {names[key]: _reorder(key, tensor, shape, published=True) for key, tensor in state.items()}
+    return to_peft(state, module_names(shape), partial(_reorder, shape=shape, published=True))
 
 
 def adapters_from_peft(state: StateDict, *, shape: LlavaShape) -> StateDict:
@@ -80,21 +74,7 @@ def adapters_from_peft(state: StateDict, *, shape: LlavaShape) -> StateDict:
     Raises:
         ModelError: if a tensor is no adapter of a model of this shape.
     """
-    keys = {
-        disk_name(f"{theirs}.{b}.weight"): f"{ours}.{a}.weight"
-        for ours, theirs in module_names(shape).items()
-        for a, b in _SIDES
-    }
-    found = {name: disk_name(name.removeprefix(_PREFIX)) for name in state}
-    _refuse({name for name, plain in found.items() if plain not in keys})
-    return {keys[plain]: _reorder(keys[plain], state[name], shape, published=False) for name, plain in found.items()}
-
-
-def _refuse(unknown: set[str]) -> None:
-    if unknown:
-        raise ModelError(
-            f"{len(unknown)} tensors are no adapters of this model (first: {min(unknown)}); check the model's size"
-        )
+    return from_peft(state, module_names(shape), disk_name, partial(_reorder, shape=shape, published=False))
 
 
 def _reorder(key: str, tensor: Tensor, shape: LlavaShape, *, published: bool) -> Tensor:
