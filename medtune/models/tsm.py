@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from medtune.data.items import Sizes
 from medtune.data.labels import LabelTask, classification_target
 from medtune.data.sample import Sample
-from medtune.datasets import jsonl_dataset
+from medtune.data.source import JsonlSource
 from medtune.errors import ConfigError, DataError, ModelError
 from medtune.models import timm_models
 from medtune.models.family import ModelFamily, StateDict
@@ -59,7 +59,7 @@ def label_sets(source: str) -> dict[str, LabelledSet]:
             "correct model.sets"
         )
     found: dict[str, LabelledSet] = {}
-    samples = jsonl_dataset(source)
+    samples = JsonlSource(source, None)
     for index in range(len(samples)):
         target = classification_target(samples[index])
         here = LabelledSet(target.task, target.classes)
