@@ -5,6 +5,7 @@ import signal
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from multiprocessing import active_children
+from multiprocessing.connection import wait
 from multiprocessing.util import Finalize
 from typing import Any, Literal
 
@@ -16,6 +17,7 @@ from medtune.data.randomness import sample_rng
 from medtune.data.source import SampleSource
 from medtune.errors import DataError, MedtuneError
 
+LAST_BREATH = 5.0
 OnError = Literal["raise", "skip"]
 Key = tuple[int, int, bool]
 """Epoch, index in the source, and whether the sample counts."""
@@ -180,9 +182,12 @@ class _Batches:
         try:
             return next(self.iterator)
         except (RuntimeError, OSError, EOFError) as error:  # how depends on what the worker was about
-            died = [worker for worker in self._workers if worker.exitcode is not None]
+            # Its pipe may close a moment before the system tells that it has ended.
+            ended = wait([worker.sentinel for worker in self._workers], timeout=LAST_BREATH)
+            died = [worker for worker in self._workers if worker.sentinel in ended]
             if not died:
                 raise
+            died[0].join()
             raise DataError(
                 f"A data worker process has died ({_death(died[0].exitcode)}). Give the same command again to go on "
                 "from the last checkpoint, with a smaller num_workers if the machine's memory was full."
