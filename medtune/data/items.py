@@ -78,7 +78,17 @@ class SampleItems:
         """
         sample = source[index]
         images = source.open_images(sample)
-        item = dict(transform(self.sample_transform(sample, rng), images))
+        return self.item(source, sample, self.sample_transform(sample, rng), images, transform)
+
+    def item(
+        self, source: SampleSource, sample: Sample, shown: Sample, images: list[Image.Image], transform: Any
+    ) -> dict[str, Any]:
+        """Transform a sample as the method shows it.
+
+        Raises:
+            DataError: if nothing of it is supervised.
+        """
+        item = dict(transform(shown, images))
         if all(label == IGNORED for label in item["labels"]):
             raise DataError(
                 f"{place(source, sample)}: nothing of the sample is supervised; it needs an assistant message "

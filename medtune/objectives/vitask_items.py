@@ -11,7 +11,7 @@ from PIL import Image
 from torch import Tensor
 
 from medtune.data.features import EncodedPicture
-from medtune.data.items import IGNORED, SampleItems
+from medtune.data.items import SampleItems
 from medtune.data.sample import Sample
 from medtune.data.source import SampleSource, place
 from medtune.errors import DataError
@@ -115,13 +115,7 @@ class VITaskItems(SampleItems):
         sample = source[index]
         images = source.open_images(sample)
         shown = self.sample_transform(sample, rng)
-        item = dict(transform(shown, images))
-        if all(label == IGNORED for label in item["labels"]):
-            raise DataError(
-                f"{place(source, sample)}: nothing of the sample is supervised; it needs an assistant message "
-                "with text."
-            )
-        item["id"] = sample.id
+        item = self.item(source, sample, shown, images, transform)
         if self.pixels is not None:
             if not images:
                 raise DataError(
