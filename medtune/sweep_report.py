@@ -6,9 +6,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from medtune.reporting.comparison import compare_over_seeds
 from medtune.reporting.gallery import image_opener
 from medtune.reporting.report import write_report
-from medtune.reporting.seeds import seeds_section, sets_section
+from medtune.reporting.runs import Run, read_run
+from medtune.reporting.seeds import differences_section, seeds_section, sets_section
 from medtune.sweep_config import Asked, Chain, SweepConfig, data_of, row_title, rows_of
 
 STATISTICS = (
@@ -25,7 +27,9 @@ OF_SETS = {"classification": ("accuracy", "f1_macro"), "response_likelihood": ("
 
 
 def write_pages(config: SweepConfig, every: Sequence[Chain]) -> Path:
-    """Write ``report.html`` and, for asks that name a page, ``pages/<page>/report.html``; ``seeds.json`` beside each.
+    """Write ``report.html`` and, for asks that name a page, ``pages/<page>/report.html``.
+
+    Beside each stand ``seeds.json`` and ``seed_differences.json``.
 
     Args:
         config: The sweep.
@@ -50,7 +54,12 @@ def _write_page(config: SweepConfig, rows: Sequence[Asked], out: Path, page: str
     table = seeds_table(rows)
     places = {title: row.chain.variant.x for title, row in first.items() if row.chain.variant.x is not None}
     _, images = data_of(config, rows[0].chain.variant, rows[0].ask)
-    sections = [seeds_section(table, config.axis, places), sets_section(table)]
+    differences = seed_differences(rows)
+    sections = [
+        seeds_section(table, config.axis, places),
+        sets_section(table),
+        differences_section(differences, titles[0]),
+    ]
     write_report(
         [first[title].folder for title in titles],
         out,
@@ -61,6 +70,7 @@ def _write_page(config: SweepConfig, rows: Sequence[Asked], out: Path, page: str
         extra=[one for one in sections if one is not None],
     )
     out.with_name("seeds.json").write_text(json.dumps(table, indent=1) + "\n", encoding="utf-8")
+    out.with_name("seed_differences.json").write_text(json.dumps(differences, indent=1) + "\n", encoding="utf-8")
     return out
 
 
@@ -71,6 +81,31 @@ def over_seeds(config: SweepConfig, every: Sequence[Chain]) -> dict[str, Any]:
         As :func:`seeds_table`.
     """
     return seeds_table([row for chain in every for row in rows_of(config, chain)])
+
+
+def seed_differences(rows: Sequence[Asked], base: str = "", draws: int = 1000) -> dict[str, dict[str, Any]]:
+    """Paired differences of every row from one of them, over the seeds that both have.
+
+    Args:
+        rows: Rows with their seeds. A model that was not tuned by the sweep is paired with every seed.
+        base: Title, without the seed, of the row to compare with; empty takes the first.
+        draws: Bootstrap draws.
+
+    Returns:
+        Row title without the seed -> what :func:`medtune.reporting.comparison.compare_over_seeds` gives; empty where
+        nothing was tuned with more than one seed.
+    """
+    seeds = sorted({row.chain.seed for row in rows if row.chain.variant.train is not None})
+    if len(seeds) < 2:
+        return {}
+    runs: dict[str, dict[int, Run]] = {}
+    for row in rows:
+        title = row_title(row.chain.variant, row.ask)
+        run = read_run(row.folder, title)
+        held = seeds if row.chain.variant.train is None else [row.chain.seed]
+        runs.setdefault(title, {}).update(dict.fromkeys(held, run))
+    first = runs.pop(base or next(iter(runs)))
+    return {title: compare_over_seeds(first, held, draws=draws) for title, held in runs.items()}
 
 
 def seeds_table(rows: Sequence[Asked]) -> dict[str, Any]:

@@ -171,7 +171,7 @@ def shrunk(folder: Path, **changes: object) -> SweepConfig:
     ]
     tsm["overrides"] += ["model.image_size=16", "model.patch_size=8", "transform.image_size=16"]
     values |= {"output_dir": str(folder / "sweep"), "prepared_dir": str(folder / "prepared"), "seeds": [0]}
-    values["train_overrides"] += [*small, "max_steps=2", "objective.align_steps=1", "batch_size=2"]
+    values["train_overrides"] += [*small, "checkpoint=null", "max_steps=2", "objective.align_steps=1", "batch_size=2"]
     values["predict_overrides"] = ["max_new_tokens=2"]
     values["asks"][0]["predict_overrides"] = small
     values["asks"][1]["predict_overrides"] += small
@@ -198,12 +198,12 @@ def test_the_ablation_holds_the_rows_of_the_papers_table() -> None:
         "crt": ("cls", 0, 1),
         "vitask": ("cls", 1, 1),
     }
-    for name in ("sweep/vitask_mini", "sweep/vitask_mini_incomplete"):
+    for name in ("sweep/vitask_mini", "sweep/vitask_mini_incomplete", "sweep/vitask_mini_exemplars"):
         steps = set()
         for config in trained(name).values():
             stages = instantiate({**config.objective, "tsm": "t"}).stages(("decoder",), 1, config.max_steps)
             steps.add(sum(stage.steps or 0 for stage in stages))
-        assert steps == {300}, "every variant is tuned equally long"
+        assert steps == {864}, "every variant is tuned equally long"
 
 
 def test_incomplete_instructions_are_tuned_on_and_asked_and_asked_of_the_others() -> None:
@@ -311,6 +311,8 @@ def test_other_questions_stand_on_a_page_of_their_own(tmp_path: Path) -> None:
     near, far = (json.loads(one.with_name("seeds.json").read_text()) for one in (page, other))
     assert list(near) == ["V", "W"] and list(far) == ["V, abroad"]
     assert {**near, **far} == {title: over_seeds(config, every)[title] for title in ("V", "W", "V, abroad")}
+    apart, lone = (json.loads(one.with_name("seed_differences.json").read_text()) for one in (page, other))
+    assert list(apart) == ["W"] and lone == {} and "<h2>Differences over seeds</h2>" in page.read_text()
     one = near["V"]["response_likelihood/breast/auc"]
     assert one["seeds"] == 2 and one["values"][0] < one["values"][1]
     assert near["V"]["classification/breast/f1_macro"]["mean"] == 1.0

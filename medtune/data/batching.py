@@ -25,7 +25,7 @@ class BatchPlan:
     proportion to its weight, and all else is the same. A sample that is drawn twice in an epoch looks the same twice.
 
     Args:
-        lengths: tokens of each sample.
+        lengths: tokens of each sample; samples of equal length and tiles are mixed at random.
         global_batch: samples per optimizer step.
         seed: the run's seed.
         shuffle: a new order each epoch; without it the samples come in the order of the source.

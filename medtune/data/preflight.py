@@ -7,6 +7,7 @@ import numpy as np
 from tqdm import tqdm
 
 from medtune.data.items import ModelTransform, SampleTransform, Sizes
+from medtune.data.labels import is_classification
 from medtune.data.randomness import sample_rng
 from medtune.data.sample import Sample
 from medtune.data.source import SampleSource, place
@@ -37,12 +38,14 @@ class Preflight:
         indices: position of each usable sample in the source.
         lengths: tokens of each, as the first epoch shows it.
         tiles: image tiles of each.
+        labelled: whether each is a classification question.
         problems: the rows left out; empty unless ``on_error`` was ``skip``.
     """
 
     indices: np.ndarray
     lengths: np.ndarray
     tiles: np.ndarray
+    labelled: np.ndarray
     problems: list[Problem]
 
 
@@ -76,7 +79,7 @@ def preflight(
     rows = range(len(source))
     bar = tqdm(rows, desc=f"check {source.name}", unit="row", disable=not progress, leave=False)
 
-    def measured() -> Iterator[tuple[int, int, int]]:
+    def measured() -> Iterator[tuple[int, int, int, int]]:
         for index in bar:
             id = f"row {index + 1}"
             try:
@@ -86,15 +89,15 @@ def preflight(
                 _has_answer(source, shown)
                 sizes = _sizes(source, sample, decode)
                 tiles = sum(transform.tile_count(width, height) for width, height in sizes)
-                yield index, _length(source, shown, transform, sizes), tiles
+                yield index, _length(source, shown, transform, sizes), tiles, is_classification(sample)
             except DataError as error:
                 problems.append(Problem(id, str(error)))
 
-    table = np.fromiter(measured(), dtype=np.dtype((np.int64, 3)))
+    table = np.fromiter(measured(), dtype=np.dtype((np.int64, 4)))
     if problems and (on_error == "raise" or not len(table)):
         raise DataError(_summary(source.name, problems, len(source)))
-    indices, lengths, tiles = table.T.copy()
-    return Preflight(indices, lengths, tiles, problems)
+    indices, lengths, tiles, labelled = table.T.copy()
+    return Preflight(indices, lengths, tiles, labelled.astype(bool), problems)
 
 
 def _has_answer(source: SampleSource, shown: Sample) -> None:

@@ -1,5 +1,6 @@
 """VITask: tuning a VLM for a task with the help of a task-specific model (exemplar prompting, RDA, CRT; section 4)."""
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -36,7 +37,8 @@ class VITask(Objective):
             (EP_cls), ``all`` its patch tokens (EP_all), ``replace`` its patch tokens instead of the model's own image
             features (EP_rep), ``none``.
         alpha: Weight of response distribution alignment (Eq. 3); 0 leaves it out.
-        rda: ``detach``, or ``joint`` for the variant RDA* whose gradient reaches the teacher too.
+        rda: ``{detach: false}`` is the variant RDA* (Fig. 3), whose gradient reaches the teacher too; the teacher is
+            detached otherwise.
         beta: Weight of contrastive response tuning (Eq. 5); 0 leaves its pass out.
         negatives: ``sampled`` draws the negative image from the whole set; ``roll`` takes that of the next row of the
             micro-batch, where it fits, which encodes no further image.
@@ -58,7 +60,7 @@ class VITask(Objective):
         tsm: str | None = None,
         exemplar: str = "cls",
         alpha: float = 1.0,
-        rda: str = "detach",
+        rda: Mapping[str, bool] | None = None,
         beta: float = 1.0,
         negatives: str = "sampled",
         align_epochs: int = 1,
@@ -70,7 +72,6 @@ class VITask(Objective):
         super().__init__()
         for name, value, known in (
             ("exemplar", exemplar, EXEMPLARS),
-            ("rda", rda, ("detach", "joint")),
             ("negatives", negatives, NEGATIVES),
             ("passes", passes, PASSES),
         ):
@@ -83,7 +84,8 @@ class VITask(Objective):
         if exemplar != "none" and tsm is None:
             raise ValueError(f"exemplar {exemplar} needs tsm, the folder of a task-specific model")
         self.tsm_path, self.exemplar, self.negatives = tsm, exemplar, negatives
-        self.alpha, self.detach, self.beta = alpha, rda == "detach", beta
+        self.alpha, self.beta = alpha, beta
+        self.detach = _detached(rda)
         self.align_epochs, self.align_steps = align_epochs, align_steps
         self.connector_learning_rate = connector_learning_rate
         self.passes, self.chunk_tokens = passes, chunk_tokens
@@ -277,3 +279,12 @@ def check_task(tsm: TaskModel, source: SampleSource, usable: np.ndarray) -> None
                 tsm.check(*task)
             except ModelError as error:
                 raise DataError(f"{source.name}: objective.tsm does not belong to these data: {error}") from error
+
+
+def _detached(rda: Any) -> bool:
+    """Read the key ``rda``: whether the teacher is left out of RDA's gradient."""
+    if rda is None:
+        return True
+    if not isinstance(rda, Mapping) or list(rda) != ["detach"] or not isinstance(rda["detach"], bool):
+        raise ValueError(f"rda {rda!r} is not {{detach: true}} or {{detach: false}}")
+    return rda["detach"]

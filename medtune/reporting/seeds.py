@@ -6,7 +6,7 @@ from typing import Any
 from medtune.data.labels import PROTOCOL
 from medtune.reporting import plots
 from medtune.reporting.summary import MISSING, PROTOCOL_TITLES
-from medtune.reporting.views import Cell, Row, Section, Table
+from medtune.reporting.views import Cell, Row, Section, Table, cell
 
 Spreads = Mapping[str, Mapping[str, dict[str, Any]]]
 """Variant title -> number name -> ``{mean, deviation, seeds, values}``, as ``seeds.json`` holds them."""
@@ -59,6 +59,33 @@ def sets_section(spreads: Spreads) -> Section | None:
     rows = [Row(variant, [_cell(numbers, name) for name in columns]) for variant, numbers in spreads.items()]
     help = "Mean and standard deviation over training seeds; accuracy of a multi-label set is the exact match."
     return Section("Over seeds, by set", help, Table("Sets", list(columns.values()), rows))
+
+
+def differences_section(differences: Mapping[str, Mapping[str, Any]], base: str) -> Section | None:
+    """Describe every row's paired differences from one of them, the answers of all seeds pooled.
+
+    Args:
+        differences: Row title to its numbers by protocol (:func:`medtune.reporting.comparison.compare_over_seeds`).
+        base: Title of the row that is subtracted.
+
+    Returns:
+        The section, None where there are no differences.
+    """
+    asked = {name: title for name, title in PROTOCOL_TITLES.items() if any(name in one for one in differences.values())}
+    columns = [(name, "", title) for name, title in asked.items()]
+    if PROTOCOL in asked:
+        columns.insert(1 + list(asked).index(PROTOCOL), (PROTOCOL, "f1_macro", f"{asked[PROTOCOL]}, macro-F1"))
+    if not columns:
+        return None
+    rows = []
+    for variant, numbers in differences.items():
+        chosen = [numbers.get(name, {}).get(part) if part else numbers.get(name) for name, part, _ in columns]
+        rows.append(Row(variant, [cell(one, against=0.0, sign=True) for one in chosen]))
+    help = (
+        f"Minus {base}, paired by question and seed. The interval is by a bootstrap over images, each with the answers "
+        "of every seed: it is about the choice of images, not of seeds."
+    )
+    return Section("Differences over seeds", help, Table("Differences", [title for *_, title in columns], rows))
 
 
 def _of_set(name: str) -> bool:

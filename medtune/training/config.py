@@ -71,7 +71,9 @@ class TrainConfig:
     on_error: Literal["raise", "skip"] = key(
         "raise", "a sample that cannot be used stops the run, or is counted and listed"
     )
-    bucket: bool = key(True, "put samples of like length into a step")
+    bucket: bool = key(
+        True, "put samples of like length into a step, except labelled images, whose length tells the label"
+    )
     sampling: Literal["uniform", "balanced"] = key(
         "uniform", "balanced draws samples with replacement, those of rare words more often"
     )

@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 from typing import Any
 
+import numpy as np
 import torch
 
 from medtune.config import Component, instantiate
@@ -45,7 +46,8 @@ class DataFeed:
         self.dataset = TrainingSet(self.source, items, transform, config.seed, config.on_error)
         balanced = shuffle and config.sampling == "balanced"
         self.plan = BatchPlan(
-            self.checked.lengths,
+            # The length of a labelled image tells its label: sorted, whole steps would be of one class.
+            np.where(self.checked.labelled, 0, self.checked.lengths),
             config.batch_size * config.gradient_accumulation_steps * runtime.world,
             config.seed,
             shuffle=shuffle,

@@ -1,15 +1,18 @@
 """Balanced sampling in whole runs: one process equals two, a killed run goes on exactly, rare words come up more."""
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
+from medtune.config import instantiate
 from medtune.data.balance import balanced_weights
 from medtune.objectives import SFT
 from medtune.training.data import DataFeed
 from medtune.training.runtime import Runtime
+from tests.data.tools import row, write_rows
 from tests.runs import SGD, die_at, largest_difference, launch, losses, metrics, tiny, weights
 
 BALANCED = {"sampling": "balanced", "optimizer": SGD, "objective": {"chunk_tokens": 0}, "save_every_steps": 3}
@@ -47,10 +50,8 @@ def test_another_sampling_is_another_run_both_ways(plain: Path, tmp_path: Path) 
     assert "sampling: 'balanced' there, 'uniform' here" in (plain / "error_0.txt").read_text()
 
 
-def feed(folder: Path, shuffle: bool = True) -> DataFeed:
-    from medtune.config import instantiate
-
-    config = tiny(folder, **BALANCED)
+def feed(folder: Path, shuffle: bool = True, **changed: Any) -> DataFeed:
+    config = tiny(folder, **{**BALANCED, **changed})
     transform = instantiate(config.transform)
     transform.dtype = torch.float32
     return DataFeed(config.dataset, SFT(), transform, config, Runtime.start("cpu"), shuffle=shuffle)
@@ -70,3 +71,14 @@ def test_the_feed_draws_by_the_words_of_the_reports(tmp_path: Path) -> None:
 def test_validation_sees_every_sample_once(tmp_path: Path) -> None:
     fed = feed(tmp_path, shuffle=False)
     assert [index for step in fed.plan.steps(3) for index in step] == list(range(len(fed.source)))
+
+
+@pytest.mark.parametrize("labelled", [True, False])
+def test_the_length_of_a_label_does_not_sort_the_steps(tmp_path: Path, labelled: bool) -> None:
+    answers = ("no", "a finding whose name is long")
+    target = {"protocol": "classification"} if labelled else {}
+    rows = [{**row(str(at), answers[at % 2]), "meta": target} for at in range(160)]
+    data = {"_component_": "medtune.datasets.jsonl_dataset", "source": str(write_rows(tmp_path / "a.jsonl", rows))}
+    fed = feed(tmp_path, dataset=data, sampling="uniform", batch_size=8)
+    pure = [len({index % 2 for index in step}) == 1 for step in fed.plan.steps(0)]
+    assert np.mean(pure) < 0.2 if labelled else np.mean(pure) > 0.8

@@ -229,7 +229,7 @@ def test_the_connectors_gradient_is_that_of_ep_alone_unless_the_teacher_learns_t
 
     without, detached = connector_gradients(alpha=0.0), connector_gradients(alpha=5.0)
     close(without, detached)
-    joint = connector_gradients(alpha=5.0, rda="joint")
+    joint = connector_gradients(alpha=5.0, rda={"detach": False})
     assert any(not torch.allclose(joint[name], without[name], rtol=1e-3) for name in without)
 
 
@@ -442,7 +442,9 @@ def test_stages() -> None:
     "arguments",
     [
         {"exemplar": "patch"},
-        {"rda": "both"},
+        {"rda": "joint"},
+        {"rda": {"detach": "no"}},
+        {"rda": {"detached": False}},
         {"negatives": "hard"},
         {"passes": "one"},
         {"alpha": -1.0},

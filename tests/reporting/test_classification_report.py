@@ -11,9 +11,11 @@ from medtune.data.labels import Target, label_text
 from medtune.evaluation.evaluation import evaluate, number_rows, to_csv, verdict_rows
 from medtune.evaluation.prediction import write_predictions
 from medtune.evaluation.protocols.registry import plan_queries
+from medtune.reporting.comparison import compare, compare_over_seeds
 from medtune.reporting.confusions import confusion_tables
 from medtune.reporting.report import write_report
 from medtune.reporting.runs import read_run
+from medtune.reporting.seeds import differences_section
 from medtune.reporting.summary import summary_table
 from tests.evaluation.classes import BREAST, CHEST, MAJORITY, RETINA, answered, class_question
 
@@ -99,3 +101,31 @@ def test_sets_of_other_classes_are_not_compared(runs, tmp_path):
     write_report([runs[0], other], tmp_path / "page/r.html")
     differences = json.loads((tmp_path / "page/results.json").read_text())["differences"]["other"]
     assert differences == {"skipped": {"classification": "the sets have different classes"}}
+
+
+def test_seeds_are_paired_and_their_images_drawn_together(runs, tmp_path):
+    def seeds(name, skill):
+        return {seed: read_run(write_run(tmp_path / f"{name}{seed}", f"{name}{seed}", skill)) for seed in (3, 4, 5)}
+
+    def overall(run, name):
+        return run.results["protocols"]["classification"]["overall"][name]["value"]
+
+    base, tuned = seeds("base", 0.3), seeds("tuned", 0.6)
+    found = compare_over_seeds(base, {**tuned, 9: tuned[3]})["classification"]
+    for number, name in ((found, "accuracy_macro"), (found["f1_macro"], "f1_macro")):
+        apart = {str(seed): overall(tuned[seed], name) - overall(base[seed], name) for seed in base}
+        assert number["by_seed"] == pytest.approx(apart)
+        assert number["value"] == pytest.approx(sum(apart.values()) / 3)
+        assert number["n"] == 3 * 90
+        low, high = number["interval"]
+        assert low < number["value"] < high
+    alone = compare(base[3], tuned[3])["classification"]
+    assert compare_over_seeds({3: base[3]}, {3: tuned[3]})["classification"]["interval"] == alone["interval"]
+    # the same answers three times say nothing new of the images
+    thrice = compare_over_seeds(dict.fromkeys(base, base[3]), dict.fromkeys(base, tuned[3]))["classification"]
+    assert thrice["interval"] == pytest.approx(alone["interval"])
+    assert thrice["f1_macro"]["interval"] == pytest.approx(alone["f1_macro"]["interval"])
+    section = differences_section({"tuned": {"classification": found}}, "base")
+    assert section.table.columns == ["Classification", "Classification, macro-F1"]
+    assert section.table.rows[0].cells[1].value == f"{100 * found['f1_macro']['value']:+.1f}"
+    assert differences_section({}, "base") is None
