@@ -1,12 +1,9 @@
 """An adapter folder of a model of the InternVL family is the same model in PEFT, and the other way round."""
 
 import re
-import warnings
 
-import peft.tuners.lora.torchao
 import pytest
 import torch
-from peft import PeftModel
 from safetensors import safe_open
 from transformers import InternVLConfig, InternVLForConditionalGeneration
 
@@ -16,9 +13,9 @@ from medtune.models.internvl._component_builders import LoraOptions
 from medtune.models.internvl._convert_weights import table
 from medtune.models.internvl._peft import module_names
 from medtune.models.lora import ATTENTION
-from medtune.models.names import expected_shapes, is_adapter_key
 from medtune.models.peft import WEIGHTS_NAME, load_peft, save_peft
 from tests.parity.internvl_twin import SHAPES, batch_of, item, our_logits, their_logits, tiny, twin, worst
+from tests.parity.peft_twin import adapters_of, assert_fits, in_peft, linear_maps, torchao_passed_over  # noqa: F401
 
 TOLERANCE = 3e-5  # measured: 1.2e-5 on logits of up to 9
 BATCH = batch_of(item([1, None, *range(3, 30)], [2], 1), item([1, None, None, *range(3, 9)], [1, 3], 2))
@@ -30,38 +27,11 @@ PLACES = {
 }
 
 
-@pytest.fixture(autouse=True)
-def torchao_passed_over(monkeypatch):
-    """PEFT raises an ImportError at torchao below 0.16, which torchtune needs; the path it guards is not taken here."""
-    monkeypatch.setattr(peft.tuners.lora.torchao, "is_torchao_available", lambda: False)
-
-
-def adapters_of(model):
-    return {key: tensor for key, tensor in model.state_dict().items() if is_adapter_key(key)}
-
-
-def in_peft(adapted, decoder, folder):
-    """Our base and our adapter folder, loaded by transformers and PEFT; every tensor must find its place."""
-    plain = tiny(decoder)
-    plain.load_state_dict({key: value for key, value in adapted.state_dict().items() if not is_adapter_key(key)})
-    theirs = twin(plain, folder / "base")
-    save_peft(adapters_of(adapted), adapted, folder / "adapter", str(folder / "base"))
-    with warnings.catch_warnings():
-        warnings.simplefilter("error", UserWarning)  # PEFT only warns of adapter keys that are missing
-        loaded = PeftModel.from_pretrained(theirs, folder / "adapter")
-    with safe_open(folder / "adapter" / WEIGHTS_NAME, "pt") as file:
-        written = {name.replace(".weight", ".default.weight") for name in file.keys()}
-    live = {name: value for name, value in loaded.state_dict().items() if ".lora_" in name}
-    assert live.keys() == written
-    assert all(value.abs().max() > 0 for value in live.values())  # a lora_B that did not land would be zero
-    return loaded.eval()
-
-
 @pytest.mark.parametrize("place", PLACES)
 @pytest.mark.parametrize("decoder", ["internlm2", "qwen2"])
 def test_logits_equal_peft(decoder, place, tmp_path):
     adapted = tiny(decoder, lora=PLACES[place])
-    loaded = in_peft(adapted, decoder, tmp_path)
+    loaded = in_peft(adapted, tiny(decoder), twin, tmp_path)
     ours = our_logits(adapted, BATCH)
     assert worst(ours, their_logits(loaded, BATCH), BATCH) < TOLERANCE
     with loaded.disable_adapter():
@@ -71,7 +41,7 @@ def test_logits_equal_peft(decoder, place, tmp_path):
 @pytest.mark.parametrize("decoder", ["internlm2", "qwen2"])
 def test_what_peft_saves_reads_back_bit_for_bit(decoder, tmp_path):
     adapted = tiny(decoder, lora=ALL)
-    in_peft(adapted, decoder, tmp_path).save_pretrained(tmp_path / "theirs")
+    in_peft(adapted, tiny(decoder), twin, tmp_path).save_pretrained(tmp_path / "theirs")
     again, ours = load_peft(tmp_path / "theirs", adapted), adapters_of(adapted)
     assert again.keys() == ours.keys() and all(torch.equal(again[key], ours[key]) for key in ours)
 
@@ -81,21 +51,8 @@ def test_the_published_sizes_fit_transformers_module_by_module(builder):
     with torch.device("meta"):
         model = builder(apply_lora_to_output=True, lora_rank=2, lora_parts=["vision", "decoder"], layout="hf")
         theirs = InternVLForConditionalGeneration(InternVLConfig(**model.family.hf_config()))
-    linear = {
-        name: tuple(module.weight.shape)
-        for name, module in theirs.named_modules()
-        if isinstance(module, torch.nn.Linear) and "multi_modal_projector" not in name
-    }
-    shapes = {key: torch.empty(size, device="meta") for key, size in expected_shapes(model).items()}
-    published = model.family.adapters_to_peft({key: value for key, value in shapes.items() if is_adapter_key(key)})
-    seen = {}
-    for name, tensor in published.items():
-        module, _, side = name.removeprefix("base_model.model.").removesuffix(".weight").rpartition(".")
-        seen.setdefault(module, {})[side] = tensor.shape
-    assert seen.keys() == linear.keys()
-    for module, sides in seen.items():
-        out, wide = linear[module]
-        assert sides == {"lora_A": (2, wide), "lora_B": (out, 2)}, module
+    linear = {name: shape for name, shape in linear_maps(theirs).items() if "multi_modal_projector" not in name}
+    assert_fits(model, linear, rank=2)
 
 
 @pytest.mark.parametrize("decoder", ["internlm2", "qwen2"])
