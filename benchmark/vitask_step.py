@@ -1,6 +1,7 @@
 """One VITask step beside its plain form: same weights, same batch, same losses and gradients, less work.
 
     python benchmark/vitask_step.py [--rounds 10] [--model internvl] [--device cpu] [--out FILE]
+    python benchmark/vitask_step.py --model internvl2_2b --device cuda --dtype bfloat16 --out FILE
 
 The plain form is Eq. 7 as it is written: each of its six distributions (L_Van; L_EP; student and teacher of L_RDA;
 positive and negative of L_CRT) has its own run of the vision encoder, of the task-specific model where there is an
@@ -11,7 +12,8 @@ clipping are left out.
 Time is measured in turns as in train_step.py; a ratio is the median over rounds. ``cached`` is the same step with the
 image features and exemplars given, as from a cache on disk, against the same plain form. Operations are counted by
 torch, forward and backward, attention included. The defaults keep two proportions of the paper's model: an encoder that
-costs 0.6 of a forward pass of the decoder, and prompts that are for the most part image.
+costs 0.6 of a forward pass of the decoder, and prompts that are for the most part image. ``internvl2_2b`` is the
+paper's model at its own sizes with random weights, beside a ViT-B/16; the mini tokenizer writes its words.
 """
 
 import argparse
@@ -31,6 +33,7 @@ from PIL import Image
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
+from torchtune.training import set_default_dtype
 
 from medtune.config import PACKAGE, import_path
 from medtune.data.sample import Message, Sample
@@ -39,6 +42,14 @@ from medtune.evaluation.provenance import commit, hardware, versions
 from medtune.losses.contrastive_response import contrastive_response
 from medtune.losses.cross_entropy import IGNORE_INDEX, shifted_targets, token_cross_entropy
 from medtune.losses.response_alignment import response_alignment
+from medtune.models.chat_template import llama3
+from medtune.models.early_transform import EarlyFusionTransform
+from medtune.models.internvl import lora_internvl2_2b
+from medtune.models.internvl._images import DynamicTiler
+from medtune.models.internvl._model_builders import INTERNVL2_2B
+from medtune.models.llama3_2_vision._transform import PLACEHOLDER
+from medtune.models.lora import ATTENTION
+from medtune.models.mini._tokenizer import MiniTokenizer
 from medtune.models.tsm import LabelledSet, TaskModel
 from medtune.modules.exemplar import ExemplarConnector, TokenRows, exemplar_rows
 from medtune.objectives import VITask
@@ -48,6 +59,9 @@ from medtune.training.optimization import scale_gradients
 MEASURE = SimpleNamespace(**runpy.run_path(str(Path(__file__).with_name("train_step.py")), run_name="measure"))
 CLASSES = ("melanocytic nevi", "dermatofibroma", "basal cell carcinoma", "vascular lesions")
 QUESTION = "Analyze the given dermatoscope image for diagnosis. The possible diagnoses are: {}."
+SETS = {"pictures": LabelledSet("multi_class", CLASSES)}
+TOKENIZER = PACKAGE / "assets" / "mini_tokenizer"
+REAL = "internvl2_2b"
 MODELS = {
     "internvl": ("medtune.models.mini.lora_mini_internvl", "medtune.models.mini.mini_internvl_transform"),
     "llava": ("medtune.models.mini.lora_mini_llava", "medtune.models.mini.mini_llava_transform"),
@@ -87,36 +101,47 @@ class Bench(SimpleNamespace):
     trained: dict[str, torch.nn.Parameter]
 
 
+def mini(options: argparse.Namespace) -> tuple[Any, Any, TaskModel]:
+    """A mini model with adapters, its transform, and a small vision transformer."""
+    builder, transforming = (import_path(path) for path in MODELS[options.model])
+    sizes = {name: getattr(options, name) for name in ("embed_dim", "vision_layers", "decoder_layers", "image_size")}
+    model = builder(vocab_size=1024, lora_rank=8, lora_attn_modules=ATTENTION, apply_lora_to_mlp=True, **sizes)
+    shape = {"patch_size": 8, "embed_dim": options.tsm_dim, "num_heads": 4, "depth": options.tsm_layers}
+    tsm = TaskModel("vit_tiny_patch16_224", SETS, options.tsm_image_size, arguments=shape)
+    return model, transforming(TOKENIZER, image_size=options.image_size), tsm
+
+
+def internvl2_2b() -> tuple[Any, Any, TaskModel]:
+    """The paper's model and classifier, with the adapters of ``vitask/internvl2_2b_single_device``."""
+    model = lora_internvl2_2b(ATTENTION, apply_lora_to_mlp=True, lora_rank=16, lora_alpha=32.0)
+    transform = EarlyFusionTransform(
+        MiniTokenizer(TOKENIZER),
+        llama3(),
+        DynamicTiler(INTERNVL2_2B.image_size, 1),
+        image_id=INTERNVL2_2B.image_id,
+        tokens_per_tile=INTERNVL2_2B.tokens_per_tile,
+        max_seq_len=4096,
+        placeholder_text=PLACEHOLDER,
+    )
+    return model, transform, TaskModel("vit_base_patch16_224", SETS, 224)
+
+
 def build(options: argparse.Namespace, device: torch.device) -> Bench:
     """Everything from fixed seeds; adapters and connector are trained, as in stage 1, under the losses of stage 2."""
-    builder, transforming = (import_path(path) for path in MODELS[options.model])
-    sizes = {
-        "embed_dim": options.embed_dim,
-        "vision_layers": options.vision_layers,
-        "decoder_layers": options.decoder_layers,
-        "image_size": options.image_size,
-    }
     torch.manual_seed(0)
-    adapters = {"lora_attn_modules": ["q_proj", "k_proj", "v_proj", "output_proj"], "apply_lora_to_mlp": True}
-    with device:
-        model = builder(vocab_size=1024, lora_rank=8, **adapters, **sizes)
+    with set_default_dtype(getattr(torch, options.dtype)), device:
+        model, transform, tsm = internvl2_2b() if options.model == REAL else mini(options)
+    transform.dtype = getattr(torch, options.dtype)
     for name, parameter in model.named_parameters():
         if "lora_b" in name:  # zero at the start, so that the other half of an adapter would get no gradient
             torch.nn.init.normal_(parameter, std=0.02)
-    transform = transforming(PACKAGE / "assets" / "mini_tokenizer", image_size=options.image_size)
     objective = VITask(tsm="in memory", alpha=ALPHA, beta=BETA, chunk_tokens=options.chunk_tokens)
-    shape = {"patch_size": 8, "embed_dim": options.tsm_dim, "num_heads": 4}
-    tsm = TaskModel(
-        "vit_tiny_patch16_224",
-        {"pictures": LabelledSet("multi_class", CLASSES)},
-        options.tsm_image_size,
-        arguments={**shape, "depth": options.tsm_layers},
-    )
-    give(objective, tsm.eval().requires_grad_(False).to(device), model, transform)
+    give(objective, tsm.float().eval().requires_grad_(False).to(device), model, transform)
     objective.to(device)
-    items = objective.items(Pictures(4 * options.batch_size, options.image_size), np.arange(4 * options.batch_size))
+    pictures = Pictures(4 * options.batch_size, options.image_size)
+    items = objective.items(pictures, np.arange(len(pictures)))
     objective.begin_stage(Stage("contrast", ()))
-    samples = TrainingSet(Pictures(4 * options.batch_size, options.image_size), items, transform, 0)
+    samples = TrainingSet(pictures, items, transform, 0)
     batch = items.collate([samples[(0, index, True)] for index in range(options.batch_size)], transform)
     trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
     trained.update({f"objective.{name}": p for name, p in objective.named_parameters()})
@@ -233,7 +258,7 @@ def differences(bench: Bench, steps: dict[str, Callable[[], None]]) -> dict[str,
 def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     """Read the command line."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--model", choices=MODELS, default="internvl")
+    parser.add_argument("--model", choices=[*MODELS, REAL], default="internvl")
     parser.add_argument("--embed-dim", type=int, default=256)
     parser.add_argument("--vision-layers", type=int, default=1)
     parser.add_argument("--decoder-layers", type=int, default=5)
@@ -245,6 +270,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--chunk-tokens", type=int, default=512)
     parser.add_argument("--rounds", type=int, default=10)
     parser.add_argument("--device", default="cpu")
+    parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32", help="of model and pixels")
     parser.add_argument("--out", type=Path, default=Path("benchmark/results/vitask_step.json"))
     return parser.parse_args(arguments)
 
@@ -277,6 +303,7 @@ def measured(options: argparse.Namespace) -> dict[str, Any]:
         "cached_operations_ratio": flops["cached"] / flops["plain"],
         "operations": flops,
         "median_seconds": {name: statistics.median(values) for name, values in times.items()},
+        "operations_per_second": {name: flops[name] / statistics.median(values) for name, values in times.items()},
         "peak_bytes": memory,
         "tokens_per_row": bench.batch["tokens"].shape[1],
         "image_tokens_per_row": int(image.sum(dim=1).max()),
