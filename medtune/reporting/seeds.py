@@ -31,7 +31,7 @@ def seeds_section(spreads: Spreads, axis: str = "", places: Mapping[str, float] 
     if most > 1:
         help += (
             f" Mean and standard deviation over up to {most} training seeds, which is not the interval over questions; "
-            "all else on this page is of the first seed."
+            "numbers elsewhere on this page are of the first seed unless they say otherwise."
         )
     title = f"By {axis}" if axis else "Over seeds"
     alt = f"Accuracies and retention against {axis}, with deviations over seeds"
