@@ -1,10 +1,11 @@
 """VITask's Table 2 in miniature: each part alone and together, with and without exemplars, three seeds.
 
-    python benchmark/vitask_table.py [--collect-only] [seeds=[0] processes=1 ...]
+    python benchmark/vitask_table.py [--sweep NAME --out FILE] [--collect-only] [seeds=[0] processes=1 ...]
 
 Runs ``sweep/vitask_mini`` (a second start goes on where the first one stopped; data and task-specific model are made on
 the way) and writes one file: mean and standard deviation over seeds of every row's accuracies, macro-F1 and response
-ranking, paired differences, majority, and the paper's own numbers. ``--collect-only`` trains nothing and reads a sweep
+ranking, paired differences, majority, and the paper's own numbers. ``--sweep sweep/vitask_mini_resnet`` runs the same
+rows with another task-specific model. ``--collect-only`` trains nothing and reads a sweep
 that is finished. Further arguments override keys of the sweep.
 """
 
@@ -140,10 +141,11 @@ def parse(arguments: Sequence[str] | None) -> tuple[argparse.Namespace, SweepCon
     """The options, and the sweep that they ask for."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--collect-only", action="store_true", help="train nothing; read a finished sweep")
+    parser.add_argument("--sweep", default=SWEEP, help="a sweep of like rows, such as sweep/vitask_mini_resnet")
     parser.add_argument("--out", type=Path, default=OUTPUT, help="the JSON file")
     parser.add_argument("overrides", nargs="*", help="key=value of the sweep's config")
     options = parser.parse_args(arguments)
-    return options, load_config(SWEEP, SweepConfig, options.overrides)
+    return options, load_config(options.sweep, SweepConfig, options.overrides)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -161,7 +163,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "commit": commit(),
         "versions": versions(),
         "hardware": hardware(),
-        "sweep": SWEEP,
+        "sweep": options.sweep,
         **result,
     }
     options.out.parent.mkdir(parents=True, exist_ok=True)
