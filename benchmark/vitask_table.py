@@ -5,8 +5,8 @@
 Runs ``sweep/vitask_mini`` (a second start goes on where the first one stopped; data and task-specific model are made on
 the way) and writes one file: mean and standard deviation over seeds of every row's accuracies, macro-F1 and response
 ranking, paired differences, majority, and the paper's own numbers. ``--sweep sweep/vitask_mini_resnet`` runs the same
-rows with another task-specific model. ``--collect-only`` trains nothing and reads a sweep
-that is finished. Further arguments override keys of the sweep.
+rows with another task-specific model. ``--collect-only`` trains nothing and reads a sweep that is finished. Further
+arguments override keys of the sweep.
 """
 
 import argparse
