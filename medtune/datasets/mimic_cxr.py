@@ -14,11 +14,12 @@ each frontal image, and the values of each type of question.
 """
 
 import dataclasses
+import posixpath
 import random
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -139,7 +140,7 @@ def read_reports(
     left_out.clear()
     seen = np.zeros(len(images), dtype=bool)
     for where, entry in _entries(path):
-        number = images.find(PurePosixPath(entry["image"]).stem)
+        number = images.find(posixpath.splitext(posixpath.basename(entry["image"]))[0])
         if number is None or entry["generate_method"] != METHODS[split]:
             left_out["not a frontal image" if number is None else "another method"] += 1
             continue
