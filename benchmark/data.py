@@ -26,7 +26,7 @@ from medtune.data.batching import BatchPlan, split_step
 from medtune.data.items import SampleItems
 from medtune.data.training_set import TrainingSet, epoch_loader
 from medtune.datasets import jsonl_dataset
-from medtune.evaluation.provenance import commit, hardware, versions
+from medtune.evaluation.provenance import stamp
 from medtune.models.mini import mini_transform
 from medtune.objectives.instfree import ReportPrompt
 
@@ -118,10 +118,7 @@ def main() -> int:
                 rates.setdefault(key, []).append(rate(one, count))
     medians = {key: statistics.median(values) for key, values in rates.items()}
     result = {
-        "command": " ".join(["python", *sys.argv]),
-        "commit": commit(),
-        "versions": versions(),
-        "hardware": hardware(),
+        **stamp(sys.argv[0], sys.argv[1:]),
         "images_per_second": medians,
         "ratio_to_pillow": {key: value / medians["pillow"] for key, value in medians.items() if key != "pillow"},
         "memory_mib_by_rows": {str(rows): memory_growth(rows) for rows in ROWS},

@@ -20,7 +20,7 @@ from typing import Any, NamedTuple
 
 from medtune.config import load_config
 from medtune.errors import DataError, MedtuneError
-from medtune.evaluation.provenance import commit, hardware, versions
+from medtune.evaluation.provenance import stamp
 from medtune.evaluation.retention import COMPONENTS
 from medtune.evaluation.scoring import paired_difference
 from medtune.reporting.runs import Run, read_run
@@ -337,10 +337,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"{type(error).__name__}: {error}", file=sys.stderr)
         return 2
     result = {
-        "command": " ".join(["python", "benchmark/instfree_table.py", *(arguments or sys.argv[1:])]),
-        "commit": commit(),
-        "versions": versions(),
-        "hardware": hardware(),
+        **stamp("benchmark/instfree_table.py", arguments or sys.argv[1:]),
         "sweep": SWEEP,
         **result,
     }

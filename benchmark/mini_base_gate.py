@@ -16,7 +16,7 @@ from medtune.config import PACKAGE
 from medtune.data.randomness import sample_rng
 from medtune.data.writing import json_bytes, jsonl_bytes
 from medtune.datasets.cells import rendered_cells_dataset
-from medtune.evaluation.provenance import commit, hardware, versions
+from medtune.evaluation.provenance import stamp
 from medtune.recipes import evaluate, predict
 
 SEED, OFFSET = 900, 1_000_000
@@ -72,10 +72,7 @@ def main() -> int:
         measured[order] = measure(options.work / order, options.checkpoint)
     passed = all(measured["shuffled"][name]["value"] >= least for name, least in GATE.items())
     result = {
-        "command": " ".join(["python", *sys.argv]),
-        "commit": commit(),
-        "versions": versions(),
-        "hardware": hardware(),
+        **stamp(sys.argv[0], sys.argv[1:]),
         "gate": GATE,
         "gate_passed": passed,
         "options_shuffled": measured["shuffled"],

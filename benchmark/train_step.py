@@ -36,7 +36,7 @@ from medtune.config import PACKAGE, Component
 from medtune.data.items import SampleItems
 from medtune.data.training_set import TrainingSet
 from medtune.datasets.cells import rendered_cells_dataset
-from medtune.evaluation.provenance import commit, hardware, versions
+from medtune.evaluation.provenance import stamp
 from medtune.models.mini import mini_transform, mini_vlm
 from medtune.objectives import InstFree
 from medtune.training.optimization import clip_gradients, gradient_norm, make_optimizer, scale_gradients
@@ -218,10 +218,7 @@ def main() -> int:
     }
     memory, times = measure(steps, options.rounds, device)
     result = {
-        "command": " ".join(["python", *sys.argv]),
-        "commit": commit(),
-        "versions": versions(),
-        "hardware": hardware(),
+        **stamp(sys.argv[0], sys.argv[1:]),
         "rounds": options.rounds,
         "batch_size": size,
         "clock": "wall" if device.type == "cuda" else "process CPU, one thread",

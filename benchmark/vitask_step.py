@@ -38,7 +38,7 @@ from torchtune.training import set_default_dtype
 from medtune.config import PACKAGE, import_path
 from medtune.data.sample import Message, Sample
 from medtune.data.training_set import TrainingSet
-from medtune.evaluation.provenance import commit, hardware, versions
+from medtune.evaluation.provenance import stamp
 from medtune.losses.contrastive_response import contrastive_response
 from medtune.losses.cross_entropy import IGNORE_INDEX, shifted_targets, token_cross_entropy
 from medtune.losses.response_alignment import response_alignment
@@ -113,7 +113,7 @@ def mini(options: argparse.Namespace) -> tuple[Any, Any, TaskModel]:
 
 def internvl2_2b() -> tuple[Any, Any, TaskModel]:
     """The paper's model and classifier, with the adapters of ``vitask/internvl2_2b_single_device``."""
-    model = lora_internvl2_2b(ATTENTION, apply_lora_to_mlp=True, lora_rank=16, lora_alpha=32.0)
+    model = lora_internvl2_2b(ATTENTION, apply_lora_to_mlp=True, lora_rank=16, lora_alpha=32.0, lora_dropout=0.0)
     transform = EarlyFusionTransform(
         MiniTokenizer(TOKENIZER),
         llama3(),
@@ -318,10 +318,7 @@ def main() -> int:
     MEASURE.keep_freed_memory()
     found = measured(options)
     result = {
-        "command": " ".join(["python", *sys.argv]),
-        "commit": commit(),
-        "versions": versions(),
-        "hardware": hardware(),
+        **stamp(sys.argv[0], sys.argv[1:]),
         **{name: value for name, value in vars(options).items() if name != "out"},
         "clock": "wall" if options.device != "cpu" else "process CPU, one thread",
         **found,

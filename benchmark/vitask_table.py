@@ -18,14 +18,14 @@ from typing import Any
 
 from medtune.config import load_config
 from medtune.errors import DataError, MedtuneError
-from medtune.evaluation.provenance import commit, hardware, versions
+from medtune.evaluation.provenance import stamp
 from medtune.sweep import run_sweep
-from medtune.sweep_config import Asked, SweepConfig, chains, row_title, rows_of
+from medtune.sweep_config import SweepConfig, chains, row_title, rows_of
 from medtune.sweep_report import seed_differences, seeds_table
 
 SWEEP = "sweep/vitask_mini"
 OUTPUT = Path(__file__).parent / "results" / "vitask_table.json"
-REFERENCES = ("Vanilla, w/o EP", "EP, w/ EP", "TSM")
+REFERENCES = ("Vanilla, w/o EP", "EP, w/o EP", "EP, w/ EP", "TSM")
 """Rows that the others are compared with, pair by pair."""
 
 # Of the paper, on InternVL2-2B, in percent: accuracy and macro-F1 of one set after another.
@@ -67,24 +67,20 @@ def table(config: SweepConfig) -> dict[str, Any]:
     if missing:
         raise DataError(f"not scored yet: {', '.join(missing)}; start without --collect-only.")
     titles = [row_title(row.chain.variant, row.ask) for row in rows]
-    results = {title: _results(row) for title, row in zip(reversed(titles), reversed(rows), strict=True)}
-    first = results[titles[0]]
+    results = [json.loads((row.folder / "results.json").read_text(encoding="utf-8")) for row in rows]
+    first = results[0]
     return {
         "rows": seeds_table(rows),
         "differences": {base: seed_differences(rows, base) for base in REFERENCES if base in titles},
         "n": {name: one["accuracy"]["n"] for name, one in first["protocols"]["classification"]["attributes"].items()},
         "majority": _majority(first),
-        "commits_of_runs": sorted({str(_results(row)["provenance"]["commit"]) for row in rows}),
+        "commits_of_runs": sorted({str(one["provenance"]["commit"]) for one in results}),
         "paper": {
             "unit": "percent: accuracy, macro-F1 of each set; InternVL2-2B",
             "table_2": {"sets": TABLE_2_SETS, **TABLE_2},
             "table_1": {"sets": TABLE_1_SETS, **TABLE_1},
         },
     }
-
-
-def _results(row: Asked) -> dict[str, Any]:
-    return dict(json.loads((row.folder / "results.json").read_text(encoding="utf-8")))
 
 
 def _majority(results: dict[str, Any]) -> dict[str, float]:
@@ -159,10 +155,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"{type(error).__name__}: {error}", file=sys.stderr)
         return 2
     result = {
-        "command": " ".join(["python", "benchmark/vitask_table.py", *(arguments or sys.argv[1:])]),
-        "commit": commit(),
-        "versions": versions(),
-        "hardware": hardware(),
+        **stamp("benchmark/vitask_table.py", arguments or sys.argv[1:]),
         "sweep": options.sweep,
         **result,
     }

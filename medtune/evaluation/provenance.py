@@ -3,6 +3,7 @@
 import os
 import platform
 import subprocess
+from collections.abc import Sequence
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -42,6 +43,12 @@ def hardware() -> dict[str, Any]:
         "processor": _processor(),
         "cores": os.cpu_count(),
     }
+
+
+def stamp(script: str, arguments: Sequence[str]) -> dict[str, Any]:
+    """What a benchmark's result says of itself: the command that made it, commit, versions and hardware."""
+    command = " ".join(["python", script, *arguments])
+    return {"command": command, "commit": commit(), "versions": versions(), "hardware": hardware()}
 
 
 def _git(folder: Path, *arguments: str) -> str:

@@ -40,16 +40,11 @@ def compare(base: Run, run: Run, *, draws: int = 1000, seed: int = 0) -> dict[st
     skipped: dict[str, str] = {}
     parts: list[Pair] = []
     for task in dict.fromkeys([*PROTOCOL_TITLES, *COMPONENTS]):
-        first, second = _true(base, task), _true(run, task)
-        if not first or not second:
-            continue
-        why = _mismatch(first, second)
-        if not why and task == PROTOCOL and not _same_sets(base, run):
-            why = "the sets have different classes"
+        pairs, why = _pairs(base, run, task)
         if why:
             skipped[task] = why
+        if not pairs:
             continue
-        pairs = [(first[one], second[one]) for one in second]
         if task in PROTOCOL_TITLES:
             numbers[task] = _accuracy(pairs, base.name, draws, seed)
         if task == PROTOCOL:
@@ -86,7 +81,7 @@ def compare_over_seeds(
     shared = {one: (base[one], runs[one]) for one in base if one in runs}
     numbers: dict[str, Any] = {}
     for task in PROTOCOL_TITLES:
-        pairs = {one: _pairs(first, second, task) for one, (first, second) in shared.items()}
+        pairs = {one: _pairs(first, second, task)[0] for one, (first, second) in shared.items()}
         if not pairs or not all(pairs.values()):
             continue
         first, second = next(iter(shared.values()))
@@ -101,11 +96,15 @@ def compare_over_seeds(
     return numbers
 
 
-def _pairs(base: Run, run: Run, task: str) -> list[Pair]:
-    """The answers of two runs to the same questions; none where they were not asked alike."""
+def _pairs(base: Run, run: Run, task: str) -> tuple[list[Pair], str]:
+    """The answers of two runs to the same questions; none where one was not asked, or not alike, and then why."""
     first, second = _true(base, task), _true(run, task)
-    alike = first and not _mismatch(first, second) and (task != PROTOCOL or _same_sets(base, run))
-    return [(first[one], second[one]) for one in second] if alike else []
+    if not first or not second:
+        return [], ""
+    why = _mismatch(first, second)
+    if not why and task == PROTOCOL and not _same_sets(base, run):
+        why = "the sets have different classes"
+    return ([], why) if why else ([(first[one], second[one]) for one in second], "")
 
 
 def _by_seed(shared: Mapping[int, tuple[Run, Run]], task: str, name: str) -> dict[str, float]:

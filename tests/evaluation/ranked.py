@@ -3,12 +3,13 @@
 import json
 import random
 from pathlib import Path
+from typing import Any
 
 from medtune.data.labels import Target
 from medtune.data.sample import Sample
 from medtune.evaluation.evaluation import evaluate, number_rows, to_csv, verdict_rows
 from medtune.evaluation.prediction import Prediction, write_predictions
-from medtune.evaluation.protocols.base import Query
+from medtune.evaluation.protocols.base import Query, Verdict
 from medtune.evaluation.protocols.registry import plan_queries
 from medtune.evaluation.protocols.response_likelihood import ResponseLikelihood
 from tests.evaluation.classes import BREAST, MAJORITY, RETINA, answered, class_question
@@ -40,12 +41,17 @@ def answers(gap: float, seed: int = 0, **asked: list[str]) -> list[Prediction]:
     ]
 
 
+def save_run(folder: Path, results: dict[str, Any], verdicts: list[Verdict], rows: list[Prediction]) -> Path:
+    """Write what the evaluate recipe writes."""
+    folder.mkdir(parents=True)
+    (folder / "results.json").write_text(json.dumps(results))
+    (folder / "verdicts.csv").write_text(to_csv(verdict_rows(verdicts)))
+    (folder / "numbers.csv").write_text(to_csv(number_rows(results)))
+    write_predictions(folder / "predictions.jsonl", rows)
+    return folder
+
+
 def write_run(folder: Path, name: str, gap: float, asked: dict[str, list[str]] = BOTH) -> Path:
     rows = answers(gap, **asked)
     done = evaluate(many(), rows, MAJORITY, name=name, draws=30, **asked)
-    folder.mkdir(parents=True)
-    (folder / "results.json").write_text(json.dumps(done.results))
-    (folder / "verdicts.csv").write_text(to_csv(verdict_rows(done.verdicts)))
-    (folder / "numbers.csv").write_text(to_csv(number_rows(done.results)))
-    write_predictions(folder / "predictions.jsonl", rows)
-    return folder
+    return save_run(folder, done.results, done.verdicts, rows)

@@ -8,9 +8,10 @@ import pytest
 from PIL import Image
 
 from medtune.data.sample import Message, Sample
-from medtune.evaluation.evaluation import evaluate, number_rows, to_csv, verdict_rows
-from medtune.evaluation.prediction import Prediction, write_predictions
+from medtune.evaluation.evaluation import evaluate
+from medtune.evaluation.prediction import Prediction
 from medtune.evaluation.protocols.registry import PROTOCOLS, plan_queries
+from tests.evaluation.ranked import save_run
 
 VALUES = {
     "cell size": ["big", "small"],
@@ -71,11 +72,7 @@ def write_run(folder: Path, samples: list[Sample], name: str, seed: int = 0, tra
         "seed": 0,
         "config_hash": "ab" * 32,
     }
-    folder.mkdir(parents=True)
-    (folder / "results.json").write_text(json.dumps({**done.results, "provenance": provenance}))
-    (folder / "verdicts.csv").write_text(to_csv(verdict_rows(done.verdicts)))
-    (folder / "numbers.csv").write_text(to_csv(number_rows(done.results)))
-    write_predictions(folder / "predictions.jsonl", rows)
+    save_run(folder, {**done.results, "provenance": provenance}, done.verdicts, rows)
     if trained:
         steps = [
             {"step": s, "loss": 3 / (1 + s / 20), "lr/vision": 5e-4 * (1 - s / 100), "lr/proxy": 1e-3}

@@ -8,8 +8,7 @@ from pathlib import Path
 import pytest
 
 from medtune.data.labels import Target, label_text
-from medtune.evaluation.evaluation import evaluate, number_rows, to_csv, verdict_rows
-from medtune.evaluation.prediction import write_predictions
+from medtune.evaluation.evaluation import evaluate
 from medtune.evaluation.protocols.registry import plan_queries
 from medtune.reporting.comparison import compare, compare_over_seeds
 from medtune.reporting.confusions import confusion_tables
@@ -18,6 +17,7 @@ from medtune.reporting.runs import read_run
 from medtune.reporting.seeds import differences_section
 from medtune.reporting.summary import summary_table
 from tests.evaluation.classes import BREAST, CHEST, MAJORITY, RETINA, answered, class_question
+from tests.evaluation.ranked import save_run
 
 
 def questions():
@@ -37,12 +37,7 @@ def write_run(folder: Path, name: str, skill: float) -> Path:
         rows.append(answered(query, text, [rng.random() for _ in meta["classes"]]))
     options = {"protocols": ["classification"], "swapped": ["classification"], "draws": 50}
     done = evaluate(questions(), rows, MAJORITY, name=name, **options)
-    folder.mkdir(parents=True)
-    (folder / "results.json").write_text(json.dumps(done.results))
-    (folder / "verdicts.csv").write_text(to_csv(verdict_rows(done.verdicts)))
-    (folder / "numbers.csv").write_text(to_csv(number_rows(done.results)))
-    write_predictions(folder / "predictions.jsonl", rows)
-    return folder
+    return save_run(folder, done.results, done.verdicts, rows)
 
 
 @pytest.fixture(scope="module")

@@ -192,6 +192,18 @@ def question_text(sample: Sample) -> tuple[str, list[str], str]:
     return question, list(meta["options"]), meta["answer"]
 
 
+def query_frame(name: str, sample: Sample) -> tuple[str, dict[str, Any]]:
+    """Return a query's id, and the part of its ``meta`` that tells which sample and images it shows.
+
+    A swapped sample (see :mod:`medtune.evaluation.swapped`) gets ``/swapped`` at the end of its id.
+    """
+    swapped = bool(sample.meta.get("swapped", False))
+    shown = {"sample_id": sample.id, "images": list(sample.images), "swapped": swapped}
+    if swapped:
+        shown |= {key: sample.meta[key] for key in ("swapped_with", "shown_answer")}
+    return f"{sample.id}/{name}" + ("/swapped" if swapped else ""), shown
+
+
 def make_query(
     name: str,
     sample: Sample,
@@ -201,21 +213,14 @@ def make_query(
     continuations: Sequence[str] = (),
     **extra: Any,
 ) -> Query:
-    """Build the query of one question with the common ``meta``; ``extra`` joins it.
-
-    A swapped sample (see :mod:`medtune.evaluation.swapped`) gets ``/swapped`` at the end of its id.
-    """
+    """Build the query of one question with the common ``meta``; ``extra`` joins it."""
     meta = question_meta(sample)
-    swapped = bool(meta.get("swapped", False))
-    query_id = f"{sample.id}/{name}" + ("/swapped" if swapped else "")
+    query_id, shown = query_frame(name, sample)
     row_meta = {
-        "sample_id": sample.id,
         "attribute": meta["attribute"],
         "options": list(meta["options"]),
         "answer": meta["answer"],
-        "images": list(sample.images),
-        "swapped": swapped,
-        **({"swapped_with": meta["swapped_with"], "shown_answer": meta["shown_answer"]} if swapped else {}),
+        **shown,
         **extra,
     }
     asked = Sample(id=query_id, images=sample.images, messages=(Message("user", prompt),), meta={})
@@ -224,19 +229,26 @@ def make_query(
 
 def make_verdict(row: Prediction, predicted: str | None, in_format: bool, **changes: Any) -> Verdict:
     """Build a verdict from a row's ``meta``; ``changes`` replaces fields."""
-    meta = row.meta
     fields: dict[str, Any] = {
+        **verdict_frame(row),
+        "predicted": predicted,
+        "in_format": in_format,
+        "chance": 1.0 / len(row.meta["options"]),
+        "prior": False,
+    }
+    return Verdict(**{**fields, **changes})
+
+
+def verdict_frame(row: Prediction) -> dict[str, Any]:
+    """Return the fields of a verdict that do not depend on the answer."""
+    meta = row.meta
+    return {
         "id": row.id,
         "task": row.task,
         "sample_id": meta["sample_id"],
         "attribute": meta["attribute"],
         "images": tuple(meta["images"]),
         "gold": meta["answer"],
-        "predicted": predicted,
-        "in_format": in_format,
         "swapped": bool(meta["swapped"]),
-        "chance": 1.0 / len(meta["options"]),
-        "prior": False,
         "shown_differs": meta.get("shown_answer") is not None and meta["shown_answer"] != meta["answer"],
     }
-    return Verdict(**{**fields, **changes})

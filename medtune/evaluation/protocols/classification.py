@@ -9,7 +9,7 @@ from medtune.data.sample import Message, Sample
 from medtune.errors import DataError
 from medtune.evaluation.labels import OUT_OF_VOCABULARY, read_labels
 from medtune.evaluation.prediction import Prediction
-from medtune.evaluation.protocols.base import Query, Verdict, Vocabulary, user_turn
+from medtune.evaluation.protocols.base import Query, Verdict, Vocabulary, query_frame, user_turn, verdict_frame
 
 
 @dataclass(frozen=True)
@@ -52,17 +52,8 @@ class Classification:
         target, prompt = classification_target(sample), user_turn(sample)
         if not sample.images or not prompt:
             raise DataError(f"question {sample.id!r}: a classification question needs an image and a user turn.")
-        swapped = bool(sample.meta.get("swapped", False))
-        query_id = f"{sample.id}/{self.name}" + ("/swapped" if swapped else "")
-        meta = {
-            "sample_id": sample.id,
-            "attribute": target.set,
-            "answer": target.text,
-            "images": list(sample.images),
-            "swapped": swapped,
-            **({key: sample.meta[key] for key in ("swapped_with", "shown_answer")} if swapped else {}),
-            **target.to_meta(),
-        }
+        query_id, shown = query_frame(self.name, sample)
+        meta = {"attribute": target.set, "answer": target.text, **shown, **target.to_meta()}
         # An image classifier must know which set it is asked about; the right answer stays out.
         about = {"set": target.set, "classes": list(target.classes)}
         asked = Sample(id=query_id, images=sample.images, messages=(Message("user", prompt),), meta=about)
@@ -82,18 +73,11 @@ class Classification:
         prior = vocabulary.majority.get(meta["attribute"])
         gold = meta["label_index"] if several else [meta["label_index"]]
         return ClassVerdict(
-            id=row.id,
-            task=row.task,
-            sample_id=meta["sample_id"],
-            attribute=meta["attribute"],
-            images=tuple(meta["images"]),
-            gold=meta["answer"],
+            **verdict_frame(row),
             predicted=None if stray and not indices else label_text(names),
             in_format=not stray,
-            swapped=bool(meta["swapped"]),
             chance=0.5 ** len(classes) if several else 1.0 / len(classes),
             prior=None if prior is None else prior == meta["answer"],
-            shown_differs=meta.get("shown_answer") is not None and meta["shown_answer"] != meta["answer"],
             kind=meta["task"],
             classes=classes,
             gold_indices=tuple(gold),

@@ -8,7 +8,7 @@ from medtune.data.multiple_choice import open_question
 from medtune.data.sample import Message, Sample
 from medtune.errors import DataError
 from medtune.evaluation.prediction import Prediction
-from medtune.evaluation.protocols.base import Query, Verdict, Vocabulary, topic, user_turn
+from medtune.evaluation.protocols.base import Query, Verdict, Vocabulary, query_frame, topic, user_turn, verdict_frame
 
 ROUNDING = 1e-3
 """Nats by which a response's log-probability may lie above 0."""
@@ -43,17 +43,8 @@ class ResponseLikelihood:
         about = topic(sample)
         if not sample.images:
             raise DataError(f"question {sample.id!r}: a question needs an image.")
-        swapped = bool(sample.meta.get("swapped", False))
-        query_id = f"{sample.id}/{self.name}" + ("/swapped" if swapped else "")
-        meta = {
-            "sample_id": sample.id,
-            "attribute": about.attribute,
-            "answer": about.answer,
-            "options": list(about.values),
-            "images": list(sample.images),
-            "swapped": swapped,
-            **({key: sample.meta[key] for key in ("swapped_with", "shown_answer")} if swapped else {}),
-        }
+        query_id, shown = query_frame(self.name, sample)
+        meta = {"attribute": about.attribute, "answer": about.answer, "options": list(about.values), **shown}
         prompt = user_turn(sample) or open_question(about.attribute)
         asked = Sample(id=query_id, images=sample.images, messages=(Message("user", prompt),), meta={})
         return [Query(query_id, self.name, asked, (about.answer,), (about.answer,), meta)]
@@ -66,21 +57,13 @@ class ResponseLikelihood:
         Raises:
             DataError: The row does not hold the two numbers.
         """
-        meta = row.meta
         return LikelihoodVerdict(
-            id=row.id,
-            task=row.task,
-            sample_id=meta["sample_id"],
-            attribute=meta["attribute"],
-            images=tuple(meta["images"]),
-            gold=meta["answer"],
+            **verdict_frame(row),
             predicted=None,
             in_format=False,
-            swapped=bool(meta["swapped"]),
             chance=0.0,
             prior=None,
-            shown_differs=meta.get("shown_answer") is not None and meta["shown_answer"] != meta["answer"],
-            log_likelihood=None if meta.get("missing") else _mean(row),
+            log_likelihood=None if row.meta.get("missing") else _mean(row),
         )
 
 
