@@ -151,6 +151,10 @@ class Classification(Objective):
         """Pictures with labels."""
         return LabelledImages(self._known, self.flip)
 
+    def weight(self, batch: dict[str, Any]) -> float:
+        """The number of images that count."""
+        return float(batch["weight"].double().sum())
+
     def forward(self, model: TaskModel, batch: dict[str, Any]) -> StepOutput:
         """The sum over images, and how many are right."""
         labels = batch["target"], batch["among"], batch["multi_label"]

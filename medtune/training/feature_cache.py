@@ -55,7 +55,8 @@ def check_frozen(stages: Iterable[Stage], parts: TrainedParts, transform: Any) -
                     f"features change with every step; take {part} out of `trainable`, leave LoRA out of the encoder, "
                     "or set feature_cache=null"
                 )
-    encoder: Any = parts.model.encoder
+    model: Any = parts.model
+    encoder = model.encoder
     if not hasattr(transform, "feature_width"):
         raise ConfigError("feature_cache: this model reads pixels, and there are no features to keep; set it to null")
     if any(isinstance(module, nn.Dropout) and module.p > 0 for module in encoder.modules()):

@@ -10,18 +10,22 @@ from torch.optim import Optimizer
 
 from medtune.config import to_plain
 from medtune.errors import CheckpointError
+from medtune.objectives.base import Objective
 from medtune.training import checkpoints, optimization
-from medtune.training.building import base_fingerprint
+from medtune.training.building import base_fingerprint, companion_fingerprints
 from medtune.training.checkpoints import TrainingState
 from medtune.training.config import TrainConfig
 from medtune.training.data import DataFeed
 from medtune.training.runtime import Runtime
 
 
-def identity(config: TrainConfig, feed: DataFeed, validation: DataFeed | None = None) -> dict[str, Any]:
+def identity(
+    config: TrainConfig, feed: DataFeed, objective: Objective, validation: DataFeed | None = None
+) -> dict[str, Any]:
     """What must be equal for a checkpoint to be continued."""
     shown = {key: value for key, value in to_plain(config.transform).items() if key != "path"}  # a folder may move
     held_out = {"validation": validation.source.fingerprint()} if validation else {}
+    companions = companion_fingerprints(objective, config)
     return {
         "model": to_plain(config.model),
         "weights": base_fingerprint(config.checkpoint),
@@ -36,6 +40,7 @@ def identity(config: TrainConfig, feed: DataFeed, validation: DataFeed | None = 
         "bucket": config.bucket,
         "transform": shown,
         **held_out,
+        **({"companions": companions} if companions else {}),
     }
 
 

@@ -20,6 +20,7 @@ import torch
 
 from medtune.config import instantiate, save_config
 from medtune.errors import CheckpointError, MedtuneError, TrainingError
+from medtune.models.common.interface import Trainable
 from medtune.objectives.base import Objective, Stage
 from medtune.training import building, feature_cache, optimization
 from medtune.training.clock import Clock, rate_factor
@@ -44,7 +45,7 @@ class Trainer:
         runtime: Where it happens; started from the environment when absent.
     """
 
-    model: Any
+    model: Trainable
 
     def __init__(self, config: TrainConfig, runtime: Runtime | None = None) -> None:
         self.config = config
@@ -70,6 +71,7 @@ class Trainer:
         self.transform.dtype = building.DTYPES[config.dtype]
         self.objective: Objective = instantiate(config.objective)
         self.model, members = building.build_model(config, runtime)
+        self.objective.attach(building.build_companions(self.objective, config, runtime))
         self.objective.bind(self.model, self.transform, config.seed)
         self.objective.to(runtime.device)
         self.parts = TrainedParts(self.model, self.objective, {**members, **self.objective.parts()})
@@ -81,7 +83,7 @@ class Trainer:
         building.finish(self.model, config, runtime)
         self.offload = building.offloading(self.model, config, runtime)
         self._use_features(stages)
-        self.snapshots = Snapshots(config, runtime, identity(config, self.feed, self.validation))
+        self.snapshots = Snapshots(config, runtime, identity(config, self.feed, self.objective, self.validation))
         self._resume()
         self.telemetry = Telemetry(
             self.folder, config.loggers, config, self.clock.total, self.step, active=runtime.is_main
@@ -226,19 +228,34 @@ class Trainer:
         return 0
 
     def _optimizer_step(self, batches: list[dict[str, Any]]) -> int:
-        """One update over the micro-batches of this process; returns a signal's number when one arrived anywhere."""
-        sums = self.runtime.sum(self._forward_backward(batches)).tolist()
-        loss_sum, weight, tokens, *noted = sums[: 3 + len(SIGNALS)]
+        """One update over the micro-batches of this process; returns a signal's number when one arrived anywhere.
+
+        The weight of the step is counted on the host, before the forward pass. Everything that the device finds (loss,
+        metrics, gradient norm, which parts a gradient reached) comes over in one transfer, which is the only time that
+        the loop waits for it; a loss or gradient that is not finite is seen then, before the weights change.
+        """
+        weight, tokens = self.runtime.sum_on_host(self._counts(batches))
         scale = 1.0 / max(weight, 1.0)
-        metrics = {name: value * scale for name, value in zip(self.metric_names, sums[3 + len(SIGNALS) :], strict=True)}
-        loss = loss_sum * scale
+        sums = self._forward_backward(batches)
+        reached = self.watch.reached(self.trained, sums.device)
+        sums = self.runtime.sum(torch.cat([sums, reached]))
         optimization.scale_gradients(self.trained, self.own, scale, self.runtime.world)
         parameters = list(self.trained.values())
-        norm = float(optimization.gradient_norm(parameters))
-        self._guard(loss, norm, batches)
-        self.watch.look(self.trained, lambda seen: self.runtime.sum(seen.to(self.runtime.device)).cpu())
+        norm = optimization.gradient_norm(parameters).double().reshape(1).to(sums.device)
+        *found, gradient_norm = torch.cat([sums, norm]).tolist()
+        loss_sum, counted, *noted = found[: 2 + len(SIGNALS)]
+        values = found[2 + len(SIGNALS) : len(found) - len(reached)]
+        shown = {name: value * scale for name, value in zip(self.metric_names, values, strict=True)}
+        loss = loss_sum * scale
+        self._guard(loss, gradient_norm, batches)
+        if counted != weight:
+            raise TrainingError(
+                f"step {self.step}: {type(self.objective).__name__}.weight counted {weight:g}, but its forward pass "
+                f"{counted:g}; the two must agree, since the gradients are divided by the first"
+            )
+        self.watch.note(found[len(found) - len(reached) :])
         if self.config.clip_grad_norm is not None:
-            optimization.clip_gradients(parameters, norm, self.config.clip_grad_norm)
+            optimization.clip_gradients(parameters, gradient_norm, self.config.clip_grad_norm)
         stage_step = self.clock.position(self.step).stage_step
         factor = rate_factor(self.config.schedule, stage_step, self.clock.length(self.stage_index))
         optimization.set_rates(self.optimizer, factor)
@@ -247,13 +264,18 @@ class Trainer:
         self.objective.after_step()
         self.step += 1
         self.tokens += int(tokens)
-        self._report_step({"loss": loss, "grad_norm": norm, **metrics}, int(tokens), int(weight))
+        self._report_step({"loss": loss, "grad_norm": gradient_norm, **shown}, int(tokens), weight)
         return next((int(number) for number, count in zip(SIGNALS, noted, strict=True) if count), 0)
 
+    def _counts(self, batches: list[dict[str, Any]]) -> list[float]:
+        """Weight and tokens of this process's micro-batches, read while they lie in host memory."""
+        weight = sum(self.objective.weight(batch) for batch in batches)
+        return [weight, sum(float(batch["padding"].sum()) for batch in batches)]
+
     def _forward_backward(self, batches: list[dict[str, Any]]) -> torch.Tensor:
-        """Gradients of this process's share; returns loss, weight, tokens, who has seen which signal, metrics."""
+        """Gradients of this process's share; returns loss, weight, who has seen which signal, metrics."""
         device = self.runtime.device
-        sums = torch.zeros(3, dtype=torch.float64, device=device)
+        sums = torch.zeros(2, dtype=torch.float64, device=device)
         metrics: dict[str, torch.Tensor] = {}
         for number, batch in enumerate(batches):
             self._collect_skips(batch)
@@ -262,8 +284,7 @@ class Trainer:
             with self.offload:
                 output = self.model.compute(self.objective, batch)
             output.loss_sum.backward()
-            tokens = batch["padding"].sum()
-            sums += torch.stack([output.loss_sum.detach().double(), output.weight.double(), tokens.double()])
+            sums += torch.stack([output.loss_sum.detach().double(), output.weight.double()])
             for name, value in output.metrics.items():
                 metrics[name] = metrics.get(name, 0.0) + value.detach().double()
         self.metric_names = list(metrics)
@@ -295,7 +316,7 @@ class Trainer:
                 self.skipped[reason] = name
                 self.telemetry.say(f"skipped {name}: {reason}")
 
-    def _report_step(self, shown: dict[str, float], tokens: int, supervised: int) -> None:
+    def _report_step(self, shown: dict[str, float], tokens: int, weight: float) -> None:
         rate = tokens / max(self.telemetry.elapsed(), 1e-9)
         self.telemetry.step(self.stage.name, {**shown, "tok/s": rate})
         if self.step % self.config.log_every_steps and self.step != self.clock.total:
@@ -304,7 +325,7 @@ class Trainer:
             "stage": self.stage.name,
             "epoch": self.clock.position(self.step - 1).epoch,
             **shown,
-            "supervised_tokens": supervised,
+            "weight": int(weight) if weight == int(weight) else weight,
             "tokens_per_second": round(rate, 1),
             **{f"lr/{group['part']}": group["lr"] for group in self.optimizer.param_groups},
         }

@@ -19,6 +19,7 @@ from medtune.data.training_set import TrainingSet
 from medtune.errors import DataError, ModelError
 from medtune.models.tsm import LabelledSet, load_tsm
 from medtune.objectives.base import Stage
+from medtune.objectives.companions import load_companions
 from medtune.objectives.vitask import VITask
 from medtune.objectives.vitask_items import NegativeIndex
 from tests.tiny_task import SETS, task_rows, write_task, write_tsm
@@ -56,6 +57,7 @@ def family(name: str) -> tuple[Any, Any]:
 def bound(task: SimpleNamespace, model: Any, transform: Any, stage: Stage = CONTRAST, **arguments: Any) -> VITask:
     arguments = {"tsm": task.tsm, "alpha": 0.7, "beta": 1.3, "chunk_tokens": 3, **arguments}
     objective = VITask(**arguments)
+    objective.attach(load_companions(objective.companions()))
     objective.bind(model, transform, seed=2)
     if objective.connector is not None:
         with torch.no_grad():
@@ -241,7 +243,7 @@ def test_pictures_are_encoded_once_and_without_a_graph_where_nothing_of_the_enco
     for parameter in model.encoder.parameters():
         parameter.requires_grad_(False)
     batch, seen = batch_of(task, objective, transform), Counter()
-    tsm = objective._tsm[0]
+    tsm = objective.beside["tsm"]
     originals = {"vision": model.encode, "tsm": tsm.features, "decoder": model.hidden}
 
     def counted(name: str) -> Any:
@@ -274,7 +276,7 @@ def test_features_that_are_given_are_not_computed(task: SimpleNamespace, monkeyp
         "exemplar_features": objective.exemplar_features(batch),
     }
     monkeypatch.setattr(model, "encode", None)
-    objective._tsm.clear()
+    objective.attach({})
     del given["vision"], given["exemplar_pixels"]
     assert objective(model, given).loss_sum.item() == plain
 
@@ -286,7 +288,7 @@ def test_the_task_specific_model_is_no_part_of_the_method(task: SimpleNamespace)
     assert set(objective.state_dict()) == expected == set(dict(objective.named_parameters()))
     assert set(objective.parts()["connector"]) == expected
     objective.train()
-    assert not objective._tsm[0].training
+    assert not objective.beside["tsm"].training
 
 
 # -- negatives --------------------------------------------------------------------------------------------------------
@@ -416,9 +418,11 @@ def test_a_folder_without_a_task_specific_model_is_refused_unless_a_run_is_plann
     model, transform = family("llava")
     objective = VITask(tsm=str(tmp_path / "absent"))
     with pytest.raises(ModelError, match="absent holds no task-specific model"):
-        objective.bind(model, transform, 0)
+        load_companions(objective.companions())
+    problems: list[str] = []
+    objective.attach(load_companions(objective.companions(), problems))
+    assert len(problems) == 1 and problems[0].startswith("the task-specific model is not here: ")
     objective.bind(model.to("meta"), transform, 0)
-    assert objective.missing and "the task-specific model is not here" in objective.missing
     assert objective.parts()["connector"]
 
 
