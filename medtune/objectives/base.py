@@ -5,7 +5,7 @@ It owns whatever the method must remember between steps; the trainer saves and r
 """
 
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import MappingProxyType
@@ -82,9 +82,11 @@ class Objective(nn.Module):
     Attributes:
         rows: The most rows that the language model runs for one sample of a micro-batch.
         beside: The frozen models that the method named, once :meth:`attach` was called.
+        higher_is_better: For metrics of ``StepOutput`` that a run may monitor: whether higher values are better.
     """
 
     rows: int = 1
+    higher_is_better: Mapping[str, bool] = MappingProxyType({})
     beside: Companions = MappingProxyType({})
 
     def companions(self) -> dict[str, Companion]:

@@ -3,6 +3,7 @@
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -109,6 +110,8 @@ class Classification(Objective):
         flip: sets whose training pictures are mirrored left to right, half of them, drawn per sample and epoch. Only
             name sets in which left and right mean nothing: not chest X-rays, whose heart has a side.
     """
+
+    higher_is_better = MappingProxyType({"accuracy": True})
 
     def __init__(self, flip: Sequence[str] = ()) -> None:
         super().__init__()

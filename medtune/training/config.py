@@ -32,6 +32,30 @@ class ScheduleConfig:
             raise ValueError("warmup_steps must be >= 0, warmup_ratio in [0, 1), min_ratio in [0, 1]")
 
 
+LOSS = "validation_loss"
+
+
+@dataclass
+class QuestionsConfig:
+    """A small fixed set of questions, answered whenever the run validates."""
+
+    source: Component = field(metadata={"help": "dataset builder of questions, as predict reads them"})
+    protocols: list[str] = key(["open"], "how to ask")
+    limit: int = key(64, "questions asked; drawn once from the whole source, the same in every run")
+    batch_size: int = key(16, "prompts answered together")
+    max_new_tokens: int = key(32, "longest answer")
+    answers: int = key(8, "answers written to metrics.jsonl at each validation; 0 writes none")
+    draws: int = key(300, "draws of each bootstrap interval")
+
+    def __post_init__(self) -> None:
+        """Refuse sizes that no set can have."""
+        for name in ("limit", "batch_size", "max_new_tokens", "draws"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"questions.{name} must be at least 1, got {getattr(self, name)}")
+        if self.answers < 0 or not self.protocols:
+            raise ValueError("questions: answers must be at least 0, and protocols must name one")
+
+
 def _adamw() -> Component:
     return Component(_component_="torch.optim.AdamW", lr=2e-5)
 
@@ -81,8 +105,13 @@ class TrainConfig:
         None, "checkpoint every N steps (one is always written at the end and on SIGTERM)"
     )
     keep_checkpoints: int = key(2, "newest checkpoints kept")
-    validate_every_steps: int | None = key(None, "validation loss every N steps; null: at the end of each stage")
-    early_stopping_patience: int | None = key(None, "stop after N validations without a better loss")
+    validate_every_steps: int | None = key(None, "validation every N steps; null: at the end of each stage")
+    questions: QuestionsConfig | None = key(None, "a small question set that is answered at each validation")
+    monitor: str = key(
+        LOSS, "metric that decides the best weights and early stopping, e.g. validation_loss, open/accuracy_macro"
+    )
+    monitor_direction: Literal["auto", "higher", "lower"] = key("auto", "whether higher or lower is better")
+    early_stopping_patience: int | None = key(None, "stop after N validations without a better value of `monitor`")
     resume: Literal["auto", "never", "must"] = key("auto", "continue the newest whole checkpoint of output_dir")
     export: Literal["hf", "torchtune", "none"] = key("hf", "layout of the weights written at the end")
     loggers: list[Component] = key([], "torchtune metric loggers, beside metrics.jsonl")

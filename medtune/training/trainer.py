@@ -28,10 +28,11 @@ from medtune.training.config import TrainConfig
 from medtune.training.data import DataFeed, on_device
 from medtune.training.export import export_weights
 from medtune.training.parts import GradientWatch, TrainedParts
+from medtune.training.questions import QuestionSet
 from medtune.training.runtime import Runtime
 from medtune.training.snapshots import Snapshots, identity, put_back
 from medtune.training.telemetry import Telemetry
-from medtune.training.validation import Best, validation_loss
+from medtune.training.validation import EarlyStopping, Validation
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT)
 WATCHED_STEPS = 8
@@ -53,7 +54,7 @@ class Trainer:
         self.folder = Path(config.output_dir)
         self.step = 0
         self.tokens = 0
-        self.best = Best()
+        self.best = EarlyStopping()
         self.skipped: dict[str, str] = {}
         self.stop_signal = 0
 
@@ -78,12 +79,14 @@ class Trainer:
         stages = tuple(self.objective.stages(tuple(config.trainable), config.epochs, config.max_steps))
         optimization.check_rates(config.learning_rates, stages, self.parts, self.objective.parts())
         self.feed = self._feed(config.dataset)
-        self.validation = self._feed(config.dataset_val, shuffle=False) if config.dataset_val else None
+        self.held_out = self._feed(config.dataset_val, shuffle=False) if config.dataset_val else None
+        questions = QuestionSet(config, self.transform, runtime) if config.questions else None
+        self.validation = Validation(config, self.held_out, questions)
         self.clock = Clock(stages, self.feed.steps_per_epoch)
         building.finish(self.model, config, runtime)
         self.offload = building.offloading(self.model, config, runtime)
         self._use_features(stages)
-        self.snapshots = Snapshots(config, runtime, identity(config, self.feed, self.objective, self.validation))
+        self.snapshots = Snapshots(config, runtime, identity(config, self.feed, self.objective, self.held_out))
         self._resume()
         self.telemetry = Telemetry(
             self.folder, config.loggers, config, self.clock.total, self.step, active=runtime.is_main
@@ -99,7 +102,7 @@ class Trainer:
         if self.config.feature_cache is None:
             return
         feature_cache.check_frozen(stages, self.parts, self.transform)
-        for name, feed in (("train", self.feed), ("validation", self.validation)):
+        for name, feed in (("train", self.feed), ("validation", self.held_out)):
             if feed is not None:
                 folder = Path(self.config.feature_cache) / name
                 feature_cache.use_features(feed, folder, self.model, self.objective, self.runtime, self._say)
@@ -122,7 +125,7 @@ class Trainer:
             return self._enter_stage(0)
         path, state = found
         values = state.values
-        self.step, self.tokens, self.best = values["step"], values["tokens"], Best(**values["best"])
+        self.step, self.tokens, self.best = values["step"], values["tokens"], EarlyStopping.of(values["best"])
         self.skipped = values["skipped"]
         put_back(path, state.model, self.parts.named(), self.runtime.device)
         self.objective.load_state_dict(state.objective)
@@ -341,22 +344,24 @@ class Trainer:
         return self.best.exhausted(self.config.early_stopping_patience)
 
     def _validate_if_due(self) -> None:
-        """Validation loss; in the last stage also the best weights so far and early stopping."""
+        """Validate; in the last stage also keep the best weights so far and stop early."""
         every = self.config.validate_every_steps
         due = self.stage_over or (every and self.step and self.step % every == 0)
-        if self.validation is None or not due or self.best.checked == self.step:
+        if not self.validation.possible or not due or self.best.checked == self.step:
             return
-        loss = validation_loss(self.model, self.objective, self.validation, self.runtime, self._collect_skips)
+        found = self.validation.measure(self.model, self.objective, self.runtime, self._collect_skips)
         self.best.checked = self.step
-        self.telemetry.log(self.step, {"validation_loss": loss, "stage": self.stage.name})
+        self.telemetry.log(self.step, {**found.row(), "stage": self.stage.name})
+        value, higher = found.monitored(self.config, self.objective)
         better = False
         if self.stage_index == len(self.clock.stages) - 1:
-            better = self.best.update(self.step, loss)
+            better = self.best.update(self.step, value, higher)
             if better and self.config.export != "none":
                 export_weights(self.model, self.config, self.runtime, self.folder / "best")
-        self.telemetry.say(f"step {self.step}: validation loss {loss:.4f}{' (best)' if better else ''}")
+        shown = self.config.monitor.replace("_", " ")
+        self.telemetry.say(f"step {self.step}: {shown} {value:.4f}{' (best)' if better else ''}")
         if self._gave_up:
-            self.telemetry.say(f"no better validation loss for {self.best.worse} validations: stopping early")
+            self.telemetry.say(f"no better {shown} for {self.best.worse} validations: stopping early")
         self.telemetry.elapsed()
 
     def _save(self) -> None:
@@ -382,7 +387,7 @@ class Trainer:
             self.runtime.by_main(lambda: self.objective.export(self.folder))
         for skipped in self.runtime.gather(self.skipped):
             self.skipped |= skipped
-        feeds = [self.feed] + ([self.validation] if self.validation else [])
+        feeds = [self.feed] + ([self.held_out] if self.held_out else [])
         found = [(problem.reason, problem.id) for feed in feeds for problem in feed.checked.problems]
         listed = [{"id": name, "reason": reason} for reason, name in [*found, *self.skipped.items()]]
         if self.runtime.is_main:
@@ -391,7 +396,7 @@ class Trainer:
                 "tokens": self.tokens,
                 "seconds": round(seconds, 1),
                 "samples": len(self.feed.checked.lengths),
-                "best_validation": dataclasses.asdict(self.best),
+                "best_validation": {"monitor": self.config.monitor, **dataclasses.asdict(self.best)},
                 "skipped": listed,
             }
             (self.folder / "summary.json").write_text(json.dumps(summary, indent=1), encoding="utf-8")
