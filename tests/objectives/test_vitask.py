@@ -200,6 +200,29 @@ def test_passes_give_the_same_however_they_run(
         close(others_gradients, gradients)
 
 
+def test_answers_before_the_image_count_in_both_passes(task: SimpleNamespace, tmp_path: Path) -> None:
+    """The picture comes in the second turn, so that the packed passes share a supervised answer."""
+    rows = task_rows()
+    for row in rows:
+        question, answer = row["messages"]
+        turns = [("user", "Are you there?"), ("assistant", "Yes."), ("user", f"<image>{question['content']}")]
+        row["messages"] = [*({"role": role, "content": text} for role, text in turns), answer]
+    source = instantiate(write_task(tmp_path, rows))
+    other = SimpleNamespace(source=source, tsm=task.tsm)
+    model, transform = family("internvl")
+    found = []
+    for passes in ("separate", "packed"):
+        objective = bound(other, model, transform, Stage("align", ()), passes=passes)
+        batch = batch_of(other, objective, transform, [0, 2, 5])
+        found.append(loss_and_gradients(model, objective, batch))
+    (plain, gradients), (packed, packed_gradients) = found
+    image = batch["tokens"].eq(model.image_id).int().argmax(dim=1)
+    assert bool((batch["labels"].ne(-100).int().argmax(dim=1) < image).all()), "an answer stands before the image"
+    assert packed.loss_sum.item() == pytest.approx(plain.loss_sum.item(), rel=1e-6)
+    assert packed.weight == plain.weight == batch["labels"].ne(-100).sum()
+    close(packed_gradients, gradients)
+
+
 def test_image_tokens_of_both_passes_are_run_once(task: SimpleNamespace, monkeypatch: pytest.MonkeyPatch) -> None:
     model, transform = family("internvl")
     seen: list[int] = []
