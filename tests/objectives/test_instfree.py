@@ -36,6 +36,17 @@ def sgd_run(objective: InstFree, rate: float, steps: int = 5) -> torch.Tensor:
     return objective.proxy.weight.detach().clone()
 
 
+def test_the_proxys_start_is_the_runs_seed_and_nothing_elses() -> None:
+    starts = []
+    for seed, disturbance in ((1, 5), (1, 6), (2, 5)):
+        torch.manual_seed(disturbance)
+        objective = InstFree(vectors=2)
+        objective.bind(MODEL, TRANSFORM, seed)
+        starts.append(objective.proxy.weight.detach())
+        assert torch.equal(objective.average, starts[-1]) and torch.equal(objective.last_t, starts[-1])
+    assert torch.equal(starts[0], starts[1]) and not torch.equal(starts[0], starts[2])
+
+
 def test_momentum_follows_algorithm_1_line_by_line() -> None:
     objective, alpha, rate = bound(alpha=0.8), 0.8, 0.5
     t = objective.proxy.weight.detach().double().clone()
