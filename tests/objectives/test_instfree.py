@@ -75,6 +75,15 @@ def test_warmup_does_not_average() -> None:
     assert torch.equal(sgd_run(bound("momentum", alpha=0.5, stage="warmup"), 0.5), sgd_run(bound("update"), 0.5))
 
 
+def test_the_average_begins_where_the_warmup_ended() -> None:
+    """Algorithm 1, line 8: with alpha 1 the proxy stays as warmed up, not as it was drawn."""
+    objective = bound("momentum", alpha=1.0, stage="warmup")
+    start = objective.proxy.weight.detach().clone()
+    warm = sgd_run(objective, 0.5, steps=3)
+    objective.begin_stage(TUNE)
+    assert torch.equal(sgd_run(objective, 0.5, steps=2), warm) and not torch.equal(warm, start)
+
+
 def test_state_survives_a_reload_between_steps() -> None:
     straight = bound(alpha=0.7)
     sgd_run(straight, 0.5, steps=5)
