@@ -101,6 +101,8 @@ def test_stages_train_the_proxy_alone_first_and_fixed_never_again() -> None:
     warmup, tune = InstFree(warmup_epochs=2, warmup_learning_rate=0.1).stages(parts, 5, None)
     assert (warmup.trainable, warmup.epochs, warmup.learning_rates) == (("proxy",), 2, {"proxy": 0.1})
     assert tune.trainable == (*parts, "proxy") and tune.epochs == 5
+    short = InstFree(warmup_steps=7).stages(parts, 5, 40)
+    assert [(stage.steps, stage.learning_rates) for stage in short] == [(7, {}), (40, {})]
     assert InstFree(mode="fixed").stages(parts, 5, None)[1].trainable == parts
     assert [s.name for s in InstFree(mode="text").stages(parts, 5, None)] == ["tune"]
     assert [s.name for s in InstFree(warmup_steps=0).stages(parts, 5, None)] == ["tune"]

@@ -289,6 +289,11 @@ def test_stages() -> None:
     assert VITask(tsm="x", connector_learning_rate=0.2).stages((), 1, None)[0].learning_rates == {"connector": 0.2}
 
 
+def test_the_rows_of_a_sample_that_memory_is_planned_for() -> None:
+    assert VITask(tsm="x").rows == 3 and VITask(tsm="x", beta=0.0).rows == 2
+    assert VITask(exemplar="none", alpha=0.0).rows == 2 and VITask(exemplar="none", alpha=0.0, beta=0.0).rows == 1
+
+
 @pytest.mark.parametrize(
     "arguments",
     [

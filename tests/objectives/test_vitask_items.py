@@ -95,10 +95,11 @@ def test_a_filler_has_no_weight_and_its_negative_none(task: SimpleNamespace) -> 
     assert one[0].loss_sum.item() == pytest.approx(with_fillers[0].loss_sum.item(), rel=1e-6)
     assert one[0].weight == with_fillers[0].weight and with_fillers[0].metrics["no_negative"].item() == 0
     close(one[1], with_fillers[1])
-    nothing = items.collate([samples[(0, 0, False)]], transform)
-    output, gradients = loss_and_gradients(model, objective, nothing)
-    assert output.loss_sum.item() == 0.0 and output.weight.item() == 0
-    assert all(not gradient.any() for gradient in gradients.values())
+    for index in (0, 20):  # the second has no negative, but no token that lacks one either
+        nothing = items.collate([samples[(0, index, False)]], transform)
+        output, gradients = loss_and_gradients(model, objective, nothing)
+        assert output.loss_sum.item() == 0.0 and output.weight.item() == output.metrics["no_negative"].item() == 0
+        assert all(not gradient.any() for gradient in gradients.values())
 
 
 def test_rolling_takes_the_next_row_where_it_fits(task: SimpleNamespace) -> None:
