@@ -1,9 +1,14 @@
 import pytest
 
+from medtune.data.items import SampleItems
 from medtune.data.preflight import preflight
 from medtune.data.source import JsonlSource
 from medtune.errors import DataError
 from tests.data.tools import LetterTransform, row, unchanged, write_pictures, write_rows
+
+
+def plain():
+    return [SampleItems(unchanged)]
 
 
 @pytest.fixture
@@ -30,7 +35,7 @@ def source(tmp_path):
 
 def test_every_problem_is_counted_in_one_message(source):
     with pytest.raises(DataError) as caught:
-        preflight(source, LetterTransform(), unchanged, progress=False)
+        preflight(source, LetterTransform(), plain, progress=False)
     lines = str(caught.value).splitlines()
     assert lines[0] == "8 of 11 rows of a cannot be used:"
     assert lines[-1].endswith("or set on_error: skip to leave them out and list them in the run's summary.")
@@ -51,7 +56,7 @@ def test_every_problem_is_counted_in_one_message(source):
 
 
 def test_skipping_leaves_the_rest_and_lists_the_others(source):
-    found = preflight(source, LetterTransform(), unchanged, "skip", progress=False)
+    found = preflight(source, LetterTransform(), plain, "skip", progress=False)
     assert found.indices.tolist() == [0, 2, 10]
     assert found.lengths.tolist() == [3, 2, 200]
     assert found.tiles.tolist() == [1 + 3, 0, 2]
@@ -63,14 +68,14 @@ def test_skipping_leaves_the_rest_and_lists_the_others(source):
 def test_only_ten_problems_are_printed(tmp_path):
     source = JsonlSource(write_rows(tmp_path / "a.jsonl", [row(str(n), " ") for n in range(30)] + [row("x")]), None)
     with pytest.raises(DataError, match=r"30 of 31 rows(?s:.*)and 20 more") as caught:
-        preflight(source, LetterTransform(), unchanged, progress=False)
+        preflight(source, LetterTransform(), plain, progress=False)
     assert str(caught.value).count("is empty") == 10
 
 
 def test_nothing_left_is_an_error_even_when_skipping(tmp_path):
     source = JsonlSource(write_rows(tmp_path / "a.jsonl", [row("a", " ")]), None)
     with pytest.raises(DataError, match="1 of 1 rows"):
-        preflight(source, LetterTransform(), unchanged, "skip", progress=False)
+        preflight(source, LetterTransform(), plain, "skip", progress=False)
 
 
 def test_damage_inside_an_image_is_found_when_decoding(tmp_path):
@@ -81,6 +86,6 @@ def test_damage_inside_an_image_is_found_when_decoding(tmp_path):
     (folder / "1.png").write_bytes(bytes(data))
     rows = [row("a", images=("0.png",)), row("b", images=("1.png",))]
     source = JsonlSource(write_rows(tmp_path / "a.jsonl", rows), folder)
-    assert len(preflight(source, LetterTransform(), unchanged, progress=False).indices) == 2
+    assert len(preflight(source, LetterTransform(), plain, progress=False).indices) == 2
     with pytest.raises(DataError, match="line 2 .*1.png is truncated or damaged"):
-        preflight(source, LetterTransform(), unchanged, progress=False, decode=True)
+        preflight(source, LetterTransform(), plain, progress=False, decode=True)
