@@ -182,7 +182,7 @@ class EarlyFusionTransform:
         counts = [self.tile_count(*size) for size in (sizes or ())][:places]
         counts += [self.tiler.max_tiles] * (places - len(counts))
         tokens, labels = self._lay_out(sample, counts, inference=False)
-        return len(tokens), sum(label != IGNORE for label in labels[1:])
+        return len(tokens), len(labels) - 1 - labels[1:].count(IGNORE)
 
     def tile_count(self, width: int, height: int) -> int:
         """Tiles that a picture of this size will have."""

@@ -151,7 +151,7 @@ class DeepFusionTransform:
     def token_counts(self, sample: Sample, sizes: Sizes | None = None) -> tuple[int, int]:
         """Tokens as :meth:`token_count` tells them, and how many of them are predicted and learned."""
         tokens, labels = lay_out(self.tokenizer, sample)
-        return len(tokens), sum(label != IGNORE for label in labels[1:])
+        return len(tokens), len(labels) - 1 - labels[1:].count(IGNORE)
 
     def tile_count(self, width: int, height: int) -> int:
         """Tiles that a picture of this size will have."""
