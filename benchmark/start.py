@@ -3,9 +3,10 @@
     python benchmark/start.py [--rows 377110] [--fresh-rows 20000] [--rounds 3]
 
 Rows are made up, as many as MIMIC-CXR has images, each a report of some 600 bytes with an image of its own; the images
-are hard links to a few JPEG files (360 x 363 pixels), so that they take little room. Timed is all that a run's data side
-does before the first step: opening the file, the check, the plan of batches. The first starts take ``--fresh-rows`` of
-the rows, the remembered one takes all; in between one image is replaced, and the start that finds it is timed too.
+are hard links to a few JPEG files (360 x 363 pixels), so that they take little room. Timed is all that a run's data
+side does before the first step: opening the file, the check, the plan of batches. The first starts take
+``--fresh-rows`` of the rows, the remembered one takes all. Then one image is replaced; the start that finds it is timed
+too.
 """
 
 import argparse
@@ -136,7 +137,9 @@ def main() -> int:
     finally:
         shutil.rmtree(folder)
     options.out.parent.mkdir(parents=True, exist_ok=True)
-    options.out.write_text(json.dumps({**stamp(sys.argv[0], sys.argv[1:]), **result}, indent=1) + "\n", encoding="utf-8")
+    options.out.write_text(
+        json.dumps({**stamp(sys.argv[0], sys.argv[1:]), **result}, indent=1) + "\n", encoding="utf-8"
+    )
     print(json.dumps(result, indent=1))
     return 0
 

@@ -26,6 +26,8 @@ _SETTINGS = (".json", ".jsonl", ".model", ".txt", ".jinja", ".tiktoken", ".yaml"
 def check_record(config: TrainConfig, source: SampleSource, stages: Sequence[Stage]) -> Record | None:
     """The record of one data set's check; None where the config wants none, or the source does not know its images.
 
+    There is none either where the images' own folder holds the usual place of records (an image root of ``/``, say).
+
     The outcome is a function of the samples, the image root, the transform, the method with the files that they name,
     the seed, the code and, compared file by file, the images.
 
@@ -35,15 +37,17 @@ def check_record(config: TrainConfig, source: SampleSource, stages: Sequence[Sta
         stages: Of the run.
 
     Raises:
-        ConfigError: If the folder lies inside that of the images.
+        ConfigError: If the folder that the config names lies inside that of the images.
     """
     roots = image_roots(source)
     if config.preflight_cache is None or roots is None:
         return None
     folder = cache_folder(config.preflight_cache)
-    for root in roots:
-        if folder.resolve().is_relative_to(root):
-            raise ConfigError(f"preflight_cache: {folder} lies inside the image root {root}; name a folder outside")
+    around = [root for root in roots if folder.resolve().is_relative_to(root)]
+    if around and config.preflight_cache == AUTO:
+        return None
+    if around:
+        raise ConfigError(f"preflight_cache: {folder} lies inside the image root {around[0]}; name a folder outside")
     parts = [to_plain(part) for part in (config.transform, config.objective, config.model)]
     made_of = {
         "data": [source.name, source.fingerprint()],
