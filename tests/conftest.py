@@ -1,6 +1,7 @@
 """What every test runs under: one thread, no network, no model hub."""
 
 import os
+import tempfile
 
 # Before torch is imported anywhere, in this process and in the ones that tests start.
 os.environ["OMP_NUM_THREADS"] = "1"
@@ -8,7 +9,12 @@ os.environ["TOKENIZERS_PARALLELISM"] = "false"
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["TRANSFORMERS_OFFLINE"] = "1"
 os.environ["WANDB_MODE"] = "offline"
+# What a run remembers of its data goes away with the tests; matplotlib's list of fonts takes seconds to make.
+os.environ.setdefault("MPLCONFIGDIR", os.path.expanduser("~/.cache/matplotlib"))
+os.environ["XDG_CACHE_HOME"] = tempfile.mkdtemp(prefix="medtune-tests-")
 
+import shutil
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -28,6 +34,13 @@ os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [GUARD, os.environ.get("
 def one_thread() -> None:
     """One thread per process: several workers share the cores."""
     torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def no_memory_of_data() -> Iterator[None]:
+    """Removes what runs have remembered of their data, when all tests of this process are over."""
+    yield
+    shutil.rmtree(os.environ["XDG_CACHE_HOME"], ignore_errors=True)
 
 
 @pytest.fixture(autouse=True)

@@ -7,7 +7,7 @@ from PIL import Image
 
 from medtune.data.features import picture_keys
 from medtune.data.sample import Sample
-from medtune.data.source import SampleSource, place
+from medtune.data.source import SampleSource, image_files, image_roots, place
 from medtune.errors import ConfigError
 
 
@@ -69,6 +69,14 @@ class ChangedImages(ABC):
     def picture_keys(self, sample: Sample) -> list[str]:
         """The source's own; the change is the same for all of its images."""
         return picture_keys(self.source, sample)
+
+    def image_roots(self) -> list[str] | None:
+        """The source's own."""
+        return image_roots(self.source)
+
+    def image_files(self, sample: Sample) -> list[str]:
+        """The source's own."""
+        return image_files(self.source, sample)
 
     def where(self, sample: Sample) -> str:
         """Return what names a sample in a message."""

@@ -5,8 +5,8 @@ import io
 import os
 import re
 import tarfile
-from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, suppress
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, BinaryIO, Protocol
 
@@ -33,6 +33,10 @@ class _Store(Protocol):
         """Return a file, the first byte of the image in it, and the image's size in bytes."""
         ...
 
+    def files(self, names: Sequence[PurePosixPath]) -> list[str]:
+        """Return the absolute paths of the files that hold these images."""
+        ...
+
 
 class ImageRoot:
     """A folder or a plain tar file that image paths are relative to.
@@ -55,6 +59,18 @@ class ImageRoot:
             self._store = _Tar(self.path)
         else:
             raise DataError(f"The image root {self.path} does not exist; give the folder or .tar file of the images.")
+
+    def files(self, names: Iterable[str]) -> list[str]:
+        """Return the absolute paths of the files that hold images, whether or not they are there.
+
+        Args:
+            names: paths relative to the root; those that :func:`safe_path` refuses are left out.
+        """
+        safe = []
+        for name in names:
+            with suppress(DataError):
+                safe.append(safe_path(name, ""))
+        return self._store.files(safe)
 
     def size(self, name: str, where: str) -> tuple[int, int]:
         """Read an image's header, and decode it only if its end looks cut off.
@@ -226,6 +242,9 @@ class _Folder:
     def __init__(self, path: Path) -> None:
         self.root = path.resolve()
 
+    def files(self, names: Sequence[PurePosixPath]) -> list[str]:
+        return [os.path.join(self.root, name) for name in names]
+
     @contextmanager
     def open(self, name: PurePosixPath) -> Iterator[tuple[BinaryIO, int, int]]:
         path = Path(os.path.realpath(self.root / name))  # unlike resolve(), it does not raise on a loop of links
@@ -249,6 +268,9 @@ class _Tar:
                 f"The image root {path} is not a plain tar file ({error}); give a folder or an uncompressed .tar."
             ) from None
         self.hashes, self.offsets, self.sizes = table[np.argsort(table[:, 0], kind="stable")].T.copy()
+
+    def files(self, names: Sequence[PurePosixPath]) -> list[str]:
+        return [str(self.path.resolve())] if names else []
 
     @contextmanager
     def open(self, name: PurePosixPath) -> Iterator[tuple[BinaryIO, int, int]]:

@@ -2,7 +2,8 @@
 
 import random
 from collections.abc import Callable
-from typing import Any, Protocol
+from dataclasses import dataclass
+from typing import Any, NamedTuple, Protocol
 
 from PIL import Image
 
@@ -28,8 +29,11 @@ class ModelTransform(Protocol):
         """Return a batch of such items."""
         ...
 
-    def token_count(self, sample: Sample, sizes: Sizes | None = None) -> int:
-        """Return the number of tokens of a sample whose images have these (width, height); opens no image."""
+    def token_counts(self, sample: Sample, sizes: Sizes | None = None) -> tuple[int, int]:
+        """Return how many tokens a sample has whose images have these (width, height), and how many are supervised.
+
+        Opens no image.
+        """
         ...
 
     def tile_count(self, width: int, height: int) -> int:
@@ -37,11 +41,24 @@ class ModelTransform(Protocol):
         ...
 
 
-class Items(Protocol):
-    """How a method makes items and batches. Picklable; holds no state that changes.
+class Row(NamedTuple):
+    """The size of one row of tokens that an item holds.
 
-    A method that needs more than a sample (a second picture, another model's pixels, a rejected answer) has its own.
+    Attributes:
+        tokens: all of them.
+        supervised: those that a loss is taken of, after the shift by one.
+        tiles: image tiles that the row sees.
+        drawn: whether each epoch draws another such row (a negative), so that no batch can be planned by it.
     """
+
+    tokens: int
+    supervised: int
+    tiles: int
+    drawn: bool = False
+
+
+class BatchItems(Protocol):
+    """How items and batches are made. Picklable; holds no state that changes."""
 
     def __call__(self, source: SampleSource, index: int, rng: random.Random, transform: Any) -> dict[str, Any]:
         """Make the item of one sample; everything random comes from ``rng``.
@@ -60,15 +77,33 @@ class Items(Protocol):
         ...
 
 
+class Items(BatchItems, Protocol):
+    """How a method makes items of samples, and says before training how large they will be.
+
+    A method that needs more than a sample (a second image, another model's pixels, a rejected answer) has its own.
+    Items that do the same are equal (``==``), so that they are measured once.
+    """
+
+    def measure(self, source: SampleSource, index: int, rng: random.Random, transform: Any) -> tuple[Row, ...]:
+        """Return the size of every row that the item of one sample holds; opens no image.
+
+        Called with the generator that ``__call__`` gets in the first epoch, it says of what length that item will be.
+
+        Raises:
+            DataError: if the item cannot be made: a row is too long, or nothing of it is supervised.
+        """
+        ...
+
+
+@dataclass(frozen=True)
 class SampleItems:
     """The sample as the method shows it, through the model's transform.
 
-    Args:
+    Attributes:
         sample_transform: the method's own change to a sample.
     """
 
-    def __init__(self, sample_transform: SampleTransform) -> None:
-        self.sample_transform = sample_transform
+    sample_transform: SampleTransform
 
     def __call__(self, source: SampleSource, index: int, rng: random.Random, transform: Any) -> dict[str, Any]:
         """Open the images, change the sample, transform both.
@@ -96,6 +131,17 @@ class SampleItems:
             )
         return {**item, "id": sample.id}
 
+    def measure(self, source: SampleSource, index: int, rng: random.Random, transform: Any) -> tuple[Row, ...]:
+        """Return the size of the sample's one row.
+
+        Raises:
+            DataError: if the sample or its images cannot be read, it has no answer, or it is too long.
+        """
+        sample = source[index]
+        shown = self.sample_transform(sample, rng)
+        check_answer(source, shown)
+        return (measured_row(source, shown, source.image_sizes(sample), transform),)
+
     def blank(self, item: dict[str, Any]) -> dict[str, Any]:
         """Return the item with every label ignored."""
         return {**item, "labels": [IGNORED] * len(item["labels"])}
@@ -103,3 +149,38 @@ class SampleItems:
     def collate(self, items: list[dict[str, Any]], transform: Any) -> dict[str, Any]:
         """Return the transform's batch."""
         return transform.collate(items)
+
+
+def check_answer(source: SampleSource, shown: Sample) -> None:
+    """Refuse a conversation without an assistant's words.
+
+    Raises:
+        DataError: naming file and row.
+    """
+    if not any(message.role == "assistant" and message.content.strip() for message in shown.messages):
+        raise DataError(f"{place(source, shown)}: no assistant message, so nothing to learn; add the answer.")
+
+
+def measured_row(source: SampleSource, shown: Sample, sizes: Sizes, transform: Any, drawn: bool = False) -> Row:
+    """Return the size of a conversation as one row.
+
+    Args:
+        source: where it comes from, for messages.
+        shown: the conversation as the method shows it.
+        sizes: (width, height) of its images.
+        transform: the model's transform.
+        drawn: as in :class:`Row`.
+
+    Raises:
+        DataError: if it is longer than the model takes, or no token of it is supervised.
+    """
+    tiles = sum(transform.tile_count(width, height) for width, height in sizes)
+    tokens, supervised = transform.token_counts(shown, sizes)
+    if tokens > transform.max_seq_len:
+        raise DataError(
+            f"{place(source, shown)}: {tokens} tokens, the limit is {transform.max_seq_len}; shorten the "
+            "text or raise max_seq_len."
+        )
+    if not supervised:
+        raise DataError(f"{place(source, shown)}: no token is supervised, so nothing to learn; add an answer.")
+    return Row(tokens, supervised, tiles, drawn)

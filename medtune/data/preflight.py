@@ -1,20 +1,30 @@
 """One pass over the data before training, so that what can be known then is not found out at three in the morning."""
 
-from collections.abc import Iterator
+import hashlib
+import os
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import closing
 from dataclasses import dataclass
+from typing import Any, NamedTuple
 
 import numpy as np
+from PIL import Image
+from torch.utils.data import Dataset
 from tqdm import tqdm
 
-from medtune.data.items import ModelTransform, SampleTransform, Sizes
+from medtune.data.items import Items, ModelTransform, Sizes
 from medtune.data.labels import is_classification
+from medtune.data.preflight_record import Record, Table, file_stamp, file_stamps
 from medtune.data.randomness import sample_rng
 from medtune.data.sample import Sample
-from medtune.data.source import SampleSource, place
+from medtune.data.source import SampleSource, image_files, image_roots, place
 from medtune.data.training_set import OnError
-from medtune.errors import DataError
+from medtune.data.workers import Failure, InOrder
+from medtune.errors import DataError, MedtuneError
 
 _LISTED = 10
+_BLOCK = 128
+_COLUMNS = ("usable", "lengths", "tiles", "longest", "most_tiles", "supervised", "labelled")
 
 
 @dataclass(frozen=True)
@@ -35,88 +45,227 @@ class Preflight:
     """What the pass found; the arrays hold one number per usable sample.
 
     Attributes:
+        rows: rows of the source.
         indices: position of each usable sample in the source.
-        lengths: tokens of each, as the first epoch shows it.
-        tiles: image tiles of each.
+        lengths: tokens of each, as the first epoch shows it: of the longest of the rows that every epoch has.
+        tiles: image tiles of each, likewise.
+        longest: tokens of the longest of all rows that an item holds in any stage, as the first epoch shows it.
+        most_tiles: image tiles of each, likewise.
+        supervised: tokens of each that a loss is taken of, in the rows that every epoch of the first stage has.
         labelled: whether each is a classification question.
         problems: the rows left out; empty unless ``on_error`` was ``skip``.
     """
 
+    rows: int
     indices: np.ndarray
     lengths: np.ndarray
     tiles: np.ndarray
+    longest: np.ndarray
+    most_tiles: np.ndarray
+    supervised: np.ndarray
     labelled: np.ndarray
     problems: list[Problem]
+
+    @property
+    def usable(self) -> str:
+        """Which rows can be used, as a run compares it with that of its checkpoint."""
+        digest = hashlib.sha256(self.indices.astype("<i8").tobytes()).hexdigest()
+        return f"{len(self.indices)} of {self.rows} rows ({digest[:16]})"
 
 
 def preflight(
     source: SampleSource,
     transform: ModelTransform,
-    sample_transform: SampleTransform,
+    items: Callable[[], Sequence[Items]],
     on_error: OnError = "raise",
     progress: bool = True,
     seed: int = 0,
     decode: bool = False,
+    num_workers: int = 0,
+    record: Record | None = None,
 ) -> Preflight:
     """Check every row of a source, and measure it for the batch plan.
 
     Each row must be a sample with its own id and an assistant text, its images must lie in their root and begin like
-    images, and its tokens must fit the model.
+    images, and every row of tokens that its items hold must fit the model.
 
     Args:
         source: the samples.
         transform: the model's transform; it measures tokens and tiles.
-        sample_transform: the objective's change to a sample, as in the first epoch.
+        items: gives the items of the run's stages; called only if rows must be read.
         on_error: ``raise`` stops with all problems counted, ``skip`` leaves those rows out and lists them.
         progress: show a bar with the time left.
         seed: the run's seed.
         decode: decode the images whole, which also finds truncated ones, at the cost of one epoch's decoding.
+        num_workers: processes that read rows, with the same outcome; 0 reads them in this one.
+        record: where the outcome is kept. Rows that it knows are read again only where an image file was added, went
+            away or changed its size or time.
 
     Raises:
         DataError: if rows cannot be used and ``on_error`` is ``raise``, or if none can.
     """
-    problems: list[Problem] = []
-    rows = range(len(source))
-    bar = tqdm(rows, desc=f"check {source.name}", unit="row", disable=not progress, leave=False)
+    if record is not None and image_roots(source) is None:
+        record = None  # what images these are cannot be asked
 
-    def measured() -> Iterator[tuple[int, int, int, int]]:
-        for index in bar:
-            id = f"row {index + 1}"
-            try:
-                sample = source[index]
-                id = sample.id
-                shown = sample_transform(sample, sample_rng(seed, 0, index))
-                _has_answer(source, shown)
-                sizes = _sizes(source, sample, decode)
-                tiles = sum(transform.tile_count(width, height) for width, height in sizes)
-                yield index, _length(source, shown, transform, sizes), tiles, is_classification(sample)
-            except DataError as error:
-                problems.append(Problem(id, str(error)))
+    def look(rows: Sequence[int]) -> Table:
+        distinct: list[Items] = []
+        for one in items():
+            if one not in distinct:
+                distinct.append(one)
+        return _look(_Look(source, transform, distinct, seed, decode), rows, num_workers, progress)
 
-    table = np.fromiter(measured(), dtype=np.dtype((np.int64, 4)))
-    if problems and (on_error == "raise" or not len(table)):
+    table = None if record is None else record.load(len(source))
+    if table is None:
+        table = look(range(len(source)))
+        fresh = True
+    else:
+        table, fresh = _again(table, look, record.say if record else print, source.name)
+    if record is not None and fresh:
+        record.save(table)
+    problems = [Problem(*problem) for problem in table.problems.values()]
+    found = dict(zip(_COLUMNS, table.numbers.astype(np.int64).T.copy(), strict=True))
+    indices = np.flatnonzero(found.pop("usable"))
+    if problems and (on_error == "raise" or not len(indices)):
         raise DataError(_summary(source.name, problems, len(source)))
-    indices, lengths, tiles, labelled = table.T.copy()
-    return Preflight(indices, lengths, tiles, labelled.astype(bool), problems)
+    arrays: dict[str, Any] = {name: values[indices] for name, values in found.items()}
+    arrays["labelled"] = arrays["labelled"].astype(bool)
+    return Preflight(rows=len(source), indices=indices, problems=problems, **arrays)
 
 
-def _has_answer(source: SampleSource, shown: Sample) -> None:
-    if not any(message.role == "assistant" and message.content.strip() for message in shown.messages):
-        raise DataError(f"{place(source, shown)}: no assistant message, so nothing to learn; add the answer.")
+def _again(
+    table: Table, look: Callable[[Sequence[int]], Table], say: Callable[[str], None], name: str
+) -> tuple[Table, bool]:
+    """Read the rows of a table whose files have changed; the table as it is now, and whether it is another one."""
+    stamps = file_stamps(table.names)
+    changed = (stamps != table.stamps).any(axis=1)
+    if not changed.any():
+        return table, False
+    rows = table.rows_of(changed)
+    say(
+        f"check {name}: {int(changed.sum()):,} of {len(changed):,} image files were added, removed or changed since "
+        f"the last start; reading {len(rows):,} of {len(table.counts):,} rows"
+    )
+    return table.updated(rows, look(rows.tolist()), stamps), True
 
 
-def _sizes(source: SampleSource, sample: Sample, decode: bool) -> Sizes:
-    return [image.size for image in source.open_images(sample)] if decode else source.image_sizes(sample)
+class _Watched:
+    """A source that reads each sample and each header once for a row, and notes the image files it has looked at."""
+
+    def __init__(self, source: SampleSource, decode: bool) -> None:
+        self.source, self.decode, self.name = source, decode, source.name
+        self.begin()
+
+    def begin(self) -> None:
+        """Begin with the next row."""
+        self.files: dict[bytes, tuple[int, int]] = {}
+        self._samples: dict[int, Sample] = {}
+        self._sizes: dict[tuple[str, tuple[str, ...]], Sizes] = {}
+
+    def __len__(self) -> int:
+        return len(self.source)
+
+    def __getitem__(self, index: int) -> Sample:
+        if index not in self._samples:
+            self._samples[index] = self.source[index]
+        return self._samples[index]
+
+    def open_images(self, sample: Sample) -> list[Image.Image]:
+        return self.source.open_images(sample)
+
+    def image_sizes(self, sample: Sample) -> Sizes:
+        key = (sample.id, sample.images)
+        if key not in self._sizes:
+            for path in map(os.fsencode, image_files(self.source, sample)):
+                if path not in self.files:
+                    self.files[path] = file_stamp(path)  # before the file is read, so that no change is missed
+            if self.decode:
+                self._sizes[key] = [image.size for image in self.source.open_images(sample)]
+            else:
+                self._sizes[key] = self.source.image_sizes(sample)
+        return self._sizes[key]
+
+    def where(self, sample: Sample) -> str:
+        return place(self.source, sample)
+
+    def fingerprint(self) -> str:
+        return self.source.fingerprint()
 
 
-def _length(source: SampleSource, shown: Sample, transform: ModelTransform, sizes: Sizes) -> int:
-    length = transform.token_count(shown, sizes)
-    if length > transform.max_seq_len:
-        raise DataError(
-            f"{place(source, shown)}: {length} tokens, the limit is {transform.max_seq_len}; shorten the "
-            "text or raise max_seq_len."
+class _Found(NamedTuple):
+    """What was found in some rows, on its way from a worker."""
+
+    numbers: list[tuple[int, ...]]
+    problems: dict[int, tuple[str, str]]
+    counts: list[int]
+    names: list[bytes]
+    stamps: list[tuple[int, int]]
+
+
+class _Look(Dataset):
+    """A look at rows of a source, addressed by lists of them."""
+
+    def __init__(
+        self, source: SampleSource, transform: ModelTransform, items: Sequence[Items], seed: int, decode: bool
+    ) -> None:
+        self.source, self.transform, self.items = _Watched(source, decode), transform, items
+        self.seed = seed
+
+    def __getitem__(self, rows: Sequence[int]) -> _Found | Failure:
+        found = _Found([], {}, [], [], [])
+        for row in rows:
+            self.source.begin()
+            id = f"row {row + 1}"
+            try:
+                id = self.source[row].id
+                found.numbers.append(self._numbers(row))
+            except DataError as error:
+                found.numbers.append((0,) * len(_COLUMNS))
+                found.problems[row] = (id, str(error))
+            except MedtuneError as error:
+                return Failure.of(error)
+            found.counts.append(len(self.source.files))
+            found.names.extend(self.source.files)
+            found.stamps.extend(self.source.files.values())
+        return found
+
+    def _numbers(self, row: int) -> tuple[int, ...]:
+        """The columns of one row."""
+        stages = [one.measure(self.source, row, sample_rng(self.seed, 0, row), self.transform) for one in self.items]
+        held = [size for sizes in stages for size in sizes]
+        planned = [size for size in held if not size.drawn]
+        return (
+            True,
+            max(size.tokens for size in planned),
+            max(size.tiles for size in planned),
+            max(size.tokens for size in held),
+            max(size.tiles for size in held),
+            sum(size.supervised for size in stages[0] if not size.drawn),
+            is_classification(self.source[row]),
         )
-    return length
+
+
+def _look(look: _Look, rows: Sequence[int], num_workers: int, progress: bool) -> Table:
+    """Look at rows in several processes."""
+    blocks = [rows[at : at + _BLOCK] for at in range(0, len(rows), _BLOCK)]
+    numbers, counts, stamps = [], [], []
+    problems: dict[int, tuple[str, str]] = {}
+    names: list[bytes] = []
+    bar = tqdm(total=len(rows), desc=f"check {look.source.name}", unit="row", disable=not progress, leave=False)
+    with bar, closing(InOrder(look, blocks, min(num_workers, len(blocks)))) as found:
+        for at, block in enumerate(blocks):
+            one: _Found = found.next()
+            numbers.append(_array(one.numbers, len(_COLUMNS)))
+            counts.append(np.asarray(one.counts, dtype=np.int32))
+            stamps.append(_array(one.stamps, 2))
+            names += one.names
+            place_of = {row: at * _BLOCK + slot for slot, row in enumerate(block)}
+            problems |= {place_of[row]: problem for row, problem in one.problems.items()}
+            bar.update(len(block))
+    return Table.of(np.concatenate(numbers), problems, np.concatenate(counts), names, np.concatenate(stamps))
+
+
+def _array(values: Iterable[tuple[int, ...]], width: int) -> np.ndarray:
+    return np.asarray(list(values), dtype=np.int64).reshape(-1, width)
 
 
 def _summary(name: str, problems: list[Problem], rows: int) -> str:

@@ -121,6 +121,14 @@ class RecordSource(ABC):
         where = self.where(sample)
         return [self._root(where).size(name, where) for name in sample.images]
 
+    def image_roots(self) -> list[str]:
+        """Return the folder or tar file of the images; see :func:`image_roots`."""
+        return [] if self.images is None else [str(self.images.path.resolve())]
+
+    def image_files(self, sample: Sample) -> list[str]:
+        """Return the files that hold a sample's images; see :func:`image_files`."""
+        return [] if self.images is None else self.images.files(sample.images)
+
     def where(self, sample: Sample) -> str:
         """Return file, row and id of a sample."""
         row = self._first_row(sample.id)
@@ -173,6 +181,25 @@ def place(source: SampleSource, sample: Sample) -> str:
     """Return what names a sample in a message: file, row and id where the source knows them, else name and id."""
     where = getattr(source, "where", None)
     return where(sample) if where is not None else f"{source.name} (id {sample.id!r})"
+
+
+def image_roots(source: SampleSource) -> list[str] | None:
+    """Return the absolute paths that a source's images lie below; None where it does not know them.
+
+    What the check before training found is remembered for sources that know them, and that tell for each sample by
+    :func:`image_files` whose change would change what was found.
+    """
+    roots = getattr(source, "image_roots", None)
+    return roots() if roots is not None else None
+
+
+def image_files(source: SampleSource, sample: Sample) -> list[str]:
+    """Return the absolute paths of the files that hold a sample's images, whether or not they are there.
+
+    Images in a tar file are in one file. A path that :func:`medtune.data.images.safe_path` refuses is left out.
+    """
+    files = getattr(source, "image_files", None)
+    return files(sample) if files is not None else []
 
 
 def decode_json(raw: bytes, where: str) -> Any:

@@ -12,7 +12,7 @@ from PIL import Image
 from medtune.config import Component, instantiate
 from medtune.data.features import picture_keys
 from medtune.data.sample import Sample
-from medtune.data.source import SampleSource, place
+from medtune.data.source import SampleSource, image_files, image_roots, place
 from medtune.errors import ConfigError
 
 
@@ -60,6 +60,16 @@ class MixtureSource:
         source, own = self._own(sample)
         part = sample.id.partition("/")[0]
         return [f"{part}/{key}" for key in picture_keys(source, own)]
+
+    def image_roots(self) -> list[str] | None:
+        """Those of all parts, in order; None if one of them does not know."""
+        roots = [image_roots(source) for source in self._parts.values()]
+        return None if None in roots else [root for some in roots for root in some or []]
+
+    def image_files(self, sample: Sample) -> list[str]:
+        """The files that hold a sample's images in the part it comes from."""
+        source, own = self._own(sample)
+        return image_files(source, own)
 
     def where(self, sample: Sample) -> str:
         """Return file, row and id of a sample in the part it comes from."""

@@ -174,10 +174,15 @@ class EarlyFusionTransform:
             sample: its messages.
             sizes: (width, height) of its images; None takes each to have the most tiles.
         """
+        return self.token_counts(sample, sizes)[0]
+
+    def token_counts(self, sample: Sample, sizes: Sizes | None = None) -> tuple[int, int]:
+        """Tokens as :meth:`token_count` tells them, and how many of them are predicted and learned."""
         places = image_places(sample)
         counts = [self.tile_count(*size) for size in (sizes or ())][:places]
         counts += [self.tiler.max_tiles] * (places - len(counts))
-        return len(self._lay_out(sample, counts, inference=False)[0])
+        tokens, labels = self._lay_out(sample, counts, inference=False)
+        return len(tokens), len(labels) - 1 - labels[1:].count(IGNORE)
 
     def tile_count(self, width: int, height: int) -> int:
         """Tiles that a picture of this size will have."""

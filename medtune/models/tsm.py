@@ -107,9 +107,9 @@ class PixelTransform:
         mean, std = (torch.tensor(numbers)[:, None, None] for numbers in (self.mean, self.std))
         return ((values - mean) / std).contiguous().to(self.dtype)
 
-    def token_count(self, sample: Sample, sizes: Sizes | None = None) -> int:
-        """One: nothing is read."""
-        return 1
+    def token_counts(self, sample: Sample, sizes: Sizes | None = None) -> tuple[int, int]:
+        """One, whose label is learned: nothing is read."""
+        return 1, 1
 
     def tile_count(self, width: int, height: int) -> int:
         """One."""

@@ -115,12 +115,16 @@ class Objective(nn.Module):
         """What happens to a sample before it is tokenised; runs in data workers, so it must be picklable."""
         return keep_sample
 
-    def items(self, source: SampleSource, usable: np.ndarray) -> Items:
-        """How a data set becomes items and batches; runs in data workers, so it must be picklable.
+    def items(self, source: SampleSource, usable: np.ndarray | None, stage: Stage) -> Items:
+        """How a data set becomes items and batches in a stage; runs in data workers, so it must be picklable.
+
+        Called for every stage before the first step, twice: to measure samples, and when it is known which can be used.
 
         Args:
             source: the samples.
-            usable: positions of those that passed the check before training.
+            usable: positions of those that passed the check before training; None while they are being checked, when
+                any of them may raise a DataError.
+            stage: the stage that the items are for.
         """
         return SampleItems(self.sample_transform())
 

@@ -10,14 +10,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from medtune.data.items import SampleTransform
+from medtune.data.items import Row, SampleTransform, check_answer, measured_row
 from medtune.data.labels import Target, classification_target
 from medtune.data.sample import Sample
 from medtune.data.source import SampleSource
 from medtune.errors import ConfigError, DataError, ModelError
 from medtune.losses.labels import label_losses, labels_right
 from medtune.models.tsm import LabelledSet, PixelTransform, TaskModel
-from medtune.objectives.base import Objective, StepOutput
+from medtune.objectives.base import Objective, Stage, StepOutput
 
 
 @dataclass(frozen=True)
@@ -82,6 +82,18 @@ class LabelledImages:
             "multi_label": target.task == "multi_label",
             "weight": 1.0,
         }
+
+    def measure(
+        self, source: SampleSource, index: int, rng: random.Random, transform: PixelTransform
+    ) -> tuple[Row, ...]:
+        """One row of one token, whose label is learned.
+
+        Raises:
+            DataError: if the picture cannot be read or the model cannot learn the sample's labels.
+        """
+        sample = self.known(source[index], rng)
+        check_answer(source, sample)
+        return (measured_row(source, sample, source.image_sizes(sample), transform),)
 
     def _logits(self) -> list[tuple[str, int]]:
         """Set and class index of each logit."""
@@ -150,7 +162,7 @@ class Classification(Objective):
         """Nothing changes; unusable labels are found before training."""
         return self._known
 
-    def items(self, source: SampleSource, usable: np.ndarray) -> LabelledImages:
+    def items(self, source: SampleSource, usable: np.ndarray | None, stage: Stage) -> LabelledImages:
         """Pictures with labels."""
         return LabelledImages(self._known, self.flip)
 

@@ -93,7 +93,6 @@ class VITask(Objective):
         self.connector: ExemplarConnector | None = None
         self.contrast = False
         self.rows = 1 + self.has_exemplars + (beta > 0)
-        self._items: list[VITaskItems] = []
 
     @property
     def has_exemplars(self) -> bool:
@@ -142,32 +141,33 @@ class VITask(Objective):
             stages.insert(0, Stage("align", trained, self.align_epochs, self.align_steps, rates))
         return stages
 
-    def items(self, source: SampleSource, usable: np.ndarray) -> Items:
+    def items(self, source: SampleSource, usable: np.ndarray | None, stage: Stage) -> Items:
         """Samples with the task-specific model's pixels and, in stage ``contrast``, their negatives.
 
         Raises:
-            DataError: If the task-specific model was trained for another task, or no sample has a negative.
+            DataError: If the task-specific model was trained for another task, or no sample has a negative; not while
+                samples are still being checked.
         """
         if not self.has_exemplars and self.beta == 0:
             return SampleItems(self.sample_transform())
-        if self._tsm is not None:
+        contrast = self._contrasts(stage)
+        if self._tsm is not None and usable is not None and (contrast or self.beta == 0):  # once: align may come before
             check_task(self._tsm, source, usable)
-        index = NegativeIndex(source, usable) if self.beta > 0 else None
-        items = VITaskItems(
+        index = NegativeIndex(source, usable) if contrast else None
+        return VITaskItems(
             self.sample_transform(),
             None if self._tsm is None else self._tsm.transform.pixels,
-            None if index is None else self.negatives,  # type: ignore[arg-type]
+            self.negatives if contrast else None,  # type: ignore[arg-type]
             index if self.negatives == "sampled" else None,
         )
-        items.contrast = self.contrast
-        self._items.append(items)
-        return items
+
+    def _contrasts(self, stage: Stage) -> bool:
+        """CRT, and the images that it needs, belong to the second stage."""
+        return stage.name == "contrast" and self.beta > 0
 
     def begin_stage(self, stage: Stage) -> None:
-        """CRT, and the images that it needs, belong to the second stage."""
-        self.contrast = stage.name == "contrast" and self.beta > 0
-        for items in self._items:
-            items.contrast = self.contrast
+        """Tell the forward pass whether this stage has CRT."""
+        self.contrast = self._contrasts(stage)
 
     def export(self, folder: Path) -> None:
         """Write the connector, with which ``predict`` gives exemplars to the tuned model."""

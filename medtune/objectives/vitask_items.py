@@ -2,7 +2,8 @@
 
 import hashlib
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
@@ -11,7 +12,7 @@ from PIL import Image
 from torch import Tensor
 
 from medtune.data.features import EncodedPicture
-from medtune.data.items import SampleItems
+from medtune.data.items import Row, SampleItems, check_answer, measured_row
 from medtune.data.sample import Sample
 from medtune.data.source import SampleSource, place
 from medtune.errors import DataError
@@ -44,22 +45,19 @@ class NegativeIndex:
 
     Args:
         source: The samples.
-        usable: Positions of those that may serve.
+        usable: Positions of those that may serve; None takes all rows that are samples, while they are being checked.
 
     Raises:
-        DataError: If no question has two different responses, so that no sample has a negative.
+        DataError: If no question has two different responses, so that no sample has a negative; not with None.
     """
 
-    def __init__(self, source: SampleSource, usable: np.ndarray) -> None:
-        samples = (source[int(index)] for index in usable)
-        keys = np.fromiter(
-            ((question_key(sample), response_key(sample)) for sample in samples), dtype=np.dtype((np.uint64, 2))
-        )
-        order = np.lexsort((keys[:, 1], keys[:, 0]))
-        self._positions = np.asarray(usable, dtype=np.int64)[order]
-        self._questions, self._responses = keys[order].T.copy()
+    def __init__(self, source: SampleSource, usable: np.ndarray | None) -> None:
+        table = np.fromiter(_keys(source, usable), dtype=np.dtype((np.uint64, 3)))
+        order = np.lexsort((table[:, 1], table[:, 0]))
+        self._questions, self._responses, positions = table[order].T.copy()
+        self._positions = positions.astype(np.int64)
         same = self._questions[1:] == self._questions[:-1]
-        if not bool((same & (self._responses[1:] != self._responses[:-1])).any()):
+        if usable is not None and not bool((same & (self._responses[1:] != self._responses[:-1])).any()):
             raise DataError(
                 f"{source.name}: every instruction has one response only, so no sample has a negative image for "
                 "contrastive response tuning (same instruction, other response); set objective.beta to 0, or take "
@@ -83,28 +81,35 @@ class NegativeIndex:
         return first + left, first + right
 
 
+def _keys(source: SampleSource, usable: np.ndarray | None) -> Iterator[tuple[int, int, int]]:
+    """Keys of question and response, and the position, of each sample."""
+    for index in range(len(source)) if usable is None else usable.tolist():
+        try:
+            sample = source[index]
+        except DataError:
+            if usable is not None:
+                raise
+            continue  # the check names it
+        yield question_key(sample), response_key(sample), index
+
+
+@dataclass(frozen=True)
 class VITaskItems(SampleItems):
     """A sample's item with the task-specific model's pixels, and its negative's item.
 
     A negative is the sample's own conversation with the images of another sample.
 
-    Args:
+    Attributes:
         sample_transform: As for :class:`medtune.data.items.SampleItems`.
         pixels: The task-specific model's transform; None where there are no exemplars.
         negatives: ``sampled`` draws from the whole set, ``roll`` takes the next row of the micro-batch; None takes
             none.
         index: Of the samples, for ``sampled``.
-
-    Attributes:
-        contrast: Whether negatives are made; the method sets it when a stage begins, before any worker starts.
     """
 
-    def __init__(
-        self, sample_transform: Any, pixels: Pixels | None, negatives: Negatives | None, index: NegativeIndex | None
-    ) -> None:
-        super().__init__(sample_transform)
-        self.pixels, self.negatives, self.index = pixels, negatives, index
-        self.contrast = False
+    pixels: Pixels | None
+    negatives: Negatives | None
+    index: NegativeIndex | None
 
     def __call__(self, source: SampleSource, index: int, rng: random.Random, transform: Any) -> dict[str, Any]:
         """Make the item; see :class:`medtune.data.items.SampleItems`.
@@ -117,17 +122,41 @@ class VITaskItems(SampleItems):
         shown = self.sample_transform(sample, rng)
         item = self.item(source, sample, shown, images, transform)
         if self.pixels is not None:
-            if not images:
-                raise DataError(
-                    f"{place(source, sample)}: the sample has no image, so the task-specific model has no exemplar for "
-                    "it; leave such samples out (on_error: skip), or set objective.exemplar to none."
-                )
+            self._check_image(source, sample)
             item |= _exemplar(images[-1], self.pixels)
-        if self.contrast and self.negatives == "roll":
+        if self.negatives == "roll":
             item["keys"] = (question_key(sample), response_key(sample))
-        if self.contrast and self.negatives == "sampled":
+        if self.negatives == "sampled":
             item["negative"] = self._negative(source, sample, shown, rng, transform)
         return item
+
+    def measure(self, source: SampleSource, index: int, rng: random.Random, transform: Any) -> tuple[Row, ...]:
+        """The sample's row, and its negative's, whose image tokens are another image's.
+
+        Raises:
+            DataError: As making the item does, as far as no image needs to be opened for it.
+        """
+        sample = source[index]
+        shown = self.sample_transform(sample, rng)
+        check_answer(source, shown)
+        row = measured_row(source, shown, source.image_sizes(sample), transform)
+        if self.pixels is not None:
+            self._check_image(source, sample)
+        found = self.index.draw(sample, rng) if self.index is not None else None
+        if found is None:
+            return (row,)
+        other = source[found]
+        try:
+            return row, measured_row(source, _with_images(shown, other), source.image_sizes(other), transform, True)
+        except DataError:  # its images have more tiles, or cannot be read, which the check says of the other sample
+            return (row,)
+
+    def _check_image(self, source: SampleSource, sample: Sample) -> None:
+        if not sample.images:
+            raise DataError(
+                f"{place(source, sample)}: the sample has no image, so the task-specific model has no exemplar for "
+                "it; leave such samples out (on_error: skip), or set objective.exemplar to none."
+            )
 
     def _negative(
         self, source: SampleSource, sample: Sample, shown: Sample, rng: random.Random, transform: Any
@@ -136,9 +165,8 @@ class VITaskItems(SampleItems):
         if found is None:
             return None
         other = source[found]
-        item = Sample(shown.id, other.images, shown.messages, shown.meta)
         try:
-            return dict(transform(item, source.open_images(other)))
+            return dict(transform(_with_images(shown, other), source.open_images(other)))
         except SampleTooLong:  # the other image has more tiles
             return None
 
@@ -155,7 +183,7 @@ class VITaskItems(SampleItems):
         sampled ones ``negative``, a dict of ``tokens``, ``labels`` and ``vision_mask``, and their images in ``vision``
         or ``features``, whose second b rows they are. A sample without a negative has itself in its place.
         """
-        if not self.contrast or self.negatives is None:
+        if self.negatives is None:
             batch = transform.collate(items)
         elif self.negatives == "roll":
             partner, contrasted = _next_rows(items)
@@ -166,6 +194,11 @@ class VITaskItems(SampleItems):
             if name in items[0]:
                 batch[name] = torch.stack([item[name] for item in items])
         return batch
+
+
+def _with_images(shown: Sample, other: Sample) -> Sample:
+    """A conversation about another sample's images."""
+    return Sample(shown.id, other.images, shown.messages, shown.meta)
 
 
 def _exemplar(image: Image.Image | EncodedPicture, pixels: Pixels) -> dict[str, Tensor | None]:

@@ -92,6 +92,10 @@ class TrainConfig:
     feature_cache: str | None = key(
         None, "folder where features of a frozen image encoder are kept, so that each picture is encoded once"
     )
+    preflight_cache: str | None = key(
+        "auto",
+        "folder where the outcome of the data check is kept; auto: $XDG_CACHE_HOME/medtune/preflight; null: nowhere",
+    )
     on_error: Literal["raise", "skip"] = key(
         "raise", "a sample that cannot be used stops the run, or is counted and listed"
     )

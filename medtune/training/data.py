@@ -1,6 +1,6 @@
 """The data side of a run: looked through once, then a plan of steps per epoch, read lazily."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -9,9 +9,11 @@ import torch
 from medtune.config import Component, instantiate
 from medtune.data.balance import balanced_weights
 from medtune.data.batching import BatchPlan, split_step
+from medtune.data.items import Items
 from medtune.data.preflight import Preflight, preflight
 from medtune.data.training_set import TrainingSet, epoch_loader
-from medtune.objectives.base import Objective
+from medtune.objectives.base import Objective, Stage
+from medtune.training.checking import check_record
 from medtune.training.config import TrainConfig
 from medtune.training.runtime import Runtime
 
@@ -23,8 +25,9 @@ class DataFeed:
         component: Builder of the source.
         objective: What it does to a sample, and how it makes items of them.
         transform: The model's transform.
-        config: Batch sizes, seed, workers, sampling, ``on_error``.
+        config: Batch sizes, seed, workers, sampling, ``on_error``, where the check is remembered.
         runtime: This process's place in the world.
+        stages: Of the run, by different names; it begins with the first.
         shuffle: Off for validation, which sees every sample once however ``sampling`` is set.
     """
 
@@ -35,15 +38,27 @@ class DataFeed:
         transform: Any,
         config: TrainConfig,
         runtime: Runtime,
+        stages: Sequence[Stage],
         shuffle: bool = True,
     ) -> None:
         self.config, self.runtime = config, runtime
         self.source = runtime.together(lambda: instantiate(component))
         self.checked: Preflight = runtime.by_main(
-            lambda: preflight(self.source, transform, objective.sample_transform(), config.on_error, seed=config.seed)
+            lambda: preflight(
+                self.source,
+                transform,
+                lambda: [objective.items(self.source, None, stage) for stage in stages],
+                config.on_error,
+                seed=config.seed,
+                num_workers=config.num_workers,
+                record=check_record(config, self.source, stages),
+            )
         )
-        items = runtime.together(lambda: objective.items(self.source, self.checked.indices))
-        self.dataset = TrainingSet(self.source, items, transform, config.seed, config.on_error)
+        # Those of all stages now, so that what cannot be is found before the first step.
+        self._items: dict[str, Items] = runtime.together(
+            lambda: {stage.name: objective.items(self.source, self.checked.indices, stage) for stage in stages}
+        )
+        self.dataset = TrainingSet(self.source, self._items[stages[0].name], transform, config.seed, config.on_error)
         balanced = shuffle and config.sampling == "balanced"
         self.plan = BatchPlan(
             # The length of a labelled image tells its label: sorted, whole steps would be of one class.
@@ -61,6 +76,10 @@ class DataFeed:
         """What is supervised in each usable sample, as the source has it."""
         for index in self.checked.indices.tolist():
             yield "\n".join(turn.content for turn in self.source[index].messages if turn.role == "assistant")
+
+    def begin_stage(self, stage: Stage) -> None:
+        """Make the items of a stage from now on; epochs that have begun are not changed."""
+        self.dataset = self.dataset.with_items(self._items[stage.name])
 
     @property
     def steps_per_epoch(self) -> int:

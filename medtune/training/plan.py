@@ -111,7 +111,7 @@ def plan(config: str, overrides: Sequence[str] = (), gpus: int | None = None) ->
         _try(lambda: check_frozen(stages, parts, transform), result.problems)
     for stage in stages:
         result.sections.append((f"Parts in stage {stage.name}", parts.table(parts.known(stage.trainable))))
-    data = _try(lambda: _measure(settings, objective, transform), result.problems) if transform else None
+    data = _try(lambda: _measure(settings, objective, transform, stages), result.problems) if transform else None
     result.sections.append(("Data", _data_text(settings, data, transform, world, stages, model)))
     result.memory = _memory(settings, parts, stages, data, world, transform)
     title = "Memory on the GPU" if world == 1 else f"Memory on each of {world} GPUs"
@@ -146,13 +146,18 @@ def _meta_model(config: TrainConfig) -> Trainable:
         return instantiate(config.model)
 
 
-def _measure(config: TrainConfig, objective: Objective, transform: Any) -> Data:
+def _measure(config: TrainConfig, objective: Objective, transform: Any, stages: Sequence[Stage]) -> Data:
     source = instantiate(config.dataset)
-    seen = _Spread(source, MEASURED_ROWS)
-    return Data(
-        len(source),
-        preflight(seen, transform, objective.sample_transform(), config.on_error, progress=False, seed=config.seed),
+    seen: Any = _Spread(source, MEASURED_ROWS)
+    found = preflight(
+        seen,
+        transform,
+        lambda: [objective.items(seen, None, stage) for stage in stages],
+        config.on_error,
+        progress=False,
+        seed=config.seed,
     )
+    return Data(len(source), found)
 
 
 def _data_text(
@@ -201,10 +206,10 @@ def _largest_batch(config: TrainConfig, model: Any, data: Data | None, transform
         most = _argument(config.transform, "max_num_tiles", 1)
     else:
         size, most = transform.tiler.size, transform.tiler.max_tiles
-    tiles = most if data is None else max(1, int(data.checked.tiles.max()))
+    tiles = most if data is None else max(1, int(data.checked.most_tiles.max()))
     shape = BatchShape(config.batch_size, ASSUMED_TOKENS, -(-tiles // most), min(tiles, most), size)
     if data is not None:
-        return replace(shape, tokens=int(data.checked.lengths.max()))
+        return replace(shape, tokens=int(data.checked.longest.max()))
     with training.set_default_dtype(DTYPES[config.dtype]):
         return replace(shape, tokens=ASSUMED_TOKENS + model.image_tokens(shape))
 

@@ -24,13 +24,16 @@ def identity(
 ) -> dict[str, Any]:
     """What must be equal for a checkpoint to be continued."""
     shown = {key: value for key, value in to_plain(config.transform).items() if key != "path"}  # a folder may move
-    held_out = {"validation": validation.source.fingerprint()} if validation else {}
+    held_out = {}
+    if validation:
+        held_out = {"validation": validation.source.fingerprint(), "usable_validation": validation.checked.usable}
     companions = companion_fingerprints(objective, config)
     return {
         "model": to_plain(config.model),
         "weights": base_fingerprint(config.checkpoint),
         "objective": to_plain(config.objective),
         "data": feed.source.fingerprint(),
+        "usable": feed.checked.usable,
         "trainable": config.trainable,
         "optimizer": config.optimizer.path,
         "seed": config.seed,

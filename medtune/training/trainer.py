@@ -78,8 +78,8 @@ class Trainer:
         self.parts = TrainedParts(self.model, self.objective, {**members, **self.objective.parts()})
         stages = tuple(self.objective.stages(tuple(config.trainable), config.epochs, config.max_steps))
         optimization.check_rates(config.learning_rates, stages, self.parts, self.objective.parts())
-        self.feed = self._feed(config.dataset)
-        self.held_out = self._feed(config.dataset_val, shuffle=False) if config.dataset_val else None
+        self.feed = self._feed(config.dataset, stages)
+        self.held_out = self._feed(config.dataset_val, stages, shuffle=False) if config.dataset_val else None
         questions = QuestionSet(config, self.transform, runtime) if config.questions else None
         self.validation = Validation(config, self.held_out, questions)
         self.clock = Clock(stages, self.feed.steps_per_epoch)
@@ -94,8 +94,8 @@ class Trainer:
         if runtime.is_main:
             save_config(config, self.folder / "config.yaml")
 
-    def _feed(self, component: Any, shuffle: bool = True) -> DataFeed:
-        return DataFeed(component, self.objective, self.transform, self.config, self.runtime, shuffle)
+    def _feed(self, component: Any, stages: tuple[Stage, ...], shuffle: bool = True) -> DataFeed:
+        return DataFeed(component, self.objective, self.transform, self.config, self.runtime, stages, shuffle)
 
     def _use_features(self, stages: tuple[Stage, ...]) -> None:
         """Image features from disk, where the config names a folder for them."""
@@ -146,6 +146,8 @@ class Trainer:
         stage = self.stage
         self.parts.train_only(stage.trainable)
         self.objective.begin_stage(stage)
+        for feed in filter(None, (self.feed, self.held_out)):
+            feed.begin_stage(stage)
         self.trained = self.parts.select(stage.trainable)
         self.own = {name for name, _ in self.objective.named_parameters()}
         rates = {**self.config.learning_rates, **stage.learning_rates}

@@ -1,9 +1,16 @@
+import numpy as np
 import pytest
 
+from medtune.data.items import Row, SampleItems
 from medtune.data.preflight import preflight
+from medtune.data.randomness import sample_rng
 from medtune.data.source import JsonlSource
-from medtune.errors import DataError
-from tests.data.tools import LetterTransform, row, unchanged, write_pictures, write_rows
+from medtune.errors import ConfigError, DataError
+from tests.data.tools import LetterTransform, row, shuffle_letters, unchanged, write_pictures, write_rows
+
+
+def plain():
+    return [SampleItems(unchanged)]
 
 
 @pytest.fixture
@@ -30,7 +37,7 @@ def source(tmp_path):
 
 def test_every_problem_is_counted_in_one_message(source):
     with pytest.raises(DataError) as caught:
-        preflight(source, LetterTransform(), unchanged, progress=False)
+        preflight(source, LetterTransform(), plain, progress=False)
     lines = str(caught.value).splitlines()
     assert lines[0] == "8 of 11 rows of a cannot be used:"
     assert lines[-1].endswith("or set on_error: skip to leave them out and list them in the run's summary.")
@@ -51,7 +58,7 @@ def test_every_problem_is_counted_in_one_message(source):
 
 
 def test_skipping_leaves_the_rest_and_lists_the_others(source):
-    found = preflight(source, LetterTransform(), unchanged, "skip", progress=False)
+    found = preflight(source, LetterTransform(), plain, "skip", progress=False)
     assert found.indices.tolist() == [0, 2, 10]
     assert found.lengths.tolist() == [3, 2, 200]
     assert found.tiles.tolist() == [1 + 3, 0, 2]
@@ -63,14 +70,14 @@ def test_skipping_leaves_the_rest_and_lists_the_others(source):
 def test_only_ten_problems_are_printed(tmp_path):
     source = JsonlSource(write_rows(tmp_path / "a.jsonl", [row(str(n), " ") for n in range(30)] + [row("x")]), None)
     with pytest.raises(DataError, match=r"30 of 31 rows(?s:.*)and 20 more") as caught:
-        preflight(source, LetterTransform(), unchanged, progress=False)
+        preflight(source, LetterTransform(), plain, progress=False)
     assert str(caught.value).count("is empty") == 10
 
 
 def test_nothing_left_is_an_error_even_when_skipping(tmp_path):
     source = JsonlSource(write_rows(tmp_path / "a.jsonl", [row("a", " ")]), None)
     with pytest.raises(DataError, match="1 of 1 rows"):
-        preflight(source, LetterTransform(), unchanged, "skip", progress=False)
+        preflight(source, LetterTransform(), plain, "skip", progress=False)
 
 
 def test_damage_inside_an_image_is_found_when_decoding(tmp_path):
@@ -81,6 +88,99 @@ def test_damage_inside_an_image_is_found_when_decoding(tmp_path):
     (folder / "1.png").write_bytes(bytes(data))
     rows = [row("a", images=("0.png",)), row("b", images=("1.png",))]
     source = JsonlSource(write_rows(tmp_path / "a.jsonl", rows), folder)
-    assert len(preflight(source, LetterTransform(), unchanged, progress=False).indices) == 2
+    assert len(preflight(source, LetterTransform(), plain, progress=False).indices) == 2
     with pytest.raises(DataError, match="line 2 .*1.png is truncated or damaged"):
-        preflight(source, LetterTransform(), unchanged, progress=False, decode=True)
+        preflight(source, LetterTransform(), plain, progress=False, decode=True)
+
+
+class Pairs(SampleItems):
+    """Items of two rows and one that each epoch draws: the report, the report twice, a long one drawn."""
+
+    def measure(self, source, index, rng, transform):
+        (size,) = super().measure(source, index, rng, transform)
+        twice = 2 * size.tokens
+        if twice > transform.max_seq_len:
+            raise DataError(f"{source.where(source[index])}: the second row is too long")
+        return size, Row(twice, 3, 5), Row(150 + rng.randrange(9), 1, 9, drawn=True)
+
+
+def test_every_row_of_an_item_is_measured(tmp_path):
+    source = JsonlSource(
+        write_rows(tmp_path / "a.jsonl", [row("a", "abcd"), row("b", "x" * 120), row("c", "yz")]), None
+    )
+    both = lambda: [Pairs(unchanged), SampleItems(unchanged)]  # noqa: E731
+    with pytest.raises(DataError, match=r"1 of 3 rows(?s:.*)line 2 \(id 'b'\): the second row is too long"):
+        preflight(source, LetterTransform(), both, progress=False)
+    found = preflight(source, LetterTransform(), both, "skip", progress=False, seed=4)
+    assert found.indices.tolist() == [0, 2] and found.usable.startswith("2 of 3 rows (")
+    assert found.lengths.tolist() == [8, 4], "the longest row that every epoch has"
+    assert found.tiles.tolist() == [5, 5] and found.most_tiles.tolist() == [9, 9]
+    drawn = [150 + sample_rng(4, 0, index).randrange(9) for index in (0, 2)]
+    assert found.longest.tolist() == drawn, "drawn as the first epoch draws it"
+    assert found.supervised.tolist() == [4 + 3, 2 + 3]
+    assert found.labelled.tolist() == [False, False]
+
+
+def test_items_of_the_same_kind_are_measured_once(source):
+    asked = []
+
+    class Counted(SampleItems):
+        def measure(self, source, index, rng, transform):
+            asked.append(index)
+            return super().measure(source, index, rng, transform)
+
+    preflight(source, LetterTransform(), lambda: [Counted(unchanged), Counted(unchanged)], "skip", progress=False)
+    assert asked == [index for index in range(11) if index not in (3, 4, 8)], "those that are samples, once each"
+
+
+def test_a_sample_and_its_headers_are_read_once_for_several_stages(source, monkeypatch):
+    read = []
+    monkeypatch.setattr(JsonlSource, "image_sizes", lambda self, sample: read.append(sample.id) or [(16, 16)])
+    stages = lambda: [SampleItems(unchanged), SampleItems(shuffle_letters)]  # noqa: E731
+    preflight(source, LetterTransform(), stages, "skip", progress=False)
+    assert len(read) == len(set(read)) and "good" in read
+
+
+def same(one, other):
+    return all(np.array_equal(a, b) for a, b in zip(vars(one).values(), vars(other).values(), strict=True))
+
+
+@pytest.fixture
+def many(tmp_path):
+    """300 rows, three blocks, every seventh without its image, the last two not even samples."""
+    folder = write_pictures(tmp_path / "images", 40)
+    rows = [row(str(n), "x" * (n % 30 + 1), (f"{'none' if n % 7 == 0 else n % 40}.png",)) for n in range(298)]
+    return JsonlSource(write_rows(tmp_path / "many.jsonl", [*rows, "{", row("3")]), folder)
+
+
+def test_any_number_of_processes_finds_the_same(many):
+    alone = preflight(many, LetterTransform(), plain, "skip", progress=False)
+    assert len(alone.indices) == 298 - 43 and len(alone.problems) == 45
+    assert [problem.id for problem in alone.problems[-3:]] == ["294", "row 299", "row 300"]
+    with pytest.raises(DataError) as refused:
+        preflight(many, LetterTransform(), plain, progress=False)
+    for workers in (1, 2):
+        assert same(preflight(many, LetterTransform(), plain, "skip", False, num_workers=workers), alone)
+        with pytest.raises(DataError) as also:
+            preflight(many, LetterTransform(), plain, progress=False, num_workers=workers)
+        assert str(also.value) == str(refused.value)
+
+
+def test_an_error_of_another_kind_comes_from_a_worker_as_it_is(many):
+    class Refused(SampleItems):
+        def measure(self, source, index, rng, transform):
+            raise ConfigError("a key is wrong")
+
+    for workers in (0, 2):
+        with pytest.raises(ConfigError, match="^a key is wrong$"):
+            preflight(many, LetterTransform(), lambda: [Refused(unchanged)], num_workers=workers, progress=False)
+
+
+def test_which_rows_are_usable_is_told_apart(tmp_path):
+    """As many rows, but others."""
+    told = set()
+    for number, bad in enumerate((0, 1, 2)):
+        rows = [row(letter, " " if at == bad else "-") for at, letter in enumerate("abc")]
+        source = JsonlSource(write_rows(tmp_path / f"{number}.jsonl", rows), None)
+        told.add(preflight(source, LetterTransform(), plain, "skip", progress=False).usable)
+    assert len(told) == 3

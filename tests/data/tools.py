@@ -35,8 +35,9 @@ class LetterTransform:
         batch: dict[str, Any] = {name: torch.tensor(values) for name, values in rows.items()}
         return {**batch, "images": [item["images"] for item in items], "ids": [item["id"] for item in items]}
 
-    def token_count(self, sample: Sample, sizes: object = None) -> int:
-        return sum(len(message.content) for message in sample.messages)
+    def token_counts(self, sample: Sample, sizes: object = None) -> tuple[int, int]:
+        learned = sum(len(message.content) for message in sample.messages if message.role == "assistant")
+        return sum(len(message.content) for message in sample.messages), learned
 
     def tile_count(self, width: int, height: int) -> int:
         return -(-width // 16) * -(-height // 16)

@@ -54,7 +54,9 @@ def feed(folder: Path, shuffle: bool = True, **changed: Any) -> DataFeed:
     config = tiny(folder, **{**BALANCED, **changed})
     transform = instantiate(config.transform)
     transform.dtype = torch.float32
-    return DataFeed(config.dataset, SFT(), transform, config, Runtime.start("cpu"), shuffle=shuffle)
+    method = SFT()
+    stages = method.stages((), 1, None)
+    return DataFeed(config.dataset, method, transform, config, Runtime.start("cpu"), stages, shuffle=shuffle)
 
 
 def test_the_feed_draws_by_the_words_of_the_reports(tmp_path: Path) -> None:

@@ -13,9 +13,11 @@ from medtune.datasets import jsonl_dataset
 from medtune.errors import ConfigError, DataError, ModelError
 from medtune.losses.labels import label_losses
 from medtune.models.tsm import PixelTransform, TaskModel, task_model
+from medtune.objectives.base import Stage
 from medtune.objectives.classification import Classification, LabelledImages
 from tests.labelled_pictures import TINY_VIT, rows, write
 
+STAGE = Stage("train", ())
 VIT = "vit_tiny_patch16_224"
 
 
@@ -35,7 +37,7 @@ def made(items: LabelledImages, source: Any, model: TaskModel, seed: int = 0) ->
 
 def test_an_item_is_a_picture_and_its_labels(tmp_path: Path) -> None:
     model, method, source = bound(tmp_path)
-    items = made(method.items(source, np.arange(len(source))), source, model)
+    items = made(method.items(source, np.arange(len(source)), STAGE), source, model)
     long, none, both, grave = items[1], items[3], items[5], items[8]
     assert long["target"].tolist() == [0, 1, 0, 0, 0, 0, 0] and long["among"].tolist() == [True] * 3 + [False] * 4
     assert none["target"].sum() == 0 and none["multi_label"] and not long["multi_label"]
@@ -46,7 +48,7 @@ def test_an_item_is_a_picture_and_its_labels(tmp_path: Path) -> None:
 
 def test_only_named_sets_are_mirrored_and_only_half_of_them(tmp_path: Path) -> None:
     model, method, source = bound(tmp_path, flip=["cells"])
-    items = method.items(source, np.arange(len(source)))
+    items = method.items(source, np.arange(len(source)), STAGE)
     seen = [made(items, source, model, seed) for seed in range(30)]
     plain = [model.transform.pixels(source.open_images(source[index])[0]) for index in range(len(source))]
     for index, pixels in enumerate(plain):
@@ -58,7 +60,7 @@ def test_only_named_sets_are_mirrored_and_only_half_of_them(tmp_path: Path) -> N
 
 def test_a_step_sums_the_losses_of_its_images(tmp_path: Path) -> None:
     model, method, source = bound(tmp_path)
-    items = method.items(source, np.arange(len(source)))
+    items = method.items(source, np.arange(len(source)), STAGE)
     batch = items.collate(made(items, source, model)[:9], None)
     output = method(model, batch)
     logits = model.encoder(batch["pixels"])
@@ -70,7 +72,7 @@ def test_a_step_sums_the_losses_of_its_images(tmp_path: Path) -> None:
 
 def test_blank_items_weigh_nothing(tmp_path: Path) -> None:
     model, method, source = bound(tmp_path)
-    items = method.items(source, np.arange(len(source)))
+    items = method.items(source, np.arange(len(source)), STAGE)
     whole = made(items, source, model)[:4]
     alone = method(model, items.collate(whole[:3], None))
     filled = method(model, items.collate([*whole[:3], items.blank(whole[3])], None))
@@ -94,13 +96,13 @@ def test_unusable_rows_are_found_before_training(tmp_path: Path) -> None:
     table[7]["meta"] |= {"task": "multi_class"}
     path = write(tmp_path / "other", table)
     source = jsonl_dataset(path, image_root=str(tmp_path / "other"))
-    found = preflight(source, model.transform, method.sample_transform(), "skip", progress=False)
+    found = preflight(source, model.transform, lambda: [method.items(source, None, STAGE)], "skip", progress=False)
     reasons = {problem.id: problem.reason for problem in found.problems}
     assert list(reasons) == ["cells/0/1", "cells/0/2", "chest/0/0", "chest/0/2", "grades/0/1"]
     assert "not one that the model was built for (cells, chest, grades)" in reasons["cells/0/1"]
     assert "'protocol': 'classification'" in reasons["cells/0/2"] and "looks at one" in reasons["chest/0/0"]
     with pytest.raises(DataError, match="'skin'"):
-        method.items(source, np.arange(9))(source, 5, random.Random(0), model.transform)
+        method.items(source, np.arange(9), STAGE)(source, 5, random.Random(0), model.transform)
 
 
 def test_what_does_not_fit_together_is_refused(tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ from torch import Tensor
 from medtune.data.training_set import TrainingSet
 from medtune.objectives.instfree import InstFree, random_instructions
 from medtune.objectives.sft import SFT
-from tests.objectives.tiny_vitask import batch_of, close, family, loss_and_gradients
+from tests.objectives.tiny_vitask import ALIGN, batch_of, close, family, loss_and_gradients
 
 CHOSEN = [1, 4, 2, 20]  # answers of several lengths; the third picture has two tiles where a model takes tiles
 
@@ -19,7 +19,7 @@ CHOSEN = [1, 4, 2, 20]  # answers of several lengths; the third picture has two 
 def by_hand(task: SimpleNamespace, model: Any, transform: Any, method: Any) -> tuple[Tensor, int]:
     """``-sum_i log f(y_i | X_v, t, y_<i)`` (InstFree, Eq. 1 and 2), one sample after the other."""
     total, count = torch.zeros(()), 0
-    samples = TrainingSet(task.source, method.items(task.source, np.arange(len(task.source))), transform, seed=3)
+    samples = TrainingSet(task.source, method.items(task.source, np.arange(len(task.source)), ALIGN), transform, seed=3)
     for index in CHOSEN:
         row = transform.collate([samples[(0, index, True)]])
         tokens, labels, replace = row["tokens"], row["labels"][0].tolist(), None

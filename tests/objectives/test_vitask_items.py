@@ -16,11 +16,10 @@ from medtune.data.sample import Message, Sample
 from medtune.data.training_set import TrainingSet
 from medtune.errors import DataError, ModelError
 from medtune.models.tsm import LabelledSet
-from medtune.objectives.base import Stage
 from medtune.objectives.companions import load_companions
 from medtune.objectives.vitask import VITask
 from medtune.objectives.vitask_items import NegativeIndex
-from tests.objectives.tiny_vitask import CONTRAST, batch_of, bound, close, family, loss_and_gradients
+from tests.objectives.tiny_vitask import ALIGN, CONTRAST, batch_of, bound, close, family, loss_and_gradients
 from tests.tiny_task import SETS, task_rows, write_task, write_tsm
 
 # -- negatives --------------------------------------------------------------------------------------------------------
@@ -56,7 +55,7 @@ def test_the_first_and_the_last_of_a_question_may_be_drawn_for_every_response(ta
 def test_an_item_is_a_function_of_seed_epoch_and_index(task: SimpleNamespace) -> None:
     model, transform = family("internvl")
     objective = bound(task, model, transform)
-    items = objective.items(task.source, np.arange(len(task.source)))
+    items = objective.items(task.source, np.arange(len(task.source)), CONTRAST)
     copy = pickle.loads(pickle.dumps(items))
     pixels = []
     for maker, epoch in ((items, 0), (copy, 0), (items, 1), (items, 2)):
@@ -77,7 +76,7 @@ def test_the_exemplar_is_of_the_last_of_several_images(task: SimpleNamespace, tm
     source = instantiate(config)
     model, transform = family("internvl")
     objective = bound(task, model, transform)
-    items = objective.items(source, np.arange(len(source)))
+    items = objective.items(source, np.arange(len(source)), CONTRAST)
     item = TrainingSet(source, items, transform, seed=3)[(0, 0, True)]
     first, last = source.open_images(source[0])
     pixels = objective.beside["tsm"].transform.pixels
@@ -88,7 +87,7 @@ def test_the_exemplar_is_of_the_last_of_several_images(task: SimpleNamespace, tm
 def test_a_filler_has_no_weight_and_its_negative_none(task: SimpleNamespace) -> None:
     model, transform = family("internvl")
     objective = bound(task, model, transform)
-    items = objective.items(task.source, np.arange(len(task.source)))
+    items = objective.items(task.source, np.arange(len(task.source)), CONTRAST)
     samples = TrainingSet(task.source, items, transform, seed=3)
     alone = items.collate([samples[(0, 0, True)]], transform)
     filled = items.collate([samples[(0, 0, True)], samples[(0, 20, False)], samples[(0, 1, False)]], transform)
@@ -118,13 +117,15 @@ def test_rolling_takes_the_next_row_where_it_fits(task: SimpleNamespace) -> None
 
 def test_no_negatives_are_made_before_their_stage(task: SimpleNamespace) -> None:
     model, transform = family("internvl")
-    objective = bound(task, model, transform, Stage("align", ()))
-    items = objective.items(task.source, np.arange(len(task.source)))
+    objective = bound(task, model, transform, ALIGN)
+    every = np.arange(len(task.source))
+    items = objective.items(task.source, every, ALIGN)
     samples = TrainingSet(task.source, items, transform, seed=3)
     assert "negative" not in samples[(0, 0, True)]
     assert set(objective(model, items.collate([samples[(0, 0, True)]], transform)).metrics) == {"van", "ep", "rda"}
     objective.begin_stage(CONTRAST)
-    assert "negative" in samples[(0, 0, True)]
+    assert "negative" not in samples[(0, 0, True)], "items that were made belong to their stage"
+    assert "negative" in samples.with_items(objective.items(task.source, every, CONTRAST))[(0, 0, True)]
 
 
 def test_data_with_one_response_for_each_question_are_refused(task: SimpleNamespace, tmp_path: Path) -> None:
@@ -132,8 +133,8 @@ def test_data_with_one_response_for_each_question_are_refused(task: SimpleNamesp
     source = instantiate(write_task(tmp_path, rows))
     objective = bound(task, *family("llava"))
     with pytest.raises(DataError, match=r"task: every instruction has one response only.*objective.beta to 0"):
-        objective.items(source, np.arange(len(source)))
-    assert bound(task, *family("llava"), beta=0.0).items(source, np.arange(len(source)))
+        objective.items(source, np.arange(len(source)), CONTRAST)
+    assert bound(task, *family("llava"), beta=0.0).items(source, np.arange(len(source)), CONTRAST)
 
 
 # -- what cannot be ---------------------------------------------------------------------------------------------------
@@ -147,13 +148,13 @@ def test_a_task_specific_model_of_another_task_is_refused_with_both_names(
     for path, named in ((other, ("'blobs'", "'moles'")), (fewer, ("3 classes", "2"))):
         objective = bound(task, *family("llava"), tsm=path)
         with pytest.raises(DataError, match="task: objective.tsm does not belong to these data") as caught:
-            objective.items(task.source, np.arange(len(task.source)))
+            objective.items(task.source, np.arange(len(task.source)), CONTRAST)
         assert all(name in str(caught.value) for name in named)
 
 
 def test_samples_that_name_no_task_are_taken(task: SimpleNamespace, tmp_path: Path) -> None:
     source = instantiate(write_task(tmp_path, [{**row, "meta": {}} for row in task_rows()]))
-    assert bound(task, *family("llava")).items(source, np.arange(len(source)))
+    assert bound(task, *family("llava")).items(source, np.arange(len(source)), CONTRAST)
 
 
 def test_a_sample_without_an_image_is_refused(task: SimpleNamespace, tmp_path: Path) -> None:
@@ -161,7 +162,7 @@ def test_a_sample_without_an_image_is_refused(task: SimpleNamespace, tmp_path: P
     rows[0]["images"] = []
     source = instantiate(write_task(tmp_path, rows))
     model, transform = family("internvl")
-    items = bound(task, model, transform).items(source, np.arange(len(source)))
+    items = bound(task, model, transform).items(source, np.arange(len(source)), CONTRAST)
     with pytest.raises(DataError, match=r"task.jsonl, line 1 .*no exemplar.*objective.exemplar to none"):
         TrainingSet(source, items, transform, seed=3)[(0, 0, True)]
 

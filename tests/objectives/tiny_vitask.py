@@ -19,7 +19,7 @@ TOKENIZER = Path(__file__).parents[2] / "medtune" / "assets" / "mini_tokenizer"
 SIZES = {"embed_dim": 16, "vision_layers": 1, "decoder_layers": 2, "image_size": 16}
 BUILDERS = {"cross-attention": "vlm", "internvl": "internvl", "llava": "llava"}
 CHOSEN = [0, 3, 2, 4, 20]  # blobs, bars, a wide blob, bars, and the lone row without a negative
-CONTRAST = Stage("contrast", ())
+ALIGN, CONTRAST = Stage("align", ()), Stage("contrast", ())
 
 
 def family(name: str) -> tuple[Any, Any]:
@@ -52,7 +52,8 @@ def bound(task: SimpleNamespace, model: Any, transform: Any, stage: Stage = CONT
 
 
 def batch_of(task: SimpleNamespace, objective: VITask, transform: Any, chosen: list[int] = CHOSEN) -> dict[str, Any]:
-    items = objective.items(task.source, np.arange(len(task.source)))
+    stage = CONTRAST if getattr(objective, "contrast", False) else ALIGN
+    items = objective.items(task.source, np.arange(len(task.source)), stage)
     samples = TrainingSet(task.source, items, transform, seed=3)
     return items.collate([samples[(0, index, True)] for index in chosen], transform)
 

@@ -116,10 +116,37 @@ def test_data_that_are_read_in_another_way(tmp_path: Path) -> None:
     assert "bucket: True there, False here" in (told := said(tmp_path / "run")[0]) and "\n  transform: " in told
 
 
-def test_an_image_that_vanishes_between_runs(tmp_path: Path) -> None:
-    """A run looks through its data at every start; nothing of an earlier look is believed."""
-    config = tiny(tmp_path / "run", **{**SFT, "dataset": reports(tmp_path, "train")}, **SAVES)
+@pytest.mark.parametrize("world", [1, 2])
+def test_an_image_that_vanishes_between_runs(world: int, tmp_path: Path) -> None:
+    """A run asks of every image at every start whether it is as it was; what is remembered of it is not believed."""
+    (tmp_path / "data").mkdir()
+    options = {**SFT, "dataset": reports(tmp_path / "data", "train"), **SAVES, "batch_size": 4 // world}
+    config = tiny(tmp_path / "run", **options, preflight_cache=str(tmp_path / "cache"))
+    assert launch(config, world, harm=die_at(5)) == [9] * world
+    assert len(list((tmp_path / "cache").iterdir())) == 1
+    (tmp_path / "data" / "4.png").unlink()
+    assert launch(config, world) == [2] * world
+    for sentence in said(tmp_path / "run", world):
+        assert "1 of 10 rows of train cannot be used" in sentence and "4.png" in sentence
+
+
+@pytest.mark.parametrize("key", ["dataset", "dataset_val"])
+def test_data_that_shrink_between_runs_with_skip(key: str, tmp_path: Path) -> None:
+    """What can be used is part of the run: it is not continued on fewer samples as if it were the same."""
+    for name in ("some", "other"):
+        (tmp_path / name).mkdir()
+    data = {"dataset": reports(tmp_path / "some", "train"), "dataset_val": reports(tmp_path / "other", "val")}
+    options = {**SFT, **data, **SAVES, "on_error": "skip", "preflight_cache": str(tmp_path / "cache")}
+    reference = straight_run(tmp_path / "straight", **options)
+    config = tiny(tmp_path / "run", **options)
     assert launch(config, harm=die_at(5)) == [9]
-    (tmp_path / "4.png").unlink()
+    image = Path(data[key]["image_root"]) / "4.png"
+    image.rename(tmp_path / "kept.png")
     assert launch(config) == [2]
-    assert "1 of 10 rows of train cannot be used" in said(tmp_path / "run")[0] and "4.png" in said(tmp_path / "run")[0]
+    (sentence,) = said(tmp_path / "run")
+    name = {"dataset": "usable", "dataset_val": "usable_validation"}[key]
+    assert f"\n  {name}: '10 of 10 rows (" in sentence and "'9 of 10 rows (" in sentence
+    assert "to go on, put back what was there." in sentence and sentence.count(" there, ") == 1
+    (tmp_path / "kept.png").rename(image)
+    assert launch(config) == [0]
+    assert_same_run(tmp_path / "run", reference)

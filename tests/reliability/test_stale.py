@@ -138,7 +138,8 @@ def test_a_checkpoint_of_an_older_version_is_compared_by_what_it_recorded(tmp_pa
     assert launch(config, harm=die_at(8)) == [9]
     for state in tmp_path.glob("checkpoints/*/state.json"):
         values = json.loads(state.read_text())
-        del values["identity"]["sampling"]
+        for later in ("sampling", "usable"):
+            del values["identity"][later]
         state.write_text(json.dumps(values))
         manifest = state.with_name("manifest.json")
         listed = json.loads(manifest.read_text())

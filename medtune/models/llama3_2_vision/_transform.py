@@ -146,7 +146,12 @@ class DeepFusionTransform:
 
     def token_count(self, sample: Sample, sizes: Sizes | None = None) -> int:
         """Tokens that the sample will have, whatever the sizes of its images; opens none."""
-        return len(lay_out(self.tokenizer, sample)[0])
+        return self.token_counts(sample, sizes)[0]
+
+    def token_counts(self, sample: Sample, sizes: Sizes | None = None) -> tuple[int, int]:
+        """Tokens as :meth:`token_count` tells them, and how many of them are predicted and learned."""
+        tokens, labels = lay_out(self.tokenizer, sample)
+        return len(tokens), len(labels) - 1 - labels[1:].count(IGNORE)
 
     def tile_count(self, width: int, height: int) -> int:
         """Tiles that a picture of this size will have."""
