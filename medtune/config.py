@@ -23,6 +23,7 @@ from typing import Any, TypeVar
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from medtune.aliases import resolve_component
 from medtune.errors import ConfigError, MedtuneError
 
 PACKAGE = Path(__file__).parent
@@ -212,7 +213,8 @@ def _component(value: dict[str, Any], where: str) -> Component:
 
 
 def import_path(path: str, where: str = "config") -> Any:
-    """The object behind a dotted path; a ConfigError naming the nearest name when there is none."""
+    """The object behind a dotted path of today or of old; a ConfigError naming the nearest name when there is none."""
+    path = resolve_component(path)
     module_name, _, name = path.rpartition(".")
     try:
         module = importlib.import_module(module_name)

@@ -3,6 +3,7 @@
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from medtune.aliases import resolve_part
 from medtune.config import Component
 
 PARTS = ("vision", "projection", "fusion", "decoder", "adapter")
@@ -90,6 +91,8 @@ class TrainConfig:
 
     def __post_init__(self) -> None:
         """Refuse values that no run can have, naming the key."""
+        self.trainable = [resolve_part(part) for part in self.trainable]
+        self.learning_rates = {resolve_part(part): rate for part, rate in self.learning_rates.items()}
         for name in ("batch_size", "gradient_accumulation_steps", "log_every_steps", "keep_checkpoints"):
             _at_least(self, name, 1)
         for name in ("max_steps", "save_every_steps", "validate_every_steps", "early_stopping_patience", "epochs"):
