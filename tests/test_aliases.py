@@ -53,9 +53,9 @@ def keys_of_results() -> set[str]:
             walk(value)
 
     shapes = [question(f"s{i}", "cell size", ["big", "small"], "big", f"{i}.png") for i in range(3)]
-    swapped = ("multiple_choice",)
-    for samples, asked in ((shapes, {"protocols": PROTOCOLS, "swapped": swapped}),
-                           (class_questions(), {"protocols": ("classification",), "swapped": ("classification",)})):  # fmt: skip
+    plain = {"protocols": PROTOCOLS, "swapped": ("multiple_choice",)}
+    labels = {"protocols": ("classification",), "swapped": ("classification",)}
+    for samples, asked in ((shapes, plain), (class_questions(), labels)):
         rows = []
         for query in plan_queries(samples, **asked):
             scores = None
