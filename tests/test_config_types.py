@@ -30,7 +30,7 @@ class Row(TypedDict):
         (str, ["", "a"], [1, 1.5, True, None, ["a"]]),
         (type(None), [None], [0, "", False]),
         (int | None, [1, None], [1.5, "1"]),
-        (Optional[str], ["a", None], [1]),
+        (Optional[str], ["a", None], [1]),  # noqa: UP045
         (int | str, [1, "a"], [1.5, None]),
         (float | torch.Tensor, [1, 2.5], ["a", None, [1.0]]),
         (Literal["a", 1], ["a", 1], ["b", True, 1.0, 2]),
