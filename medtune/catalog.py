@@ -71,9 +71,9 @@ def recipes() -> list[Entry]:
 
 
 def configs() -> list[Entry]:
-    """Every config, by name."""
+    """Every config that can be run, by name; files and folders that begin with ``_`` hold what others build on."""
     root = PACKAGE / "configs"
-    files = sorted(root.glob("*/*.yaml"))
+    files = sorted(path for path in root.glob("*/*.yaml") if "/_" not in f"/{path.relative_to(root).as_posix()}")
     return [Entry(path.relative_to(root).with_suffix("").as_posix(), path, _comment(path)) for path in files]
 
 

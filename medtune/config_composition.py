@@ -86,9 +86,17 @@ def nearest(name: str, known: Sequence[str]) -> str:
 
 
 def packaged_configs() -> list[str]:
-    """Names of the packaged configs that can be run; those that begin with ``_`` are bases of others."""
-    found = (path.relative_to(CONFIGS).with_suffix("") for path in CONFIGS.glob("*/*.yaml"))
-    return sorted(path.as_posix() for path in found if not path.name.startswith("_"))
+    """Names of the packaged configs that can be run; files and folders that begin with ``_`` hold bases of others."""
+    return sorted(name for name in _packaged() if not is_base(Path(name)))
+
+
+def is_base(path: Path) -> bool:
+    """Whether a path within the packaged configs is one that only others build on."""
+    return any(part.startswith("_") for part in path.parts)
+
+
+def _packaged() -> list[str]:
+    return [path.relative_to(CONFIGS).with_suffix("").as_posix() for path in CONFIGS.glob("*/*.yaml")]
 
 
 def resolve_path(name_or_path: str) -> Path:
@@ -112,7 +120,8 @@ def resolve_path(name_or_path: str) -> Path:
 
 
 def _refuse_base(path: Path) -> Path:
-    if path.name.startswith("_") and path.resolve().is_relative_to(CONFIGS.resolve()):
+    packaged = CONFIGS.resolve()
+    if path.resolve().is_relative_to(packaged) and is_base(path.resolve().relative_to(packaged)):
         raise ConfigError(
             f"{path} is a base that other configs build on and cannot be run; `medtune ls` shows those that can"
         )
@@ -176,10 +185,9 @@ def _find_base(name: str, chain: tuple[Path, ...]) -> Path:
     for candidate in (beside, Path(f"{beside}.yaml"), CONFIGS / f"{name.removesuffix('.yaml')}.yaml"):
         if candidate.is_file():
             return candidate
-    every = [path.relative_to(CONFIGS).with_suffix("").as_posix() for path in CONFIGS.glob("*/*.yaml")]
     raise ConfigError(
         f"{_shown(chain)}: base {name!r} is neither a file relative to {chain[-1].parent} nor a packaged config; "
-        f"{nearest(name, every)}"
+        f"{nearest(name, _packaged())}"
     )
 
 
@@ -217,9 +225,9 @@ def _delete(below: dict[Any, Any], key: str, value: Any, at: Keys, origins: dict
 
 
 def _another(below: Mapping[Any, Any], above: Mapping[Any, Any]) -> bool:
-    """Whether ``above`` names another component than ``below``."""
-    wanted = above.get("_component_")
-    return wanted is not None and resolve_component(str(below.get("_component_"))) != resolve_component(str(wanted))
+    """Whether the two name different components; one that names none has arguments for any."""
+    held, wanted = below.get("_component_"), above.get("_component_")
+    return None not in (held, wanted) and resolve_component(str(held)) != resolve_component(str(wanted))
 
 
 def _copied(value: Any, at: Keys, source: str | dict[Keys, str]) -> Any:
