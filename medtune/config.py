@@ -63,13 +63,18 @@ class Component(dict[str, Any]):
         return {key: value for key, value in self.items() if key != "_component_"}
 
 
-def data_root() -> Path:
-    """Folder of the real data sets: ``$MEDTUNE_DATA``, else ``shared/data`` beside the checkout (it may be absent)."""
-    return Path(os.environ.get("MEDTUNE_DATA") or PACKAGE.resolve().parent.parent / "shared" / "data")
+UNSET = "$MEDTUNE_DATA is not set"
+"""Stands for the data root in a config that is read without one; it is an error only where the path is used."""
+
+
+def data_root() -> Path | None:
+    """Folder of the real data sets, ``$MEDTUNE_DATA``; None where the variable is not set."""
+    named = os.environ.get("MEDTUNE_DATA")
+    return Path(named) if named else None
 
 
 OmegaConf.register_resolver("asset", lambda name: str(PACKAGE / "assets" / name), replace=True)
-OmegaConf.register_resolver("medtune_data", lambda name: str(data_root() / name), replace=True)
+OmegaConf.register_resolver("medtune_data", lambda name: str((data_root() or Path(UNSET)) / name), replace=True)
 
 
 def load_config(name_or_path: str, config_class: type[ConfigT], overrides: Sequence[str] = ()) -> ConfigT:
@@ -219,11 +224,18 @@ def instantiate(component: Mapping[str, Any], *args: Any, **extra: Any) -> Any:
     """Call a component with its written arguments, and ``extra`` where the config is silent.
 
     Raises:
-        ConfigError: If the call lacks an argument or the callable refuses one (ValueError, TypeError).
+        ConfigError: If the call lacks an argument or the callable refuses one (ValueError, TypeError), or an argument
+            needs ``$MEDTUNE_DATA``, which is not set.
     """
     component = Component(component)
     target = import_path(component.path)
     arguments = {**extra, **component.arguments}
+    for key, value in arguments.items():
+        if isinstance(value, str) and value.startswith(UNSET):
+            raise ConfigError(
+                f"{component.path}: {key} lies in the data folder, but {UNSET}: export MEDTUNE_DATA=/path/to/data, or "
+                f"give {key} yourself"
+            )
     try:
         inspect.signature(target).bind(*args, **arguments)
     except TypeError as error:
