@@ -17,6 +17,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from medtune.aliases import canonical
 from medtune.data.writing import file_sha256
 from medtune.errors import CheckpointError
 
@@ -134,7 +135,7 @@ def _unreadable(path: Path, error: Exception) -> CheckpointError:
 def check_identity(
     path: Path, saved: dict[str, Any], current: dict[str, Any], files: Mapping[str, Sequence[str]] | None = None
 ) -> None:
-    """Refuse to continue a run with another model, data, method or global batch.
+    """Refuse to continue a run with another model, data, method or global batch; an old name equals its new one.
 
     Args:
         path: The checkpoint, for the message.
@@ -145,7 +146,8 @@ def check_identity(
     Raises:
         CheckpointError: Naming each key that differs with both values, and its files.
     """
-    differing = [key for key in saved if key in current and saved[key] != current[key]]
+    there, here = canonical(saved), canonical(current)
+    differing = [key for key in saved if key in current and there[key] != here[key]]
     if not differing:
         return
     lines = []

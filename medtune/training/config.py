@@ -1,9 +1,13 @@
 """The config of a training run; one class for every training recipe."""
 
+import importlib.util
+import inspect
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from medtune.config import Component
+from medtune.aliases import resolve_part
+from medtune.config import Component, import_path
+from medtune.errors import ConfigError
 
 PARTS = ("vision", "projection", "fusion", "decoder", "adapter")
 OBJECTIVE_PARTS = ("proxy", "connector")
@@ -123,6 +127,8 @@ class TrainConfig:
 
     def __post_init__(self) -> None:
         """Refuse values that no run can have, naming the key."""
+        self.trainable = [resolve_part(part) for part in self.trainable]
+        self.learning_rates = {resolve_part(part): rate for part, rate in self.learning_rates.items()}
         for name in ("batch_size", "gradient_accumulation_steps", "log_every_steps", "keep_checkpoints"):
             _at_least(self, name, 1)
         for name in ("max_steps", "save_every_steps", "validate_every_steps", "early_stopping_patience", "epochs"):
@@ -145,3 +151,40 @@ def _at_least(config: TrainConfig, name: str, least: int) -> None:
     value = getattr(config, name)
     if value is not None and value < least:
         raise ValueError(f"{name} must be at least {least}, got {value}")
+
+
+def require_objective(config: TrainConfig, wanted: type) -> None:
+    """Refuse a config of another method than a recipe's; subclasses and old names of the method count.
+
+    Raises:
+        ConfigError: Naming both.
+    """
+    found = import_path(config.objective.path, "objective")
+    if not (isinstance(found, type) and issubclass(found, wanted)):
+        raise ConfigError(f"objective: this recipe trains {wanted.__name__}, not {config.objective.path}")
+
+
+LOGGER_PACKAGES = {
+    "WandBLogger": "wandb",
+    "CometLogger": "comet_ml",
+    "MLFlowLogger": "mlflow",
+    "TensorBoardLogger": "tensorboard",
+}
+"""torchtune's metric loggers -> the package that each imports only when it is made."""
+
+
+def check_loggers(config: TrainConfig) -> None:
+    """Refuse a metric logger whose package is missing.
+
+    Raises:
+        ConfigError: Naming the logger and how to install its package.
+    """
+    for number, logger in enumerate(config.loggers):
+        made = import_path(logger.path, f"loggers.{number}")
+        for kind in inspect.getmro(made) if isinstance(made, type) else ():
+            package = LOGGER_PACKAGES.get(kind.__name__)
+            if package is not None and importlib.util.find_spec(package) is None:
+                raise ConfigError(
+                    f"loggers.{number}: {logger.path} needs the package {package}, which is not installed: "
+                    f"pip install {package}, or leave the logger out"
+                )

@@ -22,7 +22,7 @@ from medtune.objectives.companions import load_companions
 from medtune.training import memory
 from medtune.training.building import DTYPES
 from medtune.training.clock import Clock
-from medtune.training.config import TrainConfig
+from medtune.training.config import TrainConfig, check_loggers
 from medtune.training.feature_cache import check_frozen, readable_size
 from medtune.training.optimization import check_rates
 from medtune.training.parts import TrainedParts
@@ -107,6 +107,7 @@ def plan(config: str, overrides: Sequence[str] = (), gpus: int | None = None) ->
     parts = TrainedParts(model, objective, {**model.parts(), **objective.parts()})
     stages = objective.stages(tuple(settings.trainable), settings.epochs, settings.max_steps)
     _try(lambda: check_rates(settings.learning_rates, stages, parts, objective.parts()), result.problems)
+    _try(lambda: check_loggers(settings), result.problems)
     if settings.feature_cache is not None and transform is not None:
         _try(lambda: check_frozen(stages, parts, transform), result.problems)
     for stage in stages:

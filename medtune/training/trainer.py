@@ -24,7 +24,7 @@ from medtune.models.common.interface import Trainable
 from medtune.objectives.base import Objective, Stage
 from medtune.training import building, feature_cache, optimization
 from medtune.training.clock import Clock, rate_factor
-from medtune.training.config import TrainConfig
+from medtune.training.config import TrainConfig, check_loggers
 from medtune.training.data import DataFeed, on_device
 from medtune.training.export import export_weights
 from medtune.training.parts import GradientWatch, TrainedParts
@@ -67,6 +67,7 @@ class Trainer:
             MedtuneError: Whatever can be known to be wrong before the first step.
         """
         config, runtime = self.config, self.runtime
+        check_loggers(config)
         runtime.by_main(self._claim_folder)
         self.transform = instantiate(config.transform)
         self.transform.dtype = building.DTYPES[config.dtype]
