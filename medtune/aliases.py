@@ -13,7 +13,7 @@ COMPONENTS: dict[str, str] = {}
 PARTS: dict[str, str] = {}
 """Old name of a part of the model or of a method -> new name, for ``trainable`` and ``learning_rates``."""
 
-METRICS: dict[str, str] = {}
+METRICS: dict[str, str] = {"supervised_tokens": "weight"}
 """Old key of ``metrics.jsonl`` or ``results.json`` -> new key."""
 
 
