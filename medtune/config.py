@@ -23,6 +23,7 @@ from typing import Any, TypeVar
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from medtune.data.writing import write_whole
 from medtune.errors import ConfigError, MedtuneError
 
 PACKAGE = Path(__file__).parent
@@ -267,7 +268,7 @@ def to_plain(config: Any) -> Any:
 
 def save_config(config: Any, path: Path) -> None:
     """Write the resolved config as YAML."""
-    path.write_text(OmegaConf.to_yaml(OmegaConf.create(to_plain(config))), encoding="utf-8")
+    write_whole(path, OmegaConf.to_yaml(OmegaConf.create(to_plain(config))))
 
 
 def config_hash(config: Any, ignore: Sequence[str] = ()) -> str:
