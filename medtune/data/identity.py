@@ -2,7 +2,7 @@
 
 import functools
 import json
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -92,24 +92,24 @@ def _hashed(path: Path, size: int, changed: int, inode: int) -> str:
     return file_sha256(path)
 
 
-def files_identity(files: Iterable[str | Path]) -> dict[str, str]:
-    """File name -> :func:`file_identity`; where files lie is no part of it.
+def files_identity(files: Mapping[str, Path]) -> dict[str, str]:
+    """Name -> :func:`file_identity` of its file; where the files lie is no part of it.
 
     Raises:
         OSError: if one cannot be read.
     """
-    return {Path(file).name: file_identity(file) for file in sorted(map(Path, files), key=lambda file: file.name)}
+    return {name: file_identity(file) for name, file in sorted(files.items())}
 
 
-def named_paths(node: Any) -> Iterator[Path]:
-    """Every file and folder that exists and that a component names, however deep."""
+def named_paths(node: Any, where: str = "") -> Iterator[tuple[str, Path]]:
+    """Every file and folder that exists and that a component names, however deep, with the place of its key."""
     if isinstance(node, str):
         try:
             path = Path(node).expanduser()
             if node and path.exists():
-                yield path
+                yield where, path
         except (OSError, ValueError, RuntimeError):  # a text: too long, of other characters, or of no user
             return
     elif isinstance(node, Mapping | list | tuple):
-        for value in node.values() if isinstance(node, Mapping) else node:
-            yield from named_paths(value)
+        for key, value in node.items() if isinstance(node, Mapping) else enumerate(node):
+            yield from named_paths(value, f"{where}.{key}" if where else str(key))

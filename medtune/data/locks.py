@@ -45,6 +45,10 @@ class FileLock:
             self._file.close()
             _held.discard(self._key)
 
+    def __del__(self) -> None:
+        if hasattr(self, "_file"):
+            self.close()
+
     def __enter__(self) -> "FileLock":
         return self
 

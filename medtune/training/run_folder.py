@@ -1,6 +1,5 @@
 """The folder of a training run: whose it is, one run at a time, and nothing of anybody else's is replaced."""
 
-from collections.abc import Iterable
 from pathlib import Path
 
 from omegaconf import OmegaConf
@@ -115,15 +114,11 @@ def note_weights(aside: Path, weights: Path) -> None:
 def _refuse_own_input(config: TrainConfig, folder: Path) -> None:
     """Refuse a run that would replace what it starts from."""
     for key in READ:
-        for path in _existing(to_plain(getattr(config, key))):
+        for where, path in named_paths(to_plain(getattr(config, key)), key):
             for name in NAMES:
                 target = (folder / name).resolve()
-                if target == path or target in path.parents:
+                if target in (path.resolve(), *path.resolve().parents):
                     raise ConfigError(
-                        f"{key}: {path} lies in output_dir {folder}, whose {name} this run replaces; set another "
+                        f"{where}: {path} lies in output_dir {folder}, whose {name} this run replaces; set another "
                         "output_dir, so that what the run starts from stays"
                     )
-
-
-def _existing(node: object) -> Iterable[Path]:
-    return [path.resolve() for path in named_paths(node)]
