@@ -39,7 +39,7 @@ def test_answers_scores_and_reports(tmp_path: Path, capsys: pytest.CaptureFixtur
             for path in out.iterdir():
                 path.unlink()
         if name == "results.json":
-            for written in (RECORD, "results.json", "numbers.csv"):
+            for written in (RECORD, "results.json", "numbers.csv", "verdicts.csv"):
                 (out / written).unlink()
     (out / RECORD).unlink()
     assert run("predict", *ask) == 0 and run("evaluate", *score) == 0
