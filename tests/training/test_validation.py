@@ -77,6 +77,23 @@ def test_validation_is_the_mean_over_supervised_tokens(tmp_path: Path) -> None:
     assert found[0] == pytest.approx(found[1], abs=1e-6), "4 + 2 samples, the last batch filled up, or one by one"
 
 
+def test_validation_looks_at_the_held_out_samples_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    trainer = Trainer(tiny(tmp_path, **{**RUN, "validate_every_steps": 6, "max_steps": 2}))
+    validated: list[str] = []
+    original = trainer_module.validation_loss
+
+    def watched(model: Any, objective: Any, feed: Any, runtime: Any, seen: Any) -> float:
+        return original(model, objective, feed, runtime, lambda batch: validated.extend(batch["ids"]))
+
+    monkeypatch.setattr(trainer_module, "validation_loss", watched)
+    assert trainer.run() == 0
+    assert trainer.validation is not None
+    held_out = {trainer.validation.source[index].id for index in range(6)}
+    trained = {trainer.feed.source[index].id for index in range(22)}
+    assert not held_out & trained
+    assert set(validated) == held_out and len(validated) >= 12, "at the end of both stages"
+
+
 def test_two_processes_validate_the_same(plain: Path, tmp_path: Path) -> None:
     assert launch(tiny(tmp_path, **RUN, batch_size=2), world=2) == [0, 0]
     assert [value for _, value in validations(tmp_path)] == pytest.approx(
