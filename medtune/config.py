@@ -26,6 +26,7 @@ from medtune.aliases import resolve_component
 from medtune.config_composition import CONFIGS, PACKAGE, Place, compose, nearest, resolve_path
 from medtune.config_overrides import overridden
 from medtune.config_types import argument_hints, check_value, describe
+from medtune.data.writing import write_whole
 from medtune.errors import ConfigError, MedtuneError
 
 __all__ = [
@@ -259,7 +260,7 @@ def to_plain(config: Any) -> Any:
 
 def save_config(config: Any, path: Path) -> None:
     """Write the resolved config as YAML."""
-    path.write_text(OmegaConf.to_yaml(OmegaConf.create(to_plain(config))), encoding="utf-8")
+    write_whole(path, OmegaConf.to_yaml(OmegaConf.create(to_plain(config))))
 
 
 def config_hash(config: Any, ignore: Sequence[str] = ()) -> str:

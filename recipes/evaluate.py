@@ -2,7 +2,6 @@
 
 import dataclasses
 import json
-import os
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -10,14 +9,17 @@ from pathlib import Path
 from typing import Literal
 
 from medtune.config import config_hash, recipe, to_plain
-from medtune.data.writing import file_sha256
+from medtune.data.folders import claim
+from medtune.data.writing import file_sha256, write_whole
 from medtune.evaluation.asked import Asked, what_was_asked
 from medtune.evaluation.baselines import read_majority
-from medtune.evaluation.evaluation import evaluate, number_rows, to_csv, verdict_rows
+from medtune.evaluation.evaluation import SCHEMA, evaluate, number_rows, to_csv, verdict_rows
 from medtune.evaluation.prediction import Prediction, read_predictions
 from medtune.evaluation.provenance import commit, hardware, versions
 from medtune.evaluation.questions import read_questions
 from medtune.reporting.summary import summary_table
+
+WRITES = ("results.json", "numbers.csv", "verdicts.csv")
 
 
 @dataclass
@@ -83,10 +85,10 @@ def main(config: EvaluateConfig) -> None:
         "sha256": {"questions": file_sha256(questions), "predictions": [file_sha256(Path(path)) for path in paths]},
     }
     results = {**evaluation.results, "provenance": provenance}
-    output.mkdir(parents=True, exist_ok=True)
-    _write(output / "numbers.csv", to_csv(number_rows(results)))
-    _write(output / "verdicts.csv", to_csv(verdict_rows(evaluation.verdicts)))
-    _write(output / "results.json", json.dumps(results, indent=2, ensure_ascii=False) + "\n")
+    claim(output, "evaluate", WRITES, _is_evaluation)
+    write_whole(output / "numbers.csv", to_csv(number_rows(results)))
+    write_whole(output / "verdicts.csv", to_csv(verdict_rows(evaluation.verdicts)))
+    write_whole(output / "results.json", json.dumps(results, indent=2, ensure_ascii=False) + "\n")
     print(summary_table([results]))
     print(f"results: {output / 'results.json'}")
 
@@ -98,10 +100,13 @@ def settled(config: EvaluateConfig, files: Sequence[tuple[Path, Sequence[Predict
     return dataclasses.replace(config, **vars(asked)), asked
 
 
-def _write(path: Path, text: str) -> None:
-    aside = path.with_name(path.name + ".tmp")
-    aside.write_text(text, encoding="utf-8")
-    os.replace(aside, path)
+def _is_evaluation(folder: Path) -> bool:
+    """Whether a folder without a record is that of an evaluation."""
+    try:
+        results = json.loads((folder / "results.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return False
+    return isinstance(results, dict) and results.get("schema") == SCHEMA
 
 
 if __name__ == "__main__":

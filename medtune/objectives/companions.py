@@ -1,13 +1,12 @@
 """Frozen models that a method reads beside the model that it trains.
 
 A method names its companions (:meth:`medtune.objectives.base.Objective.companions`); the trainer builds them, places
-them on the device, shards them where they are as large as the trained model, freezes them and makes their weights part
-of the run's identity. They are no part of the objective's own parameters and of no checkpoint.
+them on the device, shards them where they are as large as the trained model, and freezes them. Files of theirs that the
+objective's config names are part of the run's identity, by content. They are no part of the objective's own parameters and of no checkpoint.
 """
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from torch import nn
@@ -76,8 +75,3 @@ def load_companions(companions: Mapping[str, Companion], problems: list[str] | N
                 raise
             problems.append(f"{companion.title} is not here: {error}")
     return found
-
-
-def companion_files(companions: Mapping[str, Companion]) -> list[Path]:
-    """The files and folders whose contents decide the companions."""
-    return [Path(companion.weights) for companion in companions.values() if companion.weights is not None]

@@ -80,14 +80,6 @@ def build_companions(objective: Objective, config: TrainConfig, runtime: Runtime
     return found
 
 
-def companion_fingerprints(objective: Objective, config: TrainConfig) -> dict[str, str]:
-    """Identity of each companion's weights, by name."""
-    return {
-        name: base_fingerprint(companion.weights or config.checkpoint)
-        for name, companion in objective.companions().items()
-    }
-
-
 def _load_base(model: nn.Module, state: dict[str, Tensor]) -> None:
     missing, unexpected = model.load_state_dict(state, strict=False)
     absent = [name for name in missing if not is_adapter_key(name)]

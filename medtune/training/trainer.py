@@ -5,7 +5,6 @@ samples, the learning rate and the random numbers of the next step, so a checkpo
 """
 
 import dataclasses
-import fcntl
 import hashlib
 import json
 import math
@@ -19,7 +18,8 @@ from typing import Any
 import torch
 
 from medtune.config import instantiate, save_config
-from medtune.errors import CheckpointError, MedtuneError, TrainingError
+from medtune.data.writing import write_whole
+from medtune.errors import MedtuneError, TrainingError
 from medtune.models.common.interface import Trainable
 from medtune.objectives.base import Objective, Stage
 from medtune.training import building, feature_cache, optimization
@@ -29,6 +29,7 @@ from medtune.training.data import DataFeed, on_device
 from medtune.training.export import export_weights
 from medtune.training.parts import GradientWatch, TrainedParts
 from medtune.training.questions import QuestionSet
+from medtune.training.run_folder import claim_run_folder
 from medtune.training.runtime import Runtime
 from medtune.training.snapshots import Snapshots, identity, put_back
 from medtune.training.telemetry import Telemetry
@@ -87,7 +88,7 @@ class Trainer:
         building.finish(self.model, config, runtime)
         self.offload = building.offloading(self.model, config, runtime)
         self._use_features(stages)
-        self.snapshots = Snapshots(config, runtime, identity(config, self.feed, self.objective, self.held_out))
+        self.snapshots = Snapshots(config, runtime, identity(config, self.feed, self.held_out))
         self._resume()
         self.telemetry = Telemetry(
             self.folder, config.loggers, config, self.clock.total, self.step, active=runtime.is_main
@@ -109,16 +110,7 @@ class Trainer:
                 feature_cache.use_features(feed, folder, self.model, self.objective, self.runtime, self._say)
 
     def _claim_folder(self) -> None:
-        """One run per folder; the lock dies with the process, and data workers do not inherit it."""
-        try:
-            self.folder.mkdir(parents=True, exist_ok=True)
-            self.lock = (self.folder / ".lock").open("w")
-        except OSError as error:
-            raise CheckpointError(f"output_dir: cannot write into {self.folder}: {error}") from error
-        try:
-            fcntl.lockf(self.lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            raise CheckpointError(f"{self.folder} is in use by another run; set another output_dir") from error
+        self.lock = claim_run_folder(self.config)
 
     def _resume(self) -> None:
         found = self.snapshots.newest(self._say)
@@ -402,5 +394,5 @@ class Trainer:
                 "best_validation": {"monitor": self.config.monitor, **dataclasses.asdict(self.best)},
                 "skipped": listed,
             }
-            (self.folder / "summary.json").write_text(json.dumps(summary, indent=1), encoding="utf-8")
+            write_whole(self.folder / "summary.json", json.dumps(summary, indent=1))
             self._say(f"{self.step} steps, {self.tokens:,} tokens, {len(listed)} samples skipped: {self.folder}")

@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import load_file
 
 from medtune.training.trainer import Trainer
-from medtune.training.validation import EarlyStopping, Validated
+from medtune.training.validation import EarlyStopping, Validated, Validation
 from tests.runs import SGD, TINY, die_at, largest_difference, launch, losses, metrics, tiny, weights
 
 HELD_OUT = {**TINY["dataset"], "size": 6, "offset": 100}
@@ -71,6 +71,23 @@ def test_validation_is_the_mean_over_supervised_tokens(tmp_path: Path) -> None:
         found.append(measured.losses["validation_loss"])
         assert trainer.model.training and trainer.objective.training
     assert found[0] == pytest.approx(found[1], abs=1e-6), "4 + 2 samples, the last batch filled up, or one by one"
+
+
+def test_validation_looks_at_the_held_out_samples_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    trainer = Trainer(tiny(tmp_path, **{**RUN, "validate_every_steps": 6, "max_steps": 2}))
+    validated: list[str] = []
+    original = Validation.measure
+
+    def watched(self: Validation, model: Any, objective: Any, runtime: Any, seen: Any) -> Validated:
+        return original(self, model, objective, runtime, lambda batch: validated.extend(batch["ids"]))
+
+    monkeypatch.setattr(Validation, "measure", watched)
+    assert trainer.run() == 0
+    assert trainer.held_out is not None
+    held_out = {trainer.held_out.source[index].id for index in range(6)}
+    trained = {trainer.feed.source[index].id for index in range(22)}
+    assert not held_out & trained
+    assert set(validated) == held_out and len(validated) >= 12, "at the end of both stages"
 
 
 def test_two_processes_validate_the_same(plain: Path, tmp_path: Path) -> None:
