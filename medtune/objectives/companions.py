@@ -2,7 +2,8 @@
 
 A method names its companions (:meth:`medtune.objectives.base.Objective.companions`); the trainer builds them, places
 them on the device, shards them where they are as large as the trained model, and freezes them. Files of theirs that the
-objective's config names are part of the run's identity, by content. They are no part of the objective's own parameters and of no checkpoint.
+objective's config names are part of the run's identity, by content. They are no part of the objective's own parameters
+and of no checkpoint.
 """
 
 from collections.abc import Callable, Mapping
