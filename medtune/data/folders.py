@@ -40,7 +40,7 @@ def write_folder(aside: Path, final: Path, write: Callable[[Path], None]) -> Non
         OSError: if the disk refuses; ``final`` is then as it was.
     """
     finish_swap(final)
-    shutil.rmtree(aside, ignore_errors=True)
+    _remove(aside)
     aside.mkdir(parents=True)
     write(aside)
     readable = aside.stat().st_mode & 0o666  # as the umask has it; safetensors makes files for the owner alone
@@ -52,7 +52,7 @@ def write_folder(aside: Path, final: Path, write: Callable[[Path], None]) -> Non
     if not final.exists():
         os.replace(aside, final)
     elif exchange(aside, final):
-        shutil.rmtree(aside)
+        _remove(aside)
     else:
         os.replace(final, _waiting(final))
         os.replace(aside, final)
@@ -78,9 +78,17 @@ def finish_swap(final: Path) -> None:
     waiting = _waiting(final)
     if waiting.is_dir():
         if final.exists():
-            shutil.rmtree(waiting)
+            _remove(waiting)
         else:
             os.replace(waiting, final)
+
+
+def _remove(folder: Path) -> None:
+    """Remove a folder; of a link to one, the link alone."""
+    if folder.is_symlink():
+        folder.unlink()
+    elif folder.exists():
+        shutil.rmtree(folder)
 
 
 def _waiting(final: Path) -> Path:

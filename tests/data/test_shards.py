@@ -112,6 +112,18 @@ def test_a_flipped_bit_is_refused_by_the_name_of_the_file(place: str, tmp_path: 
     assert torch.equal(other, items()[3]["chosen"]), "the other shard is read"
 
 
+@pytest.mark.parametrize(("was", "becomes"), [(b'"F32"', b'"I32"'), (b"[2,3]", b"[3,2]"), (b'"two"', b'"owt"')])
+def test_a_type_a_shape_or_a_name_that_changes_is_noticed(was: bytes, becomes: bytes, tmp_path: Path) -> None:
+    """The values are the same bytes, and the file can be read."""
+    shards = Shards(tmp_path, np.array([0, 2]))
+    shards.write(0, [{"two": torch.ones(1, 3)}, {"two": torch.zeros(1, 3)}])
+    raw = shards.path(0).read_bytes()
+    assert raw.count(was) == 1
+    shards.path(0).write_bytes(raw.replace(was, becomes))
+    with pytest.raises(ConfigError, match="its checksum is another|start again"):
+        Shards(tmp_path, np.array([0, 2])).item(0)
+
+
 def test_a_shard_is_verified_once_for_all_that_share_the_reader(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -1,4 +1,6 @@
 import os
+import re
+from pathlib import Path
 
 import pytest
 
@@ -64,3 +66,48 @@ def test_blocks_that_are_not_what_was_announced_leave_the_old_file(tmp_path):
     with pytest.raises(DataError, match="a: the data it is made of changed while it was written"):
         write_files(tmp_path, {"a": Content(3, sha256(b"new"), lambda: iter([b"odd"]))}, overwrite=True)
     assert os.listdir(tmp_path) == ["a"] and (tmp_path / "a").read_bytes() == b"old"
+
+
+def test_a_file_has_the_rights_that_the_umask_gives(tmp_path):
+    before = os.umask(0o027)
+    try:
+        with writing.replaced(tmp_path / "a") as aside:
+            aside.unlink()
+            os.close(os.open(aside, os.O_CREAT | os.O_WRONLY, 0o600))  # as safetensors makes it
+        writing.write_whole(tmp_path / "b", "\u00e4")
+    finally:
+        os.umask(before)
+    assert {path.stat().st_mode & 0o777 for path in tmp_path.iterdir()} == {0o640}
+    assert (tmp_path / "b").read_bytes() == "\u00e4".encode()
+
+
+def test_an_error_on_the_way_leaves_the_old_file(tmp_path):
+    writing.write_whole(tmp_path / "a", "old")
+    with pytest.raises(KeyError), writing.replaced(tmp_path / "a") as aside:
+        aside.write_text("half")
+        raise KeyError
+    assert os.listdir(tmp_path) == ["a"] and (tmp_path / "a").read_text() == "old"
+
+
+def test_a_file_is_on_the_disk_before_it_takes_its_place(tmp_path, monkeypatch):
+    seen = []
+    monkeypatch.setattr(
+        writing.os, "fsync", lambda number: seen.append(os.path.basename(os.readlink(f"/proc/self/fd/{number}")))
+    )
+    with writing.replaced(tmp_path / "a") as aside:
+        aside.write_text("new")
+        assert not seen and not (tmp_path / "a").exists()
+    assert len(seen) == 1 and seen[0].startswith(".a.")
+
+
+ONE_OF_EACH = {"data/writing.py", "data/folders.py", "data/locks.py", "generation/identity.py"}
+
+
+def test_files_are_replaced_and_locked_in_one_place():
+    """A new copy of write-aside-and-rename, or of a lock, goes into the modules that have it."""
+    root = Path(writing.__file__).parents[1]
+    own = re.compile(r"\bos\.(replace|rename|fsync)\b|\bfcntl\b|\.rename\(|\baside\.replace\(")
+    found = {
+        str(path.relative_to(root)) for path in [*root.rglob("*.py")] if own.search(path.read_text(encoding="utf-8"))
+    }
+    assert found <= ONE_OF_EACH
