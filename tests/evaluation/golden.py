@@ -67,7 +67,7 @@ def _say(query: Query, rng: random.Random) -> Prediction:
         "multiple_choice": [f"The correct answer is {'ABC'[meta['options'].index(value)]}.", value],
         "description": ["This image shows a cell that is round.", "big cell size, coarse granule type"],
         "letter_likelihood": [""],
-    } if query.task != "description" else {"description": ["This image shows a cell that is round.", "big"]}  # fmt: skip
+    }
     text = rng.choice([texts[query.task][0], *texts[query.task]])
     held = {**meta, "scores": scores} if query.continuations else dict(meta)
     return Prediction(query.id, query.task, query.prompt, text, query.references, held)
