@@ -13,7 +13,7 @@ def vocabulary(questions, majority):
 
 
 def test_multiple_choice_asks_in_the_papers_words(questions):
-    (query,) = build_protocol("multiple_choice").requests(questions[4])
+    (query,) = build_protocol("multiple_choice").plan(questions[4])
     assert query.prompt == (
         "What is the granule type?\nA. coarse\nB. round\nC. small\n"
         'Response with only the letter of the correct choice, starting with "The correct answer is [A or B or C].".'
@@ -25,7 +25,7 @@ def test_multiple_choice_asks_in_the_papers_words(questions):
 
 def test_multiple_choice_verdicts(questions, answer, vocabulary):
     protocol = build_protocol("multiple_choice")
-    (query,) = protocol.requests(questions[4])
+    (query,) = protocol.plan(questions[4])
     right = protocol.judge(answer(query), vocabulary)
     assert (right.correct, right.in_format, right.predicted, right.chance) == (True, True, "coarse", 1 / 3)
     wrong = protocol.judge(answer(query, "The correct answer is B."), vocabulary)
@@ -36,7 +36,7 @@ def test_multiple_choice_verdicts(questions, answer, vocabulary):
 
 def test_letter_likelihood_takes_the_best_score(questions, answer, vocabulary):
     protocol = build_protocol("letter_likelihood")
-    (query,) = protocol.requests(questions[4])
+    (query,) = protocol.plan(questions[4])
     assert query.continuations == tuple(f"The correct answer is {letter}." for letter in "ABC")
     assert protocol.judge(answer(query, scores=[-3.0, -1.0, -2.0]), vocabulary).predicted == "round"
     assert protocol.judge(answer(query, scores=[-1.0, -1.0, -2.0]), vocabulary).predicted == "coarse"
@@ -45,14 +45,14 @@ def test_letter_likelihood_takes_the_best_score(questions, answer, vocabulary):
 @pytest.mark.parametrize("scores", [[-1.0], [-1.0, float("nan"), 0.0], "abc", None])
 def test_letter_likelihood_refuses_missing_scores(questions, answer, vocabulary, scores):
     protocol = build_protocol("letter_likelihood")
-    row = answer(protocol.requests(questions[4])[0])
+    row = answer(protocol.plan(questions[4])[0])
     with pytest.raises(DataError, match="3 log-probabilities"):
         protocol.judge(dataclasses.replace(row, meta={**row.meta, "scores": scores}), vocabulary)
 
 
 def test_open_verdicts(questions, answer, vocabulary):
     protocol = build_protocol("open")
-    (query,) = protocol.requests(questions[4])
+    (query,) = protocol.plan(questions[4])
     assert query.prompt == "What is the granule type?"
     assert protocol.judge(answer(query, "The granule type is coarse."), vocabulary).correct
     report = protocol.judge(answer(query, "big cell size, coarse granule type"), vocabulary)
@@ -63,27 +63,27 @@ def test_open_verdicts(questions, answer, vocabulary):
 def test_open_keeps_the_wording_of_the_question(questions):
     turn = dataclasses.replace(questions[0].messages[0], content="<image>What is the mass margin?")
     sample = dataclasses.replace(questions[0], messages=(turn,))
-    assert build_protocol("open").requests(sample)[0].prompt == "What is the mass margin?"
+    assert build_protocol("open").plan(sample)[0].prompt == "What is the mass margin?"
     bare = dataclasses.replace(questions[0], messages=questions[0].messages[1:])
-    assert build_protocol("open").requests(bare)[0].prompt == "What is the cell size?"
+    assert build_protocol("open").plan(bare)[0].prompt == "What is the cell size?"
 
 
 def test_yes_no_coins_are_fair_and_depend_on_seed_and_id(questions):
     many = [dataclasses.replace(questions[4], id=f"q{i}") for i in range(400)]
     protocol = build_protocol("yes_no", seed=1)
-    queries = [protocol.requests(one)[0] for one in many]
+    queries = [protocol.plan(one)[0] for one in many]
     affirmed = sum(query.references == ("yes",) for query in queries)
     assert 160 < affirmed < 240
     asked = {query.meta["asked_value"] for query in queries if query.references == ("no",)}
     assert asked == {"round", "small"}
-    assert [protocol.requests(one)[0] for one in many] == queries
-    assert [build_protocol("yes_no", seed=2).requests(one)[0] for one in many] != queries
+    assert [protocol.plan(one)[0] for one in many] == queries
+    assert [build_protocol("yes_no", seed=2).plan(one)[0] for one in many] != queries
 
 
 def test_yes_no_verdicts(questions, answer, vocabulary):
     protocol = build_protocol("yes_no")
     for sample in questions:
-        (query,) = protocol.requests(sample)
+        (query,) = protocol.plan(sample)
         assert query.prompt == f"Is the {sample.meta['attribute']} {query.meta['asked_value']}? Answer yes or no."
         verdict = protocol.judge(answer(query), vocabulary)
         assert verdict.correct and verdict.in_format and verdict.chance == 0.5
