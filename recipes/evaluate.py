@@ -12,7 +12,7 @@ from medtune.data.writing import file_sha256
 from medtune.evaluation.baselines import read_majority
 from medtune.evaluation.evaluation import evaluate, number_rows, to_csv, verdict_rows
 from medtune.evaluation.prediction import read_predictions
-from medtune.evaluation.protocols.registry import PROTOCOLS
+from medtune.evaluation.protocols.registry import PROTOCOLS, majority_of_use
 from medtune.evaluation.provenance import commit, hardware, versions
 from medtune.evaluation.questions import read_questions
 from medtune.reporting.summary import summary_table
@@ -50,10 +50,11 @@ def main(config: EvaluateConfig) -> None:
     prepared, output = Path(config.prepared_dir), Path(config.output)
     questions = Path(config.questions or prepared / f"{config.split}.jsonl")
     paths = [config.predictions] if isinstance(config.predictions, str) else config.predictions
+    majority = Path(config.majority or prepared / "training_majority.json")
     evaluation = evaluate(
         read_questions(questions),
         [row for path in paths for row in read_predictions(path)],
-        read_majority(config.majority or prepared / "training_majority.json"),
+        read_majority(majority) if majority.is_file() or majority_of_use(config.protocols) else {},
         name=config.name or output.resolve().name,
         protocols=config.protocols,
         swapped=config.swapped,

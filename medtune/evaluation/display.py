@@ -157,7 +157,11 @@ class Display:
         """Name of the first number of the headline; empty where there is none."""
         return self.headline[0].key if self.headline else ""
 
-    def column_title(self, key: str) -> str:
+    def has(self, key: str) -> bool:
+        """Tell whether a number has a column in the protocol's own table or in the headline."""
+        return any(column.key == key for column in (*self.table, *self.headline))
+
+    def table_title(self, key: str) -> str:
         """Heading of a number in the protocol's own table, or its name."""
         return next((column.title for column in (*self.table, *self.headline) if column.key == key), key)
 
@@ -165,7 +169,7 @@ class Display:
         """Name of a number in the list of definitions."""
         if key in self.titles:
             return self.titles[key]
-        return f"{self.title}: {self.column_title(key)}"
+        return f"{self.title}: {self.table_title(key)}"
 
     def to_dict(self) -> dict[str, Any]:
         """Return the display as plain JSON values."""
