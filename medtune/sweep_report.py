@@ -86,14 +86,14 @@ def seed_differences(rows: Sequence[Asked], base: str = "", draws: int = 1000) -
         Row title without the seed -> what :func:`medtune.reporting.comparison.compare_over_seeds` gives; empty where
         nothing was tuned with more than one seed.
     """
-    seeds = sorted({row.chain.seed for row in rows if row.chain.variant.train is not None})
+    seeds = sorted({row.chain.seed for row in rows if not row.chain.variant.one_seed})
     if len(seeds) < 2:
         return {}
     runs: dict[str, dict[int, Run]] = {}
     for row in rows:
         title = row_title(row.chain.variant, row.ask)
         run = read_run(row.folder, title)
-        held = seeds if row.chain.variant.train is None else [row.chain.seed]
+        held = seeds if row.chain.variant.one_seed else [row.chain.seed]
         runs.setdefault(title, {}).update(dict.fromkeys(held, run))
     first = runs.pop(base or next(iter(runs)))
     return {title: compare_over_seeds(first, held, draws=draws) for title, held in runs.items()}

@@ -50,6 +50,7 @@ class Examples:
         mark: Column of the verdict that marks an answer as right; ``none`` marks nothing.
         measure: Per-sample number that stands after the answer; empty for none.
         per_image: The query belongs to the images, not to one question on them.
+        legend: What the mark means where it is not plain, as half a sentence.
     """
 
     question: str = "{prompt}"
@@ -57,6 +58,7 @@ class Examples:
     mark: Mark = "correct"
     measure: str = ""
     per_image: bool = False
+    legend: str = ""
 
     @property
     def asks(self) -> bool:
@@ -103,6 +105,7 @@ class Display:
         columns: Numbers of its own table; empty takes the headline's.
         attribute: The number of one attribute (or set); None leaves out the table by attribute.
         notes: Numbers of one attribute that stand in small letters beneath it, with short titles.
+        notes_help: What they are, as a sentence.
         titles: Title of a number in the list of definitions; a number that is missing there goes by its column.
         followed: Overall numbers whose mean and deviation over seeds are kept, beside those of ``seeds``.
         seeds: Overall numbers shown over seeds, with full titles; empty takes the headline's.
@@ -125,6 +128,7 @@ class Display:
     columns: tuple[Column, ...] = ()
     attribute: Column | None = None
     notes: tuple[Column, ...] = ()
+    notes_help: str = ""
     titles: Mapping[str, str] = field(default_factory=dict)
     followed: tuple[str, ...] = ()
     seeds: tuple[Column, ...] = ()
@@ -247,6 +251,7 @@ def accuracy_display(title: str, rank: int, help: str, **changes: Any) -> Displa
         "columns": (macro, MICRO, *(Column(key, ACCURACY_TITLES[key]) for key in (balanced, "unread"))),
         "attribute": Column("accuracy", "accuracy", "majority", "chance"),
         "notes": (Column("balanced_accuracy", "balanced"),),
+        "notes_help": "Balanced accuracy is the mean recall over the attribute's values.",
         "titles": ACCURACY_TITLES,
         "followed": ("accuracy_macro", balanced),
     }

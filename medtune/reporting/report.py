@@ -113,6 +113,8 @@ def render(
         protocols=views.protocol_tables(runs),
         protocol_help=views.protocol_help(runs),
         radars=[(name, _picture(chart)) for name, chart in radars if chart],
+        notes_help=views.notes_help(runs),
+        legends=views.legends(runs),
         paired=paired_tables(runs, results["differences"]),
         skipped=paired_skips(results["differences"], shown),
         attributes=views.attribute_tables(runs),

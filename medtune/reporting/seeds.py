@@ -40,7 +40,7 @@ def seeds_section(
     picture = plots.sweep_chart(spreads, axis, places or {}, titles) if axis else None
     if most < 2 and picture is None:
         return None
-    help = "Accuracy is the mean over attributes."
+    help = "Each number is the mean over attributes, or over sets."
     if most > 1:
         help += (
             f" Mean and standard deviation over up to {most} training seeds, which is not the interval over questions; "

@@ -159,6 +159,19 @@ def protocol_help(runs: Sequence[Run]) -> list[tuple[str, str]]:
     return [(shown[name].title, shown[name].help) for name in asked_protocols(results) if shown[name].help]
 
 
+def notes_help(runs: Sequence[Run]) -> list[str]:
+    """What the small numbers of an attribute are, each sentence once."""
+    results = [run.results for run in runs]
+    shown = displays(results)
+    return list(dict.fromkeys(shown[name].notes_help for name in asked_protocols(results) if shown[name].notes_help))
+
+
+def legends(runs: Sequence[Run]) -> list[str]:
+    """What a mark beside an answer means where it is not plain."""
+    examples = (one.examples for one in displays(run.results for run in runs).values())
+    return [one.legend for one in examples if one is not None and one.legend]
+
+
 def attribute_tables(runs: Sequence[Run]) -> list[Table]:
     """For each protocol a line for each attribute: its number of every run, smaller ones beneath, the baselines."""
     results = [run.results for run in runs]

@@ -70,6 +70,8 @@ _DISPLAY = Display(
         Column("quadratic_kappa", "κ"),
         Column("auc_macro", "AUC"),
     ),
+    notes_help="Of a classification each set has a line: macro-F1 over its classes, and where they apply accuracy per "
+    "label, quadratic kappa (κ) and AUC.",
     titles=ACCURACY_TITLES,
     followed_of_sets=("accuracy", "f1_macro"),
     sets=(Column("accuracy", "accuracy"), Column("f1_macro", "macro-F1")),

@@ -33,7 +33,9 @@ class Description(EvaluationProtocol):
         "Description",
         rank=50,
         help="what the image shows, in the model's own words",
-        examples=Examples(heading="{prompt}", mark="in_format", per_image=True),
+        examples=Examples(
+            heading="{prompt}", mark="in_format", per_image=True, legend="for a description ✓ means natural language"
+        ),
         retention="natural description",
     )
 
