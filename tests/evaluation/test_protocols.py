@@ -2,6 +2,7 @@ import dataclasses
 
 import pytest
 
+from medtune.data.sample import Message
 from medtune.errors import ConfigError, DataError
 from medtune.evaluation.protocols.base import Vocabulary
 from medtune.evaluation.protocols.registry import PROTOCOLS, build_protocol, plan_queries
@@ -137,3 +138,62 @@ def test_a_question_needs_an_image_and_a_majority_value(questions):
         plan_queries([dataclasses.replace(questions[0], images=())])
     with pytest.raises(DataError, match="lack the attribute 'granule type'"):
         Vocabulary.of(questions, {"cell size": "big"})
+
+
+@pytest.mark.parametrize("name", ["open", "multiple_choice", "letter_likelihood"])
+def test_the_majority_baseline_is_that_of_the_training_split_not_the_first_option(questions, answer, name):
+    protocol = build_protocol(name)
+    vocabulary = Vocabulary.of(questions, {"cell size": "small", "granule type": "round"})
+    for sample in questions:
+        (query,) = protocol.plan(sample)
+        right = sample.meta["answer"] == vocabulary.majority[sample.meta["attribute"]]
+        assert protocol.judge(answer(query), vocabulary).prior is right
+        missing = dataclasses.replace(answer(query, ""), meta={**query.meta, "missing": True})
+        judged = protocol.judge(missing, vocabulary)
+        assert (judged.prior, judged.predicted, judged.in_format, judged.correct) == (right, None, False, False)
+        assert judged.chance == 1 / len(sample.meta["options"])
+
+
+def test_a_swapped_verdict_says_so_and_whether_the_shown_image_has_another_answer(questions, answer, vocabulary):
+    queries = [one for one in plan_queries(questions, ["open"], swapped=["open"]) if one.meta["swapped"]]
+    for query in queries:
+        verdict = build_protocol("open").judge(answer(query), vocabulary)
+        assert verdict.swapped and verdict.id == f"{verdict.sample_id}/open/swapped"
+        assert verdict.shown_differs is (query.meta["shown_answer"] != query.meta["answer"])
+    assert {query.meta["shown_answer"] != query.meta["answer"] for query in queries} == {True, False}
+    (query,) = build_protocol("open").plan(questions[0])
+    assert build_protocol("open").judge(answer(query), vocabulary).shown_differs is False
+
+
+def test_the_coin_is_the_questions_own_on_every_image(questions):
+    protocol = build_protocol("yes_no", seed=4)
+    for sample in questions:
+        moved = dataclasses.replace(sample, images=("elsewhere.png",))
+        assert protocol.plan(moved)[0].prompt == protocol.plan(sample)[0].prompt
+    prompts = {protocol.plan(dataclasses.replace(questions[4], id=f"q{place}"))[0].prompt for place in range(30)}
+    assert len(prompts) == 3, "questions on one image have coins of their own"
+
+
+def test_the_letter_of_the_likeliest_sentence_is_in_the_form(questions, answer, vocabulary):
+    protocol = build_protocol("letter_likelihood")
+    assert protocol.judge(answer(protocol.plan(questions[0])[0]), vocabulary).in_format
+
+
+def test_more_options_than_letters_are_refused_and_the_first_user_turn_is_the_question(questions):
+    many = [f"v{place}" for place in range(27)]
+    sample = dataclasses.replace(questions[0], meta={**questions[0].meta, "options": many, "answer": "v3"})
+    with pytest.raises(DataError, match="2 to 26"):
+        plan_queries([sample], ["open"])
+    turns = (Message("user", "First?"), Message("assistant", "big"), Message("user", "Second?"))
+    asked = plan_queries([dataclasses.replace(questions[0], messages=turns)], ["open"])
+    assert asked[0].prompt == "First?"
+
+
+def test_another_image_is_required_and_chosen_by_the_seed(questions):
+    with pytest.raises(ConfigError, match="compares two images"):
+        plan_queries(questions, ["response_likelihood"])
+    many = [dataclasses.replace(questions[at % 8], id=f"q{at}", images=(f"{at}.png",)) for at in range(32)]
+    shown = [
+        [one.sample.images for one in plan_queries(many, ["open"], swapped=["open"], seed=seed)] for seed in (0, 1)
+    ]
+    assert shown[0] != shown[1]
