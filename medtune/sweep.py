@@ -1,8 +1,8 @@
 """Several variants of one experiment, tuned, asked and scored side by side, and one report of them all.
 
 Every step is a recipe that can be run by itself; the commands are written to ``commands.txt``. What all variants need
-(``before``) comes first, in order. A variant is then a chain (tune, and for each way of asking predict, evaluate) in a
-process of its own. All of them resume, so a killed sweep goes on when it is started again.
+(``before``) comes first, in order. A variant is then a chain (train, and for each way of asking predict, evaluate; or
+steps of its own) in a process of its own. All of them resume, so a killed sweep goes on when it is started again.
 """
 
 import contextlib
@@ -13,14 +13,14 @@ import shlex
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import Future, ProcessPoolExecutor, as_completed
 from importlib import import_module
 from pathlib import Path
 
 from medtune.data.folders import claim
 from medtune.errors import MedtuneError
-from medtune.sweep_config import Ask, Asked, Chain, Step, SweepConfig, Variant, chains, data_of, rows_of
+from medtune.sweep_config import PLACEHOLDER, Ask, Asked, Chain, Step, SweepConfig, Variant, chains, data_of, rows_of
 
 # A chain whose sweep was killed writes a checkpoint within these, or ends without.
 GRACE_SECONDS = 60
@@ -68,6 +68,9 @@ def run_chain(config: SweepConfig, chain: Chain) -> None:
     root, run = Path(config.output_dir), chain.folder
     run.mkdir(parents=True, exist_ok=True)
     with _output_to(root / "logs" / f"{run.name}.log"):
+        if chain.variant.steps is not None:
+            _run_steps(config, chain, chain.variant.steps)
+            return
         weights = []
         if chain.variant.train is not None:
             own = [f"seed={chain.seed}", f"output_dir={run}", *config.train_overrides, *chain.variant.train]
@@ -89,18 +92,72 @@ def _ask(config: SweepConfig, row: Asked, weights: list[str]) -> None:
     run_recipe(root, "evaluate", [config.evaluate, *scored, f"name='{row.title}'", *how])
 
 
+def _run_steps(config: SweepConfig, chain: Chain, steps: list[Step]) -> None:
+    """Run a variant's own steps, each in its folder; the last evaluate writes into the run's."""
+    root, variant, earlier = Path(config.output_dir), chain.variant, dict[str, Path]()
+    for place, step in enumerate(steps):
+        folder = variant.folder_of(place, chain.folder)
+        known = {f"step:{name}": str(path) for name, path in earlier.items()}
+        if any("{weights}" in override for override in step.overrides):
+            known["weights"] = str(_weights(earlier.values(), step))
+        name, own = _own_config(config, chain, step, earlier)
+        own += [f"{'output' if step.recipe == 'evaluate' else 'output_dir'}={folder}"]
+        own += [f"name='{chain.title}'"] if step.recipe == "evaluate" else []
+        run_recipe(root, step.recipe, [step.config or name, *own, *filled(step.overrides, config, chain, known=known)])
+        earlier[step.called] = folder
+
+
+def _own_config(config: SweepConfig, chain: Chain, step: Step, earlier: Mapping[str, Path]) -> tuple[str, list[str]]:
+    """The sweep's own config, data and overrides for a step that names no config."""
+    if step.config:
+        return "", []
+    if step.recipe == "predict":
+        data = data_overrides(config, "questions", "test.jsonl", chain.variant)
+        return config.predict, [*data, *filled(config.predict_overrides, config, chain)]
+    if step.recipe == "evaluate":
+        prepared, _ = data_of(config, chain.variant)
+        answers = [path for path in earlier.values() if (path / "predictions.jsonl").is_file()]
+        scored = [f"predictions={path / 'predictions.jsonl'}" for path in answers[-1:]]
+        return config.evaluate, [*scored, f"prepared_dir={prepared}", *filled(config.evaluate_overrides, config, chain)]
+    data = data_overrides(config, "dataset", "train.jsonl", chain.variant)
+    return config.train, [*data, f"seed={chain.seed}", *filled(config.train_overrides, config, chain)]
+
+
+def _weights(earlier: Iterable[Path], step: Step) -> Path:
+    """The weights of the last earlier step that wrote some.
+
+    Raises:
+        MedtuneError: There are none.
+    """
+    found = [folder / "weights" for folder in earlier if (folder / "weights").exists()]
+    if not found:
+        raise MedtuneError(
+            f"step {step.called!r} asks for {{weights}}, but no earlier step wrote any; see its overrides"
+        )
+    return found[-1]
+
+
 def filled(
-    overrides: Iterable[str], config: SweepConfig, chain: Chain | None = None, ask: Ask | None = None
+    overrides: Iterable[str],
+    config: SweepConfig,
+    chain: Chain | None = None,
+    ask: Ask | None = None,
+    known: Mapping[str, str] | None = None,
 ) -> list[str]:
-    """Overrides with the folders that their placeholders stand for; ``{run}`` is known where there is a chain."""
-    prepared, _ = data_of(config, chain.variant if chain else None, ask)
-    places = {"{sweep}": config.output_dir, "{prepared}": prepared, **({"{run}": str(chain.folder)} if chain else {})}
-    found = []
-    for override in overrides:
-        for name, folder in places.items():
-            override = override.replace(name, folder)
-        found.append(override)
-    return found
+    """Overrides with what their placeholders stand for; ``{run}`` and ``{seed}`` are known where there is a chain.
+
+    Args:
+        overrides: The overrides.
+        config: The sweep.
+        chain: The variant with its seed.
+        ask: The way of asking.
+        known: More names, with what they stand for.
+    """
+    prepared, images = data_of(config, chain.variant if chain else None, ask)
+    places = {"sweep": config.output_dir, "prepared": prepared, "images": images, **(known or {})}
+    if chain is not None:
+        places |= {"run": str(chain.folder), "seed": str(chain.seed)}
+    return [PLACEHOLDER.sub(lambda found: places.get(found[1], found[0]), override) for override in overrides]
 
 
 @contextlib.contextmanager
@@ -129,11 +186,12 @@ def run_sweep(config: SweepConfig, say: Callable[[str], None] = print) -> Path:
     root = Path(config.output_dir)
     claim(root, "sweep", WRITES, _is_sweep)
     # Imported before forking, so that each chain starts at once.
-    for name in (*(step.recipe for step in config.before), config.recipe, "predict", "evaluate"):
+    steps = [*config.before, *(step for variant in config.variants for step in variant.steps or [])]
+    for name in dict.fromkeys([*(step.recipe for step in steps), config.recipe, "predict", "evaluate"]):
         import_module(f"medtune.recipes.{name}")
     every = chains(config)
     # Tuning takes longest, so it goes first.
-    order = sorted(every, key=lambda chain: chain.variant.train is None)
+    order = sorted(every, key=lambda chain: chain.variant.train is None and chain.variant.steps is None)
     context = multiprocessing.get_context("fork")
     with ProcessPoolExecutor(config.processes, mp_context=context, initializer=_begin_worker) as pool:
         for step in config.before:
@@ -143,11 +201,7 @@ def run_sweep(config: SweepConfig, say: Callable[[str], None] = print) -> Path:
         for future in as_completed(waiting):
             chain = waiting[future]
             _wait(pool, future, chain.title, root / "logs" / f"{chain.folder.name}.log")
-            say(
-                f"{chain.title}: tuned, asked and scored"
-                if chain.variant.train is not None
-                else f"{chain.title}: scored"
-            )
+            say(f"{chain.title}: {_done(chain.variant)}")
     return write_pages(config, every)
 
 
@@ -155,6 +209,12 @@ def _is_sweep(folder: Path) -> bool:
     """Whether a folder without a record is that of a sweep, or a demo has prepared its data there."""
     noted = folder / "commands.txt"
     return noted.is_file() and noted.read_text(encoding="utf-8", errors="replace").startswith("tune run medtune/")
+
+
+def _done(variant: Variant) -> str:
+    if variant.steps is not None:
+        return ", ".join(step.called for step in variant.steps)
+    return "scored" if variant.train is None else "tuned, asked and scored"
 
 
 def _wait(pool: ProcessPoolExecutor, future: Future[None], title: str, log: Path) -> None:

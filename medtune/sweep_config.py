@@ -1,26 +1,46 @@
 """The config of a sweep, and the runs and rows of the report that follow from it.
 
-In overrides ``{sweep}`` stands for the sweep's folder, ``{run}`` for that of the variant with its seed, and
-``{prepared}``, in ``image_root`` too, for the folder of the prepared data that are meant.
+In overrides ``{sweep}`` stands for the sweep's folder, ``{run}`` and ``{seed}`` for those of the variant with its seed,
+``{prepared}``, in ``image_root`` too, for the folder of the prepared data that are meant, and ``{images}`` for their
+images. The steps of a variant know two more: ``{step:NAME}``, the folder of an earlier step, and ``{weights}``, the
+weights of the last earlier step that wrote some. A name that is not known is an error.
 """
 
+import re
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
+
+PLACEHOLDER = re.compile(r"\{(\w+|step:[^{}]*)\}")
+ONCE = ("sweep", "prepared", "images")
+"""Placeholders of steps that run once, before the variants."""
+OF_RUN = (*ONCE, "run", "seed")
+"""Placeholders of a variant and of an ask."""
+TAKEN = (".", "..", "weights", "checkpoints")
+"""Names that no folder within a run's may have."""
 
 
 @dataclass
 class Step:
-    """A recipe that runs before the variants, once.
+    """A recipe that runs before the variants, once, or as one step of a variant.
 
     Attributes:
         recipe: Its name, for example ``tsm``.
-        config: Its config.
+        config: Its config. A variant's step may leave it out where the recipe is the sweep's own, ``predict`` or
+            ``evaluate``: then it has the sweep's config, data and overrides, as in a variant without steps.
         overrides: Of the config.
+        name: Name of a variant's step, and of its folder in the run's; empty is the recipe's.
     """
 
     recipe: str
-    config: str
+    config: str = ""
     overrides: list[str] = field(default_factory=list)
+    name: str = ""
+
+    @property
+    def called(self) -> str:
+        """Name of the step."""
+        return self.name or self.recipe
 
 
 @dataclass
@@ -56,6 +76,9 @@ class Variant:
         name: Folder of its run.
         title: Name in the report.
         train: Overrides of the training config; null is the untuned base, or what an ask's predict config names.
+        steps: Recipes in place of training, predict and evaluate, in order; the report shows what the last ``evaluate``
+            writes. A step's ``output_dir`` is chosen by the sweep. The variant is run with each seed if an override
+            holds ``{seed}`` or a step has the sweep's own training config.
         x: The value that the sweep varies, for the plot against it.
         asks: Names of the ways in which it is asked; null is all of them.
         prepared_dir: Data in place of the sweep's, to tune on and to be asked.
@@ -69,6 +92,21 @@ class Variant:
     asks: list[str] | None = None
     prepared_dir: str | None = None
     image_root: str | None = None
+    steps: list[Step] | None = None
+
+    @property
+    def one_seed(self) -> bool:
+        """Whether another training seed would give the same model."""
+        if self.steps is None:
+            return self.train is None
+        trained = any(not step.config and step.recipe not in ("predict", "evaluate") for step in self.steps)
+        return not trained and not any("{seed}" in override for step in self.steps for override in step.overrides)
+
+    def folder_of(self, place: int, run: Path) -> Path:
+        """Return the folder of a step: the last ``evaluate`` writes into the run's own."""
+        assert self.steps is not None
+        last = max(at for at, step in enumerate(self.steps) if step.recipe == "evaluate")
+        return run if place == last else run / self.steps[place].called
 
 
 @dataclass
@@ -109,11 +147,54 @@ class SweepConfig:
         if len(set(places)) < len(places) or bool(self.axis) != bool(places):
             raise ValueError("axis names what the variants carry as x: both or neither, and no x twice")
         self._check_asks()
+        for variant in self.variants:
+            self._check_steps(variant)
+        self._check_placeholders()
+
+    def _check_steps(self, variant: Variant) -> None:
+        if variant.steps is None:
+            return
+        where, names = f"variant {variant.name}", [step.called for step in variant.steps]
+        if variant.train is not None or variant.asks is not None:
+            raise ValueError(f"{where}: steps stand in place of train and asks; leave those out")
+        if "evaluate" not in [step.recipe for step in variant.steps]:
+            raise ValueError(f"{where}: its steps need an 'evaluate', whose results the report shows")
+        twice = [name for name in names if names.count(name) > 1]
+        if twice:
+            raise ValueError(f"{where}: two steps are called {twice[0]!r}; give one another name")
+        for step in variant.steps:
+            if "/" in step.called or step.called in TAKEN:
+                raise ValueError(f"{where}: {step.called!r} cannot be the name of a step's folder")
+            if not step.config and step.recipe not in (self.recipe, "predict", "evaluate"):
+                raise ValueError(f"{where}: step {step.called!r} needs a config")
+            chosen = [one for one in step.overrides if re.match(r"output(_dir)?=", one)]
+            if chosen:
+                raise ValueError(
+                    f"{where}: the sweep chooses the folder of step {step.called!r}; leave {chosen[0]!r} out"
+                )
+
+    def _check_placeholders(self) -> None:
+        for step in self.before:
+            check_placeholders(step.overrides, ONCE, f"before, {step.recipe}")
+            if not step.config:
+                raise ValueError(f"before: the step {step.recipe!r} needs a config")
+        for name in ("train_overrides", "predict_overrides", "evaluate_overrides"):
+            check_placeholders(getattr(self, name), OF_RUN, name)
+        for ask in self.asks:
+            check_placeholders([*ask.predict_overrides, *ask.evaluate_overrides], OF_RUN, f"ask {ask.name}")
+        for variant in self.variants:
+            where = f"variant {variant.name}"
+            check_placeholders(variant.train or [], OF_RUN, where)
+            earlier: list[str] = []
+            for step in variant.steps or []:
+                known = [*OF_RUN, *(["weights"] if earlier else []), *(f"step:{name}" for name in earlier)]
+                check_placeholders(step.overrides, known, f"{where}, step {step.called}")
+                earlier.append(step.called)
 
     def _check_asks(self) -> None:
         known = [ask.name for ask in self.asks]
         for name in [*known, *(ask.page for ask in self.asks)]:
-            if "/" in name or name in (".", "..", "weights", "checkpoints"):
+            if "/" in name or name in TAKEN:
                 raise ValueError(f"asks: {name!r} cannot be the name of a folder within a run")
         if "" in known or len(set(known)) < len(known):
             raise ValueError("asks need different names, none of them empty")
@@ -165,8 +246,23 @@ class Asked:
     title: str
 
 
+def check_placeholders(overrides: Iterable[str], known: Collection[str], where: str) -> None:
+    """Refuse a placeholder that stands for nothing.
+
+    Raises:
+        ValueError: Naming it and those that are known.
+    """
+    for override in overrides:
+        stray = [name for name in PLACEHOLDER.findall(override) if name not in known]
+        if stray:
+            listed = ", ".join(f"{{{name}}}" for name in known)
+            raise ValueError(f"{where}: {{{stray[0]}}} in {override!r} stands for nothing; known are {listed}")
+
+
 def asks_of(config: SweepConfig, variant: Variant) -> list[Ask]:
-    """The ways in which a variant is asked, in the sweep's order."""
+    """The ways in which a variant is asked, in the sweep's order; one with steps of its own asks in its own way."""
+    if variant.steps is not None:
+        return [Ask("steps")]
     every = config.asks or [Ask("plain")]
     return [ask for ask in every if variant.asks is None or ask.name in variant.asks]
 
@@ -180,7 +276,7 @@ def chains(config: SweepConfig) -> list[Chain]:
     """Every chain of a sweep, variant by variant; the untuned base has no seed."""
     found = []
     for variant in config.variants:
-        seeds = config.seeds if variant.train is not None else config.seeds[:1]
+        seeds = config.seeds[:1] if variant.one_seed else config.seeds
         for seed in seeds:
             alone = len(seeds) == 1
             name = variant.name if alone else f"{variant.name}_seed{seed}"

@@ -8,23 +8,13 @@ from typing import Any
 
 from medtune.data.writing import write_whole
 from medtune.reporting.comparison import compare_over_seeds
+from medtune.reporting.displays import displays
 from medtune.reporting.gallery import image_opener
 from medtune.reporting.report import write_report
 from medtune.reporting.runs import Run, read_run
 from medtune.reporting.seeds import differences_section, seeds_section, sets_section
+from medtune.reporting.summary import is_share
 from medtune.sweep_config import Asked, Chain, SweepConfig, data_of, row_title, rows_of
-
-STATISTICS = (
-    "accuracy_macro",
-    "balanced_accuracy_macro",
-    "f1_macro",
-    "auc_macro",
-    "own_above_other_macro",
-    "overlap_macro",
-)
-"""Overall numbers that are followed over seeds."""
-OF_SETS = {"classification": ("accuracy", "f1_macro"), "response_likelihood": ("auc", "overlap")}
-"""Numbers of each set that are followed too, for tables with a column a set."""
 
 
 def write_pages(config: SweepConfig, every: Sequence[Chain]) -> Path:
@@ -53,13 +43,14 @@ def _write_page(config: SweepConfig, rows: Sequence[Asked], out: Path, page: str
     first = {row_title(row.chain.variant, row.ask): row for row in reversed(rows)}
     titles = list(dict.fromkeys(row_title(row.chain.variant, row.ask) for row in rows))
     table = seeds_table(rows)
+    shown = displays(_results(row) for row in rows)
     places = {title: row.chain.variant.x for title, row in first.items() if row.chain.variant.x is not None}
     _, images = data_of(config, rows[0].chain.variant, rows[0].ask)
     differences = seed_differences(rows)
     sections = [
-        seeds_section(table, config.axis, places),
-        sets_section(table),
-        differences_section(differences, titles[0]),
+        seeds_section(table, config.axis, places, shown),
+        sets_section(table, shown),
+        differences_section(differences, titles[0], shown),
     ]
     write_report(
         [first[title].folder for title in titles],
@@ -96,52 +87,57 @@ def seed_differences(rows: Sequence[Asked], base: str = "", draws: int = 1000) -
         Row title without the seed -> what :func:`medtune.reporting.comparison.compare_over_seeds` gives; empty where
         nothing was tuned with more than one seed.
     """
-    seeds = sorted({row.chain.seed for row in rows if row.chain.variant.train is not None})
+    seeds = sorted({row.chain.seed for row in rows if not row.chain.variant.one_seed})
     if len(seeds) < 2:
         return {}
     runs: dict[str, dict[int, Run]] = {}
     for row in rows:
         title = row_title(row.chain.variant, row.ask)
         run = read_run(row.folder, title)
-        held = seeds if row.chain.variant.train is None else [row.chain.seed]
+        held = seeds if row.chain.variant.one_seed else [row.chain.seed]
         runs.setdefault(title, {}).update(dict.fromkeys(held, run))
     first = runs.pop(base or next(iter(runs)))
     return {title: compare_over_seeds(first, held, draws=draws) for title, held in runs.items()}
 
 
 def seeds_table(rows: Sequence[Asked]) -> dict[str, Any]:
-    """Mean and standard deviation over seeds of each row's accuracies, ranking and retention.
+    """Mean and standard deviation over seeds of each row's numbers that its protocols follow, and of retention.
 
     Returns:
-        Row title without the seed -> number name -> ``{mean, deviation, seeds, values}``; the deviation of one seed is
-        null. A number is named ``protocol/statistic``, that of one set ``protocol/set/statistic``.
+        Row title without the seed -> number name -> ``{mean, deviation, seeds, values}``, with ``unit`` where it is no
+        share; the deviation of one seed is null. A number is named ``protocol/statistic``, that of one set
+        ``protocol/set/statistic``.
     """
-    table: dict[str, dict[str, list[float]]] = {}
+    table: dict[str, dict[str, list[dict[str, Any]]]] = {}
     for row in rows:
-        results = json.loads((row.folder / "results.json").read_text(encoding="utf-8"))
         numbers = table.setdefault(row_title(row.chain.variant, row.ask), {})
-        for name, value in _headline(results).items():
-            numbers.setdefault(name, []).append(value)
-    return {title: {name: _spread(values) for name, values in numbers.items()} for title, numbers in table.items()}
+        for name, number in _headline(_results(row)).items():
+            numbers.setdefault(name, []).append(number)
+    return {title: {name: _spread(held) for name, held in numbers.items()} for title, numbers in table.items()}
 
 
-def _headline(results: Mapping[str, Any]) -> dict[str, float]:
-    numbers = {
-        f"{protocol}/{name}": one["overall"][name]["value"]
-        for protocol, one in results["protocols"].items()
-        for name in STATISTICS
-        if name in one["overall"]
-    }
-    numbers |= {
-        f"{protocol}/{name}/{metric}": held[metric]["value"]
-        for protocol, metrics in OF_SETS.items()
-        for name, held in results["protocols"].get(protocol, {}).get("attributes", {}).items()
-        for metric in metrics
-    }
-    numbers["retention"] = results["retention"].get("composite", {}).get("value")
-    return {name: value for name, value in numbers.items() if value is not None}
+def _results(row: Asked) -> dict[str, Any]:
+    results: dict[str, Any] = json.loads((row.folder / "results.json").read_text(encoding="utf-8"))
+    return results
 
 
-def _spread(values: list[float]) -> dict[str, Any]:
+def _headline(results: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    """Name to number of everything that is followed over seeds and has a value."""
+    numbers: dict[str, dict[str, Any]] = {}
+    shown = displays([results])
+    for protocol, one in results["protocols"].items():
+        overall = one["overall"]
+        numbers |= {f"{protocol}/{name}": overall[name] for name in shown[protocol].kept if name in overall}
+    for protocol, one in results["protocols"].items():
+        for name, held in one.get("attributes", {}).items():
+            numbers |= {f"{protocol}/{name}/{metric}": held[metric] for metric in shown[protocol].followed_of_sets}
+    numbers["retention"] = results["retention"].get("composite", {"value": None})
+    return {name: number for name, number in numbers.items() if number["value"] is not None}
+
+
+def _spread(numbers: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    values = [one["value"] for one in numbers]
+    unit = numbers[0].get("unit", "fraction")
     deviation = statistics.stdev(values) if len(values) > 1 else None
-    return {"mean": statistics.fmean(values), "deviation": deviation, "seeds": len(values), "values": values}
+    found = {"mean": statistics.fmean(values), "deviation": deviation, "seeds": len(values), "values": values}
+    return found if is_share(unit) else {**found, "unit": unit}

@@ -15,6 +15,7 @@ from medtune.evaluation.asked import Asked, what_was_asked
 from medtune.evaluation.baselines import read_majority
 from medtune.evaluation.evaluation import SCHEMA, evaluate, number_rows, to_csv, verdict_rows
 from medtune.evaluation.prediction import Prediction, read_predictions
+from medtune.evaluation.protocols.registry import majority_of_use
 from medtune.evaluation.provenance import commit, hardware, versions
 from medtune.evaluation.questions import read_questions
 from medtune.reporting.summary import summary_table
@@ -62,10 +63,11 @@ def main(config: EvaluateConfig) -> None:
     paths = [config.predictions] if isinstance(config.predictions, str) else config.predictions
     files = [(Path(path), read_predictions(path)) for path in paths]
     config, asked = settled(config, files)
+    majority = Path(config.majority or prepared / "training_majority.json")
     evaluation = evaluate(
         read_questions(questions),
         [row for _, rows in files for row in rows],
-        read_majority(config.majority or prepared / "training_majority.json"),
+        read_majority(majority) if majority.is_file() or majority_of_use(asked.protocols or []) else {},
         name=config.name or output.resolve().name,
         protocols=asked.protocols or [],
         swapped=asked.swapped or [],

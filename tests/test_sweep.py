@@ -18,7 +18,7 @@ from medtune.config import instantiate, load_config, resolve_path
 from medtune.errors import ConfigError
 from medtune.sweep import data_overrides, filled, run_sweep
 from medtune.sweep_config import SweepConfig, chains, rows_of
-from medtune.sweep_report import STATISTICS, over_seeds, write_pages
+from medtune.sweep_report import over_seeds, write_pages
 from medtune.training.config import TrainConfig
 from tests.datasets.medmnist_files import write_medmnist
 from tests.evaluation.ranked import write_run
@@ -114,7 +114,7 @@ def made_up(config: SweepConfig) -> None:
     """Results of every chain: retention and one protocol's numbers, 10 percent apart between seeds."""
     for chain in chains(config):
         value = 0.5 + 0.1 * chain.seed
-        one = {"overall": {name: {"value": value} for name in STATISTICS}}
+        one = {"overall": {name: {"value": value} for name in ("accuracy_macro", "balanced_accuracy_macro")}}
         chain.folder.mkdir(parents=True)
         results = {"protocols": {"open": one}, "retention": {"composite": {"value": None}} if chain.seed else {}}
         (chain.folder / "results.json").write_text(json.dumps(results))

@@ -6,18 +6,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from medtune.data.labels import PROTOCOL as CLASSIFICATION
 from medtune.data.sample import Sample
-from medtune.evaluation.classification import score_classification, sets_of
 from medtune.evaluation.matching import match_predictions
+from medtune.evaluation.measures import MEASURE
 from medtune.evaluation.prediction import Prediction
-from medtune.evaluation.protocols.base import Verdict, Vocabulary
-from medtune.evaluation.protocols.registry import PROTOCOLS, build_protocol, plan_queries
-from medtune.evaluation.protocols.response_likelihood import ResponseLikelihood
-from medtune.evaluation.ranking import score_ranking
+from medtune.evaluation.protocols.base import EvaluationProtocol, Verdict, Vocabulary
+from medtune.evaluation.protocols.registry import PROTOCOLS, REGISTRY, build_protocols, plan_queries
 from medtune.evaluation.result import Number, is_number
-from medtune.evaluation.retention import retention
-from medtune.evaluation.scoring import score_protocol
+from medtune.evaluation.retention import COMPONENTS, retention
 
 SCHEMA = "medtune-results-1"
 
@@ -27,7 +23,8 @@ class Evaluation:
     """Results of one model.
 
     Args:
-        results: JSON-ready tree ``{schema, name, protocols, retention, counts}``.
+        results: JSON-ready tree ``{schema, name, protocols, retention, counts, vocabulary}``, and ``display`` where a
+            protocol is not among the packaged ones.
         verdicts: What each answer was read as.
     """
 
@@ -56,7 +53,7 @@ def evaluate(
         predictions: The answers.
         majority: Most frequent value of each attribute in the training split.
         name: Name of the model in tables.
-        protocols: Protocols that were asked.
+        protocols: Protocols that were asked, by name or dotted path.
         swapped: Protocols that were asked on swapped images too.
         limit: Take only the first questions, as predict was told.
         seed: Seed that predict was given (yes/no coins, swap); it seeds the bootstrap as well.
@@ -67,37 +64,39 @@ def evaluate(
     Raises:
         DataError: Questions and predictions do not fit.
     """
-    vocabulary = Vocabulary.of(
-        samples, majority, needed=not {CLASSIFICATION, ResponseLikelihood.name}.issuperset(protocols)
-    )
+    asked = build_protocols(protocols, seed)
+    vocabulary = _vocabulary(samples, majority, list(asked.values()))
     samples = samples[:limit]
     queries = plan_queries(samples, protocols, swapped=swapped, seed=seed)
-    rows, counts = match_predictions(queries, predictions, on_missing=on_missing, on_extra=on_extra)
-    judges = {task: build_protocol(task, seed) for task in protocols}
-    verdicts = [judges[row.task].judge(row, vocabulary) for row in rows]
+    keys = {task: protocol.answer_keys for task, protocol in asked.items()}
+    rows, counts = match_predictions(queries, predictions, answer_keys=keys, on_missing=on_missing, on_extra=on_extra)
+    verdicts = [asked[row.task].judge(row, vocabulary) for row in rows]
     scored: dict[str, Any] = {}
-    for task in protocols:
+    facts: dict[str, Any] = {}
+    for task, protocol in asked.items():
         held = [one for one in verdicts if one.task == task]
-        if task == CLASSIFICATION:
-            scored[task] = score_classification(held, vocabulary.majority, draws=draws, seed=seed)
-        elif task == ResponseLikelihood.name:
-            scored[task] = score_ranking(held, draws=draws, seed=seed)
-        elif task != "description":  # it has no right answer; retention holds its rate
-            scored[task] = score_protocol(held, draws=draws, seed=seed)
-    sets = sets_of(verdicts)
+        numbers = protocol.score(held, vocabulary, draws=draws, seed=seed)
+        if numbers is not None:
+            scored[task] = numbers
+        facts |= protocol.facts(held)
+    others = {task: one.display.to_dict() for task, one in asked.items() if task not in REGISTRY}
+    components = COMPONENTS | {task: one.retention for task, one in asked.items() if one.retention}
     results = {
         "schema": SCHEMA,
         "name": name,
         "protocols": scored,
-        "retention": retention(verdicts, draws=draws, seed=seed),
+        "retention": retention(verdicts, draws=draws, seed=seed, components=components),
         "counts": {"questions": len(samples), "images": len({one.images for one in samples}), **counts},
-        "vocabulary": {
-            "attributes": list(vocabulary.attributes),
-            "majority": vocabulary.majority,
-            **({"sets": sets} if sets else {}),
-        },
+        "vocabulary": {"attributes": list(vocabulary.attributes), "majority": vocabulary.majority, **facts},
+        **({"display": others} if others else {}),
     }
     return Evaluation(plain(results), verdicts)
+
+
+def _vocabulary(samples: Sequence[Sample], majority: dict[str, str], asked: Sequence[EvaluationProtocol]) -> Vocabulary:
+    """What the questions are about, as the protocols that are asked understand them."""
+    needed = any(protocol.majority == "required" for protocol in asked)
+    return Vocabulary.of(samples, majority, needed, list(dict.fromkeys(type(one).topic for one in asked)))
 
 
 def plain(node: Any) -> Any:
@@ -161,8 +160,11 @@ def to_csv(rows: Sequence[dict[str, Any]]) -> str:
 def verdict_rows(verdicts: Sequence[Verdict]) -> list[dict[str, Any]]:
     """Flatten verdicts into table rows: ids, gold and the value read, never an answer's text.
 
-    A likelihood is no answer, and has no row.
+    A likelihood is no answer, and has no row. Per-sample numbers have a column each, ``measure:<name>``, empty where an
+    answer has none; there is no such column where no verdict has one.
     """
+    held = [one for one in verdicts if one.tabulated]
+    names = dict.fromkeys(name for one in held for name in one.measures)
     return [
         {
             "id": one.id,
@@ -176,7 +178,7 @@ def verdict_rows(verdicts: Sequence[Verdict]) -> list[dict[str, Any]]:
             "read": int(one.predicted is not None),
             "correct": int(one.correct),
             "in_format": int(one.in_format),
+            **{f"{MEASURE}{name}": one.measures.get(name, "") for name in names},
         }
-        for one in verdicts
-        if one.task != ResponseLikelihood.name
+        for one in held
     ]

@@ -1,7 +1,7 @@
 """Pairing predictions with the questions that they answer: the gold always comes from the question file."""
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 from medtune.errors import DataError
@@ -13,6 +13,7 @@ def match_predictions(
     queries: Sequence[Query],
     predictions: Sequence[Prediction],
     *,
+    answer_keys: Mapping[str, Sequence[str]] | None = None,
     on_missing: Literal["error", "wrong"] = "error",
     on_extra: Literal["error", "ignore"] = "error",
 ) -> tuple[list[Prediction], dict[str, Any]]:
@@ -21,6 +22,7 @@ def match_predictions(
     Args:
         queries: What should have been asked.
         predictions: What was answered, ids unique.
+        answer_keys: Protocol's name to what the model's side writes into ``meta``; else its scores and their tokens.
         on_missing: ``wrong`` scores an unanswered query as a wrong answer out of format.
         on_extra: ``ignore`` leaves out predictions of queries that are not asked here.
 
@@ -48,7 +50,8 @@ def match_predictions(
             f"{_listed(extra)} answers to queries that this question file does not give; give evaluate the same split, "
             "protocols, limit and seed as predict, or set on_extra=ignore."
         )
-    rows = [_joined(query, answers.get(query.id)) for query in queries]
+    keys = answer_keys or {}
+    rows = [_joined(query, answers.get(query.id), keys.get(query.task, _SCORES)) for query in queries]
     by_task: dict[str, int] = {}
     for query in queries:
         by_task[query.task] = by_task.get(query.task, 0) + 1
@@ -64,9 +67,10 @@ def match_predictions(
 
 
 _LISTS = ("options", "classes")
+_SCORES = ("scores", "score_tokens")
 
 
-def _joined(query: Query, row: Prediction | None) -> Prediction:
+def _joined(query: Query, row: Prediction | None, answer_keys: Sequence[str]) -> Prediction:
     if row is None:
         meta = {**query.meta, "missing": True}
         return Prediction(query.id, query.task, query.prompt, "", query.references, meta)
@@ -89,8 +93,8 @@ def _joined(query: Query, row: Prediction | None) -> Prediction:
             f"prediction {row.id!r} and the question file disagree on its {contradictions[0]}; the prediction was made "
             "on another question file or with another seed: predict again."
         )
-    scores: dict[str, Any] = {name: row.meta[name] for name in ("scores", "score_tokens") if name in row.meta}
-    return dataclasses.replace(row, references=query.references, meta={**query.meta, **scores})
+    answered: dict[str, Any] = {name: row.meta[name] for name in answer_keys if name in row.meta}
+    return dataclasses.replace(row, references=query.references, meta={**query.meta, **answered})
 
 
 def _listed(ids: Sequence[str], shown: int = 3) -> str:

@@ -34,19 +34,6 @@ def balanced_accuracy(gold: Sequence[str], predicted: Sequence[str | None]) -> f
     return float(recall_score(list(gold), answers, labels=sorted(set(gold)), average="macro", zero_division=0.0))
 
 
-def cell_means(values: NDArray[np.float64], cells: NDArray[np.int64]) -> NDArray[np.float64]:
-    """Mean of ``values`` in each cell.
-
-    Args:
-        values: ``[n]``.
-        cells: Cell index of each value ``[n]``, without gaps.
-
-    Returns:
-        ``[c]``.
-    """
-    return np.asarray(np.bincount(cells, weights=values) / np.bincount(cells))
-
-
 def bootstrap_interval(
     values: Sequence[float],
     cells: Sequence[object],

@@ -4,38 +4,36 @@ The paper calls the failure instruction-dependence (section 5.1.1): a model tune
 whatever it is asked. Four rates measure it, each the share of answers that have the form asked for, right or wrong.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from medtune.evaluation.metrics import bootstrap_interval, macro, proportion
 from medtune.evaluation.protocols.base import Verdict
+from medtune.evaluation.protocols.registry import REGISTRY
 from medtune.evaluation.result import Number
 
-COMPONENTS: dict[str, str] = {
-    "multiple_choice": "share of multiple-choice answers in which the official parser reads the letter of an option",
-    "open": "share of open answers that name a value of the attribute asked for and are no recited report",
-    "yes_no": "share of yes/no answers that begin with yes or no and do not say both",
-    "description": "share of answers to 'What does this image show?' that are sentences with a finite verb and an "
-    "end mark, neither a recited report nor a letter",
-}
+COMPONENTS: dict[str, str] = {name: one.retention for name, one in REGISTRY.items() if one.retention}
 """Component (a protocol's name) and its definition."""
 
 
-def retention(verdicts: Sequence[Verdict], *, draws: int = 1000, seed: int = 0) -> dict[str, Number]:
+def retention(
+    verdicts: Sequence[Verdict], *, draws: int = 1000, seed: int = 0, components: Mapping[str, str] = COMPONENTS
+) -> dict[str, Number]:
     """Compute the component rates and their plain mean, ``composite``, on the true images.
 
     Args:
         verdicts: Verdicts of one model; components without an answer are left out of the composite.
         draws: Bootstrap draws of the composite's interval; images are drawn.
         seed: Seed of the draws.
+        components: Protocol's name to the definition of its rate, in the order of the results.
 
     Returns:
         Component to number, ``composite`` last; empty when no component was asked.
     """
-    held = [one for one in verdicts if one.task in COMPONENTS and not one.swapped]
-    names = [name for name in COMPONENTS if any(one.task == name for one in held)]
+    held = [one for one in verdicts if one.task in components and not one.swapped]
+    names = [name for name in components if any(one.task == name for one in held)]
     if not names:
         return {}
-    rates = {name: proportion([one.in_format for one in held if one.task == name], COMPONENTS[name]) for name in names}
+    rates = {name: proportion([one.in_format for one in held if one.task == name], components[name]) for name in names}
     interval = bootstrap_interval(
         [float(one.in_format) for one in held],
         [one.task for one in held],

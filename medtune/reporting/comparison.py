@@ -1,22 +1,21 @@
 """Each run against the first one, paired by question."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
-from medtune.data.labels import PROTOCOL
+from medtune.evaluation.display import Display
 from medtune.evaluation.evaluation import plain
-from medtune.evaluation.labels import read_labels
+from medtune.evaluation.measures import MEASURE, difference_unit
 from medtune.evaluation.paired import mcnemar
-from medtune.evaluation.resampled import LabelTable, f1_difference
+from medtune.evaluation.protocols.base import EvaluationProtocol, Pair
+from medtune.evaluation.protocols.registry import REGISTRY
 from medtune.evaluation.result import Number
-from medtune.evaluation.retention import COMPONENTS
 from medtune.evaluation.scoring import paired_difference
+from medtune.reporting.displays import displays
 from medtune.reporting.runs import Run
-from medtune.reporting.summary import PROTOCOL_TITLES
 
 Row = dict[str, str]
-Pair = tuple[Row, Row]
 
 
 def compare(base: Run, run: Run, *, draws: int = 1000, seed: int = 0) -> dict[str, Any]:
@@ -30,33 +29,33 @@ def compare(base: Run, run: Run, *, draws: int = 1000, seed: int = 0) -> dict[st
 
     Returns:
         ``{protocol: number, ..., "retention": number, "skipped": {protocol: why}}``. A protocol's number is the
-        difference of the mean over attributes; beside it stand ``micro``, the difference over questions, and
-        ``mcnemar`` (:class:`medtune.evaluation.paired.McNemar`, ``first`` being ``base``), and ``f1_macro`` for a
-        classification. A protocol that one run
-        was not asked is left out; one that they were asked on different questions stands under ``skipped``, a key
-        that is absent where nothing was skipped.
+        difference of the mean over attributes; beside it stands ``micro``, the difference over questions, and of right
+        and wrong answers ``mcnemar`` (:class:`medtune.evaluation.paired.McNemar`, ``first`` being ``base``), and what
+        the protocol compares itself, for example ``f1_macro`` of a classification. A protocol that one run was not
+        asked is left out; one that they were asked on different questions stands under ``skipped``, a key that is
+        absent where nothing was skipped.
     """
     numbers: dict[str, Any] = {}
     skipped: dict[str, str] = {}
-    parts: list[Pair] = []
-    for task in dict.fromkeys([*PROTOCOL_TITLES, *COMPONENTS]):
-        pairs, why = _pairs(base, run, task)
+    shown = displays([base.results, run.results])
+    components = [task for task, one in shown.items() if one.retention]
+    parts: dict[str, list[Pair]] = {}
+    for task, one in shown.items():
+        pairs, why = _pairs(base, run, task, one)
         if why:
             skipped[task] = why
         if not pairs:
             continue
-        if task in PROTOCOL_TITLES:
-            numbers[task] = _accuracy(pairs, base.name, draws, seed)
-        if task == PROTOCOL:
-            sets = run.results["vocabulary"]["sets"]
-            by_set = {(name, 0): rows for name, rows in _by_set(pairs, sets).items()}
-            numbers[task]["f1_macro"] = plain(_f1(by_set, sets, base.name, draws, seed))
-        parts += pairs if task in COMPONENTS else []
-    lost = [task for task in skipped if task in COMPONENTS]
+        if one.headline:
+            numbers[task] = _differences(pairs, task, one, base, run, draws, seed)
+        if task in components:
+            parts[task] = pairs
+    lost = [task for task in skipped if task in components]
     if lost:  # a composite of fewer components would be another number under the same name
         skipped["retention"] = f"its component {lost[0]!r} was asked on different questions"
     elif parts:
-        numbers["retention"] = plain(_retention(parts, base.name, draws, seed))
+        held = [pair for task in components for pair in parts.get(task, [])]
+        numbers["retention"] = plain(_retention(held, base.name, draws, seed))
     return {**numbers, "skipped": skipped} if skipped else numbers
 
 
@@ -80,31 +79,36 @@ def compare_over_seeds(
     """
     shared = {one: (base[one], runs[one]) for one in base if one in runs}
     numbers: dict[str, Any] = {}
-    for task in PROTOCOL_TITLES:
-        pairs = {one: _pairs(first, second, task)[0] for one, (first, second) in shared.items()}
+    for task, shown in displays(run.results for two in shared.values() for run in two).items():
+        if not shown.headline:
+            continue
+        pairs = {one: _pairs(first, second, task, shown)[0] for one, (first, second) in shared.items()}
         if not pairs or not all(pairs.values()):
             continue
         first, second = next(iter(shared.values()))
         name = f"{first.name}, mean over {len(pairs)} seeds"
-        macro = _macro([pair for held in pairs.values() for pair in held], name, draws, seed)
-        numbers[task] = {**plain(macro), "by_seed": _by_seed(shared, task, "accuracy_macro")}
-        if task == PROTOCOL:
-            sets = second.results["vocabulary"]["sets"]
-            apart = {(of, one): rows for one, held in pairs.items() for of, rows in _by_set(held, sets).items()}
-            f1 = plain(_f1(apart, sets, name, draws, seed))
-            numbers[task]["f1_macro"] = {**f1, "by_seed": _by_seed(shared, task, "f1_macro")}
+        pooled = [pair for held in pairs.values() for pair in held]
+        macro = _macro(pooled, _numbers(second, task, shown), shown, name, draws, seed)
+        numbers[task] = {**plain(macro), "by_seed": _by_seed(shared, task, shown.main)}
+        for key, number in _of_protocol(task, pairs, second, name, draws, seed).items():
+            numbers[task][key] = {**plain(number), "by_seed": _by_seed(shared, task, key)}
     return numbers
 
 
-def _pairs(base: Run, run: Run, task: str) -> tuple[list[Pair], str]:
+def _pairs(base: Run, run: Run, task: str, shown: Display) -> tuple[list[Pair], str]:
     """The answers of two runs to the same questions; none where one was not asked, or not alike, and then why."""
     first, second = _true(base, task), _true(run, task)
     if not first or not second:
         return [], ""
     why = _mismatch(first, second)
-    if not why and task == PROTOCOL and not _same_sets(base, run):
-        why = "the sets have different classes"
-    return ([], why) if why else ([(first[one], second[one]) for one in second], "")
+    if not why and task in REGISTRY:
+        why = _protocol(task).mismatch(base.results.get("vocabulary", {}), run.results.get("vocabulary", {}))
+    if why:
+        return [], why
+    pairs = [(first[one], second[one]) for one in second]
+    if shown.paired.startswith(MEASURE):  # an answer without the number on either side makes no pair
+        pairs = [pair for pair in pairs if all(row.get(shown.paired) for row in pair)]
+    return pairs, ""
 
 
 def _by_seed(shared: Mapping[int, tuple[Run, Run]], task: str, name: str) -> dict[str, float]:
@@ -127,65 +131,69 @@ def _mismatch(first: dict[str, Row], second: dict[str, Row]) -> str:
     return f"{changed} of {len(first)} questions have another right answer or image" if changed else ""
 
 
-def _same_sets(base: Run, run: Run) -> bool:
-    return bool(base.results["vocabulary"].get("sets") == run.results["vocabulary"].get("sets"))
+def _protocol(task: str) -> EvaluationProtocol:
+    return REGISTRY[task]()
 
 
-def _accuracy(pairs: list[Pair], base: str, draws: int, seed: int) -> dict[str, Any]:
-    values, images = _gains(pairs), [first["images"] for first, _ in pairs]
-    macro = _macro(pairs, base, draws, seed)
+def _of_protocol(
+    task: str, pairs: Mapping[int, list[Pair]], run: Run, base: str, draws: int, seed: int
+) -> dict[str, Number]:
+    """What a packaged protocol compares beside the number of each answer."""
+    if task not in REGISTRY:
+        return {}
+    return _protocol(task).compare(pairs, run.results.get("vocabulary", {}), base, draws=draws, seed=seed)
+
+
+def _numbers(run: Run, task: str, shown: Display) -> dict[str, Any]:
+    """The first number of a run's headline, which says unit and direction."""
+    number: dict[str, Any] = run.results["protocols"].get(task, {}).get("overall", {}).get(shown.main, {})
+    return number
+
+
+def _differences(
+    pairs: list[Pair], task: str, shown: Display, base: Run, run: Run, draws: int, seed: int
+) -> dict[str, Any]:
+    held = _numbers(run, task, shown)
+    macro = _macro(pairs, held, shown, base.name, draws, seed)
+    values, images = _gains(pairs, shown.paired), [first["images"] for first, _ in pairs]
     micro = paired_difference(values, [""] * len(pairs), images, "", draws, seed)
-    text = f"share of right answers over the questions minus that of {base}, paired by question"
-    micro = replace(micro, definition=f"{text}; interval by a bootstrap over images")
-    test = mcnemar([first["correct"] == "1" for first, _ in pairs], [second["correct"] == "1" for _, second in pairs])
-    return {**plain(macro), "micro": plain(micro), "mcnemar": test.to_dict()}
+    what = "share of right answers" if shown.paired == "correct" else shown.paired.removeprefix(MEASURE)
+    text = f"{what} over the questions minus that of {base.name}, paired by question"
+    micro = _as(replace(micro, definition=f"{text}; interval by a bootstrap over images"), held, shown)
+    found = {**plain(macro), "micro": plain(micro)}
+    if shown.paired == "correct":
+        right = ([pair[side]["correct"] == "1" for pair in pairs] for side in (0, 1))
+        found["mcnemar"] = mcnemar(*right).to_dict()
+    others = _of_protocol(task, {0: pairs}, run, base.name, draws, seed)
+    return {**found, **{key: plain(number) for key, number in others.items()}}
 
 
-def _gains(pairs: list[Pair]) -> list[float]:
-    return [float(second["correct"]) - float(first["correct"]) for first, second in pairs]
+def _as(number: Number, held: Mapping[str, Any], shown: Display) -> Number:
+    """A difference with unit and direction of the number that it is of; one of right answers has them already."""
+    if shown.paired == "correct":
+        return number
+    unit = difference_unit(held.get("unit", "fraction"))
+    return replace(number, unit=unit, higher_is_better=held.get("higher_is_better"))
 
 
-def _macro(pairs: list[Pair], base: str, draws: int, seed: int) -> Number:
+def _gains(pairs: list[Pair], column: str) -> list[float]:
+    return [float(second[column]) - float(first[column]) for first, second in pairs]
+
+
+def _macro(pairs: list[Pair], held: Mapping[str, Any], shown: Display, base: str, draws: int, seed: int) -> Number:
     images = [first["images"] for first, _ in pairs]
     attributes = [first["attribute"] for first, _ in pairs]
-    return paired_difference(_gains(pairs), attributes, images, f"accuracy minus that of {base}", draws, seed)
-
-
-def _by_set(pairs: list[Pair], sets: Iterable[str]) -> dict[str, list[Pair]]:
-    return {name: [pair for pair in pairs if pair[0]["attribute"] == name] for name in sets}
-
-
-def _f1(
-    by_set: Mapping[tuple[str, int], list[Pair]], sets: dict[str, dict[str, Any]], base: str, draws: int, seed: int
-) -> Number:
-    """Difference in macro-F1, mean over sets; the answers are read back from the values of the verdicts.
-
-    Args:
-        by_set: (set, seed) to its pairs.
-        sets: Set to its task and classes.
-        base: Name of the model that is subtracted.
-        draws: Bootstrap draws.
-        seed: Seed of the draws.
-    """
-    sides = []
-    for side in (0, 1):
-        tables = {}
-        for (name, one), rows in by_set.items():
-            classes, several = tuple(sets[name]["classes"]), sets[name]["task"] == "multi_label"
-            gold = [read_labels(pair[side]["gold"], classes, several)[0] for pair in rows]
-            read = [read_labels(pair[side]["predicted"], classes, several)[0] for pair in rows]
-            tables[f"{name} {one}"] = LabelTable.of(sets[name]["task"], len(classes), gold, read)
-        sides.append(tables)
-    images = [pair[0]["images"] for rows in by_set.values() for pair in rows]
-    value, interval = f1_difference(sides[0], sides[1], images, draws=draws, seed=seed)
-    text = f"mean over the {len(sets)} sets of macro-F1 minus that of {base}; interval by a bootstrap over images"
-    return Number(value, "difference of fractions", True, len(images), interval, text)
+    what = "accuracy" if shown.paired == "correct" else shown.paired.removeprefix(MEASURE)
+    number = paired_difference(
+        _gains(pairs, shown.paired), attributes, images, f"{what} minus that of {base}", draws, seed
+    )
+    return _as(number, held, shown)
 
 
 def _retention(pairs: list[Pair], base: str, draws: int, seed: int) -> Number:
     """The composite is a mean over components, which take the attributes' place."""
     number = paired_difference(
-        [float(second["in_format"]) - float(first["in_format"]) for first, second in pairs],
+        _gains(pairs, "in_format"),
         [first["task"] for first, _ in pairs],
         [first["images"] for first, _ in pairs],
         "",

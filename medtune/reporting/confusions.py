@@ -4,14 +4,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from medtune.data.labels import LABEL_SEPARATOR, PROTOCOL
+from medtune.data.labels import LABEL_SEPARATOR
 from medtune.evaluation.confusion import Confusion, confusion
+from medtune.evaluation.display import Display
+from medtune.reporting.displays import displays
 from medtune.reporting.plots import colour
 from medtune.reporting.runs import Run
-from medtune.reporting.summary import PROTOCOL_TITLES
 
-TASKS = ("open", "multiple_choice", "classification")
-"""Protocols whose answers are read as a value of the attribute; yes/no and likelihoods cannot be left unread."""
 WIDEST = 15
 """Values of an attribute above which its table stands in the CSV file alone."""
 
@@ -45,18 +44,23 @@ class AttributeTables:
 def confusion_tables(runs: Sequence[Run]) -> list[AttributeTables]:
     """Gather the tables that the page shows, by protocol and then by attribute."""
     found = []
-    for task in TASKS:
-        held = [(place, run, _of_run(run, task)) for place, run in enumerate(runs)]
+    for task, one in _tabulated(runs).items():
+        held = [(place, run, _of_run(run, task, one)) for place, run in enumerate(runs)]
         for attribute in sorted({name for _, _, tables in held for name in tables}):
             shown = [
                 RunTable(run.name, colour(place), tables[attribute])
                 for place, run, tables in held
                 if attribute in tables
             ]
-            most = max(len(one.table.answered) for one in shown)
+            most = max(len(table.table.answered) for table in shown)
             wide = most if most > WIDEST else 0
-            found.append(AttributeTables(PROTOCOL_TITLES[task], attribute, [] if wide else shown, wide))
+            found.append(AttributeTables(one.title, attribute, [] if wide else shown, wide))
     return found
+
+
+def _tabulated(runs: Sequence[Run]) -> dict[str, Display]:
+    """Protocols whose answers are read as a value of the attribute."""
+    return {name: one for name, one in displays(run.results for run in runs).items() if one.confusion != "none"}
 
 
 def confusion_rows(runs: Sequence[Run]) -> list[dict[str, Any]]:
@@ -65,9 +69,10 @@ def confusion_rows(runs: Sequence[Run]) -> list[dict[str, Any]]:
     An answer that could not be read has ``answered`` empty and ``read`` 0.
     """
     rows: list[dict[str, Any]] = []
+    shown = _tabulated(runs)
     for run in runs:
-        for task in TASKS:
-            for attribute, table in _of_run(run, task).items():
+        for task, one in shown.items():
+            for attribute, table in _of_run(run, task, one).items():
                 for gold, counts, unread in zip(table.gold, table.counts, table.unread, strict=True):
                     place = {"run": run.name, "protocol": task, "attribute": attribute, "gold": gold}
                     cells = [(value, 1, count) for value, count in zip(table.answered, counts, strict=True)]
@@ -76,13 +81,13 @@ def confusion_rows(runs: Sequence[Run]) -> list[dict[str, Any]]:
     return rows
 
 
-def _of_run(run: Run, task: str) -> dict[str, Confusion]:
+def _of_run(run: Run, task: str, shown: Display) -> dict[str, Confusion]:
     """Attribute to table, on the true images; each label of a multi-label set is an attribute of its own."""
     groups: dict[str, list[dict[str, str]]] = {}
     for row in run.verdicts.values():
         if row["task"] == task and row["swapped"] == "0":
             groups.setdefault(row["attribute"], []).append(row)
-    sets = run.results["vocabulary"].get("sets", {}) if task == PROTOCOL else {}
+    sets = run.results["vocabulary"].get("sets", {}) if shown.confusion == "classes" else {}
     tables: dict[str, Confusion] = {}
     for attribute, rows in sorted(groups.items()):
         known = sets.get(attribute)

@@ -2,24 +2,25 @@
 
 import base64
 import io
-from collections.abc import Callable, Sequence
+import re
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from PIL import Image
 
 from medtune.data.images import ImageRoot
 from medtune.data.randomness import sample_rng
 from medtune.errors import MedtuneError
+from medtune.evaluation.display import Display, Examples
+from medtune.evaluation.measures import MEASURE
 from medtune.evaluation.prediction import Prediction
+from medtune.reporting.displays import Displays, displays
 from medtune.reporting.plots import colour
 from medtune.reporting.runs import Run
-from medtune.reporting.summary import PROTOCOL_TITLES
 
 OpenImage = Callable[[str], Image.Image]
-SHOWN_TASKS = ("open", "multiple_choice", "yes_no", "description", "classification")
-ASKING = ("open", "multiple_choice", "yes_no", "classification")
-"""Protocols whose rows name a question with its right answer."""
 _LONGEST = 220
 
 
@@ -73,7 +74,8 @@ def choose_cards(runs: Sequence[Run], samples: int, open_image: OpenImage | None
         open_image: Opens an image by its path in the question file; None shows none.
         seed: Seed of the choice.
     """
-    asked = asked_questions(runs)
+    shown = displays(run.results for run in runs)
+    asked = asked_questions(runs, shown)
     by_attribute: dict[str, list[str]] = {}
     for sample_id in sorted(asked):
         by_attribute.setdefault(asked[sample_id].meta["attribute"], []).append(sample_id)
@@ -85,60 +87,82 @@ def choose_cards(runs: Sequence[Run], samples: int, open_image: OpenImage | None
     chosen: list[str] = []
     while len(chosen) < samples and any(piles):
         chosen += [pile.pop() for pile in piles if pile]
-    return [make_card(runs, asked[sample_id], open_image) for sample_id in chosen[:samples]]
+    examples = with_examples(shown)
+    return [make_card(runs, asked[sample_id], open_image, examples) for sample_id in chosen[:samples]]
 
 
-def asked_questions(runs: Sequence[Run]) -> dict[str, Prediction]:
+def with_examples(shown: Displays) -> dict[str, Display]:
+    """Return the protocols whose answers are shown on sample images."""
+    return {name: one for name, one in shown.items() if one.examples is not None}
+
+
+def asked_questions(runs: Sequence[Run], shown: Displays) -> dict[str, Prediction]:
     """Question id to one row that asked it on its own image, whichever run and protocol that was."""
     asked: dict[str, Prediction] = {}
+    asking = {name for name, one in shown.items() if one.examples is not None and one.examples.asks}
     for run in runs:
         for row in run.predictions.values():
-            if not row.meta.get("swapped") and row.task in ASKING:
+            if not row.meta.get("swapped") and row.task in asking:
                 asked.setdefault(row.meta["sample_id"], row)
     return asked
 
 
-def make_card(
-    runs: Sequence[Run], asked: Prediction, open_image: OpenImage | None, tasks: Sequence[str] = SHOWN_TASKS
-) -> Card:
+def make_card(runs: Sequence[Run], asked: Prediction, open_image: OpenImage | None, shown: Displays) -> Card:
     """Gather one question's image and every run's answers to it.
 
     Args:
         runs: Runs with their predictions read.
         asked: A row that asked the question (:func:`asked_questions`).
         open_image: Opens an image by its path in the question file; None shows none.
-        tasks: Protocols whose answers to show, as far as they were asked.
+        shown: Protocols whose answers to show, as far as they were asked (:func:`with_examples`).
     """
     meta = asked.meta
     picture, trouble = _picture(meta["images"][0], open_image)
-    ids = {task: f"{meta['sample_id']}/{task}" for task in SHOWN_TASKS}
-    ids["description"] = "+".join(meta["images"]) + "/description"
-    held = [task for task in tasks if any(ids[task] in run.predictions for run in runs)]
-    answers = [(run.name, colour(place), [_answer(run, ids[task]) for task in held]) for place, run in enumerate(runs)]
-    titles = [
-        _task_title(task, next(r.predictions[ids[task]] for r in runs if ids[task] in r.predictions)) for task in held
+    rows = {task: [_row(run, task, one, meta) for run in runs] for task, one in shown.items()}
+    held = [task for task in shown if any(row is not None for row in rows[task])]
+    answers = [
+        (run.name, colour(place), [_answer(run, rows[task][place], shown[task].examples) for task in held])
+        for place, run in enumerate(runs)
     ]
-    question = f"Set {meta['set']}" if asked.task == "classification" else f"What is the {meta['attribute']}?"
+    titles = [_heading(shown[task], next(row for row in rows[task] if row is not None)) for task in held]
+    examples = shown[asked.task].examples if asked.task in shown else None
+    question = _filled((examples or Examples()).question, asked)
     return Card(question, meta["answer"], picture, trouble, titles, answers)
 
 
-def _task_title(task: str, row: Prediction) -> str:
-    if task == "yes_no":  # each question has its own value, the other prompts are the same throughout
-        return row.prompt
-    return row.prompt if task == "description" else PROTOCOL_TITLES[task]
+def _row(run: Run, task: str, shown: Display, meta: Mapping[str, Any]) -> Prediction | None:
+    """A run's answer to the question, or on its images."""
+    per_image = shown.examples is not None and shown.examples.per_image
+    asked = "+".join(meta["images"]) if per_image else meta["sample_id"]
+    return run.predictions.get(f"{asked}/{task}")
 
 
-def _answer(run: Run, query_id: str) -> Answer | None:
-    row, judged = run.predictions.get(query_id), run.verdicts.get(query_id)
-    if row is None:
+def _heading(shown: Display, row: Prediction) -> str:
+    examples = shown.examples
+    return _filled(examples.heading, row) if examples is not None and examples.heading else shown.title
+
+
+def _filled(text: str, row: Prediction) -> str:
+    """Fill in the prompt and the row's ``meta``; a name that is not known stays as it is."""
+    known = {**row.meta, "prompt": row.prompt}
+    return re.sub(r"\{(\w+)\}", lambda match: str(known.get(match[1], match[0])), text)
+
+
+def _answer(run: Run, row: Prediction | None, examples: Examples | None) -> Answer | None:
+    if row is None or examples is None:
         return None
     text = " ".join(row.prediction.split())
     text = text if len(text) <= _LONGEST else text[:_LONGEST].rstrip() + " …"
+    judged = run.verdicts.get(row.id)
     if judged is None:
         return Answer(text, "")
-    if row.task == "description":
-        return Answer(text, "right" if judged["in_format"] == "1" else "wrong")
-    return Answer(text, "right" if judged["correct"] == "1" else "wrong" if judged["read"] == "1" else "unread")
+    number = judged.get(f"{MEASURE}{examples.measure}", "") if examples.measure else ""
+    text += f" ({examples.measure.replace('_', ' ')} {float(number):g})" if number else ""
+    if examples.mark == "none":
+        return Answer(text, "")
+    if judged[examples.mark] == "1":
+        return Answer(text, "right")
+    return Answer(text, "unread" if examples.mark == "correct" and judged["read"] != "1" else "wrong")
 
 
 def _picture(path: str, open_image: OpenImage | None) -> tuple[str, str]:

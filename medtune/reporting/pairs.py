@@ -3,45 +3,45 @@
 from collections.abc import Sequence
 from typing import Any
 
-from medtune.data.labels import PROTOCOL
+from medtune.evaluation.display import Display
+from medtune.reporting.displays import Displays, displays, packaged
 from medtune.reporting.plots import colour
 from medtune.reporting.runs import Run
-from medtune.reporting.summary import PROTOCOL_TITLES
 from medtune.reporting.views import Cell, Row, Table, cell
 
-_CLASSIFICATION = ["Accuracy, mean over sets: Δ", "Accuracy, over images: Δ", "Macro-F1, mean over sets: Δ"]
 Differences = dict[str, dict[str, Any]]
 
 
 def paired_tables(runs: Sequence[Run], differences: Differences) -> list[Table]:
-    """For each protocol a line for each run but the first: both differences, the discordant counts, the p value.
+    """For each protocol a line for each run but the first: differences, and of right answers McNemar's counts and p.
 
-    A classification has the difference in macro-F1 beside them.
+    The first two differences are the mean over attributes and over questions; those of a whole set follow.
     """
     base = runs[0].name
-    columns = [
-        "Accuracy, mean over attributes: Δ",
-        "Accuracy, over questions: Δ",
-        f"only {base} right",
-        "only this model right",
-        "McNemar p",
-    ]
     tables = []
-    for name, title in PROTOCOL_TITLES.items():
+    for name, shown in displays(run.results for run in runs).items():
+        held = {run.name: differences[run.name][name] for run in runs[1:] if name in differences.get(run.name, {})}
+        if not held or not shown.headline:
+            continue
+        keys = list(dict.fromkeys(key for number in held.values() for key in _keys(number)))
+        columns = [f"{title}: Δ" for title in _titles(shown, keys)]
+        tested = any("mcnemar" in number for number in held.values())
+        if tested:
+            columns += [f"only {base} right", "only this model right", "McNemar p"]
         rows = [
-            Row(run.name, _cells(differences[run.name][name]), colour(place))
+            Row(run.name, _cells(held[run.name], keys, tested), colour(place))
             for place, run in enumerate(runs)
-            if name in differences.get(run.name, {})
+            if run.name in held
         ]
-        if rows:
-            tables.append(Table(title, _CLASSIFICATION + columns[2:] if name == PROTOCOL else columns, rows))
+        tables.append(Table(shown.title, columns, rows))
     return tables
 
 
-def paired_skips(differences: Differences) -> list[str]:
-    """A sentence for each comparison that was not made."""
+def paired_skips(differences: Differences, shown: Displays | None = None) -> list[str]:
+    """A sentence for each comparison that was not made; ``shown`` holds the protocols' displays."""
+    shown = packaged() if shown is None else shown
     return [
-        f"{run}, {_title(name)}: not compared; {why}."
+        f"{run}, {_title(name, shown)}: not compared; {why}."
         for run, numbers in differences.items()
         for name, why in numbers.get("skipped", {}).items()
     ]
@@ -52,13 +52,26 @@ def p_text(value: float) -> str:
     return "< 0.001" if value < 0.001 else f"{value:.3f}"
 
 
-def _cells(number: dict[str, Any]) -> list[Cell]:
-    test = number["mcnemar"]
-    counts = [Cell(str(test[key])) for key in ("only_first", "only_second")]
-    p_value = Cell(p_text(test["p_value"]), title=test["definition"])
-    differences = [number, number["micro"], *([number["f1_macro"]] if "f1_macro" in number else [])]
-    return [*(cell(one, against=0.0, sign=True) for one in differences), *counts, p_value]
+def _keys(number: dict[str, Any]) -> list[str]:
+    """Names of the differences that stand inside a protocol's own."""
+    return [key for key, one in number.items() if isinstance(one, dict) and "interval" in one]
 
 
-def _title(name: str) -> str:
-    return PROTOCOL_TITLES.get(name, name).lower()
+def _titles(shown: Display, keys: Sequence[str]) -> list[str]:
+    first = shown.table_title(shown.main)
+    micro = shown.main.removesuffix("_macro") + "_micro"
+    found = {"micro": shown.table_title(micro) if shown.has(micro) else f"{first}, over questions"}
+    return [first, *(found.get(key, shown.table_title(key)) for key in keys)]
+
+
+def _cells(number: dict[str, Any], keys: Sequence[str], tested: bool) -> list[Cell]:
+    cells = [cell(one, against=0.0, sign=True) for one in (number, *(number.get(key) for key in keys))]
+    if tested:
+        test = number["mcnemar"]
+        cells += [Cell(str(test[key])) for key in ("only_first", "only_second")]
+        cells.append(Cell(p_text(test["p_value"]), title=test["definition"]))
+    return cells
+
+
+def _title(name: str, shown: Displays) -> str:
+    return shown[name].title.lower() if name in shown and shown[name].headline else name

@@ -8,8 +8,10 @@ from typing import Any
 import matplotlib
 from matplotlib.figure import Figure
 
+from medtune.evaluation.display import Column, Display
+from medtune.reporting.displays import displays
 from medtune.reporting.runs import Run
-from medtune.reporting.summary import PROTOCOL_TITLES, asked_protocols, overall
+from medtune.reporting.summary import asked_protocols, is_share, overall
 
 COLOURS = ("#1a1a1a", "#2e9e4f", "#2563c4", "#d1342f", "#9bbf1f", "#8e44ad", "#e08a1e", "#17a2a8")
 """One colour a run, in the order of the paper's Fig. 5: untuned black, FT green, InstFree blue, with RS red."""
@@ -40,7 +42,8 @@ def radar_chart(runs: Sequence[Run], protocol: str) -> str | None:
         SVG text, or None for fewer than three attributes, which make no ring.
     """
     held = [(place, run) for place, run in enumerate(runs) if protocol in run.results["protocols"]]
-    if not held:
+    column = displays(run.results for run in runs)[protocol].attribute if held else None
+    if column is None:
         return None
     attributes = list(held[0][1].results["protocols"][protocol]["attributes"])
     if len(attributes) < 3:
@@ -51,11 +54,11 @@ def radar_chart(runs: Sequence[Run], protocol: str) -> str | None:
         axes: Any = figure.add_subplot(projection="polar")
         axes.set_theta_offset(math.pi / 2)
         axes.set_theta_direction(-1)
-        for metric, label, dashes in (("majority", "majority (train)", "--"), ("chance", "chance", ":")):
+        for metric, label, dashes in ((column.majority, "majority (train)", "--"), (column.chance, "chance", ":")):
             ring = _ring(held[0][1], protocol, attributes, metric)
             axes.plot(angles + angles[:1], ring, linestyle=dashes, color=GREY, linewidth=1.2, label=label)
         for place, run in held:
-            ring = _ring(run, protocol, attributes, "accuracy")
+            ring = _ring(run, protocol, attributes, column.key)
             axes.plot(
                 angles + angles[:1], ring, color=colour(place), linewidth=1.8, marker="o", markersize=3, label=run.name
             )
@@ -84,29 +87,21 @@ def _dress_radar(axes: Any, angles: list[float], attributes: Sequence[str]) -> N
 
 
 def accuracy_chart(runs: Sequence[Run]) -> str | None:
-    """Draw each protocol's macro accuracy with its interval, one panel a protocol; lines mark majority and chance.
+    """Draw each protocol's first number with its interval, one panel a protocol; lines mark majority and chance.
 
     Returns:
         SVG text, or None when no protocol was asked.
     """
-    protocols = asked_protocols([run.results for run in runs])
+    results = [run.results for run in runs]
+    protocols = asked_protocols(results)
     if not protocols:
         return None
+    shown = displays(results)
     with matplotlib.rc_context(_STYLE):
         figure = Figure(figsize=(2.6 * len(protocols) + 1.2, 0.34 * len(runs) + 1.1))
         panels: Any = figure.subplots(1, len(protocols), sharey=True, squeeze=False)[0]
         for panel, protocol in zip(panels, protocols, strict=True):
-            for place, run in enumerate(runs):
-                _whisker(panel, place, overall(run.results, protocol, "accuracy_macro"))
-            for metric, dashes in (("majority_macro", "--"), ("chance_macro", ":")):
-                number = next(
-                    (overall(run.results, protocol, metric) for run in runs if overall(run.results, protocol, metric)),
-                    None,
-                )
-                if number and number["value"] is not None:
-                    panel.axvline(100 * number["value"], linestyle=dashes, color=GREY, linewidth=1.2)
-            panel.set_title(PROTOCOL_TITLES[protocol], fontsize=9.5)
-            panel.set_xlim(0, 100)
+            _fill_panel(panel, results, protocol, shown[protocol])
             panel.grid(axis="x", color="#e5e5e5", linewidth=0.7)
             panel.spines[["top", "right", "left"]].set_visible(False)
             panel.tick_params(axis="y", length=0)
@@ -119,12 +114,33 @@ def accuracy_chart(runs: Sequence[Run]) -> str | None:
         return _svg(figure)
 
 
+def _fill_panel(panel: Any, results: Sequence[dict[str, Any]], protocol: str, shown: Display) -> None:
+    column: Column = shown.headline[0]
+    held = [overall(one, protocol, column.key) for one in results]
+    for place, number in enumerate(held):
+        _whisker(panel, place, number)
+    for metric, dashes in ((column.majority, "--"), (column.chance, ":")):
+        number = next((found for found in (overall(one, protocol, metric) for one in results) if found), None)
+        if number and number["value"] is not None:
+            panel.axvline(_scaled(number["value"], number), linestyle=dashes, color=GREY, linewidth=1.2)
+    units = {one["unit"] for one in held if one is not None and not is_share(one["unit"])}
+    panel.set_title(", ".join([shown.title, *sorted(units)]), fontsize=9.5)
+    if not units:
+        panel.set_xlim(0, 100)
+
+
+def _scaled(value: float, number: Mapping[str, Any]) -> float:
+    """A share in percent, another number as it is."""
+    return 100 * value if is_share(number.get("unit", "fraction")) else value
+
+
 def _whisker(panel: Any, place: int, number: dict[str, Any] | None) -> None:
     if number is None or number["value"] is None:
         return
     if number["interval"]:
-        panel.plot([100 * end for end in number["interval"]], [place, place], color=colour(place), linewidth=1.6)
-    panel.plot([100 * number["value"]], [place], marker="o", markersize=5.5, color=colour(place))
+        ends = [_scaled(end, number) for end in number["interval"]]
+        panel.plot(ends, [place, place], color=colour(place), linewidth=1.6)
+    panel.plot([_scaled(number["value"], number)], [place], marker="o", markersize=5.5, color=colour(place))
 
 
 def sweep_chart(
@@ -158,8 +174,8 @@ def sweep_chart(
             found = [(at, spreads[variant][name]) for at, (_, variant) in enumerate(swept) if name in spreads[variant]]
             panel.errorbar(
                 [at for at, _ in found],
-                [100 * one["mean"] for _, one in found],
-                [100 * (one["deviation"] or 0.0) for _, one in found],
+                [_scaled(one["mean"], one) for _, one in found],
+                [_scaled(one["deviation"] or 0.0, one) for _, one in found],
                 color=COLOURS[2],
                 marker="o",
                 markersize=4,
@@ -170,7 +186,8 @@ def sweep_chart(
             panel.set_title(title, fontsize=9.5)
             panel.grid(color="#e5e5e5", linewidth=0.7)
             panel.spines[["top", "right"]].set_visible(False)
-        panels[0].set_ylabel("%")
+        units = {one[name].get("unit", "%") for one in spreads.values() for name in titles if name in one}
+        panels[0].set_ylabel("%" if units <= {"%"} else ", ".join(sorted(units)))
         if levels:
             figure.legend(*panels[0].get_legend_handles_labels(), loc="lower right", frameon=False, fontsize=7.5)
         figure.supxlabel(axis, fontsize=9)
@@ -181,7 +198,7 @@ def sweep_chart(
 def _level_lines(panel: Any, spreads: Mapping[str, Mapping[str, Any]], levels: Sequence[str], name: str) -> None:
     for place, variant in enumerate(levels):
         if name in spreads[variant]:
-            height = 100 * spreads[variant][name]["mean"]
+            height = _scaled(spreads[variant][name]["mean"], spreads[variant][name])
             panel.axhline(height, color=GREY, linestyle=_DASHES[1 + place % 3], linewidth=1.2, label=variant)
 
 

@@ -14,15 +14,14 @@ from medtune.evaluation.evaluation import number_rows, to_csv
 from medtune.reporting import plots, views
 from medtune.reporting.comparison import compare
 from medtune.reporting.confusions import confusion_rows, confusion_tables
+from medtune.reporting.displays import displays
 from medtune.reporting.gallery import OpenImage, choose_cards, data_uri
 from medtune.reporting.pairs import paired_skips, paired_tables
-from medtune.reporting.ranking import ranking_sections
 from medtune.reporting.runs import Run, read_runs
-from medtune.reporting.summary import PROTOCOL_TITLES, asked_protocols
+from medtune.reporting.sections import protocol_sections
 from medtune.reporting.worst import WORST, worst_cards
 
 SCHEMA = "medtune-report-1"
-RADARS = ("open", "multiple_choice", "classification")
 
 
 def write_report(
@@ -112,7 +111,8 @@ def render(
     environment = Environment(
         loader=PackageLoader("medtune.reporting"), autoescape=True, undefined=StrictUndefined, trim_blocks=True
     )
-    radars = [(PROTOCOL_TITLES[name], plots.radar_chart(runs, name)) for name in _radar_protocols(runs)]
+    shown = displays(run.results for run in runs)
+    radars = [(one.title, plots.radar_chart(runs, name)) for name, one in shown.items() if one.radar]
     return environment.get_template("report.html.j2").render(
         title=title,
         note=note,
@@ -120,11 +120,14 @@ def render(
         base=results["base"],
         headline=views.headline(runs, results["differences"]),
         overview=_picture(plots.accuracy_chart(runs)),
-        sections=[(one, _picture(one.picture or None)) for one in [*extra, *ranking_sections(runs)]],
+        sections=[(one, _picture(one.picture or None)) for one in [*extra, *protocol_sections(runs)]],
         protocols=views.protocol_tables(runs),
+        protocol_help=views.protocol_help(runs),
         radars=[(name, _picture(chart)) for name, chart in radars if chart],
+        notes_help=views.notes_help(runs),
+        legends=views.legends(runs),
         paired=paired_tables(runs, results["differences"]),
-        skipped=paired_skips(results["differences"]),
+        skipped=paired_skips(results["differences"], shown),
         attributes=views.attribute_tables(runs),
         confusions=confusion_tables(runs),
         retention=views.retention_table(runs),
@@ -134,11 +137,6 @@ def render(
         worst=worst_cards(runs, WORST, open_image, seed) if samples > 0 else [],
         definitions=views.definitions(runs),
     )
-
-
-def _radar_protocols(runs: Sequence[Run]) -> list[str]:
-    """The open question, multiple choice, which is what the paper's figure shows, and the sets of a classification."""
-    return [name for name in asked_protocols([run.results for run in runs]) if name in RADARS]
 
 
 def _description(run: Run, place: int) -> dict[str, Any]:

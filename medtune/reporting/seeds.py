@@ -1,33 +1,46 @@
 """Several seeds of each variant, and a number against a swept value: the section of a sweep's report."""
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
-from medtune.data.labels import PROTOCOL
+from medtune.evaluation.display import Column
 from medtune.reporting import plots
-from medtune.reporting.summary import MISSING, PROTOCOL_TITLES
+from medtune.reporting.displays import Displays, packaged
+from medtune.reporting.summary import MISSING, written
 from medtune.reporting.views import Cell, Row, Section, Table, cell
 
 Spreads = Mapping[str, Mapping[str, dict[str, Any]]]
-"""Variant title -> number name -> ``{mean, deviation, seeds, values}``, as ``seeds.json`` holds them."""
+"""Variant title -> number name -> ``{mean, deviation, seeds, values}``, as ``seeds.json`` holds them.
+
+A number that is no share has its ``unit`` too.
+"""
 
 
-def seeds_section(spreads: Spreads, axis: str = "", places: Mapping[str, float] | None = None) -> Section | None:
+def seeds_section(
+    spreads: Spreads,
+    axis: str = "",
+    places: Mapping[str, float] | None = None,
+    shown: Displays | None = None,
+) -> Section | None:
     """Describe a sweep over seeds, over a value, or over both.
 
     Args:
         spreads: Every variant's numbers.
         axis: Name of the swept value; empty draws no plot.
         places: Variant title to its value; a variant without one becomes a level line.
+        shown: The protocols' displays; None takes the packaged ones.
 
     Returns:
         The section, None for one seed of variants that differ in no value.
     """
+    columns = _columns(spreads, packaged() if shown is None else shown)
+    titles = {name: column.title for name, column in columns.items()}
     most = max((one["seeds"] for numbers in spreads.values() for one in numbers.values()), default=0)
-    picture = plots.sweep_chart(spreads, axis, places or {}, _titles(spreads)) if axis else None
+    picture = plots.sweep_chart(spreads, axis, places or {}, titles) if axis else None
     if most < 2 and picture is None:
         return None
-    help = "Accuracy is the mean over attributes."
+    help = "Each number is the mean over attributes, or over sets."
     if most > 1:
         help += (
             f" Mean and standard deviation over up to {most} training seeds, which is not the interval over questions; "
@@ -35,46 +48,56 @@ def seeds_section(spreads: Spreads, axis: str = "", places: Mapping[str, float] 
         )
     title = f"By {axis}" if axis else "Over seeds"
     alt = f"Accuracies and retention against {axis}, with deviations over seeds"
-    return Section(title, help, _table(spreads) if most > 1 else None, picture or "", alt)
+    return Section(title, help, _table(spreads, columns) if most > 1 else None, picture or "", alt)
 
 
-def sets_section(spreads: Spreads) -> Section | None:
-    """Describe accuracy and macro-F1 of each set of a classification over seeds (VITask, Table 2).
+def sets_section(spreads: Spreads, shown: Displays | None = None) -> Section | None:
+    """Describe the numbers of each set over seeds, for example accuracy and macro-F1 (VITask, Table 2).
 
     Args:
-        spreads: As for :func:`seeds_section`; a set's numbers are named ``classification/<set>/<number>``.
+        spreads: As for :func:`seeds_section`; a set's numbers are named ``<protocol>/<set>/<number>``.
+        shown: The protocols' displays; None takes the packaged ones.
 
     Returns:
         The section, None for one seed or without sets.
     """
-    sets = sorted({name.split("/")[1] for numbers in spreads.values() for name in numbers if _of_set(name)})
-    columns = {
-        f"{PROTOCOL}/{name}/{metric}": f"{name}: {title}"
-        for name in sets
-        for metric, title in (("accuracy", "accuracy"), ("f1_macro", "macro-F1"))
-    }
-    shown = [one for numbers in spreads.values() for name, one in numbers.items() if name in columns]
-    if max((one["seeds"] for one in shown), default=0) < 2:
+    names = dict.fromkeys(name for numbers in spreads.values() for name in numbers)
+    columns: dict[str, Column] = {}
+    for protocol, one in (packaged() if shown is None else shown).items():
+        beginning = f"{protocol}/"
+        held = (name.removeprefix(beginning) for name in names if name.startswith(beginning))
+        sets = sorted({name.rpartition("/")[0] for name in held if "/" in name})
+        columns |= {
+            f"{protocol}/{name}/{column.key}": replace(column, title=f"{name}: {column.title}")
+            for name in sets
+            for column in one.sets
+        }
+    found = [one for numbers in spreads.values() for name, one in numbers.items() if name in columns]
+    if max((one["seeds"] for one in found), default=0) < 2:
         return None
-    rows = [Row(variant, [_cell(numbers, name) for name in columns]) for variant, numbers in spreads.items()]
     help = "Mean and standard deviation over training seeds; accuracy of a multi-label set is the exact match."
-    return Section("Over seeds, by set", help, Table("Sets", list(columns.values()), rows))
+    return Section("Over seeds, by set", help, replace(_table(spreads, columns), title="Sets"))
 
 
-def differences_section(differences: Mapping[str, Mapping[str, Any]], base: str) -> Section | None:
+def differences_section(
+    differences: Mapping[str, Mapping[str, Any]], base: str, shown: Displays | None = None
+) -> Section | None:
     """Describe every row's paired differences from one of them, the answers of all seeds pooled.
 
     Args:
         differences: Row title to its numbers by protocol (:func:`medtune.reporting.comparison.compare_over_seeds`).
         base: Title of the row that is subtracted.
+        shown: The protocols' displays; None takes the packaged ones.
 
     Returns:
         The section, None where there are no differences.
     """
-    asked = {name: title for name, title in PROTOCOL_TITLES.items() if any(name in one for one in differences.values())}
-    columns = [(name, "", title) for name, title in asked.items()]
-    if PROTOCOL in asked:
-        columns.insert(1 + list(asked).index(PROTOCOL), (PROTOCOL, "f1_macro", f"{asked[PROTOCOL]}, macro-F1"))
+    columns = [
+        (name, column.key if place else "", column.title)
+        for name, one in (packaged() if shown is None else shown).items()
+        for place, column in enumerate(one.headline)
+        if any(name in numbers and (not place or column.key in numbers[name]) for numbers in differences.values())
+    ]
     if not columns:
         return None
     rows = []
@@ -88,33 +111,29 @@ def differences_section(differences: Mapping[str, Mapping[str, Any]], base: str)
     return Section("Differences over seeds", help, Table("Differences", [title for *_, title in columns], rows))
 
 
-def _of_set(name: str) -> bool:
-    return name.startswith(f"{PROTOCOL}/") and name.count("/") > 1
+def _columns(spreads: Spreads, shown: Displays) -> dict[str, Column]:
+    """The numbers that are shown, in the order of the page's tables, by their names."""
+    columns = {f"{name}/{column.key}": column for name, one in shown.items() for column in one.over_seeds}
+    columns["retention"] = Column("retention", "Instruction retention")
+    return {name: column for name, column in columns.items() if any(name in numbers for numbers in spreads.values())}
 
 
-def _titles(spreads: Spreads) -> dict[str, str]:
-    """Names of the numbers that are shown, in the order of the page's tables, with their titles."""
-    shown = {f"{name}/accuracy_macro": title for name, title in PROTOCOL_TITLES.items()}
-    shown["classification/f1_macro"] = "Classification, macro-F1"
-    shown["response_likelihood/auc_macro"] = "Response ranking, AUC"
-    shown["response_likelihood/overlap_macro"] = "Response ranking, overlap"
-    shown["retention"] = "Instruction retention"
-    return {name: title for name, title in shown.items() if any(name in numbers for numbers in spreads.values())}
+def _table(spreads: Spreads, columns: Mapping[str, Column]) -> Table:
+    rows = [
+        Row(variant, [_cell(numbers, name, column) for name, column in columns.items()])
+        for variant, numbers in spreads.items()
+    ]
+    return Table("Over seeds", [column.title for column in columns.values()], rows)
 
 
-def _table(spreads: Spreads) -> Table:
-    titles = _titles(spreads)
-    rows = [Row(variant, [_cell(numbers, name) for name in titles]) for variant, numbers in spreads.items()]
-    return Table("Over seeds", list(titles.values()), rows)
-
-
-def _cell(numbers: Mapping[str, dict[str, Any]], name: str) -> Cell:
+def _cell(numbers: Mapping[str, dict[str, Any]], name: str, column: Column) -> Cell:
     one = numbers.get(name)
     if one is None:
         return Cell(MISSING)
-    span = "" if one["deviation"] is None else f"± {100 * one['deviation']:.1f}"
-    balanced = numbers.get(name.replace("/accuracy_macro", "/balanced_accuracy_macro"), one)
-    note = "" if balanced is one else f"balanced {100 * balanced['mean']:.1f}"
+    unit = one.get("unit", "fraction")
+    span = "" if one["deviation"] is None else f"± {written(one['deviation'], unit)}"
+    beneath = numbers.get(name.removesuffix(column.key) + column.note) if column.note else None
+    note = "" if beneath is None else f"{column.note_title} {written(beneath['mean'], beneath.get('unit', 'fraction'))}"
     runs = f"{one['seeds']} seed{'' if one['seeds'] == 1 else 's'}"
-    values = ", ".join(f"{100 * value:.1f}" for value in one["values"])
-    return Cell(f"{100 * one['mean']:.1f}", span, runs, note, title=values)
+    values = ", ".join(written(value, unit) for value in one["values"])
+    return Cell(written(one["mean"], unit), span, runs, note, title=values)

@@ -1,73 +1,64 @@
 """How numbers are written, and the plain-text table for a terminal."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-PROTOCOL_TITLES = {
-    "open": "Open question",
-    "multiple_choice": "Multiple choice",
-    "letter_likelihood": "Letter likelihood",
-    "yes_no": "Yes / no",
-    "classification": "Classification",
-}
-"""Protocols with a right answer, in the order of tables."""
-_HEADLINE = {"accuracy_macro": "", "f1_macro": ", macro-F1"}
-"""Numbers of the headline, with what is added to the protocol's title; a protocol without F1 has the first alone."""
-_BASELINES = {
-    ("majority", "accuracy_macro"): "majority_macro",
-    ("majority", "f1_macro"): "majority_f1_macro",
-    ("chance", "accuracy_macro"): "chance_macro",
-}
-RETENTION_TITLES = {
-    "multiple_choice": "letter format",
-    "open": "open question answered",
-    "yes_no": "yes/no format",
-    "description": "natural description",
-    "composite": "composite",
-}
+from medtune.evaluation.display import Column
+from medtune.reporting.displays import displays
+
 MISSING = "–"
 MINUS = "−"
 
 
-def percent(number: dict[str, Any] | None, *, sign: bool = False) -> str:
-    """Write a number's value in percent with one decimal, a dash where there is none."""
+def is_share(unit: str) -> bool:
+    """Tell whether numbers of a unit are shares, which are written in percent."""
+    return unit in ("fraction", "difference of fractions")
+
+
+def written(value: float, unit: str, *, sign: bool = False) -> str:
+    """Write a value: a share in percent with one decimal, another unit with two."""
+    share = is_share(unit)
+    return f"{100 * value if share else value:{'+' if sign else ''}.{1 if share else 2}f}".replace("-", MINUS)
+
+
+def percent(number: Mapping[str, Any] | None, *, sign: bool = False) -> str:
+    """Write a number's value, a share in percent; a dash where there is none."""
     if number is None or number["value"] is None:
         return MISSING
-    text = f"{100 * number['value']:+.1f}" if sign else f"{100 * number['value']:.1f}"
-    return text.replace("-", MINUS)
+    return written(number["value"], number["unit"], sign=sign)
 
 
-def interval(number: dict[str, Any] | None, *, sign: bool = False) -> str:
-    """Write a number's 95% interval in percent, empty where there is none."""
+def interval(number: Mapping[str, Any] | None, *, sign: bool = False) -> str:
+    """Write a number's 95% interval, empty where there is none."""
     if number is None or number["interval"] is None:
         return ""
-    low, high = (100 * one for one in number["interval"])
-    text = f"{low:+.1f} to {high:+.1f}" if sign else f"{low:.1f} to {high:.1f}"
-    return text.replace("-", MINUS)
+    return " to ".join(written(one, number["unit"], sign=sign) for one in number["interval"])
 
 
 def asked_protocols(results: Sequence[dict[str, Any]]) -> list[str]:
-    """Protocols with a right answer that any of the runs was asked."""
-    return [name for name in PROTOCOL_TITLES if any(name in one["protocols"] for one in results)]
+    """Protocols with a headline that any of the runs was asked, in the order of tables."""
+    found = displays(results)
+    return [name for name, one in found.items() if one.headline and any(name in run["protocols"] for run in results)]
 
 
-def headline_numbers(results: Sequence[dict[str, Any]]) -> dict[tuple[str, str], str]:
-    """Return (protocol, metric) to title of the numbers that stand for each protocol that was asked."""
+def headline_numbers(results: Sequence[dict[str, Any]]) -> dict[tuple[str, str], Column]:
+    """Return (protocol, metric) to column of the numbers that stand for each protocol that was asked."""
+    shown = displays(results)
     return {
-        (name, metric): PROTOCOL_TITLES[name] + added
+        (name, column.key): column
         for name in asked_protocols(results)
-        for metric, added in _HEADLINE.items()
-        if any(overall(one, name, metric) for one in results)
+        for column in shown[name].headline
+        if any(overall(one, name, column.key) for one in results)
     }
 
 
-def baseline(results: Sequence[dict[str, Any]], kind: str, protocol: str, metric: str) -> dict[str, Any] | None:
-    """Return what ``majority`` or ``chance`` scores in a number of the headline, None where that is not defined.
+def baseline(results: Sequence[dict[str, Any]], kind: str, protocol: str, column: Column) -> dict[str, Any] | None:
+    """Return what ``majority`` or ``chance`` scores in a number, None where that is not defined.
 
     A baseline depends on the questions alone, so that the first run that was asked them has it.
     """
     known = next((one for one in results if protocol in one["protocols"]), None)
-    name = _BASELINES.get((kind, metric))
+    name = column.majority if kind == "majority" else column.chance
     return overall(known, protocol, name) if known and name else None
 
 
@@ -90,24 +81,25 @@ def summary_table(results: Sequence[dict[str, Any]]) -> str:
         results: Results of each run, as in ``results.json``.
 
     Returns:
-        Lines of at most about 140 characters. Values are percent with 95% intervals; accuracy is the
-        mean over attributes, or over the sets of a classification.
+        Lines of at most about 140 characters, with 95% intervals. Shares are percent, and the mean over attributes
+        or sets.
     """
     shown = headline_numbers(results)
-    protocols = asked_protocols(results)
+    titles = {name: one.title for name, one in displays(results).items()}
     retained = any(one["retention"] for one in results) or not shown
-    control = next((name for name in protocols if any(swapped(one, name, "drop_macro") for one in results)), None)
-    header = ["accuracy, %", *shown.values(), *(["Retention"] if retained else [])]
-    header += [f"Swap costs ({PROTOCOL_TITLES[control].lower()})"] if control else []
+    swaps = (name for name in asked_protocols(results) if any(swapped(one, name, "drop_macro") for one in results))
+    control = next(swaps, None)
+    header = ["accuracy, %", *(column.title for column in shown.values()), *(["Retention"] if retained else [])]
+    header += [f"Swap costs ({titles[control].lower()})"] if control else []
     rows = [header]
     for one in results:
         row = [one["name"], *(_cell(overall(one, name, metric)) for name, metric in shown)]
         row += [_cell(one["retention"].get("composite"))] if retained else []
         rows.append([*row, _cell(swapped(one, control, "drop_macro"))] if control else row)
     for label, kind in (("majority (train)", "majority"), ("chance", "chance")):
-        cells = [percent(baseline(results, kind, name, metric)) for name, metric in shown]
+        cells = [percent(baseline(results, kind, name, column)) for (name, _), column in shown.items()]
         rows.append([label, *cells, *[""] * (len(header) - 1 - len(cells))])
-    counts = [_count(results, name) for name, _ in shown]
+    counts = [_count(results, name, metric) for name, metric in shown]
     rows.append(["n (answers)", *counts, *[""] * (len(header) - 1 - len(counts))])
     return _aligned(rows)
 
@@ -117,15 +109,9 @@ def _cell(number: dict[str, Any] | None) -> str:
     return f"{percent(number)} [{span}]" if span else percent(number)
 
 
-def _count(results: Sequence[dict[str, Any]], protocol: str) -> str:
-    counts = sorted(
-        {
-            one["protocols"][protocol]["overall"]["accuracy_macro"]["n"]
-            for one in results
-            if protocol in one["protocols"]
-        }
-    )
-    return " / ".join(map(str, counts))
+def _count(results: Sequence[dict[str, Any]], protocol: str, metric: str) -> str:
+    numbers = (overall(one, protocol, metric) for one in results)
+    return " / ".join(map(str, sorted({one["n"] for one in numbers if one is not None})))
 
 
 def _aligned(rows: list[list[str]]) -> str:

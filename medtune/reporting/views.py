@@ -4,11 +4,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+from medtune.evaluation.display import Column, Display
+from medtune.reporting.displays import displays
 from medtune.reporting.plots import colour
 from medtune.reporting.runs import Run
 from medtune.reporting.summary import (
-    PROTOCOL_TITLES,
-    RETENTION_TITLES,
     asked_protocols,
     baseline,
     headline_numbers,
@@ -17,43 +17,6 @@ from medtune.reporting.summary import (
     percent,
     swapped,
 )
-
-METRIC_TITLES = {
-    "accuracy_macro": "Accuracy, mean over attributes",
-    "accuracy_micro": "Accuracy, over questions",
-    "balanced_accuracy_macro": "Balanced accuracy",
-    "unread": "Unread answers",
-    "f1_macro": "Macro-F1, mean over sets",
-    "out_of_vocabulary": "Out of vocabulary",
-    "chance_macro": "Chance, mean over attributes",
-    "chance_micro": "Chance, over questions",
-    "majority_macro": "Majority, mean over attributes",
-    "majority_micro": "Majority, over questions",
-    "majority_f1_macro": "Majority, macro-F1, mean over sets",
-    "drop_macro": "Cost of the swap",
-    "answer_differs": "Other right answer",
-    "auc_macro": "Response ranking: AUC",
-    "own_above_other_macro": "Response ranking: own image above another",
-    "margin_macro": "Response ranking: margin",
-    "overlap_macro": "Response ranking: overlap",
-    "probability_own_macro": "Response ranking: probability, own image",
-    "probability_other_macro": "Response ranking: probability, another image",
-}
-TABLE_METRICS = ("accuracy_macro", "accuracy_micro", "balanced_accuracy_macro", "unread")
-CLASSIFICATION_TITLES = {
-    "accuracy_macro": "Accuracy, mean over sets",
-    "accuracy_micro": "Accuracy, over images",
-    "f1_macro": METRIC_TITLES["f1_macro"],
-    "out_of_vocabulary": METRIC_TITLES["out_of_vocabulary"],
-}
-NOTED = {
-    "balanced_accuracy": "balanced",
-    "f1_macro": "F1",
-    "label_accuracy": "per label",
-    "quadratic_kappa": "κ",
-    "auc_macro": "AUC",
-}
-"""Numbers of one attribute or set that stand in small letters beneath its accuracy."""
 
 
 @dataclass(frozen=True)
@@ -142,7 +105,7 @@ def cell(number: dict[str, Any] | None, *, against: float | None = None, sign: b
 def headline(runs: Sequence[Run], differences: dict[str, dict[str, Any]]) -> Table:
     """Every run in one line: the numbers of each protocol and retention, with the difference to the first run."""
     results = [run.results for run in runs]
-    shown = headline_numbers(results)
+    shown, found = headline_numbers(results), displays(results)
     retained = any(one["retention"] for one in results)
     rows = []
     for place, run in enumerate(runs):
@@ -150,85 +113,120 @@ def headline(runs: Sequence[Run], differences: dict[str, dict[str, Any]]) -> Tab
         cells = [
             cell(
                 overall(run.results, name, metric),
-                against=_value(baseline([run.results], "majority", name, metric)),
-                change=_change(_part(changes.get(name), metric)),
+                against=_value(baseline([run.results], "majority", name, column)),
+                change=_change(_part(changes.get(name), metric, found[name])),
             )
-            for name, metric in shown
+            for (name, metric), column in shown.items()
         ]
         if retained:
             cells.append(cell(run.results["retention"].get("composite"), change=_change(changes.get("retention"))))
         rows.append(Row(run.name, cells, colour(place)))
     for label, kind in (("majority of the training split", "majority"), ("chance", "chance")):
-        cells = [cell(baseline(results, kind, name, metric)) for name, metric in shown]
+        cells = [cell(baseline(results, kind, name, column)) for (name, _), column in shown.items()]
         rows.append(Row(label, cells + [Cell("")] * retained, baseline=True))
-    return Table("Headline", [*shown.values(), *(["Instruction retention"] if retained else [])], rows)
+    titles = [column.title for column in shown.values()]
+    return Table("Headline", [*titles, *(["Instruction retention"] if retained else [])], rows)
 
 
 def protocol_tables(runs: Sequence[Run]) -> list[Table]:
-    """For each protocol the accuracy over attributes and over questions, balanced accuracy, and unread answers.
-
-    For a classification it is macro-F1 in place of balanced accuracy, and answers out of vocabulary.
-    """
+    """For each protocol a line for each run with the numbers of its own table, then the baselines as far as known."""
+    results = [run.results for run in runs]
+    shown = displays(results)
     tables = []
-    for name in asked_protocols([run.results for run in runs]):
-        plain = {metric: METRIC_TITLES[metric] for metric in TABLE_METRICS}
-        metrics = CLASSIFICATION_TITLES if name == "classification" else plain
+    for name in asked_protocols(results):
+        columns = shown[name].table
         rows = [
-            Row(run.name, [cell(overall(run.results, name, metric)) for metric in metrics], colour(place))
+            Row(run.name, [own_cell(overall(run.results, name, one.key), one) for one in columns], colour(place))
             for place, run in enumerate(runs)
             if name in run.results["protocols"]
         ]
-        known = next(run.results for run in runs if name in run.results["protocols"])
-        for label, stem in (("majority of the training split", "majority"), ("chance", "chance")):
-            pair = [cell(overall(known, name, f"{stem}_{kind}")) for kind in ("macro", "micro")]
-            rows.append(Row(label, [*pair, Cell(""), Cell("")], baseline=True))
-        tables.append(Table(PROTOCOL_TITLES[name], list(metrics.values()), rows))
+        for label, kind in (("majority of the training split", "majority"), ("chance", "chance")):
+            held = [one.majority if kind == "majority" else one.chance for one in columns]
+            if any(held):
+                cells = [
+                    cell(baseline(results, kind, name, one)) if key else Cell("")
+                    for key, one in zip(held, columns, strict=True)
+                ]
+                rows.append(Row(label, cells, baseline=True))
+        tables.append(Table(shown[name].title, [one.title for one in columns], rows))
     return tables
 
 
+def protocol_help(runs: Sequence[Run]) -> list[tuple[str, str]]:
+    """Title of each protocol that was asked, and how it asks and what counts as right."""
+    results = [run.results for run in runs]
+    shown = displays(results)
+    return [(shown[name].title, shown[name].help) for name in asked_protocols(results) if shown[name].help]
+
+
+def notes_help(runs: Sequence[Run]) -> list[str]:
+    """What the small numbers of an attribute are, each sentence once."""
+    results = [run.results for run in runs]
+    shown = displays(results)
+    return list(dict.fromkeys(shown[name].notes_help for name in asked_protocols(results) if shown[name].notes_help))
+
+
+def legends(runs: Sequence[Run]) -> list[str]:
+    """What a mark beside an answer means where it is not plain."""
+    examples = (one.examples for one in displays(run.results for run in runs).values())
+    return [one.legend for one in examples if one is not None and one.legend]
+
+
 def attribute_tables(runs: Sequence[Run]) -> list[Table]:
-    """For each protocol a line for each attribute: accuracy of every run, balanced accuracy beneath, the baselines."""
+    """For each protocol a line for each attribute: its number of every run, smaller ones beneath, the baselines."""
+    results = [run.results for run in runs]
+    shown = displays(results)
     tables = []
-    for name in asked_protocols([run.results for run in runs]):
+    for name in asked_protocols(results):
+        column = shown[name].attribute
+        if column is None:
+            continue
         held = [run for run in runs if name in run.results["protocols"]]
         attributes = {run.name: run.results["protocols"][name]["attributes"] for run in held}
-        first = attributes[held[0].name]
+        baselines = {"majority": column.majority, "chance": column.chance}
+        known = {title: key for title, key in baselines.items() if key}
         rows = []
-        for attribute, base in first.items():
-            majority = base["majority"]
-            cells = [_attribute_cell(attributes[run.name].get(attribute, {}), _value(majority)) for run in held]
-            cells += [Cell(percent(majority), title=majority["definition"]), Cell(percent(base["chance"]))]
-            rows.append(Row(attribute, [*cells, Cell(str(base["accuracy"]["n"]))]))
-        columns = [*(run.name for run in held), "majority", "chance", "n"]
-        tables.append(Table(PROTOCOL_TITLES[name], columns, rows))
+        for attribute, base in attributes[held[0].name].items():
+            majority = base.get(column.majority)
+            cells = [_attribute_cell(attributes[run.name].get(attribute, {}), majority, shown[name]) for run in held]
+            for title, key in known.items():
+                number = base.get(key)
+                why = number["definition"] if number and title == "majority" else ""
+                cells.append(Cell(percent(number), title=why))
+            rows.append(Row(attribute, [*cells, Cell(str(base[column.key]["n"]))]))
+        tables.append(Table(shown[name].title, [*(run.name for run in held), *known, "n"], rows))
     return tables
 
 
 def retention_table(runs: Sequence[Run]) -> Table | None:
     """The rates of answers in the asked form, before and after tuning."""
-    names = [name for name in RETENTION_TITLES if any(name in run.results["retention"] for run in runs)]
-    if not names:
+    held = dict.fromkeys(name for run in runs for name in run.results["retention"] if name != "composite")
+    if not held:
         return None
+    found = displays(run.results for run in runs)
+    names = [*held, "composite"]
     rows = [
         Row(run.name, [cell(run.results["retention"].get(name)) for name in names], colour(place))
         for place, run in enumerate(runs)
     ]
-    return Table("Instruction retention", [RETENTION_TITLES[name] for name in names], rows)
+    titles = [found[name].retention or name if name in found else name for name in names]
+    return Table("Instruction retention", titles, rows)
 
 
 def swapped_table(runs: Sequence[Run]) -> Table | None:
-    """Accuracy with true and with swapped images, and what the swap costs."""
-    protocols = asked_protocols([run.results for run in runs])
-    held = [name for name in protocols if any(swapped(run.results, name, "drop_macro") for run in runs)]
+    """The first number of each headline with true and with swapped images, and what the swap costs."""
+    results = [run.results for run in runs]
+    shown = displays(results)
+    held = [name for name in asked_protocols(results) if any(swapped(one, name, "drop_macro") for one in results)]
     if not held:
         return None
-    columns = [f"{PROTOCOL_TITLES[name]}: {text}" for name in held for text in ("true", "swapped", "cost")]
+    columns = [f"{shown[name].title}: {text}" for name in held for text in ("true", "swapped", "cost")]
     rows = []
     for place, run in enumerate(runs):
         cells = []
         for name in held:
-            cells.append(cell(overall(run.results, name, "accuracy_macro")))
-            cells.append(cell(swapped(run.results, name, "accuracy_macro")))
+            cells.append(cell(overall(run.results, name, shown[name].main)))
+            cells.append(cell(swapped(run.results, name, shown[name].main)))
             cells.append(cell(swapped(run.results, name, "drop_macro"), against=0.0, sign=True))
         rows.append(Row(run.name, cells, colour(place)))
     shares = (swapped(run.results, held[0], "answer_differs") for run in runs)
@@ -238,27 +236,34 @@ def swapped_table(runs: Sequence[Run]) -> Table | None:
 
 def definitions(runs: Sequence[Run]) -> list[tuple[str, str]]:
     """Name and definition of every kind of overall number, each once."""
+    shown = displays(run.results for run in runs)
     found: dict[str, str] = {}
     for run in runs:
-        for protocol in run.results["protocols"].values():
-            for name, number in {**protocol["overall"], **(protocol["swapped"] or {})}.items():
-                found.setdefault(METRIC_TITLES.get(name, name), number["definition"])
+        for protocol, scored in run.results["protocols"].items():
+            for name, number in {**scored["overall"], **(scored["swapped"] or {})}.items():
+                found.setdefault(shown[protocol].definition_title(name), number["definition"])
         for name, number in run.results["retention"].items():
-            found.setdefault(f"Retention, {RETENTION_TITLES.get(name, name)}", number["definition"])
+            title = shown[name].retention if name in shown else ""
+            found.setdefault(f"Retention, {title or name}", number["definition"])
     return list(found.items())
 
 
-def _attribute_cell(numbers: dict[str, Any], majority: float | None) -> Cell:
-    if not numbers:
+def own_cell(number: dict[str, Any] | None, column: Column) -> Cell:
+    """Write a number as its column says."""
+    return cell(number, against=column.against, sign=column.sign)
+
+
+def _attribute_cell(numbers: dict[str, Any], majority: dict[str, Any] | None, shown: Display) -> Cell:
+    if not numbers or shown.attribute is None:
         return cell(None)
-    accuracy = cell(numbers["accuracy"], against=majority)  # n has a column of its own
-    notes = [f"{title} {percent(numbers[name])}" for name, title in NOTED.items() if name in numbers]
-    return replace(accuracy, n="", note=", ".join(notes))
+    number = cell(numbers[shown.attribute.key], against=_value(majority))  # n has a column of its own
+    notes = [f"{one.title} {percent(numbers[one.key])}" for one in shown.notes if one.key in numbers]
+    return replace(number, n="", note=", ".join(notes))
 
 
-def _part(number: dict[str, Any] | None, metric: str) -> dict[str, Any] | None:
-    """The difference in macro-F1 stands inside that in accuracy."""
-    return number if number is None or metric == "accuracy_macro" else number.get(metric)
+def _part(number: dict[str, Any] | None, metric: str, shown: Display) -> dict[str, Any] | None:
+    """The difference in a further number of the headline stands inside that in the first one."""
+    return number if number is None or metric == shown.main else number.get(metric)
 
 
 def _change(number: dict[str, Any] | None) -> str:

@@ -4,13 +4,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from medtune.data.randomness import sample_rng
+from medtune.reporting.displays import Displays, displays
 from medtune.reporting.gallery import Card, OpenImage, asked_questions, make_card
 from medtune.reporting.runs import Run
-from medtune.reporting.summary import PROTOCOL_TITLES
 
 WORST = 20
 """How many cases a report shows."""
-_TASKS = ("open", "multiple_choice", "yes_no", "classification")
 
 
 @dataclass(frozen=True)
@@ -22,8 +21,9 @@ class _Case:
 
 
 def worst_task(runs: Sequence[Run]) -> str | None:
-    """The protocol by which cases are ranked: open question, else multiple choice, yes/no, classification."""
-    return next((task for task in _TASKS if any(_judged(run, task) for run in runs)), None)
+    """The protocol by which cases are ranked: the first, in the order of tables, whose answers are right or wrong."""
+    ranked = _ranked(displays(run.results for run in runs))
+    return next((task for task in ranked if any(_judged(run, task) for run in runs)), None)
 
 
 def worst_cards(runs: Sequence[Run], count: int, open_image: OpenImage | None, seed: int = 0) -> list[Card]:
@@ -39,15 +39,22 @@ def worst_cards(runs: Sequence[Run], count: int, open_image: OpenImage | None, s
         seed: Seed of the order within ties.
     """
     task = worst_task(runs)
-    asked = asked_questions(runs)
+    shown = displays(run.results for run in runs)
+    asked = asked_questions(runs, shown)
     cases = [case for case in _cases(runs, task, seed) if case.sample_id in asked] if task else []
     losses = sorted((one for one in cases if one.base_right), key=lambda one: -one.wrong)[: count // 2]
     chosen = set(losses)
     rest = sorted((one for one in cases if one not in chosen), key=lambda one: (-one.wrong, one.asked))
     picked = [*losses, *rest[: count - len(losses)]]
+    title = shown[task].title.lower() if task else ""
     return [
-        replace(make_card(runs, asked[one.sample_id], open_image, _TASKS), reason=_reason(one, task)) for one in picked
+        replace(make_card(runs, asked[one.sample_id], open_image, _ranked(shown)), reason=_reason(one, title))
+        for one in picked
     ]
+
+
+def _ranked(shown: Displays) -> Displays:
+    return {name: one for name, one in shown.items() if one.examples is not None and one.examples.ranks}
 
 
 def _cases(runs: Sequence[Run], task: str, seed: int) -> list[_Case]:
@@ -67,8 +74,7 @@ def _judged(run: Run, task: str) -> dict[str, bool]:
     return {row["sample_id"]: row["correct"] == "1" for row in rows}
 
 
-def _reason(case: _Case, task: str | None) -> str:
-    title = PROTOCOL_TITLES[task].lower() if task else ""
+def _reason(case: _Case, title: str) -> str:
     if case.base_right:
         return f"{title}: the first model right, {case.wrong} of {case.asked - 1} others wrong"
     return f"{title}: {case.wrong} of {case.asked} models wrong"

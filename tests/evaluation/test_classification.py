@@ -192,11 +192,11 @@ def test_questions_that_are_none(questions):
 
 
 def test_questions_with_one_right_class_can_be_asked_otherwise(questions):
-    (query,) = build_protocol("multiple_choice").requests(questions[0])
+    (query,) = build_protocol("multiple_choice").plan(questions[0])
     assert query.prompt.startswith("Analyze the given breast image.\nA. malignant\nB. normal, benign\n")
     assert question_meta(questions[0])["options"] == list(BREAST)
     with pytest.raises(DataError, match="'chest/test/0': a multi-label question has no single answer"):
-        build_protocol("multiple_choice").requests(questions[6])
+        build_protocol("multiple_choice").plan(questions[6])
 
 
 def test_results_are_plain_json_and_every_number_says_what_it_is(questions):

@@ -59,3 +59,9 @@ def test_classes_that_punctuation_alone_tells_apart():
 
 def test_folding():
     assert fold_label("<|im_end|> Femur_Left-\uff11!") == "femur left 1"
+
+
+def test_a_contradiction_is_stray_and_so_is_an_answer_of_special_tokens_alone():
+    assert read_labels("mass; no finding", CHEST, True) == ((1,), True)
+    assert read_labels("<|im_end|>", CHEST, True) == ((), True)
+    assert read_labels(" ; ", CHEST, True) == ((), True)

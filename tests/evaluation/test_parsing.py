@@ -98,3 +98,43 @@ def test_values_that_differ_in_case_or_hyphen_only_give_the_first():
 
 def test_normalise_folds_unicode_and_blanks_but_keeps_lines():
     assert normalise("  Ｃell_Size\t is\u00a0BIG \n yes ") == "cell size is big\nyes"
+
+
+SIZES = ["big", "small", "round"]
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [
+        # A clause that names the attribute comes before one with a copula, wherever it stands.
+        ("It is small, big cell size.", "big"),
+        ("big cell size. It is small.", "big"),
+        # A clause with a copula comes before the first clause without.
+        ("small one, it is big.", "big"),
+        ("small and so on; that was big", "big"),
+        # The first clause counts last, and no later clause without a copula.
+        ("small one, big one.", "small"),
+        ("well, big one.", None),
+        # Within a clause the first value after its last copula counts, or the first value where none follows.
+        ("It is small and it is big", "big"),
+        ("What was small is now big or round", "big"),
+        ("small is what it is", "small"),
+        ("a cell size which is small was never big but is round", "round"),
+        ("the small one: is it big?", "big"),
+        # The attribute's own name holds no value, and another attribute's clause none either.
+        ("the cell shape is big", None),
+        ("the cell shape is round and the cell size is big", "big"),
+    ],
+)
+def test_the_documented_order(text, value):
+    index = parse_value(text, "cell size", SIZES, ["cell size", "cell shape"])
+    assert (None if index is None else SIZES[index]) == value
+
+
+def test_the_letter_just_after_the_last_option_is_none():
+    assert parse_letter("The correct answer is D", 3) is None and parse_letter("The correct answer is D", 4) == 3
+
+
+def test_the_longest_value_is_found_first_and_underscores_are_blanks():
+    assert parse_value("It is light_blue", "colour", ["blue", "light", "light blue"]) == 2
+    assert parse_value("It is not blue", "colour", ["blue"]) is None

@@ -2,6 +2,7 @@ import dataclasses
 
 import pytest
 
+from medtune.data.sample import Message
 from medtune.errors import ConfigError, DataError
 from medtune.evaluation.protocols.base import Vocabulary
 from medtune.evaluation.protocols.registry import PROTOCOLS, build_protocol, plan_queries
@@ -13,7 +14,7 @@ def vocabulary(questions, majority):
 
 
 def test_multiple_choice_asks_in_the_papers_words(questions):
-    (query,) = build_protocol("multiple_choice").requests(questions[4])
+    (query,) = build_protocol("multiple_choice").plan(questions[4])
     assert query.prompt == (
         "What is the granule type?\nA. coarse\nB. round\nC. small\n"
         'Response with only the letter of the correct choice, starting with "The correct answer is [A or B or C].".'
@@ -25,7 +26,7 @@ def test_multiple_choice_asks_in_the_papers_words(questions):
 
 def test_multiple_choice_verdicts(questions, answer, vocabulary):
     protocol = build_protocol("multiple_choice")
-    (query,) = protocol.requests(questions[4])
+    (query,) = protocol.plan(questions[4])
     right = protocol.judge(answer(query), vocabulary)
     assert (right.correct, right.in_format, right.predicted, right.chance) == (True, True, "coarse", 1 / 3)
     wrong = protocol.judge(answer(query, "The correct answer is B."), vocabulary)
@@ -36,7 +37,7 @@ def test_multiple_choice_verdicts(questions, answer, vocabulary):
 
 def test_letter_likelihood_takes_the_best_score(questions, answer, vocabulary):
     protocol = build_protocol("letter_likelihood")
-    (query,) = protocol.requests(questions[4])
+    (query,) = protocol.plan(questions[4])
     assert query.continuations == tuple(f"The correct answer is {letter}." for letter in "ABC")
     assert protocol.judge(answer(query, scores=[-3.0, -1.0, -2.0]), vocabulary).predicted == "round"
     assert protocol.judge(answer(query, scores=[-1.0, -1.0, -2.0]), vocabulary).predicted == "coarse"
@@ -45,14 +46,14 @@ def test_letter_likelihood_takes_the_best_score(questions, answer, vocabulary):
 @pytest.mark.parametrize("scores", [[-1.0], [-1.0, float("nan"), 0.0], "abc", None])
 def test_letter_likelihood_refuses_missing_scores(questions, answer, vocabulary, scores):
     protocol = build_protocol("letter_likelihood")
-    row = answer(protocol.requests(questions[4])[0])
+    row = answer(protocol.plan(questions[4])[0])
     with pytest.raises(DataError, match="3 log-probabilities"):
         protocol.judge(dataclasses.replace(row, meta={**row.meta, "scores": scores}), vocabulary)
 
 
 def test_open_verdicts(questions, answer, vocabulary):
     protocol = build_protocol("open")
-    (query,) = protocol.requests(questions[4])
+    (query,) = protocol.plan(questions[4])
     assert query.prompt == "What is the granule type?"
     assert protocol.judge(answer(query, "The granule type is coarse."), vocabulary).correct
     report = protocol.judge(answer(query, "big cell size, coarse granule type"), vocabulary)
@@ -63,27 +64,27 @@ def test_open_verdicts(questions, answer, vocabulary):
 def test_open_keeps_the_wording_of_the_question(questions):
     turn = dataclasses.replace(questions[0].messages[0], content="<image>What is the mass margin?")
     sample = dataclasses.replace(questions[0], messages=(turn,))
-    assert build_protocol("open").requests(sample)[0].prompt == "What is the mass margin?"
+    assert build_protocol("open").plan(sample)[0].prompt == "What is the mass margin?"
     bare = dataclasses.replace(questions[0], messages=questions[0].messages[1:])
-    assert build_protocol("open").requests(bare)[0].prompt == "What is the cell size?"
+    assert build_protocol("open").plan(bare)[0].prompt == "What is the cell size?"
 
 
 def test_yes_no_coins_are_fair_and_depend_on_seed_and_id(questions):
     many = [dataclasses.replace(questions[4], id=f"q{i}") for i in range(400)]
     protocol = build_protocol("yes_no", seed=1)
-    queries = [protocol.requests(one)[0] for one in many]
+    queries = [protocol.plan(one)[0] for one in many]
     affirmed = sum(query.references == ("yes",) for query in queries)
     assert 160 < affirmed < 240
     asked = {query.meta["asked_value"] for query in queries if query.references == ("no",)}
     assert asked == {"round", "small"}
-    assert [protocol.requests(one)[0] for one in many] == queries
-    assert [build_protocol("yes_no", seed=2).requests(one)[0] for one in many] != queries
+    assert [protocol.plan(one)[0] for one in many] == queries
+    assert [build_protocol("yes_no", seed=2).plan(one)[0] for one in many] != queries
 
 
 def test_yes_no_verdicts(questions, answer, vocabulary):
     protocol = build_protocol("yes_no")
     for sample in questions:
-        (query,) = protocol.requests(sample)
+        (query,) = protocol.plan(sample)
         assert query.prompt == f"Is the {sample.meta['attribute']} {query.meta['asked_value']}? Answer yes or no."
         verdict = protocol.judge(answer(query), vocabulary)
         assert verdict.correct and verdict.in_format and verdict.chance == 0.5
@@ -137,3 +138,62 @@ def test_a_question_needs_an_image_and_a_majority_value(questions):
         plan_queries([dataclasses.replace(questions[0], images=())])
     with pytest.raises(DataError, match="lack the attribute 'granule type'"):
         Vocabulary.of(questions, {"cell size": "big"})
+
+
+@pytest.mark.parametrize("name", ["open", "multiple_choice", "letter_likelihood"])
+def test_the_majority_baseline_is_that_of_the_training_split_not_the_first_option(questions, answer, name):
+    protocol = build_protocol(name)
+    vocabulary = Vocabulary.of(questions, {"cell size": "small", "granule type": "round"})
+    for sample in questions:
+        (query,) = protocol.plan(sample)
+        right = sample.meta["answer"] == vocabulary.majority[sample.meta["attribute"]]
+        assert protocol.judge(answer(query), vocabulary).prior is right
+        missing = dataclasses.replace(answer(query, ""), meta={**query.meta, "missing": True})
+        judged = protocol.judge(missing, vocabulary)
+        assert (judged.prior, judged.predicted, judged.in_format, judged.correct) == (right, None, False, False)
+        assert judged.chance == 1 / len(sample.meta["options"])
+
+
+def test_a_swapped_verdict_says_so_and_whether_the_shown_image_has_another_answer(questions, answer, vocabulary):
+    queries = [one for one in plan_queries(questions, ["open"], swapped=["open"]) if one.meta["swapped"]]
+    for query in queries:
+        verdict = build_protocol("open").judge(answer(query), vocabulary)
+        assert verdict.swapped and verdict.id == f"{verdict.sample_id}/open/swapped"
+        assert verdict.shown_differs is (query.meta["shown_answer"] != query.meta["answer"])
+    assert {query.meta["shown_answer"] != query.meta["answer"] for query in queries} == {True, False}
+    (query,) = build_protocol("open").plan(questions[0])
+    assert build_protocol("open").judge(answer(query), vocabulary).shown_differs is False
+
+
+def test_the_coin_is_the_questions_own_on_every_image(questions):
+    protocol = build_protocol("yes_no", seed=4)
+    for sample in questions:
+        moved = dataclasses.replace(sample, images=("elsewhere.png",))
+        assert protocol.plan(moved)[0].prompt == protocol.plan(sample)[0].prompt
+    prompts = {protocol.plan(dataclasses.replace(questions[4], id=f"q{place}"))[0].prompt for place in range(30)}
+    assert len(prompts) == 3, "questions on one image have coins of their own"
+
+
+def test_the_letter_of_the_likeliest_sentence_is_in_the_form(questions, answer, vocabulary):
+    protocol = build_protocol("letter_likelihood")
+    assert protocol.judge(answer(protocol.plan(questions[0])[0]), vocabulary).in_format
+
+
+def test_more_options_than_letters_are_refused_and_the_first_user_turn_is_the_question(questions):
+    many = [f"v{place}" for place in range(27)]
+    sample = dataclasses.replace(questions[0], meta={**questions[0].meta, "options": many, "answer": "v3"})
+    with pytest.raises(DataError, match="2 to 26"):
+        plan_queries([sample], ["open"])
+    turns = (Message("user", "First?"), Message("assistant", "big"), Message("user", "Second?"))
+    asked = plan_queries([dataclasses.replace(questions[0], messages=turns)], ["open"])
+    assert asked[0].prompt == "First?"
+
+
+def test_another_image_is_required_and_chosen_by_the_seed(questions):
+    with pytest.raises(ConfigError, match="compares two images"):
+        plan_queries(questions, ["response_likelihood"])
+    many = [dataclasses.replace(questions[at % 8], id=f"q{at}", images=(f"{at}.png",)) for at in range(32)]
+    shown = [
+        [one.sample.images for one in plan_queries(many, ["open"], swapped=["open"], seed=seed)] for seed in (0, 1)
+    ]
+    assert shown[0] != shown[1]

@@ -148,7 +148,7 @@ def test_no_pairs_no_intervals():
 def test_the_response_is_scored_as_the_tokens_that_training_sees():
     transform = mini_internvl_transform(PACKAGE / "assets" / "mini_tokenizer", image_size=16)
     for sample in class_questions():
-        (query,) = ResponseLikelihood().requests(sample)
+        (query,) = ResponseLikelihood().plan(sample)
         picture = [Image.new("RGB", (16, 16))]
         trained = list(map(int, transform(sample, picture, inference=False)["tokens"]))
         prompt = list(map(int, transform(query.sample, picture, inference=True)["tokens"]))

@@ -58,3 +58,19 @@ def test_a_fragment_of_foreign_words_is_no_report():
     assert is_report_fragment("a big cell size", TERMS)
     assert not is_report_fragment("pink granules", TERMS)
     assert not is_report_fragment("and the", TERMS)
+
+
+def test_half_of_the_pieces_make_no_report_and_more_do():
+    others = "the nucleus has lobes, the rest was out of focus"
+    assert not is_report(f"big cell size, round cell shape, {others}", TERMS), "two of four"
+    assert is_report("big cell size, round cell shape, the rest was out of focus", TERMS), "two of three"
+
+
+@pytest.mark.parametrize(("text", "natural"), [("It is quite round.", True), ("Cells are round.", False)])
+def test_a_description_has_four_words(text, natural):
+    assert natural_description(text, TERMS) is natural
+
+
+def test_a_letter_is_no_description_and_a_fragment_has_no_verb():
+    assert not natural_description("I think that the correct answer is A.", TERMS)
+    assert not is_report_fragment("is", ["is"]) and not is_report_fragment("big is small", [*TERMS, "is"])

@@ -7,11 +7,15 @@ import xml.etree.ElementTree as ElementTree
 
 import pytest
 
+from medtune.evaluation.protocols.response_likelihood import ResponseLikelihood
 from medtune.reporting import plots
-from medtune.reporting.ranking import COLUMNS, ranking_sections
 from medtune.reporting.report import write_report
 from medtune.reporting.runs import read_run
+from medtune.reporting.sections import protocol_sections
 from tests.evaluation.ranked import NAME, write_run
+
+SHOWN = ResponseLikelihood.display.densities
+KEYS = [column.key for column in SHOWN.columns]
 
 
 @pytest.fixture(scope="module")
@@ -29,7 +33,7 @@ def test_the_page_has_densities_and_numbers_of_the_runs_that_were_asked(runs, tm
     page = write_report(runs, tmp_path / "r.html").read_text()
     section = page[page.index("<h2>Response ranking</h2>") : page.index("<h2>Protocols side by side</h2>")]
     assert section.count("VITask</th>") == 2 and "TSM" not in section and "<b>vanilla" not in page
-    assert all(title in section for title in COLUMNS.values()) and "Densities of the right response" in section
+    assert all(column.title in section for column in SHOWN.columns) and "Densities of the right response" in section
     overall = json.loads((runs[2] / "results.json").read_text())["protocols"][NAME]["overall"]
     assert f"<b>{100 * overall['auc_macro']['value']:.1f}</b>" in section
     assert f"<b>{overall['margin_macro']['value']:+.2f}</b>" in section
@@ -40,9 +44,9 @@ def test_the_page_has_densities_and_numbers_of_the_runs_that_were_asked(runs, tm
 
 
 def test_green_lies_clear_of_no_ranking_and_a_margin_is_in_nats(runs):
-    by_run, by_set = ranking_sections([read_run(run) for run in runs])
+    by_run, by_set = protocol_sections([read_run(run) for run in runs])
     assert [row.label for row in by_run.table.rows] == ["<b>vanilla", "VITask"]
-    tuned = dict(zip(COLUMNS, by_run.table.rows[1].cells, strict=True))
+    tuned = dict(zip(KEYS, by_run.table.rows[1].cells, strict=True))
     assert tuned["auc"].tone == "good" and tuned["overlap"].tone == "" and tuned["overlap"].span == ""
     assert re.fullmatch(r"\+[12]\.\d\d to \+[23]\.\d\d", tuned["margin"].span)
     assert by_run.table.rows[1].colour == plots.colour(2)
@@ -51,7 +55,7 @@ def test_green_lies_clear_of_no_ranking_and_a_margin_is_in_nats(runs):
 
 
 def test_without_likelihoods_there_is_no_section(runs):
-    assert ranking_sections([read_run(runs[1])]) == []
+    assert protocol_sections([read_run(runs[1])]) == []
 
 
 def test_the_chart_has_a_panel_for_each_run_and_is_the_same_twice(runs):

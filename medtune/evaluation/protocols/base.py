@@ -1,14 +1,16 @@
-"""What a protocol is: it turns a question into queries for the model, and judges the answers."""
+"""What a protocol is: it turns a question into queries for the model, judges the answers, and scores them all."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any, ClassVar, NamedTuple, Protocol
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, ClassVar, Literal, NamedTuple
 
 from medtune.data.labels import Target, classification_target, is_classification
 from medtune.data.multiple_choice import open_question
 from medtune.data.sample import IMAGE_TAG, Message, Sample
 from medtune.errors import DataError
+from medtune.evaluation.display import Display
 from medtune.evaluation.prediction import Prediction
+from medtune.evaluation.result import Number
 
 
 class Query(NamedTuple):
@@ -50,10 +52,16 @@ class Verdict:
         predicted: The value that was read from the answer, None where none could be read.
         in_format: Whether the answer has the form that was asked for (instruction retention).
         swapped: Whether another question's image was shown.
-        chance: Probability that a blind guess is right.
+        chance: Probability that a blind guess is right; 0 where a guess has no such probability.
         prior: Whether the training split's most frequent value is right; None where no training split is known.
         shown_differs: Whether the image shown has another right answer than the question's own (swapped images alone).
+        measures: Per-sample numbers by name, for example an absolute error; one that cannot be computed is left out.
+
+    Attributes:
+        tabulated: Whether such a verdict has a row in ``verdicts.csv``.
     """
+
+    tabulated: ClassVar[bool] = True
 
     id: str
     task: str
@@ -64,9 +72,10 @@ class Verdict:
     predicted: str | None
     in_format: bool
     swapped: bool
-    chance: float
-    prior: bool | None
+    chance: float = 0.0
+    prior: bool | None = None
     shown_differs: bool = False
+    measures: Mapping[str, float] = field(default_factory=dict)
 
     @property
     def correct(self) -> bool:
@@ -89,18 +98,26 @@ class Vocabulary:
     terms: tuple[str, ...]
 
     @classmethod
-    def of(cls, samples: Sequence[Sample], majority: dict[str, str], needed: bool = True) -> "Vocabulary":
+    def of(
+        cls,
+        samples: Sequence[Sample],
+        majority: dict[str, str],
+        needed: bool = True,
+        topics: "Sequence[TopicOf] | None" = None,
+    ) -> "Vocabulary":
         """Collect the vocabulary of a question file; a classification set is an attribute, its classes are the values.
 
         Args:
             samples: The questions.
             majority: Most frequent value of each attribute in the training split.
             needed: Whether each attribute must have one; classification alone does without.
+            topics: What tells what a question is about; None takes :func:`topic`.
 
         Raises:
             DataError: An attribute has no majority value.
         """
-        asked = [topic(sample) for sample in samples]
+        found = [about(sample) for about in ((topic,) if topics is None else topics) for sample in samples]
+        asked = [one for one in found if one is not None]
         attributes = sorted({one.attribute for one in asked})
         for attribute in attributes:
             if needed and attribute not in majority:
@@ -110,18 +127,6 @@ class Vocabulary:
                 )
         values = {str(value) for one in asked for value in one.values}
         return cls(dict(majority), tuple(attributes), tuple(sorted(values | set(attributes))))
-
-
-class EvaluationProtocol(Protocol):
-    """One way to ask and to score."""
-
-    name: ClassVar[str]
-
-    def requests(self, sample: Sample) -> list[Query]:
-        """Return the queries of one question (``meta`` holds ``attribute``, ``options``, ``answer``)."""
-
-    def judge(self, row: Prediction, vocabulary: Vocabulary) -> Verdict:
-        """Read and judge one answer."""
 
 
 class Topic(NamedTuple):
@@ -143,6 +148,110 @@ def topic(sample: Sample) -> Topic:
         return Topic(target.set, target.text, target.classes)
     meta = question_meta(sample)
     return Topic(meta["attribute"], meta["answer"], tuple(meta["options"]))
+
+
+TopicOf = Callable[[Sample], Topic | None]
+"""Tells what a question is about; None for a question that is not of the protocol's kind."""
+Pair = tuple[dict[str, str], dict[str, str]]
+"""The rows of ``verdicts.csv`` of two runs for one query, the run to compare with first."""
+
+
+class EvaluationProtocol:
+    """One way to ask, to judge and to score; a subclass in a file of its own is a whole protocol.
+
+    ``protocols`` of ``predict`` and ``evaluate`` take the name of a packaged one, or the dotted path of a class.
+    A subclass sets ``name`` and ``display`` and writes ``plan``, ``judge`` and ``score``; the rest has defaults.
+
+    Args:
+        seed: Seed that predict and evaluate were given.
+
+    Attributes:
+        name: Name in configs, files and results.
+        display: How its numbers and answers are shown.
+        default: Whether it is asked unless a config says otherwise.
+        majority: Whether the training split's most frequent values are ``required`` for every attribute, ``used`` as
+            far as they are known, or of no use (``none``).
+        retention: Definition of the share of answers in the form asked for, which makes the protocol a component of
+            instruction retention; empty for none.
+        answer_keys: What the model's side writes into a prediction's ``meta``; everything else there comes from the
+            question file.
+        swap_required: Whether it must be asked on other images too.
+    """
+
+    name: ClassVar[str]
+    display: ClassVar[Display]
+    default: ClassVar[bool] = False
+    majority: ClassVar[Literal["required", "used", "none"]] = "none"
+    retention: ClassVar[str] = ""
+    answer_keys: ClassVar[tuple[str, ...]] = ("scores", "score_tokens")
+    swap_required: ClassVar[bool] = False
+
+    def __init__(self, seed: int = 0) -> None:
+        self.seed = seed
+
+    @staticmethod
+    def topic(sample: Sample) -> Topic | None:
+        """Return what a question is about; the default asks for ``attribute``, ``options`` and ``answer``."""
+        return topic(sample)
+
+    @staticmethod
+    def other_images(samples: Sequence[Sample], seed: int) -> list[Sample]:
+        """Return the questions on other images; the default deals the images out anew."""
+        from medtune.evaluation.swapped import swap_images  # it asks this module what a question is about
+
+        return swap_images(samples, seed)
+
+    def plan(self, sample: Sample) -> list[Query]:
+        """Return the queries of one question; none for a question that is not of the protocol's kind.
+
+        ``meta`` of each holds ``sample_id``, ``images`` and ``swapped`` (:func:`query_frame`), ``attribute`` (the
+        group that numbers are averaged over) and ``answer``.
+        """
+        raise NotImplementedError
+
+    def judge(self, row: Prediction, vocabulary: Vocabulary) -> Verdict:
+        """Read and judge one answer; ``row.meta["missing"]`` stands where there is none."""
+        raise NotImplementedError
+
+    def score(
+        self, verdicts: Sequence[Verdict], vocabulary: Vocabulary, *, draws: int, seed: int
+    ) -> dict[str, Any] | None:
+        """Score one model's verdicts.
+
+        Args:
+            verdicts: On the true and on swapped images.
+            vocabulary: What is known of the whole question file.
+            draws: Bootstrap draws.
+            seed: Seed of the draws.
+
+        Returns:
+            ``{"overall": numbers, "attributes": {attribute: numbers}, "swapped": numbers or None}``, and what else the
+            protocol has to say; None where the answers have no score. :func:`medtune.evaluation.scoring.score_protocol`
+            makes it of right and wrong answers, :func:`medtune.evaluation.measures.score_measures` of other numbers.
+        """
+        raise NotImplementedError
+
+    def facts(self, verdicts: Sequence[Verdict]) -> dict[str, Any]:
+        """Return what readers of the results must know of the questions; it joins ``vocabulary`` of the results."""
+        return {}
+
+    def mismatch(self, first: Mapping[str, Any], second: Mapping[str, Any]) -> str:
+        """Return why two runs cannot be compared, by the ``vocabulary`` of their results; empty where they can."""
+        return ""
+
+    def compare(
+        self, pairs: Mapping[int, Sequence[Pair]], vocabulary: Mapping[str, Any], base: str, *, draws: int, seed: int
+    ) -> dict[str, Number]:
+        """Return paired differences beside that of ``display.paired``, by the names of overall numbers.
+
+        Args:
+            pairs: Training seed to its pairs, on true images.
+            vocabulary: Of the results of the run that is compared.
+            base: Name of the run that is subtracted.
+            draws: Bootstrap draws.
+            seed: Seed of the draws.
+        """
+        return {}
 
 
 def question_meta(sample: Sample) -> dict[str, Any]:

@@ -1,15 +1,84 @@
-"""Classification by generated text (VITask): the set's own instruction, answered with a label's text."""
+"""Classification by generated text (VITask): the set's own instruction, answered with a label's text.
+
+Each set is scored over its fixed classes, then macro over sets and micro over images. The point values come from
+scikit-learn; :mod:`medtune.evaluation.resampled` holds the same statistics for many bootstrap draws at once.
+"""
 
 import math
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar, Literal, cast
+
+import numpy as np
 
 from medtune.data.labels import PROTOCOL, LabelTask, classification_target, is_classification, label_text
 from medtune.data.sample import Message, Sample
 from medtune.errors import DataError
+from medtune.evaluation.baselines import CHANCE, MAJORITY, chance, majority
+from medtune.evaluation.display import ACCURACY_TITLES, Column, Display, Examples
 from medtune.evaluation.labels import OUT_OF_VOCABULARY, read_labels
+from medtune.evaluation.metrics import macro, proportion
 from medtune.evaluation.prediction import Prediction
-from medtune.evaluation.protocols.base import Query, Verdict, Vocabulary, query_frame, user_turn, verdict_frame
+from medtune.evaluation.protocols.base import (
+    EvaluationProtocol,
+    Pair,
+    Query,
+    Verdict,
+    Vocabulary,
+    query_frame,
+    user_turn,
+    verdict_frame,
+)
+from medtune.evaluation.resampled import LabelTable, f1_difference, intervals, points
+from medtune.evaluation.result import Number
+from medtune.evaluation.scoring import BOOTSTRAP, SHARE, Numbers, by_attribute, macro_interval, swap_numbers
+
+EXACT = "exact match: share of images whose findings are all right and none is missing; Wilson interval"
+F1 = (
+    "macro-F1 over the set's classes; an answer out of vocabulary is a false negative of its right classes and no "
+    "false positive; classes that neither occur nor are answered are left out"
+)
+DEFINITIONS = {
+    "f1_macro": F1,
+    "label_accuracy": "mean over the set's labels of the share of images on which presence or absence is right",
+    "quadratic_kappa": "Cohen's kappa with quadratic weights over the grades; an answer out of vocabulary counts as "
+    "the grade farthest from the right one",
+    "auc_macro": "mean over the set's classes of the area under the ROC curve of one against the rest, by the row's "
+    "scores; classes without an image, or with all of them, are left out",
+}
+CONSTANT = "macro-F1 of always giving the set's most frequent answer in the training split"
+STRAY = "share of answers that name no class, or something beside the classes they name; they are wrong"
+_MACRO = Column("accuracy_macro", "Accuracy, mean over sets", "majority_macro", "chance_macro")
+_DISPLAY = Display(
+    "Classification",
+    rank=60,
+    help="answered with the text of a class, which must match but for case and punctuation",
+    headline=(
+        Column("accuracy_macro", "Classification", "majority_macro", "chance_macro"),
+        Column("f1_macro", "Classification, macro-F1", "majority_f1_macro"),
+    ),
+    columns=(
+        _MACRO,
+        Column("accuracy_micro", "Accuracy, over images", "majority_micro", "chance_micro"),
+        Column("f1_macro", ACCURACY_TITLES["f1_macro"]),
+        Column("out_of_vocabulary", ACCURACY_TITLES["out_of_vocabulary"]),
+    ),
+    attribute=Column("accuracy", "accuracy", "majority", "chance"),
+    notes=(
+        Column("f1_macro", "F1"),
+        Column("label_accuracy", "per label"),
+        Column("quadratic_kappa", "κ"),
+        Column("auc_macro", "AUC"),
+    ),
+    notes_help="Of a classification each set has a line: macro-F1 over its classes, and where they apply accuracy per "
+    "label, quadratic kappa (κ) and AUC.",
+    titles=ACCURACY_TITLES,
+    followed_of_sets=("accuracy", "f1_macro"),
+    sets=(Column("accuracy", "accuracy"), Column("f1_macro", "macro-F1")),
+    confusion="classes",
+    radar=True,
+    examples=Examples("Set {set}"),
+)
 
 
 @dataclass(frozen=True)
@@ -33,12 +102,14 @@ class ClassVerdict(Verdict):
     scores: tuple[float, ...] | None = None
 
 
-class Classification:
+class Classification(EvaluationProtocol):
     """The sample's user turn is the prompt; the answer must be the text of a class, or of several joined by ``;``."""
 
     name: ClassVar[str] = PROTOCOL
+    majority: ClassVar[Literal["required", "used", "none"]] = "used"
+    display = _DISPLAY
 
-    def requests(self, sample: Sample) -> list[Query]:
+    def plan(self, sample: Sample) -> list[Query]:
         """Return the one query of a classification question.
 
         Raises:
@@ -85,6 +156,189 @@ class Classification:
             out_of_vocabulary=stray,
             scores=_scores(row, len(classes)),
         )
+
+    def score(
+        self, verdicts: Sequence[Verdict], vocabulary: Vocabulary, *, draws: int, seed: int
+    ) -> dict[str, Any] | None:
+        """Score each set over its fixed classes (:func:`score_classification`)."""
+        return score_classification(verdicts, vocabulary.majority, draws=draws, seed=seed)
+
+    def facts(self, verdicts: Sequence[Verdict]) -> dict[str, Any]:
+        """Return task and classes of each set."""
+        sets = sets_of(verdicts)
+        return {"sets": sets} if sets else {}
+
+    def mismatch(self, first: Mapping[str, Any], second: Mapping[str, Any]) -> str:
+        """Return why two runs cannot be compared: they know other classes."""
+        return "" if first.get("sets") == second.get("sets") else "the sets have different classes"
+
+    def compare(
+        self, pairs: Mapping[int, Sequence[Pair]], vocabulary: Mapping[str, Any], base: str, *, draws: int, seed: int
+    ) -> dict[str, Number]:
+        """Return the paired difference in macro-F1, mean over sets and training seeds."""
+        return {"f1_macro": _f1_difference(pairs, vocabulary["sets"], base, draws, seed)}
+
+
+def score_classification(
+    verdicts: Sequence[Verdict], commonest: dict[str, str], *, draws: int = 1000, seed: int = 0
+) -> dict[str, Any]:
+    """Score one model's classification verdicts.
+
+    Args:
+        verdicts: On the true and on swapped images.
+        commonest: Set to the most frequent answer of its training split; a set may lack one.
+        draws: Bootstrap draws.
+        seed: Seed of the draws.
+
+    Returns:
+        ``{"overall": numbers, "attributes": {set: numbers}, "swapped": numbers or None}``.
+
+    Raises:
+        DataError: Questions of one set have different classes or tasks.
+    """
+    held = [cast(ClassVerdict, one) for one in verdicts]
+    true, swapped = ([one for one in held if one.swapped is side] for side in (False, True))
+    groups = by_attribute(true)
+    for name, rows in groups.items():
+        if len({(one.kind, one.classes) for one in rows}) > 1:
+            raise DataError(
+                f"the questions of the set {name!r} have different classes or tasks; prepare them in one run."
+            )
+    exchanged = None
+    if swapped:
+        overall = _overall(swapped, commonest, draws, seed)
+        exchanged = {**swap_numbers(true, swapped, overall, draws, seed), "f1_macro": overall["f1_macro"]}
+    return {
+        "overall": _overall(true, commonest, draws, seed),
+        "attributes": {name: _of_set(rows, commonest.get(name), draws, seed) for name, rows in groups.items()},
+        "swapped": exchanged,
+    }
+
+
+def sets_of(verdicts: Sequence[Verdict]) -> dict[str, dict[str, Any]]:
+    """Return task and classes of each set, for readers of the results."""
+    found = {one.attribute: one for one in verdicts if isinstance(one, ClassVerdict)}
+    return {name: {"task": one.kind, "classes": list(one.classes)} for name, one in sorted(found.items())}
+
+
+def label_table(rows: Sequence[ClassVerdict]) -> LabelTable:
+    """Lay out the verdicts of one set as arrays."""
+    scores = [one.scores for one in rows]
+    return LabelTable.of(
+        rows[0].kind,
+        len(rows[0].classes),
+        [one.gold_indices for one in rows],
+        [one.read_indices for one in rows],
+        None if any(one is None for one in scores) else [list(one) for one in scores if one is not None],
+    )
+
+
+def _of_set(rows: list[ClassVerdict], commonest: str | None, draws: int, seed: int) -> Numbers:
+    table = label_table(rows)
+    images = [one.images for one in rows]
+    ends = intervals({"": table}, images, draws=draws, seed=seed)
+    numbers = {
+        name: Number(value, "fraction", True, len(rows), ends.get(name), f"{DEFINITIONS[name]}; {BOOTSTRAP}")
+        for name, value in points(table).items()
+    }
+    return {
+        "accuracy": proportion([one.correct for one in rows], EXACT if table.kind == "multi_label" else SHARE),
+        **numbers,
+        "out_of_vocabulary": _out_of_vocabulary(rows),
+        "chance": chance(rows),
+        "majority": majority(rows),
+        "majority_f1": _majority_f1(table, rows, commonest),
+    }
+
+
+def _majority_f1(table: LabelTable, rows: Sequence[ClassVerdict], commonest: str | None) -> Number:
+    value = None
+    if commonest is not None:
+        indices, _ = read_labels(commonest, rows[0].classes, rows[0].kind == "multi_label")
+        value = points(table.answered_by(indices))["f1_macro"]
+    return Number(value, "fraction", None, len(rows), None, CONSTANT)
+
+
+def _overall(rows: Sequence[ClassVerdict], commonest: Mapping[str, str], draws: int, seed: int) -> Numbers:
+    groups = by_attribute(rows)
+    over = f"mean over the {len(groups)} sets of"
+    tables = {name: label_table(group) for name, group in groups.items()}
+    in_order = [one for group in groups.values() for one in group]
+    ends = intervals(tables, [one.images for one in in_order], draws=draws, seed=seed, only=("f1_macro",))
+
+    def number(value: float | None, better: bool | None, ends: tuple[float, float] | None, text: str) -> Number:
+        return Number(value, "fraction", better, len(rows), ends, f"{over} {text}")
+
+    def mean(measure: Callable[[list[ClassVerdict]], float | None]) -> float | None:
+        values = [value for value in map(measure, groups.values()) if value is not None]
+        return float(np.mean(values)) if values else None
+
+    priors = [float(one.prior) for one in rows if one.prior is not None]
+    known = len(priors) == len(rows)
+    f1 = [points(table)["f1_macro"] for table in tables.values()]
+    constant = [_majority_f1(tables[name], group, commonest.get(name)).value for name, group in groups.items()]
+    return {
+        "accuracy_macro": number(
+            mean(lambda group: float(np.mean([one.correct for one in group]))),
+            True,
+            macro_interval(rows, [float(one.correct) for one in rows], draws, seed),
+            f"the share of right answers, out of vocabulary wrong; {BOOTSTRAP}",
+        ),
+        "f1_macro": number(_mean(f1), True, ends.get("f1_macro"), f"the {F1}; {BOOTSTRAP}"),
+        "accuracy_micro": proportion([one.correct for one in rows], SHARE),
+        "out_of_vocabulary": _out_of_vocabulary(rows),
+        "chance_macro": number(mean(lambda group: chance(group).value), None, None, CHANCE),
+        "chance_micro": chance(rows),
+        "majority_macro": number(
+            mean(lambda group: majority(group).value) if known else None,
+            None,
+            macro_interval(rows, priors, draws, seed) if known else None,
+            f"{MAJORITY}; {BOOTSTRAP}",
+        ),
+        "majority_micro": majority(rows),
+        "majority_f1_macro": number(None if None in constant else _mean(constant), None, None, CONSTANT),
+    }
+
+
+def _out_of_vocabulary(rows: Sequence[ClassVerdict]) -> Number:
+    return proportion([one.out_of_vocabulary for one in rows], STRAY, higher_is_better=False)
+
+
+def _mean(values: Sequence[float | None]) -> float | None:
+    held = np.asarray([np.nan if value is None else value for value in values], dtype=np.float64)
+    return float(macro(held)) if not np.isnan(held).all() else None
+
+
+def _f1_difference(
+    pairs: Mapping[int, Sequence[Pair]], sets: Mapping[str, Mapping[str, Any]], base: str, draws: int, seed: int
+) -> Number:
+    """Difference in macro-F1, mean over sets; the answers are read back from the values of the verdicts.
+
+    Args:
+        pairs: Training seed to its pairs.
+        sets: Set to its task and classes.
+        base: Name of the model that is subtracted.
+        draws: Bootstrap draws.
+        seed: Seed of the draws.
+    """
+    by_set = {
+        (name, of): [pair for pair in held if pair[0]["attribute"] == name]
+        for of, held in pairs.items()
+        for name in sets
+    }
+    sides: list[dict[str, LabelTable]] = []
+    for side in (0, 1):
+        tables = {}
+        for (name, of), rows in by_set.items():
+            classes, several = tuple(sets[name]["classes"]), sets[name]["task"] == "multi_label"
+            gold = [read_labels(pair[side]["gold"], classes, several)[0] for pair in rows]
+            read = [read_labels(pair[side]["predicted"], classes, several)[0] for pair in rows]
+            tables[f"{name} {of}"] = LabelTable.of(sets[name]["task"], len(classes), gold, read)
+        sides.append(tables)
+    images = [pair[0]["images"] for rows in by_set.values() for pair in rows]
+    value, interval = f1_difference(sides[0], sides[1], images, draws=draws, seed=seed)
+    text = f"mean over the {len(sets)} sets of macro-F1 minus that of {base}; interval by a bootstrap over images"
+    return Number(value, "difference of fractions", True, len(images), interval, text)
 
 
 def _scores(row: Prediction, classes: int) -> tuple[float, ...] | None:

@@ -1,21 +1,45 @@
 """The plain request: ``What does this image show?``; it has no right answer, only a natural or an unnatural one."""
 
-from typing import ClassVar
+from collections.abc import Sequence
+from typing import Any, ClassVar, Literal
 
 from medtune.data.sample import Message, Sample
+from medtune.evaluation.display import Display, Examples
 from medtune.evaluation.prediction import Prediction
-from medtune.evaluation.protocols.base import Query, Verdict, Vocabulary, make_verdict, question_meta
+from medtune.evaluation.protocols.base import (
+    EvaluationProtocol,
+    Query,
+    Verdict,
+    Vocabulary,
+    make_verdict,
+    question_meta,
+)
 from medtune.evaluation.wording import natural_description
 
 PROMPT = "What does this image show?"
 
 
-class Description:
+class Description(EvaluationProtocol):
     """Asked once for each image, however many questions it has, and never on swapped images."""
 
     name: ClassVar[str] = "description"
+    default = True
+    majority: ClassVar[Literal["required", "used", "none"]] = "required"
+    retention = (
+        "share of answers to 'What does this image show?' that are sentences with a finite verb and an end mark, "
+        "neither a recited report nor a letter"
+    )
+    display = Display(
+        "Description",
+        rank=50,
+        help="what the image shows, in the model's own words",
+        examples=Examples(
+            heading="{prompt}", mark="in_format", per_image=True, legend="for a description ✓ means natural language"
+        ),
+        retention="natural description",
+    )
 
-    def requests(self, sample: Sample) -> list[Query]:
+    def plan(self, sample: Sample) -> list[Query]:
         """Return the query of a question's images; questions on the same images give the same query."""
         if question_meta(sample).get("swapped", False):
             return []
@@ -35,3 +59,9 @@ class Description:
         """Judge by :func:`medtune.evaluation.wording.natural_description`."""
         natural = natural_description(row.prediction, vocabulary.terms)
         return make_verdict(row, "natural" if natural else None, natural)
+
+    def score(
+        self, verdicts: Sequence[Verdict], vocabulary: Vocabulary, *, draws: int, seed: int
+    ) -> dict[str, Any] | None:
+        """Return None: there is no right answer; instruction retention holds the rate of natural ones."""
+        return None

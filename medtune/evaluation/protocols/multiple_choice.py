@@ -1,22 +1,45 @@
 """Multiple choice in the format of InstFree (section 4.2), answered freely or by the likelihood of the letters."""
 
 import math
-from typing import ClassVar
+from collections.abc import Sequence
+from typing import Any, ClassVar, Literal
 
 from medtune.data.multiple_choice import multiple_choice_answer, multiple_choice_prompt
 from medtune.data.sample import Sample
 from medtune.errors import DataError
+from medtune.evaluation.display import Examples, accuracy_display
 from medtune.evaluation.parsing import parse_letter
 from medtune.evaluation.prediction import Prediction
-from medtune.evaluation.protocols.base import Query, Verdict, Vocabulary, make_query, make_verdict, question_text
+from medtune.evaluation.protocols.base import (
+    EvaluationProtocol,
+    Query,
+    Verdict,
+    Vocabulary,
+    make_query,
+    make_verdict,
+    question_text,
+)
+from medtune.evaluation.scoring import score_protocol
 
 
-class MultipleChoice:
+class MultipleChoice(EvaluationProtocol):
     """The paper's benchmark: the model writes its answer, the official parser reads it; unread is wrong."""
 
     name: ClassVar[str] = "multiple_choice"
+    default = True
+    majority: ClassVar[Literal["required", "used", "none"]] = "required"
+    retention = "share of multiple-choice answers in which the official parser reads the letter of an option"
+    display = accuracy_display(
+        "Multiple choice",
+        rank=20,
+        help="the paper's prompt and the official parser, an unread answer is wrong",
+        confusion="values",
+        radar=True,
+        examples=Examples("What is the {attribute}?"),
+        retention="letter format",
+    )
 
-    def requests(self, sample: Sample) -> list[Query]:
+    def plan(self, sample: Sample) -> list[Query]:
         """Return the one query of a question."""
         question, options, answer = question_text(sample)
         prompt = multiple_choice_prompt(question, options)
@@ -30,8 +53,14 @@ class MultipleChoice:
         prior = vocabulary.majority[row.meta["attribute"]] == row.meta["answer"]
         return make_verdict(row, predicted, index is not None, prior=prior)
 
+    def score(
+        self, verdicts: Sequence[Verdict], vocabulary: Vocabulary, *, draws: int, seed: int
+    ) -> dict[str, Any] | None:
+        """Score right and wrong answers (:func:`medtune.evaluation.scoring.score_protocol`)."""
+        return score_protocol(verdicts, draws=draws, seed=seed)
 
-class LetterLikelihood:
+
+class LetterLikelihood(EvaluationProtocol):
     """The same prompt; the option whose sentence ``The correct answer is X.`` is the most likely is the answer.
 
     It shows what the model knows when it no longer writes the asked format, so it is no measure of retention. A tie
@@ -39,8 +68,15 @@ class LetterLikelihood:
     """
 
     name: ClassVar[str] = "letter_likelihood"
+    default = True
+    majority: ClassVar[Literal["required", "used", "none"]] = "required"
+    display = accuracy_display(
+        "Letter likelihood",
+        rank=30,
+        help="the same prompt, the most likely letter counts, whatever the model would have written",
+    )
 
-    def requests(self, sample: Sample) -> list[Query]:
+    def plan(self, sample: Sample) -> list[Query]:
         """Return the one query of a question, with a continuation for each option."""
         question, options, answer = question_text(sample)
         prompt = multiple_choice_prompt(question, options)
@@ -65,3 +101,9 @@ class LetterLikelihood:
             )
         best = max(range(len(options)), key=lambda index: scores[index])
         return make_verdict(row, options[best], True, prior=prior)
+
+    def score(
+        self, verdicts: Sequence[Verdict], vocabulary: Vocabulary, *, draws: int, seed: int
+    ) -> dict[str, Any] | None:
+        """Score right and wrong answers (:func:`medtune.evaluation.scoring.score_protocol`)."""
+        return score_protocol(verdicts, draws=draws, seed=seed)

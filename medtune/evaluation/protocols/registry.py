@@ -1,7 +1,8 @@
 """The protocols by name, and the queries that a question file gives: predict asks them, evaluate expects them."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
+from medtune.config import import_path
 from medtune.data.sample import Sample
 from medtune.errors import ConfigError, DataError
 from medtune.evaluation.protocols.base import EvaluationProtocol, Query
@@ -11,30 +12,57 @@ from medtune.evaluation.protocols.multiple_choice import LetterLikelihood, Multi
 from medtune.evaluation.protocols.open_question import OpenQuestion
 from medtune.evaluation.protocols.response_likelihood import ResponseLikelihood
 from medtune.evaluation.protocols.yes_no import YesNo
-from medtune.evaluation.swapped import contrast_images, swap_images
 
-_MAKERS: dict[str, Callable[[int], EvaluationProtocol]] = {
-    "multiple_choice": lambda seed: MultipleChoice(),
-    "letter_likelihood": lambda seed: LetterLikelihood(),
-    "open": lambda seed: OpenQuestion(),
-    "yes_no": YesNo,
-    "description": lambda seed: Description(),
+REGISTRY: dict[str, type[EvaluationProtocol]] = {
+    one.name: one
+    for one in (MultipleChoice, LetterLikelihood, OpenQuestion, YesNo, Description, Classification, ResponseLikelihood)
 }
-PROTOCOLS = tuple(_MAKERS)
+"""The packaged protocols by name; a package of one's own may add an entry."""
+PROTOCOLS = tuple(name for name, one in REGISTRY.items() if one.default)
 """Names of the protocols for questions about an attribute, which are asked unless a config says otherwise."""
-_MAKERS["classification"] = lambda seed: Classification()
-_MAKERS[ResponseLikelihood.name] = lambda seed: ResponseLikelihood()
 
 
 def build_protocol(name: str, seed: int = 0) -> EvaluationProtocol:
-    """Return the protocol of that name.
+    """Return the protocol of that name, or of that dotted path.
+
+    Args:
+        name: A name of :data:`REGISTRY`, or the path of a subclass of ``EvaluationProtocol``.
+        seed: Seed that predict and evaluate were given.
 
     Raises:
-        ConfigError: There is none.
+        ConfigError: There is none, or it goes by the name of a packaged one.
     """
-    if name not in _MAKERS:
-        raise ConfigError(f"unknown protocol {name!r}; choose from {', '.join(_MAKERS)}.")
-    return _MAKERS[name](seed)
+    if name in REGISTRY:
+        return REGISTRY[name](seed)
+    if "." not in name:
+        raise ConfigError(
+            f"unknown protocol {name!r}; choose from {', '.join(REGISTRY)}, or give the dotted path of a class."
+        )
+    found = import_path(name, "protocols")
+    if not (isinstance(found, type) and issubclass(found, EvaluationProtocol)):
+        raise ConfigError(f"protocols: {name} is no subclass of medtune.evaluation.protocols.base.EvaluationProtocol.")
+    if REGISTRY.get(found.name, found) is not found:
+        raise ConfigError(f"protocols: {name} is named {found.name!r} as a packaged one; give it another name.")
+    return found(seed)
+
+
+def build_protocols(names: Iterable[str], seed: int = 0) -> dict[str, EvaluationProtocol]:
+    """Return the protocols by their own names, in the order asked for.
+
+    Raises:
+        ConfigError: As :func:`build_protocol`, or two of them go by one name.
+    """
+    found: dict[str, EvaluationProtocol] = {}
+    for name in dict.fromkeys(names):
+        protocol = build_protocol(name, seed)
+        if type(found.setdefault(protocol.name, protocol)) is not type(protocol):
+            raise ConfigError(f"protocols: two of them are named {protocol.name!r}; leave one out.")
+    return found
+
+
+def majority_of_use(names: Iterable[str]) -> bool:
+    """Return whether any of the protocols reads the training split's most frequent values."""
+    return any(protocol.majority != "none" for protocol in build_protocols(names).values())
 
 
 def plan_queries(
@@ -44,27 +72,33 @@ def plan_queries(
 
     Args:
         samples: The questions.
-        protocols: Names of the protocols to ask.
-        swapped: Names of the protocols to ask on swapped images too.
+        protocols: Names or dotted paths of the protocols to ask.
+        swapped: Those of the protocols to ask on swapped images too.
         seed: Seed of the yes/no coins and of the swap.
 
     Raises:
-        ConfigError: An unknown protocol, one in ``swapped`` that is not in ``protocols``, or ``response_likelihood``
-            without its other image.
+        ConfigError: An unknown protocol, one in ``swapped`` that is not in ``protocols``, or one that compares two
+            images without its other image.
         DataError: Two different queries have one id, which two questions of one id make.
     """
-    stray = [name for name in swapped if name not in protocols]
+    asked, exchanged = build_protocols(protocols, seed), build_protocols(swapped, seed)
+    stray = [name for name in exchanged if name not in asked]
     if stray:
         raise ConfigError(f"protocol {stray[0]!r} is listed under 'swapped' but not under 'protocols'; add it there.")
-    if ResponseLikelihood.name in protocols and ResponseLikelihood.name not in swapped:
-        raise ConfigError(f"protocol {ResponseLikelihood.name!r} compares two images; list it under 'swapped' as well.")
-    dealt = swap_images(samples, seed) if set(swapped) - {ResponseLikelihood.name} else []
+    for name, protocol in asked.items():
+        if protocol.swap_required and name not in exchanged:
+            raise ConfigError(f"protocol {name!r} compares two images; list it under 'swapped' as well.")
+    others: dict[Callable[[Sequence[Sample], int], list[Sample]], list[Sample]] = {}
     queries: dict[str, Query] = {}
-    for name in protocols:
-        protocol = build_protocol(name, seed)
-        others = contrast_images(samples, seed) if name == ResponseLikelihood.name else dealt
-        for sample in [*samples, *(others if name in swapped else [])]:
-            for query in protocol.requests(sample):
+    for name, protocol in asked.items():
+        shown = list(samples)
+        if name in exchanged:
+            choose = type(protocol).other_images
+            if choose not in others:
+                others[choose] = choose(samples, seed)
+            shown += others[choose]
+        for sample in shown:
+            for query in protocol.plan(sample):
                 if queries.setdefault(query.id, query) != query:
                     raise DataError(f"two questions give the query {query.id!r}; make the ids of the questions unique.")
     return list(queries.values())

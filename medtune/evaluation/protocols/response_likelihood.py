@@ -1,17 +1,103 @@
-"""How likely the right response is, given the question and an image (VITask, section 4 and Fig. 4)."""
+"""How likely the right response is, given the question and an image (VITask, section 4 and Fig. 4).
+
+Does the right response get a higher likelihood under its own image than under another one? VITask calls this the visual
+response ranking capability (section 4) and shows it as two densities (Fig. 4), whose overlap contrastive response
+tuning is to shrink. Here each question makes one pair: the mean log-probability of the right response's tokens under
+its own image, and under an image of the same set with another right response.
+"""
 
 import math
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar, Literal, cast
+
+import numpy as np
+from numpy.typing import NDArray
+from sklearn.metrics import roc_auc_score
 
 from medtune.data.multiple_choice import open_question
 from medtune.data.sample import Message, Sample
 from medtune.errors import DataError
+from medtune.evaluation.display import Column, Densities, Display
+from medtune.evaluation.metrics import bootstrap_interval, drawn_weights, macro, proportion
 from medtune.evaluation.prediction import Prediction
-from medtune.evaluation.protocols.base import Query, Verdict, Vocabulary, query_frame, topic, user_turn, verdict_frame
+from medtune.evaluation.protocols.base import (
+    EvaluationProtocol,
+    Query,
+    Verdict,
+    Vocabulary,
+    query_frame,
+    topic,
+    user_turn,
+    verdict_frame,
+)
+from medtune.evaluation.resampled import drawn_area, percentile_ends
+from medtune.evaluation.result import Number
+from medtune.evaluation.scoring import BOOTSTRAP, Numbers, by_attribute
+from medtune.evaluation.swapped import contrast_images
 
+Array = NDArray[np.float64]
+BINS = 20
+"""Bins of equal width on [0, 1] of a response's probability."""
+DEFINITIONS = {
+    "auc": "area under the ROC curve of the likelihoods under own images against those under other images, all images "
+    "of the set in one ranking; one half is no ranking at all",
+    "own_above_other": "share of images under which the right response is strictly likelier than under the other one",
+    "margin": "mean over images of the response's mean log-probability per token under the own image minus that under "
+    "the other one",
+    "overlap": f"overlap coefficient of the two densities: sum over {BINS} equal bins of the response's probability "
+    "(geometric mean over its tokens) of the smaller of the two shares of images; chance alone keeps it below 1, the "
+    "more so the fewer the images",
+    "probability_own": "mean over images of the response's probability (geometric mean over its tokens), own image",
+    "probability_other": "the same under the other image",
+}
+_TRAITS: dict[str, tuple[str, bool | None]] = {
+    "auc": ("fraction", True),
+    "own_above_other": ("fraction", True),
+    "margin": ("nats per token", True),
+    "overlap": ("fraction", False),
+    "probability_own": ("fraction", True),
+    "probability_other": ("fraction", False),
+}
+"""Unit of each number, and whether more of it is better."""
 ROUNDING = 1e-3
 """Nats by which a response's log-probability may lie above 0."""
+_TITLES = {
+    "auc": "AUC",
+    "own_above_other": "own image above another",
+    "margin": "margin",
+    "overlap": "overlap",
+    "probability_own": "probability, own image",
+    "probability_other": "probability, another image",
+}
+_AUC = Column("auc", "AUC, own image against another", against=0.5)
+_DISPLAY = Display(
+    "Response ranking",
+    rank=70,
+    titles={f"{name}_macro": f"Response ranking: {title}" for name, title in _TITLES.items()},
+    followed=("auc_macro", "own_above_other_macro", "overlap_macro"),
+    followed_of_sets=("auc", "overlap"),
+    seeds=(Column("auc_macro", "Response ranking, AUC"), Column("overlap_macro", "Response ranking, overlap")),
+    densities=Densities(
+        help="How likely is the right response when the question's own image is shown, and when an image of the same "
+        "set is shown whose right response is another? A model that ranks responses by what it sees puts the first "
+        "above the second; the densities of one that does not look lie on top of each other. An AUC of 50 is no "
+        "ranking.",
+        columns=(
+            _AUC,
+            Column("own_above_other", "Own image above another"),
+            Column("overlap", "Overlap of the densities"),
+            Column("margin", "Margin, nats per token", sign=True),
+            Column("probability_own", "Probability, own image"),
+            Column("probability_other", "Probability, another image"),
+        ),
+        alt="Densities of the right response's probability under own and under other images, one panel a model",
+        set_help="AUC of the likelihoods under own images against those under other images, and the densities' "
+        "overlap.",
+        set_column=_AUC,
+        set_note=Column("overlap", "overlap"),
+    ),
+)
 
 
 @dataclass(frozen=True)
@@ -22,10 +108,11 @@ class LikelihoodVerdict(Verdict):
         log_likelihood: Mean log-probability of the response's tokens, in nats; None where the row is missing.
     """
 
+    tabulated: ClassVar[bool] = False  # a likelihood is no answer
     log_likelihood: float | None = None
 
 
-class ResponseLikelihood:
+class ResponseLikelihood(EvaluationProtocol):
     """The sample's user turn, continued by the right response; nothing is generated.
 
     It is asked twice: on the question's image, and on an image of the same set whose right response is another one
@@ -33,8 +120,16 @@ class ResponseLikelihood:
     """
 
     name: ClassVar[str] = "response_likelihood"
+    majority: ClassVar[Literal["required", "used", "none"]] = "used"
+    swap_required = True
+    display = _DISPLAY
 
-    def requests(self, sample: Sample) -> list[Query]:
+    @staticmethod
+    def other_images(samples: Sequence[Sample], seed: int) -> list[Sample]:
+        """Return the questions on images of the same set whose right response is another one."""
+        return contrast_images(samples, seed)
+
+    def plan(self, sample: Sample) -> list[Query]:
         """Return the one query of a question, with the right response as its only continuation.
 
         Raises:
@@ -65,6 +160,160 @@ class ResponseLikelihood:
             prior=None,
             log_likelihood=None if row.meta.get("missing") else _mean(row),
         )
+
+    def score(
+        self, verdicts: Sequence[Verdict], vocabulary: Vocabulary, *, draws: int, seed: int
+    ) -> dict[str, Any] | None:
+        """Score the pairs (:func:`score_ranking`)."""
+        return score_ranking(verdicts, draws=draws, seed=seed)
+
+
+@dataclass(frozen=True)
+class Pairs:
+    """The pairs of one set.
+
+    Attributes:
+        own: Mean log-probability per token under the own image, ``[n]``, in nats.
+        other: The same under the other image, ``[n]``.
+        images: The own image of each pair.
+    """
+
+    own: Array
+    other: Array
+    images: tuple[tuple[str, ...], ...]
+
+    def __len__(self) -> int:
+        return len(self.own)
+
+
+def pair_up(verdicts: Sequence[Verdict]) -> dict[str, Pairs]:
+    """Set to its pairs, in alphabetical order; a question that lacks one of its two likelihoods is left out."""
+    held = [one for one in verdicts if isinstance(one, LikelihoodVerdict) and one.log_likelihood is not None]
+    others = {one.sample_id: one for one in held if one.swapped}
+    own = [one for one in held if not one.swapped and one.sample_id in others]
+    return {
+        name: Pairs(
+            np.asarray([one.log_likelihood for one in rows], dtype=np.float64),
+            np.asarray([others[one.sample_id].log_likelihood for one in rows], dtype=np.float64),
+            tuple(one.images for one in rows),
+        )
+        for name, rows in by_attribute(own).items()
+    }
+
+
+def score_ranking(verdicts: Sequence[Verdict], *, draws: int = 1000, seed: int = 0) -> dict[str, Any]:
+    """Score one model's response likelihoods.
+
+    Args:
+        verdicts: On own and on other images.
+        draws: Bootstrap draws; own images are drawn, each with its pair.
+        seed: Seed of the draws.
+
+    Returns:
+        ``{"overall": numbers, "attributes": {set: numbers}, "swapped": None, "densities": {set: {"own", "other"}}}``.
+        The overall numbers are means over sets and end in ``_macro``; a density is the share of images in each bin.
+    """
+    sets = pair_up(verdicts)
+    return {
+        "overall": _overall(sets, draws, seed),
+        "attributes": {name: _of_set(pairs, draws, seed) for name, pairs in sets.items()},
+        "swapped": None,
+        "densities": {
+            name: {"own": density(pairs.own).tolist(), "other": density(pairs.other).tolist()}
+            for name, pairs in sets.items()
+        },
+    }
+
+
+def ranking_points(pairs: Pairs) -> dict[str, float]:
+    """Return every number of one set but its intervals, by name; the set holds at least one pair."""
+    probability = {name: float(np.exp(one).mean()) for name, one in (("own", pairs.own), ("other", pairs.other))}
+    labels = np.repeat([1, 0], len(pairs))
+    return {
+        "auc": float(roc_auc_score(labels, np.concatenate([pairs.own, pairs.other]))),
+        "own_above_other": float(np.mean(pairs.own > pairs.other)),
+        "margin": float(np.mean(pairs.own - pairs.other)),
+        "overlap": float(np.minimum(density(pairs.own), density(pairs.other)).sum()),
+        "probability_own": probability["own"],
+        "probability_other": probability["other"],
+    }
+
+
+def density(log_likelihoods: Array) -> Array:
+    """Share of the values in each bin of ``exp(value)`` on [0, 1]; ``[n]`` to ``[BINS]``."""
+    counts, _ = np.histogram(np.exp(log_likelihoods), bins=BINS, range=(0.0, 1.0))
+    return np.asarray(counts / len(log_likelihoods))
+
+
+def _of_set(pairs: Pairs, draws: int, seed: int) -> Numbers:
+    ends = _intervals({"": pairs}, draws, seed)
+    share = proportion((pairs.own > pairs.other).tolist(), "").interval
+    ends["own_above_other"] = share
+    return {
+        name: Number(value, *_TRAITS[name], len(pairs), ends.get(name), DEFINITIONS[name] + _how(name, alone=True))
+        for name, value in ranking_points(pairs).items()
+    }
+
+
+def _overall(sets: Mapping[str, Pairs], draws: int, seed: int) -> Numbers:
+    count = sum(map(len, sets.values()))
+    ends = _intervals(sets, draws, seed) if sets else {}
+    values = [ranking_points(pairs) for pairs in sets.values()]
+    over = f"mean over the {len(sets)} sets of the "
+    return {
+        f"{name}_macro": Number(
+            float(np.mean([one[name] for one in values])) if values else None,
+            *_TRAITS[name],
+            count,
+            ends.get(name),
+            over + text + _how(name),
+        )
+        for name, text in DEFINITIONS.items()
+    }
+
+
+def _how(name: str, alone: bool = False) -> str:
+    if name == "overlap":
+        return ""
+    return "; Wilson interval" if alone and name == "own_above_other" else f"; {BOOTSTRAP}"
+
+
+def _intervals(sets: Mapping[str, Pairs], draws: int, seed: int) -> dict[str, tuple[float, float] | None]:
+    """Intervals of the means over sets; the overlap has none, because a redrawn density overlaps less by itself."""
+    clusters = [image for pairs in sets.values() for image in pairs.images]
+    cells = [name for name, pairs in sets.items() for _ in range(len(pairs))]
+
+    def of_mean(measure: Callable[[Pairs], Array], binary: bool = False) -> tuple[float, float] | None:
+        values = np.concatenate([measure(pairs) for pairs in sets.values()]).tolist()
+        return bootstrap_interval(values, cells, clusters, macro, draws=draws, seed=seed, binary=binary)
+
+    return {
+        "auc": _area_interval(list(sets.values()), clusters, draws, seed),
+        "own_above_other": of_mean(lambda pairs: cast(Array, (pairs.own > pairs.other).astype(np.float64)), True),
+        "margin": of_mean(lambda pairs: pairs.own - pairs.other),
+        "probability_own": of_mean(lambda pairs: np.exp(pairs.own)),
+        "probability_other": of_mean(lambda pairs: np.exp(pairs.other)),
+    }
+
+
+def _area_interval(
+    sets: Sequence[Pairs], clusters: Sequence[object], draws: int, seed: int
+) -> tuple[float, float] | None:
+    names, cluster = np.unique(np.asarray([repr(one) for one in clusters]), return_inverse=True)
+    if len(names) < 2:
+        return None
+    ends = np.cumsum([0, *map(len, sets)])
+    drawn = []
+    for weights in drawn_weights(len(names), draws, seed):
+        counts = weights[:, cluster]
+        areas = []
+        for at, pairs in enumerate(sets):
+            held = counts[:, ends[at] : ends[at + 1]]
+            none = np.zeros_like(held)
+            scores = np.concatenate([pairs.own, pairs.other])
+            areas.append(drawn_area(scores, np.hstack([held, none]), np.hstack([none, held])))
+        drawn.append(macro(np.stack(areas, -1)))
+    return percentile_ends(np.concatenate(drawn), len(names))
 
 
 def _mean(row: Prediction) -> float:

@@ -1,15 +1,26 @@
 """Closed questions, ``Is the {attribute} {value}? Answer yes or no.``, half of them to be affirmed."""
 
-from typing import ClassVar
+from collections.abc import Sequence
+from typing import Any, ClassVar, Literal
 
 from medtune.data.randomness import sample_rng
 from medtune.data.sample import Sample
+from medtune.evaluation.display import Examples, accuracy_display
 from medtune.evaluation.parsing import parse_yes_no
 from medtune.evaluation.prediction import Prediction
-from medtune.evaluation.protocols.base import Query, Verdict, Vocabulary, make_query, make_verdict, question_meta
+from medtune.evaluation.protocols.base import (
+    EvaluationProtocol,
+    Query,
+    Verdict,
+    Vocabulary,
+    make_query,
+    make_verdict,
+    question_meta,
+)
+from medtune.evaluation.scoring import score_protocol
 
 
-class YesNo:
+class YesNo(EvaluationProtocol):
     """One closed question for each question: a fair coin asks for the right value or for another one, drawn evenly.
 
     Coin and value come from the seed and the question's id, so every model, and the swapped pass, is asked the same.
@@ -21,11 +32,19 @@ class YesNo:
     """
 
     name: ClassVar[str] = "yes_no"
+    default = True
+    majority: ClassVar[Literal["required", "used", "none"]] = "required"
+    retention = "share of yes/no answers that begin with yes or no and do not say both"
+    display = accuracy_display(
+        "Yes / no",
+        rank=40,
+        help="one value is put up for yes or no",
+        # Each question has its own value, so its prompt is the heading.
+        examples=Examples("What is the {attribute}?", heading="{prompt}"),
+        retention="yes/no format",
+    )
 
-    def __init__(self, seed: int = 0) -> None:
-        self.seed = seed
-
-    def requests(self, sample: Sample) -> list[Query]:
+    def plan(self, sample: Sample) -> list[Query]:
         """Return the one query of a question."""
         meta = question_meta(sample)
         rng = sample_rng(self.seed, 0, 0, f"yes_no:{sample.id}")
@@ -41,3 +60,9 @@ class YesNo:
         blind = "yes" if meta["asked_value"] == vocabulary.majority[meta["attribute"]] else "no"
         predicted = parse_yes_no(row.prediction)
         return make_verdict(row, predicted, predicted is not None, gold=gold, chance=0.5, prior=blind == gold)
+
+    def score(
+        self, verdicts: Sequence[Verdict], vocabulary: Vocabulary, *, draws: int, seed: int
+    ) -> dict[str, Any] | None:
+        """Score right and wrong answers (:func:`medtune.evaluation.scoring.score_protocol`)."""
+        return score_protocol(verdicts, draws=draws, seed=seed)

@@ -1,0 +1,264 @@
+"""How a protocol's numbers and answers are shown: reports, sweeps and summaries read this and name no protocol.
+
+A display is plain data. Those of the packaged protocols are looked up by name; that of another protocol is written
+into ``results.json`` (key ``display``), so that a report needs no code of its own to show it.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, fields
+from typing import Any, Literal
+
+from medtune.errors import DataError
+
+Mark = Literal["correct", "in_format", "none"]
+Confusion = Literal["none", "values", "classes"]
+
+
+@dataclass(frozen=True)
+class Column:
+    """One number as a column of a table.
+
+    Attributes:
+        key: Name of the number among the overall ones, or among those of one attribute.
+        title: Heading of the column. Shares are written in percent; name another unit here.
+        majority: Name of the number that the majority baseline scores; empty for none.
+        chance: Name of the number that a blind guess scores; empty for none.
+        note: Name of a number that stands in small letters beneath it over seeds; empty for none.
+        note_title: What the small number is called.
+        against: Value that the interval is compared with for its colour where there is no baseline.
+        sign: Write the number with its sign.
+    """
+
+    key: str
+    title: str
+    majority: str = ""
+    chance: str = ""
+    note: str = ""
+    note_title: str = ""
+    against: float | None = None
+    sign: bool = False
+
+
+@dataclass(frozen=True)
+class Examples:
+    """How a protocol's answers are shown on sample images.
+
+    Attributes:
+        question: Heading of a card that was asked by this protocol; ``{prompt}`` and the keys of the row's ``meta``
+            are filled in.
+        heading: Heading of the answers' column; ``{prompt}`` is filled in. Empty takes the protocol's title.
+        mark: Column of the verdict that marks an answer as right; ``none`` marks nothing.
+        measure: Per-sample number that stands after the answer; empty for none.
+        per_image: The query belongs to the images, not to one question on them.
+        legend: What the mark means where it is not plain, as half a sentence.
+    """
+
+    question: str = "{prompt}"
+    heading: str = ""
+    mark: Mark = "correct"
+    measure: str = ""
+    per_image: bool = False
+    legend: str = ""
+
+    @property
+    def asks(self) -> bool:
+        """Whether a row names a question with its right answer."""
+        return not self.per_image
+
+    @property
+    def ranks(self) -> bool:
+        """Whether cases can be ranked by how many models get them wrong."""
+        return not self.per_image and self.mark == "correct"
+
+
+@dataclass(frozen=True)
+class Densities:
+    """A section of its own for a protocol: numbers of each run, two densities of each, then one line for each set.
+
+    Attributes:
+        help: Sentences beneath the heading.
+        columns: Numbers of a set; ``<key>_macro`` is the overall one.
+        alt: What the picture shows, in words.
+        set_help: Sentences beneath the heading of the table by set.
+        set_column: The number of that table.
+        set_note: The number in small letters beneath it.
+    """
+
+    help: str
+    columns: tuple[Column, ...]
+    alt: str
+    set_help: str
+    set_column: Column
+    set_note: Column
+
+
+@dataclass(frozen=True)
+class Display:
+    """How one protocol is shown.
+
+    Attributes:
+        title: Its name in tables.
+        headline: The numbers that stand for it, the most important one first, with full titles; empty for a protocol
+            that is not shown among those with a right answer.
+        rank: Place among the protocols, the lowest first.
+        help: How it asks and what counts as right, in half a sentence.
+        columns: Numbers of its own table; empty takes the headline's.
+        attribute: The number of one attribute (or set); None leaves out the table by attribute.
+        notes: Numbers of one attribute that stand in small letters beneath it, with short titles.
+        notes_help: What they are, as a sentence.
+        titles: Title of a number in the list of definitions; a number that is missing there goes by its column.
+        followed: Overall numbers whose mean and deviation over seeds are kept, beside those of ``seeds``.
+        seeds: Overall numbers shown over seeds, with full titles; empty takes the headline's.
+        followed_of_sets: Numbers of each attribute or set that are followed over seeds.
+        sets: Numbers shown with a column for each set over seeds.
+        paired: Column of ``verdicts.csv`` whose paired difference is taken: ``correct``, which McNemar's test is made
+            of, or ``measure:<name>``.
+        confusion: Whether answers are read as values of the attribute (``values``), or as classes of a set
+            (``classes``), so that there is a confusion table.
+        radar: Whether a radar chart over attributes is drawn.
+        examples: How answers are shown on sample images; None shows none.
+        retention: Title of the share of answers in the form asked for; empty where that says nothing.
+        densities: A section of its own; None for none.
+    """
+
+    title: str
+    headline: tuple[Column, ...] = ()
+    rank: int = 100
+    help: str = ""
+    columns: tuple[Column, ...] = ()
+    attribute: Column | None = None
+    notes: tuple[Column, ...] = ()
+    notes_help: str = ""
+    titles: Mapping[str, str] = field(default_factory=dict)
+    followed: tuple[str, ...] = ()
+    seeds: tuple[Column, ...] = ()
+    followed_of_sets: tuple[str, ...] = ()
+    sets: tuple[Column, ...] = ()
+    paired: str = "correct"
+    confusion: Confusion = "none"
+    radar: bool = False
+    examples: Examples | None = None
+    retention: str = ""
+    densities: Densities | None = None
+
+    @property
+    def table(self) -> tuple[Column, ...]:
+        """Numbers of the protocol's own table."""
+        return self.columns or self.headline
+
+    @property
+    def over_seeds(self) -> tuple[Column, ...]:
+        """Numbers that are shown over seeds."""
+        return self.seeds or self.headline
+
+    @property
+    def kept(self) -> tuple[str, ...]:
+        """Overall numbers that are followed over seeds."""
+        return tuple(dict.fromkeys([*self.followed, *(column.key for column in self.over_seeds)]))
+
+    @property
+    def main(self) -> str:
+        """Name of the first number of the headline; empty where there is none."""
+        return self.headline[0].key if self.headline else ""
+
+    def has(self, key: str) -> bool:
+        """Tell whether a number has a column in the protocol's own table or in the headline."""
+        return any(column.key == key for column in (*self.table, *self.headline))
+
+    def table_title(self, key: str) -> str:
+        """Heading of a number in the protocol's own table, or its name."""
+        return next((column.title for column in (*self.table, *self.headline) if column.key == key), key)
+
+    def definition_title(self, key: str) -> str:
+        """Name of a number in the list of definitions."""
+        if key in self.titles:
+            return self.titles[key]
+        return f"{self.title}: {self.table_title(key)}"
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the display as plain JSON values."""
+        return {**asdict(self), "titles": dict(self.titles)}
+
+    @classmethod
+    def from_dict(cls, node: Any, where: str = "results") -> "Display":
+        """Read a display back; keys of a later version are left out.
+
+        Raises:
+            DataError: It is none.
+        """
+        try:
+            known = _known(cls, node)
+            for name in ("headline", "columns", "notes", "seeds", "sets"):
+                known[name] = tuple(Column(**_known(Column, one)) for one in known.get(name, ()))
+            for name in ("followed", "followed_of_sets"):
+                known[name] = tuple(known.get(name, ()))
+            for name, kind in (("attribute", Column), ("examples", Examples)):
+                known[name] = kind(**_known(kind, known[name])) if known.get(name) else None
+            known["densities"] = _densities(known.get("densities"))
+            return cls(**known)
+        except (TypeError, KeyError, AttributeError):
+            raise DataError(f"{where}: 'display' describes no protocol; run the evaluate recipe again.") from None
+
+
+def _known(kind: Any, node: Mapping[str, Any]) -> dict[str, Any]:
+    names = {one.name for one in fields(kind)}
+    return {key: value for key, value in node.items() if key in names}
+
+
+def _densities(node: Mapping[str, Any] | None) -> Densities | None:
+    if not node:
+        return None
+    known = _known(Densities, node)
+    known["columns"] = tuple(Column(**_known(Column, one)) for one in known["columns"])
+    for name in ("set_column", "set_note"):
+        known[name] = Column(**_known(Column, known[name]))
+    return Densities(**known)
+
+
+ACCURACY_TITLES = {
+    "accuracy_macro": "Accuracy, mean over attributes",
+    "accuracy_micro": "Accuracy, over questions",
+    "balanced_accuracy_macro": "Balanced accuracy",
+    "unread": "Unread answers",
+    "f1_macro": "Macro-F1, mean over sets",
+    "out_of_vocabulary": "Out of vocabulary",
+    "chance_macro": "Chance, mean over attributes",
+    "chance_micro": "Chance, over questions",
+    "majority_macro": "Majority, mean over attributes",
+    "majority_micro": "Majority, over questions",
+    "majority_f1_macro": "Majority, macro-F1, mean over sets",
+    "drop_macro": "Cost of the swap",
+    "answer_differs": "Other right answer",
+}
+"""Titles of the numbers that protocols with right and wrong answers share."""
+MICRO = Column("accuracy_micro", ACCURACY_TITLES["accuracy_micro"], "majority_micro", "chance_micro")
+
+
+def accuracy_display(title: str, rank: int, help: str, **changes: Any) -> Display:
+    """Return the display of a protocol whose answers are right or wrong, scored by ``score_protocol``.
+
+    Args:
+        title: Its name in tables.
+        rank: Place among the protocols.
+        help: How it asks and what counts as right.
+        **changes: Fields that differ from the others'.
+    """
+    balanced = "balanced_accuracy_macro"
+    macro = Column("accuracy_macro", ACCURACY_TITLES["accuracy_macro"], "majority_macro", "chance_macro")
+    main = Column("accuracy_macro", title, "majority_macro", "chance_macro", balanced, "balanced")
+    fields: dict[str, Any] = {
+        "headline": (main,),
+        "columns": (macro, MICRO, *(Column(key, ACCURACY_TITLES[key]) for key in (balanced, "unread"))),
+        "attribute": Column("accuracy", "accuracy", "majority", "chance"),
+        "notes": (Column("balanced_accuracy", "balanced"),),
+        "notes_help": "Balanced accuracy is the mean recall over the attribute's values.",
+        "titles": ACCURACY_TITLES,
+        "followed": ("accuracy_macro", balanced),
+    }
+    return Display(title=title, rank=rank, help=help, **{**fields, **changes})
+
+
+def plain_display(name: str, numbers: Mapping[str, Any]) -> Display:
+    """Return a display of a protocol of which nothing but its results is known: its first number is the headline."""
+    keys: Sequence[str] = list(numbers.get("overall", {}))
+    return Display(name, tuple(Column(key, f"{name}, {key}") for key in keys[:1]))

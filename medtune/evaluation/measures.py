@@ -1,0 +1,230 @@
+"""Scores that are no accuracy: numbers of each answer (an error, a judge's mark) and numbers of a whole set (an F1).
+
+Both kinds are averaged over attributes (``_macro``) and taken over all questions (``_micro``), with an interval by a
+bootstrap over images: a number of each answer by its mean, a number of a set by computing it anew on each draw.
+"""
+
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+
+from medtune.evaluation.metrics import bootstrap_interval, drawn_weights, macro, proportion
+from medtune.evaluation.protocols.base import Pair, Verdict
+from medtune.evaluation.resampled import percentile_ends
+from medtune.evaluation.result import Number
+from medtune.evaluation.scoring import BOOTSTRAP, Numbers, by_attribute, paired_difference
+
+Interval = tuple[float, float] | None
+UNREAD = "share of answers from which no answer could be read"
+DIFFERS = "share of swapped questions whose shown image has another right answer: the most that a swap can cost"
+
+
+@dataclass(frozen=True)
+class Measure:
+    """A number of a protocol.
+
+    Attributes:
+        name: Its name. Without ``of_set`` it is the name in :attr:`Verdict.measures`.
+        unit: For example ``mm``; ``fraction`` is shown in percent.
+        higher_is_better: True, False, or None where neither holds (a baseline).
+        definition: One sentence that says how it is computed.
+        of_set: Computes the number of a set of verdicts, in which a resampled verdict stands several times; None where
+            it is not defined. Without it the number is the mean of the verdicts' measures.
+    """
+
+    name: str
+    unit: str
+    higher_is_better: bool | None
+    definition: str
+    of_set: Callable[[Sequence[Verdict]], float | None] | None = None
+
+
+def score_measures(
+    verdicts: Sequence[Verdict], measures: Sequence[Measure], *, draws: int = 1000, seed: int = 0
+) -> dict[str, Any]:
+    """Score one model's verdicts by any measures, the first being the one that a swap of images is judged by.
+
+    Args:
+        verdicts: On the true and on swapped images.
+        measures: The numbers to compute.
+        draws: Bootstrap draws.
+        seed: Seed of the draws.
+
+    Returns:
+        ``{"overall": {<name>_macro, <name>_micro, unread}, "attributes": {attribute: {<name>, unread}}, "swapped"}``.
+    """
+    true, swapped = ([one for one in verdicts if one.swapped is side] for side in (False, True))
+    return {
+        "overall": _overall(true, measures, draws, seed),
+        "attributes": {
+            name: {
+                **{one.name: _number(rows, one, draws, seed, macro_over=False) for one in measures},
+                "unread": _unread(rows),
+            }
+            for name, rows in by_attribute(true).items()
+        },
+        "swapped": _swapped(true, swapped, measures, draws, seed) if swapped else None,
+    }
+
+
+def compare_measures(
+    pairs: Mapping[int, Sequence[Pair]], measures: Iterable[Measure], base: str, *, draws: int = 1000, seed: int = 0
+) -> dict[str, Number]:
+    """Paired differences of the measures of a set, mean over attributes (and training seeds), by ``<name>_macro``.
+
+    Args:
+        pairs: Training seed to pairs of rows of ``verdicts.csv`` on the same queries.
+        measures: Those without ``of_set`` are passed over: ``display.paired`` takes one of them.
+        base: Name of the run that is subtracted.
+        draws: Bootstrap draws; both runs are taken on the same ones.
+        seed: Seed of the draws.
+    """
+    sides = [
+        [((of, pair[0]["attribute"]), verdict_of(pair[side])) for of, held in pairs.items() for pair in held]
+        for side in (0, 1)
+    ]
+    found = {}
+    for one in measures:
+        if one.of_set is None or not sides[0]:
+            continue
+        before, before_drawn = _over_draws(sides[0], one.of_set, draws, seed)
+        after, after_drawn = _over_draws(sides[1], one.of_set, draws, seed)
+        value = None if before is None or after is None else after - before
+        ends = None if after_drawn is None or before_drawn is None else _ends(after_drawn - before_drawn, "", 0)
+        text = f"{one.definition}; minus that of {base}, paired by question; mean over attributes; {BOOTSTRAP}"
+        found[f"{one.name}_macro"] = Number(
+            value, difference_unit(one.unit), one.higher_is_better, len(sides[1]), ends, text
+        )
+    return found
+
+
+def difference_unit(unit: str) -> str:
+    """Return the unit of a difference of two such numbers."""
+    return "difference of fractions" if unit == "fraction" else unit
+
+
+def verdict_of(row: Mapping[str, str]) -> Verdict:
+    """Read a verdict back from a row of ``verdicts.csv``; baselines and an answer's text are not in it."""
+    return Verdict(
+        id=row["id"],
+        task=row["task"],
+        sample_id=row["sample_id"],
+        attribute=row["attribute"],
+        images=tuple(row["images"].split("+")),
+        gold=row["gold"],
+        predicted=row["predicted"] if row["read"] == "1" else None,
+        in_format=row["in_format"] == "1",
+        swapped=row["swapped"] == "1",
+        measures={
+            key.removeprefix(MEASURE): float(value) for key, value in row.items() if key.startswith(MEASURE) and value
+        },
+    )
+
+
+MEASURE = "measure:"
+"""Begins the names of the columns of ``verdicts.csv`` that hold per-sample numbers."""
+
+
+def _overall(rows: Sequence[Verdict], measures: Sequence[Measure], draws: int, seed: int) -> Numbers:
+    numbers: Numbers = {}
+    for one in measures:
+        numbers[f"{one.name}_macro"] = _number(rows, one, draws, seed, macro_over=True)
+        numbers[f"{one.name}_micro"] = _number(rows, one, draws, seed, macro_over=False)
+    return {**numbers, "unread": _unread(rows)}
+
+
+def _unread(rows: Sequence[Verdict]) -> Number:
+    return proportion([one.predicted is None for one in rows], UNREAD, higher_is_better=False)
+
+
+def _number(rows: Sequence[Verdict], measure: Measure, draws: int, seed: int, *, macro_over: bool) -> Number:
+    """One number, mean over attributes or over all rows at once."""
+    groups = by_attribute(rows)
+    text = f"mean over the {len(groups)} attributes of {measure.definition}" if macro_over else measure.definition
+    text += f"; {BOOTSTRAP}"
+    if measure.of_set is not None:
+        held = [(one.attribute if macro_over else "", one) for one in rows]
+        value, drawn = _over_draws(held, measure.of_set, draws, seed)
+        ends = None if drawn is None else _ends(drawn, measure.unit, len({one.images for one in rows}))
+        return Number(value, measure.unit, measure.higher_is_better, len(rows), ends, text)
+    known = [one for one in rows if measure.name in one.measures]
+    values = [one.measures[measure.name] for one in known]
+    cells = [one.attribute if macro_over else "" for one in known]
+    by_cell: dict[str, list[float]] = {}
+    for cell, number in zip(cells, values, strict=True):
+        by_cell.setdefault(cell, []).append(number)
+    mean = float(np.mean([np.mean(by_cell[cell]) for cell in sorted(by_cell)])) if known else None
+    images = [one.images for one in known]
+    binary = measure.unit == "fraction" and set(values) <= {0.0, 1.0}
+    interval = bootstrap_interval(values, cells, images, macro, draws=draws, seed=seed, binary=binary)
+    return Number(mean, measure.unit, measure.higher_is_better, len(known), interval, text)
+
+
+def _over_draws(
+    held: Sequence[tuple[Hashable, Verdict]],
+    of_set: Callable[[Sequence[Verdict]], float | None],
+    draws: int,
+    seed: int,
+) -> tuple[float | None, np.ndarray | None]:
+    """Mean over groups of a number of a set: its value, and its values on each draw of images, NaN where undefined.
+
+    Args:
+        held: Group and verdict.
+        of_set: The number of a set.
+        draws: Number of draws.
+        seed: Seed of the draws.
+    """
+    verdicts = [one for _, one in held]
+    names, cluster = np.unique(np.asarray([repr(one.images) for one in verdicts]), return_inverse=True)
+    members: dict[Hashable, list[int]] = {}
+    for at, (group, _) in enumerate(held):
+        members.setdefault(group, []).append(at)
+
+    def mean(counts: np.ndarray) -> float:
+        rows = [[verdicts[at] for at in places for _ in range(int(counts[at]))] for places in members.values()]
+        found = [of_set(one) for one in rows if one]
+        known = [one for one in found if one is not None]
+        return float(np.mean(known)) if known else float("nan")
+
+    value = mean(np.ones(len(verdicts), dtype=np.int64)) if verdicts else float("nan")
+    point = None if np.isnan(value) else value
+    if len(names) < 2 or point is None:
+        return point, None
+    drawn = [mean(weights[cluster]) for block in drawn_weights(len(names), draws, seed) for weights in block]
+    return point, np.asarray(drawn)
+
+
+def _ends(drawn: np.ndarray, unit: str, clusters: int) -> Interval:
+    """95% percentile interval; of a share that is 0 or 1 in every draw it is Wilson's."""
+    if unit == "fraction":
+        return percentile_ends(drawn, clusters)
+    known = drawn[~np.isnan(drawn)]
+    if not len(known):
+        return None
+    low, high = np.quantile(known, [0.025, 0.975])
+    return float(low), float(high)
+
+
+def _swapped(
+    true: Sequence[Verdict], swapped: Sequence[Verdict], measures: Sequence[Measure], draws: int, seed: int
+) -> Numbers:
+    """The measures on other images, and how much worse the first one of each answer is there, paired by question."""
+    numbers = _overall(swapped, measures, draws, seed)
+    main = measures[0]
+    on_true = {one.sample_id: one for one in true if main.name in one.measures}
+    pairs = [(on_true[one.sample_id], one) for one in swapped if one.sample_id in on_true and main.name in one.measures]
+    if main.of_set is None:
+        worse = -1.0 if main.higher_is_better is False else 1.0
+        number = paired_difference(
+            [worse * (first.measures[main.name] - second.measures[main.name]) for first, second in pairs],
+            [first.attribute for first, _ in pairs],
+            [first.images for first, _ in pairs],
+            f"{main.name} on true images against swapped ones, positive where the swap makes it worse",
+            draws,
+            seed,
+        )
+        numbers["drop_macro"] = replace(number, unit=difference_unit(main.unit))
+    numbers["answer_differs"] = proportion([one.shown_differs for one in swapped], DIFFERS, higher_is_better=None)
+    return numbers

@@ -1,0 +1,42 @@
+"""How the protocols of some results are shown: asked of the packaged protocols, else read from the results."""
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from medtune.evaluation.display import Display, plain_display
+from medtune.evaluation.protocols.registry import REGISTRY
+
+Displays = Mapping[str, Display]
+
+
+def packaged() -> dict[str, Display]:
+    """Return the displays of the packaged protocols by name, in the order of tables."""
+    return _in_order({name: one.display for name, one in REGISTRY.items()})
+
+
+def displays(results: Iterable[Mapping[str, Any]]) -> dict[str, Display]:
+    """Return the display of every protocol in the results of some runs, in the order of tables.
+
+    Raises:
+        DataError: A display in the results cannot be read.
+    """
+    found: dict[str, Display] = {}
+    for one in results:
+        retained = [name for name in one.get("retention", {}) if name != "composite"]
+        for name in dict.fromkeys([*one["protocols"], *retained]):
+            if name not in found:
+                found[name] = _display(name, one)
+    return _in_order(found)
+
+
+def _display(name: str, results: Mapping[str, Any]) -> Display:
+    if name in REGISTRY:
+        return REGISTRY[name].display
+    written = results.get("display", {}).get(name)
+    if written is not None:
+        return Display.from_dict(written, f"results of {results.get('name', 'a run')}")
+    return plain_display(name, results["protocols"].get(name, {}))
+
+
+def _in_order(found: Displays) -> dict[str, Display]:
+    return dict(sorted(found.items(), key=lambda item: item[1].rank))
