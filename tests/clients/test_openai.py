@@ -83,9 +83,9 @@ def test_nothing_of_another_services_account_is_sent(monkeypatch: pytest.MonkeyP
 @pytest.mark.parametrize("status", [408, 409, 429, 500, 503])
 def test_what_may_pass_is_tried_again(status: int) -> None:
     bad = Reply(status, {"error": {"message": PATIENT}}, SOON)
-    with serve(bad, bad, Reply()) as server:
-        assert client(server, max_retries=2).complete(TURNS).text == "fine"
-        assert len(server.bodies) == 3
+    with serve(bad, bad, bad, Reply()) as server:
+        assert client(server, max_retries=3).complete(TURNS).text == "fine"
+        assert len(server.bodies) == 4
     with serve(bad) as server:
         with pytest.raises(MedtuneError, match=f"status {status}") as caught:
             client(server, max_retries=2).complete(TURNS, id="q7")
