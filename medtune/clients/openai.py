@@ -223,7 +223,7 @@ class ChatClient:
     ) -> dict[str, Any]:
         more = {name: value for name, value in extra.items() if name != "extra_headers"}
         body: dict[str, Any] = {"model": self.endpoint.model, "messages": list(messages), "temperature": 0}
-        if sampling is not None:
+        if sampling is not None and sampling.top_k != 1:  # the likeliest token alone is temperature 0
             body |= {"temperature": sampling.temperature, "top_p": sampling.top_p, "seed": sampling.seed}
             more = {**({"top_k": sampling.top_k} if sampling.top_k else {}), **more}
         if max_tokens is not None:

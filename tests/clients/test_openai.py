@@ -64,7 +64,9 @@ def test_sampling_and_extra_fields_of_one_request() -> None:
     with serve() as server:
         client(server).complete(TURNS, Sampling(temperature=0.7, top_p=0.9, top_k=40, seed=3), extra=extra)
         client(server).complete(TURNS, Sampling(temperature=0.7), extra={"top_k": 2})
-    first, second = server.bodies
+        client(server).complete(TURNS, Sampling(temperature=0.7, top_k=1, seed=3))
+    first, second, greedy = server.bodies
+    assert greedy == {"model": "m", "messages": TURNS, "temperature": 0}
     assert {name: first[name] for name in ("temperature", "top_p", "top_k", "seed", "repetition_penalty")} == {
         "temperature": 0.7, "top_p": 0.9, "top_k": 40, "seed": 3, "repetition_penalty": 1.0,
     }  # fmt: skip
