@@ -137,6 +137,8 @@ class PredictionLog:
 
     Args:
         path: The file; it and its folder are made where they do not exist.
+        recover: Read the file at once. False takes the lock alone: whoever must first find out whether the file is
+            this run's calls :meth:`recover` afterwards.
 
     Attributes:
         done: Ids that the file already answers.
@@ -147,13 +149,19 @@ class PredictionLog:
             the file.
     """
 
-    def __init__(self, path: str | Path) -> None:
-        self.path = Path(path)
+    def __init__(self, path: str | Path, recover: bool = True) -> None:
+        self.path, self.cut = Path(path), 0
+        self.done: set[str] = set()
         self.path.parent.mkdir(parents=True, exist_ok=True)
         self._descriptor = _locked(self.path)
+        if recover:
+            self.recover()
+
+    def recover(self) -> None:
+        """Cut off a torn last line and read which queries are answered; see the class for the errors."""
         try:
             self.cut = _cut_torn_tail(self.path)
-            self.done: set[str] = {row.id for row in read_predictions(self.path)}
+            self.done = {row.id for row in read_predictions(self.path)}
         except BaseException:
             self.close()
             raise

@@ -18,7 +18,8 @@ class Request:
         continuations: Texts whose log-probability after the prompt is wanted.
         max_new_tokens: Upper bound of generated tokens, 0 for a request that only wants ``continuations`` scored;
             None takes the generator's own bound.
-        sampling: Overrides the generator's sampling for this request.
+        sampling: How its tokens are drawn; None takes the generator's own way. ``Sampling(top_k=1)`` is greedy where
+            the generator is not.
     """
 
     id: str

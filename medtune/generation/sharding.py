@@ -200,15 +200,15 @@ class SharedLog:
         self.close()
 
     def _open_first(self, identity: Callable[[], Mapping[str, Any]]) -> set[str]:
-        self._log = PredictionLog(self.path)
-        self._tell_cut(self._log)
+        self._log = PredictionLog(self.path, recover=False)
         parts: list[PredictionLog] = []
         try:
             for path in parts_of(self.path):
-                parts.append(PredictionLog(path))  # one by one: those before a locked one must be closed
+                parts.append(PredictionLog(path, recover=False))  # one by one: an error closes those before it
             claim(self.path, identity(), [part.path for part in parts])
-            for part in parts:
-                self._tell_cut(part)
+            for log in (self._log, *parts):  # nothing is cut off from a file that is another run's
+                log.recover()
+                self._tell_cut(log)
             self._absorb(parts)
         finally:
             for part in parts:

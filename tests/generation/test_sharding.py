@@ -180,6 +180,27 @@ def test_the_lock_comes_before_the_record(output: Path) -> None:
         assert json.loads(path.with_suffix(".meta.json").read_text()) == {"config": {"seed": 1}}
 
 
+def test_nothing_is_cut_off_from_another_runs_file(output: Path) -> None:
+    path = output / "predictions.jsonl"
+    foreign = json.dumps(answered("a").to_dict()) + "\n" + json.dumps(answered("b").to_dict())  # no newline at the end
+    for file in (path, part_path(path, 1)):
+        file.write_text(foreign)
+        with pytest.raises(ConfigError, match="its model is unknown"):
+            SharedLog(path, lambda: IDENTITY)
+        assert file.read_text() == foreign
+        file.unlink()
+    with SharedLog(path, lambda: IDENTITY) as log:
+        log.append(answered("a"))
+    with path.open("a") as torn:
+        torn.write('{"id": "b')
+    before = path.read_bytes()
+    with pytest.raises(ConfigError, match="other settings"):
+        SharedLog(path, lambda: {"config": {"seed": 1}})
+    assert path.read_bytes() == before
+    with SharedLog(path, lambda: IDENTITY) as log:
+        assert log.done == {"a"}
+
+
 def test_an_error_of_the_first_process_is_raised_on_all_and_lets_go_of_the_file(output: Path) -> None:
     path = output / "predictions.jsonl"
 
