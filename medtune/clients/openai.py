@@ -163,7 +163,7 @@ class ChatClient:
             reply = self._client.chat.completions.with_raw_response.create(**body).http_response
         except self._api.OpenAIError as error:
             raise self._explained(error, what) from None
-        shown = shown_request_id(reply.headers.get("x-request-id"), self._key)
+        shown = self._shown(reply.headers.get("x-request-id"))
         where = described(reply.status_code, shown)
         try:
             read = read_reply(reply.content, shown, id)
@@ -230,11 +230,14 @@ class ChatClient:
             body["max_tokens"] = max_tokens
         return {**body, "extra_body": more or None, "extra_headers": extra.get("extra_headers")}
 
+    def _shown(self, request_id: str | None) -> str | None:
+        return shown_request_id(request_id, "" if self._key == NO_KEY else self._key)
+
     def _explained(self, error: Any, what: str) -> MedtuneError:
         """Our error for one of the package's."""
         api, url, model = self._api, self.endpoint.base_url, self.endpoint.model
         status: int | None = getattr(error, "status_code", None)
-        shown = shown_request_id(getattr(error, "request_id", None), self._key)
+        shown = self._shown(getattr(error, "request_id", None))
         where, known = described(status, shown), (status, shown)
         if isinstance(error, api.AuthenticationError | api.PermissionDeniedError):
             name = self.endpoint.api_key_env

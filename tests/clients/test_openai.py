@@ -127,8 +127,12 @@ def test_an_error_that_echoes_key_and_prompt_shows_neither(status: int, kind: ty
 
 
 def test_an_error_has_the_servers_request_id() -> None:
-    with serve(Reply(400, {}, {"x-request-id": "req_5"})) as server, pytest.raises(RequestRefusedError) as caught:
-        client(server).complete(TURNS)
+    with serve(Reply(400, {}, {"x-request-id": "req_5"})) as server:
+        with pytest.raises(RequestRefusedError) as caught:
+            client(server).complete(TURNS)
+        with pytest.raises(RequestRefusedError, match="request id none_5"):
+            server.replies[0].headers["x-request-id"] = "none_5"
+            client(server, api_key_env=None).complete(TURNS)
     assert caught.value.request_id == "req_5" and "status 400, request id req_5" in str(caught.value)
 
 
