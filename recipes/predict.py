@@ -6,42 +6,50 @@ The proxy instruction of InstFree has no part here: the model is asked with the 
 import json
 import os
 import sys
-import time
-from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from datetime import timedelta
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from torchtune import training
-from tqdm import tqdm
+import torch.distributed as dist
 
 from medtune.config import Component, instantiate, recipe, to_plain
 from medtune.data.folders import claim as claim_folder
-from medtune.data.sample import Sample
 from medtune.data.source import SampleSource
-from medtune.data.writing import write_whole
-from medtune.errors import ConfigError, DataError, ModelError
-from medtune.evaluation.prediction import Prediction, PredictionLog
+from medtune.data.writing import json_bytes, write_files
+from medtune.errors import ConfigError
 from medtune.evaluation.protocols.base import Query
-from medtune.evaluation.protocols.registry import PROTOCOLS, plan_queries
-from medtune.generation.backend import Answerer, AnswerSettings, Backend, refuse_likelihoods
+from medtune.evaluation.protocols.registry import PROTOCOLS
+from medtune.generation.answering import (
+    DTYPES,
+    MedtuneModel,
+    Skipped,
+    answer,
+    choose_device,
+    device_name,
+    plan,
+    summarize,
+)
+from medtune.generation.backend import AnswerSettings, Backend, refuse_likelihoods
 from medtune.generation.exemplars import ExemplarSource
-from medtune.generation.generator import Generator
-from medtune.generation.identity import claim, weights_identity
-from medtune.generation.requests import Generation, Request
 from medtune.generation.sampling import Sampling
-from medtune.generation.seams import AnswerModel
-from medtune.models.weights import load_weights
+from medtune.generation.sharding import Progress, SharedLog, shard
+from medtune.training.runtime import Runtime
 
-DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 # Keys that change how fast or where answers are made, not which.
 NEUTRAL = ("output_dir", "checkpoint", "backend", "exemplars", "device", "batch_size", "window", "on_error")
-
-WRITES = ("predictions.jsonl", "predictions.meta.json", "predictions.summary.json")
-
+WRITES = (
+    "predictions.jsonl",
+    "predictions.rank*.jsonl",
+    "predictions.meta.json",
+    "predictions.summary.json",
+)
+"""All that a prediction writes into its folder."""
 # What medtune's own models need; a backend stands in their place.
 OWN = ("model", "transform", "checkpoint")
+# A process that is done waits for the slowest one; that one's death is noticed at once by its closed connection.
+PATIENCE = timedelta(days=7)
 
 
 @dataclass
@@ -96,53 +104,60 @@ class PredictConfig:
                     raise ValueError(f"key {name!r} is missing; give {', '.join(OWN)}, or a backend instead")
         elif given:
             raise ValueError(f"backend and {given[0]} are both given, but only one can answer; leave the other out")
-        elif self.sampling is not None or self.exemplars is not None:
-            raise ValueError("a backend answers greedily and without exemplars; leave sampling and exemplars out")
-
-
-class Skipped:
-    """Questions left out because they could not be used: ids and reasons, never their text."""
-
-    def __init__(self, allowed: bool) -> None:
-        self.allowed = allowed
-        self.reasons: dict[str, str] = {}
-
-    def add(self, name: str, error: DataError) -> None:
-        """Take note of a question, or stop the run if none may be skipped."""
-        if not self.allowed:
-            raise error
-        self.reasons[name] = str(error)
+        elif self.exemplars is not None:
+            raise ValueError("a backend answers without exemplars; leave exemplars out")
 
 
 @recipe(PredictConfig)
 def main(config: PredictConfig) -> int:
     """Answer the questions and write the summary."""
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
-        raise ConfigError("predict runs in one process; start it without --nproc_per_node, once per model")
-    source = instantiate(config.questions)
+    backend = chosen_backend(config)
+    world = int(os.environ.get("WORLD_SIZE", "1"))
+    if world > 1 and backend.remote:
+        raise ConfigError(
+            "a server is asked by one process, with backend.concurrency requests in flight; start predict without "
+            "--nproc_per_node"
+        )
+    if world > 1 and not dist.is_initialized():
+        dist.init_process_group("gloo", timeout=PATIENCE)  # ids and counts alone are exchanged, on the CPU
+    runtime = Runtime(torch.device("cpu"), world, int(os.environ.get("RANK", "0")))
+    try:
+        with runtime.explained():
+            return predict(config, backend, runtime)
+    finally:
+        runtime.stop()
+
+
+def predict(config: PredictConfig, backend: Backend, runtime: Runtime) -> int:
+    """Answer this process's share of the questions; the first process writes the summary."""
+    source: SampleSource = instantiate(config.questions)
     skipped = Skipped(config.on_error == "skip")
-    backend: Backend | None = instantiate(config.backend) if config.backend else None
-    queries = plan(config, source, skipped)
-    if backend:
+    queries = plan(
+        source, config.protocols, swapped=config.swapped, seed=config.seed, limit=config.limit, skipped=skipped
+    )
+    if config.backend:
         refuse_likelihoods(config.protocols, [query.task for query in queries if query.continuations])
     path = Path(config.output_dir) / "predictions.jsonl"
-    claim_folder(path.parent, "predict", WRITES, _is_prediction)
-    claim(path, identity(config, source, backend))
-    size = path.stat().st_size if path.is_file() else 0
-    with PredictionLog(path) as log:
-        if path.stat().st_size < size:
-            print(f"{path}: cut off a torn last line of {size - path.stat().st_size} bytes", file=sys.stderr)
+
+    def say(text: str) -> None:
+        print(text, file=sys.stderr)
+
+    runtime.by_main(lambda: claim_folder(path.parent, "predict", WRITES, _is_prediction))
+    with SharedLog(path, lambda: identity(config, source, backend), runtime, say) as log:
         try:
-            summary = answer(config, source, queries, log, skipped, backend)
+            summary = answer_share(config, source, queries, log, skipped, backend)
         except KeyboardInterrupt:
-            print(f"interrupted; {len(log.done)} answers are in {path}, the same command goes on", file=sys.stderr)
+            if runtime.is_main:
+                say(f"interrupted; {len(log.answered)} answers are in {path}, the same command goes on")
             return 130
-    write_whole(path.with_name("predictions.summary.json"), json.dumps(summary, indent=2) + "\n")
-    print(
-        f"{summary['answered']} of {summary['queries']} queries answered in {path} ({summary['asked_now']} now, "
-        f"{summary['queries_per_second']:.2f}/s, {summary['images_encoded']} images encoded, "
-        f"{len(summary['skipped'])} skipped)"
-    )
+        log.finish([query.id for query in queries])
+    if runtime.is_main:
+        write_files(path.parent, {"predictions.summary.json": json_bytes(summary)}, overwrite=True)
+        print(
+            f"{summary['answered']} of {summary['queries']} queries answered in {path} ({summary['asked_now']} now, "
+            f"{summary['queries_per_second']:.2f}/s, {summary['images_encoded']} images encoded, "
+            f"{len(summary['skipped'])} skipped)"
+        )
     return 0
 
 
@@ -155,127 +170,52 @@ def _is_prediction(folder: Path) -> bool:
     return isinstance(record, dict) and record.keys() >= {"config", "data"}
 
 
-def plan(config: PredictConfig, source: SampleSource, skipped: Skipped) -> list[Query]:
-    """The queries to ask; those on one image stand together, so that it is encoded once."""
-    samples = list(_readable(source, config.limit, skipped))
-    queries = plan_queries(samples, config.protocols, swapped=config.swapped, seed=config.seed)
-    if not queries:
-        raise ConfigError("there is nothing to ask; check questions and protocols")
-    first = {query.sample.images: place for place, query in reversed(list(enumerate(queries)))}
-    return sorted(queries, key=lambda query: first[query.sample.images])
-
-
-def _readable(source: SampleSource, limit: int | None, skipped: Skipped) -> Iterator[Sample]:
-    for index in range(min(len(source), limit or len(source))):
-        try:
-            yield source[index]
-        except DataError as error:
-            skipped.add(f"{source.name}[{index}]", error)
-
-
-def identity(config: PredictConfig, source: SampleSource, backend: Backend | None) -> dict[str, Any]:
-    """What decides the answers; a backend says itself which of its keys do."""
-    plain = {key: value for key, value in to_plain(config).items() if key not in NEUTRAL}
-    weights = backend.identity() if backend else weights_identity(str(config.checkpoint))
-    beside = {"exemplars": config.exemplars.identity()} if config.exemplars else {}
-    return {"config": plain, "weights": weights, "data": source.fingerprint(), **beside}
-
-
-def load_model(config: PredictConfig, device: torch.device) -> AnswerModel:
-    """The model with its weights, on the device."""
-    assert config.model is not None and config.checkpoint is not None  # the config has seen to it
-    with training.set_default_dtype(DTYPES[config.dtype]), device:
-        model = instantiate(config.model)
-    missing, _ = model.load_state_dict(load_weights(config.checkpoint, model), strict=False)
-    if missing:
-        raise ModelError(
-            f"{config.checkpoint} lacks {len(missing)} tensors of the model (first: {missing[0]}): exported weights "
-            "have their adapters merged, so name the builder without adapters under `model`"
-        )
-    return model
-
-
-def answer(
-    config: PredictConfig,
-    source: SampleSource,
-    queries: Sequence[Query],
-    log: PredictionLog,
-    skipped: Skipped,
-    backend: Backend | None,
-) -> dict[str, Any]:
-    """Ask what the log does not answer yet, and write each answer at once."""
-    by_id = {query.id: query for query in queries}
-    known = len(log.done & by_id.keys())
-    start, encoded = time.monotonic(), 0
-    device = torch.device("cpu") if backend and backend.remote else _device(config.device)
-    if known < len(queries):
-        answerer = build_answerer(config, device, skipped, backend)
-        requests = (
-            Request(query.id, query.sample, source, query.continuations, 0 if query.continuations else None)
-            for query in queries
-        )
-        start = time.monotonic()
-        with tqdm(total=len(queries), initial=known, unit="query", desc="predict", smoothing=0.1) as bar:
-            for batch in answerer.batches(requests, done=frozenset(log.done)):
-                for generation in batch:
-                    log.append(row(by_id[generation.id], generation))
-                bar.update(len(batch))
-        encoded = answerer.images_encoded
-    asked, seconds = len(log.done & by_id.keys()) - known, time.monotonic() - start
-    return {
-        "queries": len(queries),
-        "answered": known + asked,
-        "asked_now": asked,
-        "images_encoded": encoded,
-        "seconds": round(seconds, 3),
-        "queries_per_second": round(asked / seconds, 3),
-        "device": "server" if backend and backend.remote else _device_name(device),
-        "skipped": [{"id": name, "reason": reason} for name, reason in skipped.reasons.items()],
-    }
-
-
-def build_answerer(config: PredictConfig, device: torch.device, skipped: Skipped, backend: Backend | None) -> Answerer:
-    """What answers: the backend, or medtune's own generator."""
-
-    def skip(request: Request, error: DataError) -> None:
-        skipped.add(request.id, error)
-
-    if backend:
-        return backend.open(AnswerSettings(config.max_new_tokens, device, DTYPES[config.dtype], skip))
-    assert config.transform is not None
-    transform = instantiate(config.transform)
-    return Generator(
-        load_model(config, device),
-        transform,
-        batch_size=config.batch_size,
-        max_new_tokens=config.max_new_tokens,
-        device=device,
-        dtype=DTYPES[config.dtype],
-        sampling=config.sampling,
-        window=config.window,
-        exemplars=config.exemplars.open(transform, device) if config.exemplars else None,
-        on_error=skip,
+def chosen_backend(config: PredictConfig) -> Backend:
+    """The config's backend, or medtune's own model as one."""
+    if config.backend:
+        return instantiate(config.backend)
+    assert config.model is not None and config.transform is not None and config.checkpoint is not None
+    return MedtuneModel(
+        config.model, config.transform, config.checkpoint, config.exemplars, config.batch_size, config.window
     )
 
 
-def row(query: Query, generation: Generation) -> Prediction:
-    """The line of the prediction file."""
-    meta = {**query.meta, "tokens": generation.tokens, "stopped": generation.stopped}
-    if generation.scores:
-        meta["scores"] = list(generation.scores)
-    if generation.score_tokens:
-        meta["score_tokens"] = list(generation.score_tokens)
-    return Prediction(query.id, query.task, query.prompt, generation.text, query.references, meta)
+def identity(config: PredictConfig, source: SampleSource, backend: Backend) -> dict[str, Any]:
+    """What decides the answers; a backend says itself which of its keys do."""
+    plain = {key: value for key, value in to_plain(config).items() if key not in NEUTRAL}
+    beside = {"exemplars": config.exemplars.identity()} if config.exemplars else {}
+    return {"config": plain, "weights": backend.identity(), "data": source.fingerprint(), **beside}
 
 
-def _device(name: str) -> torch.device:
-    if name == "cuda" and not torch.cuda.is_available():
-        raise ConfigError("device: cuda was asked for, but torch sees no GPU; set device=cpu or see `medtune doctor`")
-    return torch.device("cuda" if name == "cuda" or (name == "auto" and torch.cuda.is_available()) else "cpu")
-
-
-def _device_name(device: torch.device) -> str:
-    return torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu"
+def answer_share(
+    config: PredictConfig,
+    source: SampleSource,
+    queries: list[Query],
+    log: SharedLog,
+    skipped: Skipped,
+    backend: Backend,
+) -> dict[str, Any]:
+    """Ask what this process has to ask, wait for the others, and sum up."""
+    rank, world = log.world.rank, log.world.world
+    local_rank = int(os.environ.get("LOCAL_RANK", rank)) if world > 1 else None
+    device = choose_device("cpu" if backend.remote else config.device, local_rank)
+    settings = AnswerSettings(config.max_new_tokens, device, DTYPES[config.dtype], skipped.add_request, config.sampling)
+    known = len(log.done & {query.id for query in queries})
+    progress = Progress(log.path, log.world, len(queries), known)
+    try:
+        outcome = answer(
+            shard(queries, world)[rank],
+            source,
+            lambda: backend.open(settings),
+            log.append,
+            done=frozenset(log.done),
+            skipped=skipped,
+            progress=progress,
+        )
+        outcomes = log.gather(outcome, meanwhile=progress)
+    finally:
+        progress.close()
+    return summarize(outcomes, len(queries), known, "server" if backend.remote else device_name(device))
 
 
 if __name__ == "__main__":

@@ -5,16 +5,16 @@ run that is killed while it writes leaves at most one torn last line; :class:`Pr
 goes on.
 """
 
+import fcntl
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from medtune.data.locks import FileLock
-from medtune.data.writing import write_whole
 from medtune.errors import DataError
 
 
@@ -124,48 +124,105 @@ def write_predictions(path: str | Path, rows: list[Prediction]) -> None:
     """Write a whole prediction file aside and rename it into place."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    write_whole(path, "".join(_line(row) for row in rows))
+    aside = path.with_name(path.name + ".tmp")
+    aside.write_text("".join(_line(row) for row in rows), encoding="utf-8")
+    os.replace(aside, path)
 
 
 class PredictionLog:
     """An append-only prediction file that survives a kill: a started run goes on where the last one stopped.
 
+    While it is open no other run can write the file: the lock is taken before anything is read or written, and ends
+    with the process.
+
     Args:
         path: The file; it and its folder are made where they do not exist.
+        recover: Read the file at once. False takes the lock alone: whoever must first find out whether the file is
+            this run's calls :meth:`recover` afterwards.
 
     Attributes:
         done: Ids that the file already answers.
+        cut: Bytes of a torn last line that were cut off.
 
     Raises:
         DataError: A line other than a torn last one is not a prediction, an id occurs twice, or another run is writing
             the file.
     """
 
-    def __init__(self, path: str | Path) -> None:
-        self.path = Path(path)
+    def __init__(self, path: str | Path, recover: bool = True) -> None:
+        self.path, self.cut = Path(path), 0
+        self.done: set[str] = set()
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        taken = DataError(f"{self.path} is being written by another run; choose another output_dir.")
-        self._lock = FileLock(self.path.with_name(f".{self.path.name}.lock"), taken)
-        self._file = self.path.open("a", encoding="utf-8")
-        _cut_torn_tail(self.path)
-        self.done: set[str] = {row.id for row in read_predictions(self.path)}
+        self._descriptor = _locked(self.path)
+        if recover:
+            self.recover()
+
+    def recover(self) -> None:
+        """Cut off a torn last line and read which queries are answered; see the class for the errors."""
+        try:
+            self.cut = _cut_torn_tail(self.path)
+            self.done = {row.id for row in read_predictions(self.path)}
+        except BaseException:
+            self.close()
+            raise
 
     def append(self, row: Prediction) -> None:
         """Add one answer; the whole line reaches the operating system before this returns.
 
         Raises:
-            DataError: The query was answered before.
+            DataError: The query was answered before, or the line cannot be written.
         """
         if row.id in self.done:
             raise DataError(f"{self.path}: the query {row.id!r} was answered before.")
-        self._file.write(_line(row))
-        self._file.flush()
+        self._write(self._descriptor, _line(row).encode())
         self.done.add(row.id)
 
+    def sync(self) -> None:
+        """Wait until what was written has reached the disk."""
+        with _explained(self.path):
+            os.fsync(self._descriptor)
+
+    def arrange(self, ids: Sequence[str]) -> None:
+        """Bring the lines into the order of their queries, in a new file that replaces the old one at once.
+
+        Answers to queries that are not in the list come last, in the order that they have.
+
+        Args:
+            ids: Ids of the queries, in order.
+        """
+        place = {name: number for number, name in enumerate(ids)}
+        lines = list(_lines(self.path))
+        wanted = sorted(lines, key=lambda line: place.get(line[0], len(place)))
+        if wanted == lines:
+            return
+        aside = self.path.with_name(self.path.name + ".tmp")
+        aside.unlink(missing_ok=True)
+        descriptor = _locked(aside)  # so that the file is locked at every moment, under its new name too
+        try:
+            with self.path.open("rb") as old:
+                for _, start, size in wanted:
+                    old.seek(start)
+                    self._write(descriptor, old.read(size))
+            with _explained(self.path):
+                os.fsync(descriptor)
+            os.replace(aside, self.path)
+        except BaseException:
+            os.close(descriptor)
+            raise
+        os.close(self._descriptor)
+        self._descriptor = descriptor
+
+    def _write(self, descriptor: int, data: bytes) -> None:
+        rest = memoryview(data)
+        with _explained(self.path):
+            while rest:
+                rest = rest[os.write(descriptor, rest) :]
+
     def close(self) -> None:
-        """Close the file."""
-        self._file.close()
-        self._lock.close()
+        """Close the file and let go of its lock."""
+        if self._descriptor >= 0:
+            os.close(self._descriptor)
+        self._descriptor = -1
 
     def __enter__(self) -> "PredictionLog":
         return self
@@ -176,12 +233,54 @@ class PredictionLog:
         self.close()
 
 
+@contextmanager
+def _explained(path: Path) -> Iterator[None]:
+    """A full disk is an error that a user can mend; what was written before stays."""
+    try:
+        yield
+    except OSError as error:
+        raise DataError(
+            f"Cannot write {path}: {error.strerror}. Make room and give the same command again; it goes on."
+        ) from error
+
+
+def _locked(path: Path) -> int:
+    """Open a file for appending and lock it, whichever file has that name by then.
+
+    Raises:
+        DataError: Another run holds the lock.
+    """
+    while True:
+        try:
+            descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o666)
+        except OSError as error:
+            raise DataError(f"Cannot write {path}: {error.strerror}; choose another output_dir.") from error
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)  # it dies with the process
+        except OSError as error:
+            os.close(descriptor)
+            raise DataError(f"{path} is being written by another run; choose another output_dir.") from error
+        if path.exists() and os.path.samestat(os.fstat(descriptor), path.stat()):
+            return descriptor
+        os.close(descriptor)  # it was replaced in between
+
+
+def _lines(path: Path) -> Iterator[tuple[str, int, int]]:
+    """Id, first byte and number of bytes of each answer."""
+    start = 0
+    with path.open("rb") as file:
+        for line in file:
+            if line.strip():
+                yield json.loads(line)["id"], start, len(line)
+            start += len(line)
+
+
 def _line(row: Prediction) -> str:
     return json.dumps(row.to_dict(), ensure_ascii=False) + "\n"
 
 
-def _cut_torn_tail(path: Path) -> None:
-    """Drop bytes after the last newline: each whole line ends with one, so they are half a line."""
+def _cut_torn_tail(path: Path) -> int:
+    """Drop bytes after the last newline: each whole line ends with one, so they are half a line; their number."""
     with path.open("rb+") as file:
         end = file.seek(0, os.SEEK_END)
         keep = end
@@ -195,3 +294,4 @@ def _cut_torn_tail(path: Path) -> None:
             keep = start
         if keep != end:
             file.truncate(keep)
+    return end - keep

@@ -1,13 +1,15 @@
-"""What `predict` asks of a model that is not medtune's own: a server, or a checkpoint that transformers runs."""
+"""What `predict` asks of whatever answers: medtune's own models, a server, or a checkpoint that transformers runs."""
 
 from collections.abc import Callable, Container, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Protocol
 
 import torch
 
+from medtune.data.randomness import sample_rng
 from medtune.errors import ConfigError, DataError
 from medtune.generation.requests import Generation, Request
+from medtune.generation.sampling import Sampling
 
 
 @dataclass(frozen=True)
@@ -19,12 +21,14 @@ class AnswerSettings:
         device: For models that run in this process.
         dtype: Of their weights.
         on_error: Called with a request that cannot be used, which is then left out; None raises.
+        sampling: For requests that have none of their own; None is greedy.
     """
 
     max_new_tokens: int
     device: torch.device
     dtype: torch.dtype
     on_error: Callable[[Request, DataError], None] | None = None
+    sampling: Sampling | None = None
 
     def refuse(self, request: Request, error: DataError) -> None:
         """Take note of a request that cannot be used, or stop."""
@@ -35,6 +39,18 @@ class AnswerSettings:
     def bound(self, request: Request) -> int:
         """Most tokens of an answer."""
         return self.max_new_tokens if request.max_new_tokens is None else request.max_new_tokens
+
+    def sampling_of(self, request: Request) -> Sampling | None:
+        """How a request's tokens are drawn: its own sampling, else the settings'; None is greedy."""
+        return self.sampling if request.sampling is None else request.sampling
+
+
+def for_one_request(sampling: Sampling, request_id: str) -> Sampling:
+    """The sampling with a seed that belongs to one request, for programs that draw by a seed alone.
+
+    Two requests with one prompt then get two answers, and one request gets the same answer again.
+    """
+    return replace(sampling, seed=sample_rng(sampling.seed, 0, 0, stream=request_id).getrandbits(31))
 
 
 class Answerer(Protocol):

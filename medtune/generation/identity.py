@@ -1,14 +1,15 @@
 """What a prediction file was made with, so that a continued run never mixes two models or two sets of questions."""
 
 import json
-import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from medtune.aliases import canonical
-from medtune.data.writing import file_sha256
+from medtune.data.identity import differences
+from medtune.data.writing import file_sha256, write_files
 from medtune.errors import ConfigError
+from medtune.masking import masked
 
 
 def weights_identity(path: str | Path, beside: Sequence[str] = ()) -> dict[str, dict[str, Any]]:
@@ -29,51 +30,46 @@ def weights_identity(path: str | Path, beside: Sequence[str] = ()) -> dict[str, 
     return {file.name: {"sha256": file_sha256(file), "bytes": file.stat().st_size} for file in files}
 
 
-def claim(predictions: Path, identity: Mapping[str, Any]) -> None:
+def claim(predictions: Path, identity: Mapping[str, Any], parts: Sequence[Path] = ()) -> None:
     """Write down what a prediction file is made with, or check that it is the same as before.
 
-    The record stands beside the file, as ``NAME.meta.json``.
+    The record stands beside the file, as ``NAME.meta.json``, with credentials masked. It is written once: as long as
+    there are answers it is compared, never replaced. The caller must hold the lock of the file and of its parts
+    (:class:`medtune.evaluation.prediction.PredictionLog`), so that no other run can add answers meanwhile.
 
     Args:
         predictions: The prediction file; it need not exist yet.
         identity: Plain values that decide what the answers are.
+        parts: Files of answers that belong to it, of a run on several processes.
 
     Raises:
         ConfigError: If the file was made with something else, or nobody knows with what.
     """
     record = predictions.with_suffix(".meta.json")
-    if predictions.is_file() and predictions.stat().st_size:
-        _compare(predictions, record, json.loads(json.dumps(identity)))
-        return
-    aside = record.with_name(record.name + ".tmp")
-    aside.write_text(json.dumps(identity, indent=2, sort_keys=True) + "\n", encoding="utf-8")
-    os.replace(aside, record)
+    wanted = masked(json.loads(json.dumps(identity)))
+    if any(path.is_file() and path.stat().st_size for path in (predictions, *parts)):
+        known = _known(predictions, record)
+        _compare(predictions, masked(known), wanted)
+        if known == masked(known):
+            return
+    content = (json.dumps(wanted, indent=2, sort_keys=True) + "\n").encode()
+    write_files(record.parent, {record.name: content}, overwrite=True)
 
 
-def _compare(predictions: Path, record: Path, identity: Any) -> None:
+def _known(predictions: Path, record: Path) -> Any:
     if not record.is_file():
         raise ConfigError(f"{predictions} has no {record.name}, so its model is unknown; choose another output_dir")
     try:
-        known = json.loads(record.read_text(encoding="utf-8"))
+        return json.loads(record.read_text(encoding="utf-8"))
     except ValueError as error:
         raise ConfigError(f"{record} is not valid JSON: {error}; remove it together with {predictions}") from error
-    differing = list(_differences(canonical(known), canonical(identity)))
+
+
+def _compare(predictions: Path, known: Any, identity: Any) -> None:
+    found = differences(canonical(known), canonical(identity), null_is_absent=True)
+    differing = [f"{one.key}: {one.there} before, {one.here} now" for one in found]
     if differing:
         raise ConfigError(
             f"{predictions} was made with other settings ({'; '.join(differing[:3])}); choose another output_dir, "
             "or remove the file to start anew"
         )
-
-
-def _differences(old: Any, new: Any, where: str = "") -> Iterator[str]:
-    """Yield ``key: old -> new`` for every leaf that differs."""
-    if isinstance(old, dict) and isinstance(new, dict):
-        for key in sorted(old.keys() | new.keys()):
-            yield from _differences(old.get(key), new.get(key), f"{where}.{key}" if where else key)
-    elif old != new:
-        yield f"{where}: {_short(old)} before, {_short(new)} now"
-
-
-def _short(value: Any) -> str:
-    text = json.dumps(value)
-    return text if len(text) <= 40 else f"{text[:37]}..."

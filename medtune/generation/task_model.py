@@ -46,7 +46,13 @@ class TaskModelBackend:
         return {"files": weights_identity(self.path, beside=("*.json",)), "threshold": self.threshold, **heads}
 
     def open(self, settings: AnswerSettings) -> "Classified":
-        """Load the model."""
+        """Load the model.
+
+        Raises:
+            ConfigError: Sampling is set: a classifier draws no tokens.
+        """
+        if settings.sampling is not None:
+            raise ConfigError("a classifier draws no tokens; leave sampling out")
         return Classified(load_tsm(self.path).to(settings.device, settings.dtype), self, settings)
 
 
@@ -87,6 +93,8 @@ class Classified:
         return [self._labelled(request, row) for request, row in zip(kept, logits, strict=True)]
 
     def _check(self, request: Request) -> None:
+        if request.sampling is not None:
+            raise ConfigError(f"request {request.id!r}: a classifier draws no tokens; leave its sampling out")
         name, classes = request.sample.meta.get("set"), request.sample.meta.get("classes")
         if name is None or classes is None or len(request.sample.images) != 1:
             raise DataError(f"request {request.id!r}: a classifier answers classification questions on one image alone")

@@ -12,11 +12,13 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from medtune.data.randomness import sample_rng
 from medtune.errors import ConfigError, DataError, ModelError
 from medtune.generation.backend import AnswerSettings
 from medtune.generation.chat import Part, Turn, chat_turns
 from medtune.generation.identity import weights_identity
 from medtune.generation.requests import Generation, Request
+from medtune.generation.sampling import Sampling, draw
 
 # What decides a prompt's tokens and pixels, beside the weights.
 READ_BESIDE = ("*.json", "*.jinja", "*.model", "*.txt")
@@ -24,7 +26,7 @@ READ_BESIDE = ("*.json", "*.jinja", "*.model", "*.txt")
 
 @dataclass(frozen=True)
 class TransformersCheckpoint:
-    """A model and processor in transformers' layout, asked greedily, one request after another.
+    """A model and processor in transformers' layout, asked one request after another.
 
     Attributes:
         path: The folder.
@@ -118,11 +120,16 @@ class LocalAnswers:
             temperature=None,
             top_p=None,
             top_k=None,
+            logits_processor=self._processors(request),
         )
         tokens = _new_tokens(written[0], inputs["input_ids"][0])
         stopped = bool(tokens) and tokens[-1] in self._stops
         text = self.processor.tokenizer.decode(tokens, skip_special_tokens=True)
         return Generation(request.id, text, len(tokens) - stopped, stopped)
+
+    def _processors(self, request: Request) -> list[Any]:
+        sampling = self.settings.sampling_of(request)
+        return [] if sampling is None else [_DrawnToken(request.id, sampling)]
 
     def _inputs(self, turns: list[Turn], request: Request) -> Any:
         if self.template is None:
@@ -136,6 +143,17 @@ class LocalAnswers:
         question = "\n".join(part for part in turns[0].parts if isinstance(part, str))
         text = self.template.replace("{prompt}", question)
         return self.processor(images=pictures or None, text=text, return_tensors="pt")
+
+
+class _DrawnToken:
+    """Leaves one token possible at each step: the one that medtune's own generator would draw from these logits."""
+
+    def __init__(self, request_id: str, sampling: Sampling) -> None:
+        self.sampling, self._stream = sampling, sample_rng(sampling.seed, 0, 0, stream=request_id)
+
+    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
+        uniform = torch.tensor([self._stream.random()], dtype=torch.float32, device=scores.device)
+        return torch.full_like(scores, -torch.inf).scatter(1, draw(scores, uniform, self.sampling)[:, None], 0.0)
 
 
 def _content(part: Part) -> dict[str, Any]:

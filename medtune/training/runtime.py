@@ -82,7 +82,7 @@ class Runtime:
             raise TrainingError(
                 f"process {self.rank} of {self.world}: another process of this run has gone, or did not answer in time "
                 f"({str(error).splitlines()[0]}). Its own output says why. Give the same command again to go on from "
-                "the last checkpoint."
+                "what was written last."
             ) from error
 
     @property

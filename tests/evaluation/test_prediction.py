@@ -1,8 +1,10 @@
 import json
+import resource
 
 import pytest
 
 from medtune.errors import DataError
+from medtune.evaluation import prediction
 from medtune.evaluation.prediction import Prediction, PredictionLog, read_predictions, write_predictions
 
 ROW = Prediction("q/open", "open", "What?", "line\nbreak, ü", ("big",), {"swapped": False})
@@ -87,3 +89,65 @@ def test_two_runs_never_write_one_file(tmp_path):
         first.append(Prediction("a", "open", "", "x"))
     with PredictionLog(path) as second:
         assert second.done == {"a"}
+
+
+def answers(*names):
+    return [Prediction(name, "open", "", f"ü{name}\n" * 3) for name in names]
+
+
+def test_lines_are_arranged_in_a_new_file_that_stays_locked(tmp_path):
+    path = tmp_path / "p.jsonl"
+    with PredictionLog(path) as log:
+        for row in answers("c", "x", "a", "y"):
+            log.append(row)
+        log.arrange(["a", "b", "c"])
+        with pytest.raises(DataError, match="being written by another run"):
+            PredictionLog(path)
+        log.append(*answers("b"))
+    assert read_predictions(path) == answers("a", "c", "x", "y", "b")
+    with PredictionLog(path) as log:
+        log.arrange(["a", "b", "c"])
+        assert log.done == {"a", "b", "c", "x", "y"}
+    assert read_predictions(path) == answers("a", "b", "c", "x", "y")
+    assert [file.name for file in tmp_path.iterdir()] == ["p.jsonl"]
+
+
+def test_a_file_in_order_is_left_alone(tmp_path):
+    path = tmp_path / "p.jsonl"
+    write_predictions(path, answers("a", "b"))
+    before = path.stat()
+    with PredictionLog(path) as log:
+        log.arrange(["a", "b"])
+    assert (path.stat().st_ino, path.stat().st_mtime_ns) == (before.st_ino, before.st_mtime_ns)
+
+
+def test_a_file_that_is_replaced_while_it_is_opened_is_locked_under_its_name(tmp_path, monkeypatch):
+    path, real, replaced = tmp_path / "p.jsonl", prediction.fcntl.flock, []
+    write_predictions(path, answers("a"))
+
+    def flock(descriptor, how):
+        real(descriptor, how)
+        if not replaced:
+            replaced.append(True)
+            write_predictions(path, answers("a", "b"))
+
+    monkeypatch.setattr(prediction.fcntl, "flock", flock)
+    with PredictionLog(path) as log:
+        assert log.done == {"a", "b"}
+        log.append(*answers("c"))
+    assert [row.id for row in read_predictions(path)] == ["a", "b", "c"]
+
+
+def test_a_full_disk_is_said_and_what_was_written_is_kept(tmp_path):
+    path = tmp_path / "p.jsonl"
+    limit = resource.getrlimit(resource.RLIMIT_FSIZE)
+    with PredictionLog(path) as log:
+        log.append(*answers("a"))
+        try:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (path.stat().st_size + 9, limit[1]))
+            with pytest.raises(DataError, match=r"Cannot write .*p.jsonl: File too large"):
+                log.append(*answers("b"))
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, limit)
+    with PredictionLog(path) as log:
+        assert log.cut == 9 and log.done == {"a"}

@@ -50,6 +50,32 @@ def test_a_broken_record_is_refused(output: Path):
         claim(predictions, IDENTITY)
 
 
+def test_credentials_are_masked_and_old_records_lose_them(output: Path):
+    predictions, record = output / "predictions.jsonl", output / "predictions.meta.json"
+    secret = {"config": {"seed": 0}, "weights": {"extra_headers": {"X-Key": "abc-123"}, "api_token": "abc-123"}}
+    claim(predictions, secret)
+    assert "abc-123" not in record.read_text()
+    predictions.write_text("{}\n")
+    record.write_text(json.dumps(secret))  # as earlier versions wrote it
+    claim(predictions, {**secret, "weights": {"extra_headers": {"X-Key": "new"}, "api_token": "new"}})
+    assert "abc-123" not in record.read_text() and json.loads(record.read_text())["config"] == {"seed": 0}
+    record.write_text(json.dumps(secret))
+    with pytest.raises(ConfigError, match="config.seed") as caught:
+        claim(predictions, {**secret, "config": {"seed": 1}})
+    assert "abc-123" not in str(caught.value)
+    with pytest.raises(ConfigError, match="weights.model"):
+        claim(predictions, {**secret, "weights": {**secret["weights"], "model": "other"}})
+
+
+def test_a_record_is_written_once(output: Path):
+    predictions, record = output / "predictions.jsonl", output / "predictions.meta.json"
+    claim(predictions, IDENTITY)
+    predictions.write_text("{}\n")
+    before = record.stat()
+    claim(predictions, IDENTITY)
+    assert (record.stat().st_ino, record.stat().st_mtime_ns) == (before.st_ino, before.st_mtime_ns)
+
+
 def test_weights_are_told_apart_by_content(tmp_path: Path):
     (tmp_path / "a.safetensors").write_bytes(b"one")
     first = weights_identity(tmp_path)

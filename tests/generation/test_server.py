@@ -3,6 +3,7 @@
 import builtins
 import logging
 import sys
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -12,6 +13,7 @@ from medtune.data.sample import Message, Sample
 from medtune.errors import ConfigError, DataError, ModelError
 from medtune.generation.backend import AnswerSettings
 from medtune.generation.requests import Request
+from medtune.generation.sampling import Sampling
 from medtune.generation.server import OpenAIServer
 from tests.generation.chat_server import MODEL, answer_to, images_of, prompt_of, serve
 
@@ -86,6 +88,38 @@ def test_done_requests_are_not_sent_and_options_are():
         found = ask(server, [request(f"q{i}") for i in range(4)], done={"q0", "q2"}, options={"top_k": 1})
     assert [answer.id for answer in found] == ["q1", "q3"]
     assert [body["top_k"] for body in server.bodies] == [1, 1]
+
+
+def test_sampling_is_sent_with_a_seed_of_each_request():
+    settings = replace(SETTINGS, sampling=Sampling(temperature=0.7, top_p=0.9, top_k=40, seed=3))
+    requests = [request("q0"), request("q1"), request("q2", sampling=Sampling(temperature=1.2))]
+    with serve() as server:
+        ask(server, requests, settings, concurrency=1)
+        ask(server, requests, settings, concurrency=1)
+        ask(server, [request("q0")], concurrency=1)
+        ask(server, [request("q2", sampling=Sampling(temperature=1.2))], concurrency=1)
+    first, again = server.bodies[:3], server.bodies[3:6]
+    assert first == again, "the same requests are drawn alike"
+    assert [(b["temperature"], b["top_p"], b.get("top_k")) for b in first] == [(0.7, 0.9, 40)] * 2 + [(1.2, 1.0, None)]
+    assert len({body["seed"] for body in first}) == 3 and all(0 <= body["seed"] < 2**31 for body in first)
+    assert server.bodies[6]["temperature"] == 0 and "seed" not in server.bodies[6]
+    assert server.bodies[7] == first[2], "a request's own sampling needs no other"
+
+
+def test_headers_among_the_options_are_sent_as_headers():
+    with serve() as server:
+        ask(server, [request("a")], options={"extra_headers": {"Authorization": "Basic abc"}, "top_k": 1})
+    assert server.heads[-1] == "Basic abc" and "extra_headers" not in server.bodies[0]
+    with pytest.raises(ConfigError, match="names and texts") as caught:
+        OpenAIServer("http://localhost:1/v1", MODEL, options={"extra_headers": {"X-Key": 12345}})
+    assert "12345" not in str(caught.value)
+
+
+def test_what_was_asked_is_counted():
+    with serve() as server:
+        answers = OpenAIServer(server.url, MODEL).open(SETTINGS)
+        list(answers.batches([request("a"), request("b")]))
+    assert (answers.usage.requests, answers.usage.prompt_tokens, answers.usage.completion_tokens) == (2, 18, 10)
 
 
 def test_the_bound_is_kept_and_told():

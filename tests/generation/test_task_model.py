@@ -1,5 +1,6 @@
 """A task-specific model in the place of a language model: its labels and scores, and what it will not answer."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ from medtune.errors import ConfigError, DataError, ModelError
 from medtune.evaluation.protocols.registry import plan_queries
 from medtune.generation.backend import AnswerSettings
 from medtune.generation.requests import Generation, Request
+from medtune.generation.sampling import Sampling
 from medtune.generation.task_model import TaskModelBackend
 from medtune.models.tsm import LabelledSet, TaskModel, load_tsm
 from medtune.models.weights import save_hf
@@ -134,3 +136,12 @@ def test_an_external_set_is_answered_by_the_head_of_another_one(tmp_path: Path) 
     assert backend.identity() != TaskModelBackend(external).identity()
     with pytest.raises(DataError, match="'grades' has the 3 classes"):
         answers(TaskModelBackend(path, heads={"cells": "grades"}), requests)
+
+
+def test_a_classifier_draws_no_tokens(tmp_path: Path) -> None:
+    backend, requests = TaskModelBackend(saved(tmp_path / "tsm")), asked(tmp_path)
+    settings = AnswerSettings(8, torch.device("cpu"), torch.float32, sampling=Sampling())
+    with pytest.raises(ConfigError, match="draws no tokens; leave sampling out"):
+        backend.open(settings)
+    with pytest.raises(ConfigError, match="draws no tokens"):
+        answers(backend, [replace(requests[0], sampling=Sampling())], refused=[])

@@ -10,8 +10,10 @@ import pytest
 import torch
 from transformers import AutoProcessor, LlavaForConditionalGeneration
 
+from medtune.data.randomness import sample_rng
 from medtune.errors import ConfigError, DataError, ModelError
 from medtune.generation.backend import AnswerSettings
+from medtune.generation.sampling import Sampling, draw
 from medtune.generation.transformers_local import TransformersCheckpoint
 from tests.generation.test_server import Pixels, request
 from tests.generation.tiny_comparators import save_tiny_blip2, save_tiny_qwen
@@ -36,8 +38,8 @@ def ask(answers, requests, done=frozenset()):
 
 
 @torch.inference_mode()
-def by_hand(folder, text: str, image: str | None) -> list[int]:
-    """Greedy tokens of a prompt written out by hand: no cache, no `generate`."""
+def by_hand(folder, text: str, image: str | None, choose=torch.argmax) -> list[int]:
+    """Tokens of a prompt written out by hand, greedy ones unless said otherwise: no cache, no `generate`."""
     processor = AutoProcessor.from_pretrained(folder)
     model = LlavaForConditionalGeneration.from_pretrained(folder).eval()
     pictures = Pixels().open_images(request("x", "", image).sample) if image else None
@@ -46,7 +48,7 @@ def by_hand(folder, text: str, image: str | None) -> list[int]:
     tokens, start = inputs["input_ids"], inputs["input_ids"].shape[1]
     for _ in range(8):
         logits = model(input_ids=tokens, pixel_values=inputs.get("pixel_values")).logits[0, -1]
-        tokens = torch.cat([tokens, logits.argmax().reshape(1, 1)], dim=1)
+        tokens = torch.cat([tokens, choose(logits).reshape(1, 1)], dim=1)
         if tokens[0, -1] == 2:
             break
     return tokens[0, start:].tolist()
@@ -62,6 +64,30 @@ def test_answers_are_greedy_whatever_the_checkpoint_would_like(folder, answers):
         assert answer.stopped == (wanted[-1] == 2) and answer.tokens == len(wanted) - answer.stopped
         seen.add(answer.text)
     assert len(seen) > 3, "the model answers all alike"
+
+
+def test_tokens_are_drawn_as_medtunes_own_generator_draws_them(folder, answers):
+    sampling = Sampling(temperature=1.3, top_p=0.95, top_k=30, seed=5)
+    asked = [request(f"q{i}", QUESTIONS[0], "1", sampling=sampling) for i in range(4)]
+    found = ask(answers, asked)
+    assert ask(answers, asked[::-1])[::-1] == found, "a request is drawn alike whatever comes before it"
+    assert len({answer.text for answer in found}) > 1
+    assert (
+        ask(
+            TransformersCheckpoint(str(folder)).open(replace(SETTINGS, sampling=sampling)),
+            [request("q0", QUESTIONS[0], "1")],
+        )
+        == found[:1]
+    )
+    decode = AutoProcessor.from_pretrained(folder).tokenizer.decode
+    for one, answer in zip(asked, found, strict=True):
+        stream = sample_rng(5, 0, 0, stream=one.id)
+        wanted = by_hand(folder, QUESTIONS[0], "1", lambda logits, stream=stream: drawn(logits, stream, sampling))
+        assert answer.text == decode(wanted, skip_special_tokens=True)
+
+
+def drawn(logits, stream, sampling):
+    return draw(logits[None], torch.tensor([stream.random()], dtype=torch.float32), sampling)
 
 
 def test_the_picture_is_used(answers):

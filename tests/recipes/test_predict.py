@@ -198,12 +198,6 @@ def test_bad_settings_are_one_line(recipe, world, output, capsys, options, messa
     assert not (output / "predictions.jsonl").is_file() or not (output / "predictions.jsonl").read_bytes()
 
 
-def test_several_processes_are_refused(recipe, world, output, capsys, monkeypatch):
-    monkeypatch.setenv("WORLD_SIZE", "2")
-    assert recipe.main(arguments(world, output)) == 2
-    assert "one process" in capsys.readouterr().err
-
-
 def test_sampled_answers_differ_from_greedy_and_repeat(recipe, world, tmp_path):
     few = ["protocols=[open]", "swapped=[]"]
     drawn = [*few, "sampling={temperature: 1.5, top_k: 50, seed: 1}"]

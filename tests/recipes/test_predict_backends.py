@@ -112,7 +112,8 @@ def test_a_finished_run_needs_no_server(world, output, capsys):
     ("options", "message"),
     [
         (["protocols=[open, letter_likelihood]", "swapped=[]"], "'protocols=[open]'"),
-        (["sampling={temperature: 0.5}"], "answers greedily"),
+        (["sampling={temperature: 0}"], "temperature"),
+        (["exemplars={path: runs}"], "answers without exemplars"),
         (["checkpoint=weights"], "backend and checkpoint are both given"),
         (["~backend"], "'model' is missing"),
         (["backend.base_url=''"], "must be the address"),
@@ -127,6 +128,42 @@ def test_bad_settings_are_one_line(world, output, capsys, options, message):
     error = capsys.readouterr().err.strip()
     assert message in error and error.startswith("error: ") and len(error.splitlines()) == 1
     assert not (output / "predictions.jsonl").is_file() or not (output / "predictions.jsonl").read_bytes()
+
+
+def test_a_server_is_asked_by_one_process(world, output, capsys, monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with serve() as server:
+        assert predict.main(by_server(world, output, server.url)) == 2
+    assert "by one process" in capsys.readouterr().err and not server.heads and not list(output.iterdir())
+
+
+def test_sampling_and_usage_reach_the_server_and_the_summary(world, output, capsys):
+    few = ["protocols=[open]", "swapped=[]", "sampling={temperature: 0.8, top_p: 0.9, top_k: 20, seed: 4}"]
+    with serve() as server:
+        assert predict.main(by_server(world, output, server.url, *few)) == 0
+        assert {(body["temperature"], body["top_p"], body["top_k"]) for body in server.bodies} == {(0.8, 0.9, 20)}
+        assert len({body["seed"] for body in server.bodies}) == len(server.bodies) == 6
+        assert predict.main(by_server(world, output, server.url, *few[:2])) == 2
+    assert "config.sampling" in capsys.readouterr().err
+    summary = json.loads((output / "predictions.summary.json").read_text())
+    assert summary["usage"] == {"requests": 6, "prompt_tokens": 54, "completion_tokens": 30}
+
+
+def test_credentials_are_not_written_down(world, output, monkeypatch, capsys):
+    monkeypatch.setenv("GATEWAY", "a-secret-of-the-gateway")
+    few = ["protocols=[open]", "swapped=[]"]
+    hidden = "backend.options={extra_headers: {X-Gateway: '${oc.env:GATEWAY}'}, session_token: '${oc.env:GATEWAY}'}"
+    with serve() as server:
+        assert predict.main(by_server(world, output, server.url, *few, hidden)) == 0
+        assert server.bodies[0]["session_token"] == "a-secret-of-the-gateway"
+        monkeypatch.setenv("GATEWAY", "a-new-secret")
+        assert predict.main(by_server(world, output, server.url, *few, hidden)) == 0, "a new key is no other model"
+        assert predict.main(by_server(world, output, server.url, *few)) == 2
+    printed = capsys.readouterr()
+    written = "".join(path.read_text() for path in output.iterdir())
+    record = json.loads((output / "predictions.meta.json").read_text())
+    assert record["weights"]["options"] == {"extra_headers": {"X-Gateway": "***"}, "session_token": "***"}
+    assert "secret" not in written + printed.out + printed.err
 
 
 def test_a_server_that_goes_away_leaves_what_was_answered(world, output, capsys):

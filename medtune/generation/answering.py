@@ -1,0 +1,296 @@
+"""From questions to a prediction file: what to ask, with which model, and how answers are written down.
+
+Everything takes plain arguments, so that a recipe, a command or a server can use it.
+"""
+
+import time
+from collections.abc import Callable, Container, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any, ClassVar
+
+import torch
+from torchtune import training
+
+from medtune.clients.messages import Usage
+from medtune.config import instantiate
+from medtune.data.sample import Sample
+from medtune.data.source import SampleSource
+from medtune.errors import ConfigError, DataError, ModelError
+from medtune.evaluation.prediction import Prediction
+from medtune.evaluation.protocols.base import Query
+from medtune.evaluation.protocols.registry import plan_queries
+from medtune.generation.backend import Answerer, AnswerSettings
+from medtune.generation.exemplars import ExemplarSource
+from medtune.generation.generator import Generator
+from medtune.generation.identity import weights_identity
+from medtune.generation.requests import Generation, Request
+from medtune.generation.seams import AnswerModel
+from medtune.models.weights import load_weights
+
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
+
+
+class Skipped:
+    """Questions left out because they could not be used: ids and reasons, never their text.
+
+    Args:
+        allowed: Whether any may be left out.
+
+    Attributes:
+        reasons: By name of the question or id of the query.
+    """
+
+    def __init__(self, allowed: bool) -> None:
+        self.allowed = allowed
+        self.reasons: dict[str, str] = {}
+
+    def add(self, name: str, error: DataError) -> None:
+        """Take note of a question, or stop the run if none may be skipped."""
+        if not self.allowed:
+            raise error
+        self.reasons[name] = str(error)
+
+    def add_request(self, request: Request, error: DataError) -> None:
+        """:meth:`add` for what an answerer cannot use."""
+        self.add(request.id, error)
+
+
+def choose_device(name: str, local_rank: int | None = None) -> torch.device:
+    """The device that a config's word stands for.
+
+    Args:
+        name: ``auto`` (cuda where there is one), ``cpu`` or ``cuda``.
+        local_rank: Number of this process on its machine, where several processes have a GPU each.
+
+    Raises:
+        ConfigError: If cuda is asked for and absent, or there are fewer GPUs than processes.
+    """
+    if name == "cuda" and not torch.cuda.is_available():
+        raise ConfigError("device: cuda was asked for, but torch sees no GPU; set device=cpu or see `medtune doctor`")
+    if name == "cpu" or not torch.cuda.is_available():
+        return torch.device("cpu")
+    if local_rank is None:
+        return torch.device("cuda")
+    if local_rank >= torch.cuda.device_count():
+        raise ConfigError(
+            f"device: process {local_rank} finds {torch.cuda.device_count()} GPUs here; start as many processes as "
+            "there are GPUs (--nproc_per_node)"
+        )
+    torch.cuda.set_device(local_rank)
+    return torch.device("cuda", local_rank)
+
+
+def device_name(device: torch.device) -> str:
+    """What the device is called in a summary."""
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu"
+
+
+def load_model(
+    model: Mapping[str, Any], checkpoint: str, *, device: torch.device | str, dtype: torch.dtype
+) -> AnswerModel:
+    """A model with its weights.
+
+    Args:
+        model: Component of a builder, without adapters.
+        checkpoint: A folder in HF layout or one safetensors file.
+        device: Where it is built.
+        dtype: Of its weights.
+
+    Raises:
+        ModelError: If the checkpoint does not fit the model.
+    """
+    with training.set_default_dtype(dtype), torch.device(device):
+        built = instantiate(model)
+    missing, _ = built.load_state_dict(load_weights(checkpoint, built), strict=False)
+    if missing:
+        raise ModelError(
+            f"{checkpoint} lacks {len(missing)} tensors of the model (first: {missing[0]}): exported weights "
+            "have their adapters merged, so name the builder without adapters under `model`"
+        )
+    return built
+
+
+@dataclass(frozen=True)
+class MedtuneModel:
+    """A model of :mod:`medtune.models` as one more backend, answered by the batched generator.
+
+    Attributes:
+        model: Component of a builder, without adapters.
+        transform: Component of its tokenizer and image transform.
+        checkpoint: A folder in HF layout or one safetensors file.
+        exemplars: What a VITask run puts beside the image; None for prompts as they are.
+        batch_size: Prompts answered together.
+        window: Batches sorted together.
+    """
+
+    remote: ClassVar[bool] = False
+    model: Mapping[str, Any]
+    transform: Mapping[str, Any]
+    checkpoint: str
+    exemplars: ExemplarSource | None = None
+    batch_size: int = 16
+    window: int = 8
+
+    def identity(self) -> dict[str, Any]:
+        """The weights, by content."""
+        return weights_identity(self.checkpoint)
+
+    def open(self, settings: AnswerSettings) -> Generator:
+        """Load the model.
+
+        Raises:
+            ModelError: If the weights do not fit.
+        """
+        transform = instantiate(self.transform)
+        return Generator(
+            load_model(self.model, self.checkpoint, device=settings.device, dtype=settings.dtype),
+            transform,
+            batch_size=self.batch_size,
+            max_new_tokens=settings.max_new_tokens,
+            device=settings.device,
+            dtype=settings.dtype,
+            sampling=settings.sampling,
+            window=self.window,
+            exemplars=self.exemplars.open(transform, settings.device) if self.exemplars else None,
+            on_error=settings.on_error,
+        )
+
+
+def plan(
+    source: SampleSource,
+    protocols: Sequence[str],
+    *,
+    swapped: Sequence[str] = (),
+    seed: int = 0,
+    limit: int | None = None,
+    skipped: Skipped | None = None,
+) -> list[Query]:
+    """The queries to ask; those on one image stand together, so that it is encoded once.
+
+    Args:
+        source: The questions.
+        protocols: How to ask.
+        swapped: Protocols that are asked on another question's image too.
+        seed: Of the protocols' coins and of the swap.
+        limit: Only the first questions.
+        skipped: Takes note of questions that cannot be read; None raises.
+
+    Raises:
+        ConfigError: If there is nothing to ask.
+        DataError: For a question that cannot be read, unless it may be skipped.
+    """
+    samples = list(_readable(source, limit, skipped or Skipped(False)))
+    queries = plan_queries(samples, protocols, swapped=swapped, seed=seed)
+    if not queries:
+        raise ConfigError("there is nothing to ask; check questions and protocols")
+    first = {query.sample.images: place for place, query in reversed(list(enumerate(queries)))}
+    return sorted(queries, key=lambda query: first[query.sample.images])
+
+
+def _readable(source: SampleSource, limit: int | None, skipped: Skipped) -> Iterator[Sample]:
+    for index in range(min(len(source), limit or len(source))):
+        try:
+            yield source[index]
+        except DataError as error:
+            skipped.add(f"{source.name}[{index}]", error)
+
+
+def requests_of(queries: Sequence[Query], source: SampleSource) -> Iterator[Request]:
+    """The queries as an answerer takes them; those with continuations are scored, not answered."""
+    for query in queries:
+        yield Request(query.id, query.sample, source, query.continuations, 0 if query.continuations else None)
+
+
+def row(query: Query, generation: Generation) -> Prediction:
+    """The line of the prediction file."""
+    meta = {**query.meta, "tokens": generation.tokens, "stopped": generation.stopped}
+    if generation.scores:
+        meta["scores"] = list(generation.scores)
+    if generation.score_tokens:
+        meta["score_tokens"] = list(generation.score_tokens)
+    return Prediction(query.id, query.task, query.prompt, generation.text, query.references, meta)
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What one process did.
+
+    Attributes:
+        asked: Queries that were answered.
+        images_encoded: Images that were encoded or sent.
+        seconds: Time, without that of loading the model.
+        skipped: Reasons by question or query.
+        usage: What a server counted; None for models that run here.
+    """
+
+    asked: int
+    images_encoded: int
+    seconds: float
+    skipped: dict[str, str]
+    usage: Usage | None = None
+
+
+def answer(
+    queries: Sequence[Query],
+    source: SampleSource,
+    open_answerer: Callable[[], Answerer],
+    write: Callable[[Prediction], None],
+    *,
+    done: Container[str] = frozenset(),
+    skipped: Skipped | None = None,
+    progress: Callable[[int], None] | None = None,
+) -> Outcome:
+    """Ask queries and write each answer at once.
+
+    Args:
+        queries: What to ask; batches are formed as if all of them were asked.
+        source: Opens their images.
+        open_answerer: Loads or reaches the model; not called if all queries are answered.
+        write: Takes an answer.
+        done: Ids that are answered already.
+        skipped: Where the answerer's settings take note of queries that cannot be used.
+        progress: Told how many queries were answered since the last call; first with 0, once the model is loaded.
+    """
+    by_id = {query.id: query for query in queries}
+    asked, encoded, usage, start = 0, 0, None, time.monotonic()
+    if any(name not in done for name in by_id):
+        answerer = open_answerer()
+        start = time.monotonic()
+        if progress:
+            progress(0)
+        for batch in answerer.batches(requests_of(queries, source), done=done):
+            for generation in batch:
+                write(row(by_id[generation.id], generation))
+            asked += len(batch)
+            if progress:
+                progress(len(batch))
+        encoded, usage = answerer.images_encoded, getattr(answerer, "usage", None)
+    reasons = dict(skipped.reasons) if skipped else {}
+    return Outcome(asked, encoded, time.monotonic() - start, reasons, usage)
+
+
+def summarize(outcomes: Sequence[Outcome], queries: int, known: int, device: str) -> dict[str, Any]:
+    """What all processes did together, as it is written to ``predictions.summary.json``.
+
+    Args:
+        outcomes: One per process.
+        queries: Number of queries.
+        known: Number of them that were answered before.
+        device: Name for the summary.
+    """
+    asked = sum(outcome.asked for outcome in outcomes)
+    seconds = max(outcome.seconds for outcome in outcomes)
+    reasons = {name: reason for outcome in outcomes for name, reason in outcome.skipped.items()}
+    counted = [outcome.usage for outcome in outcomes if outcome.usage is not None]
+    return {
+        "queries": queries,
+        "answered": known + asked,
+        "asked_now": asked,
+        "images_encoded": sum(outcome.images_encoded for outcome in outcomes),
+        "seconds": round(seconds, 3),
+        "queries_per_second": round(asked / seconds, 3) if seconds else 0.0,
+        "device": device,
+        "processes": len(outcomes),
+        **({"usage": asdict(counted[0])} if counted else {}),
+        "skipped": [{"id": name, "reason": reason} for name, reason in reasons.items()],
+    }

@@ -1,0 +1,60 @@
+"""Credentials are not written down: values are masked by the name of their key, or by what they look like."""
+
+import re
+from collections.abc import Mapping
+from typing import Any
+
+MASK = "***"
+_LAST = {"key", "token", "apikey", "auth", "cookie", "bearer", "passphrase"}
+_ANYWHERE = {"secret", "secrets", "password", "passwd", "pwd", "authorization", "credential", "credentials"}
+_HEADERS = {"header", "headers"}
+# `image_token` is a word of a vocabulary, `label_key` a column: they decide what a run does, and are compared.
+_HARMLESS = {
+    "answer", "begin", "bos", "cls", "column", "end", "eos", "id", "image", "label", "mask", "pad", "placeholder",
+    "question", "sep", "sort", "special", "start", "stop", "text", "unk",
+}  # fmt: skip
+_WORD = re.compile(r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+|[0-9]+")
+_IN_ADDRESS = re.compile(r"(?<=://)[^/@\s]+(?=@)")
+_LOOKS = re.compile(r"^(?:Bearer|Basic)\s+\S+$|^(?:sk|pk|hf|gh[opsu]|xox[abp]|glpat)[-_][A-Za-z0-9_-]{16,}$", re.I)
+
+
+def masked(value: Any) -> Any:
+    """A plain tree with ``***`` in place of what may be a credential.
+
+    Masked are values whose key ends in ``key``, ``token``, ``auth`` and the like, or holds ``secret``, ``password``,
+    ``authorization`` or ``credential``; every value below a key that speaks of headers; names and passwords within
+    addresses; and texts in the form of well-known keys. The name of an environment variable (``api_key_env``) stays.
+
+    Args:
+        value: Mappings, lists and scalars, as :func:`medtune.config.to_plain` gives them. It is not changed.
+    """
+    if isinstance(value, Mapping):
+        return {name: _masked_entry(str(name), inner) for name, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return [masked(inner) for inner in value]
+    if isinstance(value, str):
+        return MASK if _LOOKS.match(value) else _IN_ADDRESS.sub(MASK, value)
+    return value
+
+
+def is_credential(name: str) -> bool:
+    """Whether the value of a key of this name may be a credential."""
+    words = [word.lower() for word in _WORD.findall(name)]
+    if not words or words[-1] == "env":
+        return False
+    if _ANYWHERE.intersection(words):
+        return True
+    return words[-1] in _LAST and not (len(words) > 1 and words[-2] in _HARMLESS)
+
+
+def _masked_entry(name: str, value: Any) -> Any:
+    words = {word.lower() for word in _WORD.findall(name)}
+    return _all_masked(value) if is_credential(name) or words & _HEADERS else masked(value)
+
+
+def _all_masked(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {name: _all_masked(inner) for name, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return [_all_masked(inner) for inner in value]
+    return value if value is None or isinstance(value, bool) or value == "" else MASK
