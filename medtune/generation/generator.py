@@ -64,7 +64,7 @@ class Generator:
         max_new_tokens: Bound for requests that have none of their own.
         device: Where the model is.
         dtype: Of pictures and caches.
-        sampling: None for greedy answers.
+        sampling: Of requests that have none of their own; None for greedy answers.
         window: Batches whose requests are sorted together, by bound and length; larger means less padding.
         exemplars: What a VITask run puts beside the image of a prompt; None for prompts as they are.
         on_error: Called with a request whose sample or image cannot be used, which is then left out; None raises.
@@ -216,7 +216,10 @@ class Generator:
             Answer(min(self._bound(request), self.transform.max_seq_len - length))
             for request, length in zip(batch.requests, lengths, strict=True)
         ]
-        chooser = Chooser([request.id for request in batch.requests], self.sampling)
+        chooser = Chooser(
+            [request.id for request in batch.requests],
+            [request.sampling or self.sampling for request in batch.requests],
+        )
         stop_ids = frozenset(self.transform.stop_ids)
         chosen: list[int] = []
         while any(answer.running for answer in answers):

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 
 from medtune.data.sample import Sample
 from medtune.data.source import SampleSource
+from medtune.generation.sampling import Sampling
 
 
 @dataclass(frozen=True)
@@ -17,6 +18,8 @@ class Request:
         continuations: Texts whose log-probability after the prompt is wanted.
         max_new_tokens: Upper bound of generated tokens, 0 for a request that only wants ``continuations`` scored;
             None takes the generator's own bound.
+        sampling: How its tokens are drawn; None takes the generator's own way. ``Sampling(top_k=1)`` is greedy where
+            the generator is not.
     """
 
     id: str
@@ -24,6 +27,7 @@ class Request:
     source: SampleSource
     continuations: tuple[str, ...] = ()
     max_new_tokens: int | None = None
+    sampling: Sampling | None = None
 
     @property
     def image_keys(self) -> list[tuple[int, str]]:

@@ -1,5 +1,6 @@
 """Choosing the next token: the likeliest, or a draw that belongs to the request and not to its batch."""
 
+import random
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -36,16 +37,23 @@ class Sampling:
 
 
 class Chooser:
-    """Picks one token per row and step.
+    """Picks one token per row and step; greedy and drawn rows may share a batch.
+
+    The k-th draw of a request is a function of (seed, request id, k), so an answer does not depend on its batch.
 
     Args:
         ids: Request ids, one per row.
-        sampling: None for the likeliest token.
+        sampling: One setting for all rows, or one per row; None is the likeliest token.
     """
 
-    def __init__(self, ids: Sequence[str], sampling: Sampling | None) -> None:
-        self.sampling = sampling
-        self._streams = [sample_rng(sampling.seed, 0, 0, stream=name) for name in ids] if sampling else []
+    def __init__(self, ids: Sequence[str], sampling: Sampling | None | Sequence[Sampling | None]) -> None:
+        settings = [sampling] * len(ids) if sampling is None or isinstance(sampling, Sampling) else list(sampling)
+        self._rows: dict[Sampling, list[int]] = {}
+        self._streams: dict[int, random.Random] = {}
+        for row, (name, setting) in enumerate(zip(ids, settings, strict=True)):
+            if setting is not None:
+                self._rows.setdefault(setting, []).append(row)
+                self._streams[row] = sample_rng(setting.seed, 0, 0, stream=name)
 
     def __call__(self, logits: Tensor) -> Tensor:
         """The next tokens.
@@ -56,10 +64,12 @@ class Chooser:
         Returns:
             Token ids of shape ``[rows]``.
         """
-        if self.sampling is None:
-            return logits.argmax(dim=-1)
-        draws = torch.tensor([stream.random() for stream in self._streams], dtype=torch.float32, device=logits.device)
-        return draw(logits, draws, self.sampling)
+        tokens = logits.argmax(dim=-1)
+        for setting, rows in self._rows.items():
+            index = torch.tensor(rows, device=logits.device)
+            uniform = torch.tensor([self._streams[row].random() for row in rows], dtype=torch.float32)
+            tokens[index] = draw(logits[index], uniform.to(logits.device), setting)
+        return tokens
 
 
 def draw(logits: Tensor, uniform: Tensor, sampling: Sampling) -> Tensor:

@@ -1,6 +1,7 @@
 """Batched answers equal one-by-one answers and answers without a cache; images are encoded once."""
 
 import copy
+from dataclasses import replace
 
 import pytest
 import torch
@@ -199,6 +200,17 @@ def test_sampled_answers_belong_to_the_request(setup):
     assert {name: a.text for name, a in one.items()} == {name: a.text for name, a in many.items()}
     other = answers(setup, requests, 5, sampling=Sampling(temperature=1.5, top_p=0.95, top_k=50, seed=8))
     assert all(one[name].text != other[name].text for name in one)
+
+
+def test_a_request_may_be_sampled_in_its_own_way(setup):
+    ways = [None, Sampling(temperature=1.5, seed=7), Sampling(top_p=0.5, seed=7), Sampling(temperature=3.0, top_k=9)]
+    requests = [replace(request, sampling=ways[i % 4]) for i, request in enumerate(setup.requests())]
+    mixed = answers(setup, requests, 5)
+    for i, request in enumerate(requests):
+        alone = answers(setup, [replace(request, sampling=None)], 1, sampling=ways[i % 4])
+        assert mixed[request.id].text == alone[request.id].text
+    greedy = answers(setup, setup.requests(), 5)
+    assert all((mixed[r.id].text == greedy[r.id].text) == (r.sampling is None) for r in requests)
 
 
 def test_bf16_answers_and_scores(setup):
