@@ -240,7 +240,7 @@ def build_answerer(config: PredictConfig, device: torch.device, skipped: Skipped
         dtype=DTYPES[config.dtype],
         sampling=config.sampling,
         window=config.window,
-        exemplars=config.exemplars.open(transform, device) if config.exemplars else None,
+        extension=config.exemplars.open(transform, device) if config.exemplars else None,
         on_error=skip,
     )
 

@@ -7,7 +7,7 @@ import torch
 
 from medtune.data.sample import Message, Sample
 from medtune.errors import DataError
-from medtune.generation.batches import ahead, causal, left_pad, plan_batches, positions, widen
+from medtune.generation.batches import ahead, causal, left_pad, plan_batches
 from medtune.generation.requests import Request
 
 
@@ -46,13 +46,13 @@ def test_an_id_given_twice_is_refused_by_name():
         plans([request("a", 1), request("b", 1), request("a", 2)])
 
 
-def test_left_padding_positions_and_mask():
+def test_left_padding_and_mask():
     tokens, padding = left_pad([[5, 6, 7], [8]], pad_id=0)
     assert tokens.tolist() == [[5, 6, 7], [0, 0, 8]]
-    assert positions(padding).tolist() == [[0, 1, 2], [0, 0, 0]]
-    mask = widen(causal(padding[:, None]), 4)
-    assert mask[0].int().tolist() == [[1, 0, 0, 0], [1, 1, 0, 0], [1, 1, 1, 0]]
-    assert mask[1].int().tolist() == [[1, 0, 0, 0], [0, 1, 0, 0], [0, 0, 1, 0]]
+    assert padding.int().tolist() == [[1, 1, 1], [0, 0, 1]]
+    mask = causal(padding[:, None])
+    assert mask[0].int().tolist() == [[1, 0, 0], [1, 1, 0], [1, 1, 1]]
+    assert mask[1].int().tolist() == [[1, 0, 0], [0, 1, 0], [0, 0, 1]]
 
 
 def test_an_empty_row_attends_to_itself_alone():
