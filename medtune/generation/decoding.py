@@ -84,16 +84,22 @@ class CachedDecoder:
             Logits after each prompt, shape ``[b, vocabulary]``.
         """
         self._requests, self._lengths, self._vision = [], [], None
-        return self.admit(batch, features, new_tokens, shared)
+        return self.admit(batch, features, max(batch.lengths) + new_tokens, shared)
 
     def admit(
-        self, batch: PromptBatch, features: Tensor | None, new_tokens: int, shared: SharedPrefixes | None = None
+        self, batch: PromptBatch, features: Tensor | None, columns: int, shared: SharedPrefixes | None = None
     ) -> Tensor:
-        """Read prompts as new rows behind those in use; like :meth:`prefill` otherwise."""
+        """Read prompts as new rows behind those in use.
+
+        Args:
+            batch: As for :meth:`prefill`, and so are the others.
+            features: As there.
+            columns: Tokens that the longest new row may come to have, its answer included.
+            shared: As there.
+        """
         attended = batch.vision_mask.dim() == 3  # else images stand among the tokens and have no cache of their own
         wide = features.shape[1] if attended and features is not None else 0
         self.tokens_read += sum(batch.lengths)
-        columns = max([*self._lengths, *batch.lengths]) + new_tokens
         self._caches.reserve(self.rows + len(batch.lengths), columns, wide, keep=self.rows)
         if shared is None:
             hidden = self._forward(self._part(batch, features, [0] * len(batch.lengths), batch.lengths), batch.requests)

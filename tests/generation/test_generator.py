@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from medtune.errors import ConfigError, DataError
+from medtune.generation.batches import Plan
 from medtune.generation.generator import Generator
 from medtune.generation.requests import Generation, Request
 from medtune.generation.sampling import Sampling
@@ -234,6 +235,28 @@ def test_cuda_answers_equal_cpu_answers(setup):
     for request in requests:
         assert found[request.id].text == expected[request.id].text
         assert found[request.id].scores == pytest.approx(expected[request.id].scores, rel=1e-3)
+
+
+def test_another_planner_forms_the_batches(setup):
+    """One that answers each request as it comes, as a server wants it."""
+    requests, taken = setup.requests(4), []
+
+    def one_by_one(stream, keys, done=frozenset()):
+        for request in stream:
+            if request.id not in done:
+                yield Plan([request], frozenset(request.image_keys))
+
+    def arriving():
+        for request in requests:
+            taken.append(request.id)
+            yield request
+
+    generator = Generator(setup.model, setup.transform, max_new_tokens=3, planner=one_by_one)
+    stream = generator.batches(arriving(), done={"q2"})
+    (first,) = next(stream)
+    assert first.id == "q0"
+    assert "q3" not in taken, "answered before the last request was there"
+    assert [answer.id for batch in stream for answer in batch] == ["q1", "q3"]
 
 
 @pytest.mark.parametrize("options", [{"batch_size": 0}, {"max_new_tokens": -1}, {"window": 0}])
