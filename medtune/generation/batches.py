@@ -66,6 +66,10 @@ class PromptBatch:
         """The unpadded tokens of one row."""
         return self.tokens[row][self.padding[row]].tolist()
 
+    def without_pixels(self) -> "PromptBatch":
+        """The batch once its images are encoded: rows can be taken from it without copying their tiles."""
+        return replace(self, vision={})
+
     def select(self, rows: Sequence[int]) -> "PromptBatch":
         """Some of the rows, in the order given."""
         index = torch.tensor(rows, device=self.tokens.device)

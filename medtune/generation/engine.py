@@ -294,7 +294,7 @@ class Engine:
             plan, requests, made["tokens"], made["padding"], made["vision"], made["vision_mask"], prepared
         ).to(self.device, self.dtype)
         features = self.features(batch)
-        batch = self.extension.extend(batch)
+        batch = self.extension.extend(batch).without_pixels()
         shared = find_shared(batch, self._prefix_keys(batch), self.transform.image_id) if self.share_prefix else None
         if shared is not None:
             batch, features = batch.select(shared.order), None if features is None else features[shared.order]

@@ -7,6 +7,7 @@ Rows can thus begin, end, be copied and be moved one by one.
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from itertools import groupby
 
 import torch
 from torch import Tensor, nn
@@ -34,6 +35,10 @@ class Cursor:
     length: int = 0
     features: int = 0
 
+    def point(self, other: "Cursor") -> None:
+        """Become like another one; the layers hold this one."""
+        self.rows, self.columns, self.length, self.features = other.rows, other.columns, other.length, other.features
+
 
 class _Cache(nn.Module):
     """Keys and values ``[rows, heads, columns, head_dim]`` of one attention layer."""
@@ -55,10 +60,10 @@ class _Cache(nn.Module):
         for old, new in zip(held, (self.keys, self.values), strict=False):
             new[:keep, :, : old.shape[2]] = old
 
-    def copy_rows(self, source: Tensor, first: int, columns: int) -> None:
-        """Put copies of the rows ``source`` [n] into the rows from ``first`` on."""
+    def copy_row(self, source: int, rows: slice, columns: int) -> None:
+        """Put copies of a row, of its first columns, into other rows."""
         for held in (self.keys, self.values):
-            held[first : first + len(source), :, :columns] = held[source, :, :columns]
+            held[rows, :, :columns] = held[source, :, :columns]
 
     def reset(self) -> None:
         """Forget everything."""
@@ -154,11 +159,13 @@ class SlotCaches:
 
     def copy_rows(self, source: Sequence[int], first: int, columns: int) -> None:
         """Put copies of rows, their first ``columns`` tokens and all image embeddings, into rows from ``first`` on."""
-        index = torch.tensor(source, device=self.device)
-        for cache in self._own:
-            cache.copy_rows(index, first, columns)
-        for cross in self._cross:
-            cross.copy_rows(index, first, self.features)
+        for row, copies in groupby(range(len(source)), key=lambda place: source[place]):
+            places = list(copies)
+            rows = slice(first + places[0], first + places[-1] + 1)
+            for cache in self._own:
+                cache.copy_row(row, rows, columns)
+            for cross in self._cross:
+                cross.copy_row(row, rows, self.features)
 
     def forget_features(self, rows: slice) -> None:
         """Leave no image embeddings in rows; stale ones would be masked, but need not stay."""

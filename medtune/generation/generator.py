@@ -18,6 +18,7 @@ from medtune.errors import ConfigError, DataError
 from medtune.generation.batches import Plan, PromptBatch, ahead
 from medtune.generation.decoding import CachedDecoder
 from medtune.generation.features import FeatureStore
+from medtune.generation.packed_decoding import PackedDecoder
 from medtune.generation.planning import PlanKeys, Planner, WindowPlanner
 from medtune.generation.prefixes import SharedPrefixes, find_shared
 from medtune.generation.prompt_extension import NoExtension, PromptExtension
@@ -213,7 +214,7 @@ class Generator:
     @torch.inference_mode()
     def _answer(self, batch: PromptBatch) -> list[Generation]:
         features = self.features(batch)
-        batch = self.extension.extend(batch)
+        batch = self.extension.extend(batch).without_pixels()
         answers = self._generate(batch, features)
         continuations = [[self._encode(text, r) for text in r.continuations] for r in batch.requests]
         scores = self._score(batch, features, continuations)
@@ -256,14 +257,21 @@ class Generator:
         rows = [answers[row] for row in order]
         chooser = Chooser([r.id for r in batch.requests], [r.sampling or self.sampling for r in batch.requests])
         stop_ids = frozenset(self.transform.stop_ids)
-        logits = self._decoder.prefill(batch, features, max(answer.bound for answer in answers), shared)
+        longest = max(answer.bound for answer in answers)
+        decoder: CachedDecoder | PackedDecoder
+        if shared:
+            decoder = packed = PackedDecoder(self._decoder, self.transform.max_seq_len)
+            logits = packed.prefill(batch, features, longest, shared)
+        else:
+            decoder = self._decoder
+            logits = self._decoder.prefill(batch, features, longest)
         while True:
             chosen = chooser(logits).tolist()
             for answer, token in zip(rows, chosen, strict=True):
                 answer.take(token, stop_ids)
             if not any(answer.running for answer in answers):
                 return answers
-            logits = self._decoder.step(chosen)
+            logits = decoder.step(chosen)
 
     def _shared(self, batch: PromptBatch) -> SharedPrefixes | None:
         if not self.share_prefix:

@@ -48,10 +48,12 @@ def test_rows_are_copied():
     cache = SelfAttentionCache(Cursor(slice(0, 4), 0, 3), LIKE)
     cache.resize(4, 3, keep=0)
     cache.update(keys(4, 3), -keys(4, 3))
-    cache.copy_rows(torch.tensor([1, 0]), 2, 2)
-    assert torch.equal(cache.keys[2, :, :2], keys(4, 3)[1, :, :2])
-    assert torch.equal(cache.values[3, :, :2], -keys(4, 3)[0, :, :2])
+    cache.copy_row(1, slice(2, 4), 2)
+    for row in (2, 3):
+        assert torch.equal(cache.keys[row, :, :2], keys(4, 3)[1, :, :2])
+        assert torch.equal(cache.values[row, :, :2], -keys(4, 3)[1, :, :2])
     assert torch.equal(cache.keys[2:, :, 2], keys(4, 3)[2:, :, 2]), "only the first two columns"
+    assert torch.equal(cache.keys[:2], keys(4, 3)[:2])
 
 
 def test_image_embeddings_leave_nothing_of_the_row_s_last_image():
@@ -79,6 +81,12 @@ def test_a_model_gets_its_caches_and_loses_them(setup):
         caches.reserve(3, 10, 9, keep=2)
         assert all(len(layer.keys) == 3 for layer in layers)
         assert all(layer.keys.shape[2] == 9 for layer in layers if isinstance(layer, CrossAttentionCache))
+        for layer in layers:
+            layer.keys[:2] = torch.tensor([1.0, 2.0])[:, None, None, None]
+        caches.copy_rows([1, 0], 1, 4)
+        assert [[float(layer.keys[row, 0, 0, 0]) for row in range(3)] for layer in layers] == [[1.0, 2.0, 1.0]] * len(
+            layers
+        )
     finally:
         caches.close()
     assert not setup.model.caches_are_setup()
