@@ -6,11 +6,16 @@ A mini model with random weights is exported and loaded in transformers. Each pi
 lengths that the evaluation asks. Timed, in turn, round after round: transformers one question at a time (what the
 papers' scripts do), transformers in padded batches, medtune one at a time, medtune in batches. Reading and resizing
 the pictures belongs to the time of all four. Greedy, no stop token, so that every answer has the same length.
+
+Beside it, on models of InternVL's and LLaVA's shape (256 and 576 tokens per image): medtune's generator with twelve
+questions on each image, which reads the image's tokens once for all of them, against itself without that
+(``share_prefix``). Every ratio is the median of the rounds' own ratios, in which what is compared ran side by side.
 """
 
 import argparse
 import itertools
 import json
+import os
 import statistics
 import sys
 import tempfile
@@ -27,7 +32,15 @@ from medtune.data.sample import Message, Sample
 from medtune.evaluation.provenance import commit, hardware, versions
 from medtune.generation.generator import Generator
 from medtune.generation.requests import Request
-from medtune.models.mini import mini_transform, mini_vlm, train_mini_tokenizer
+from medtune.models.mini import (
+    mini_internvl,
+    mini_internvl_transform,
+    mini_llava,
+    mini_llava_transform,
+    mini_transform,
+    mini_vlm,
+    train_mini_tokenizer,
+)
 from medtune.models.weights import save_hf
 
 QUESTIONS = (
@@ -37,6 +50,17 @@ QUESTIONS = (
     "Which is the cell size of the white blood cell in this image?\nA. big\nB. small\nAnswer with one of the options.",
 )
 VOCABULARY = 1024
+ATTRIBUTES = (
+    "cell size", "cell shape", "nucleus shape", "nuclear cytoplasmic ratio", "chromatin density", "cytoplasm vacuole",
+    "cytoplasm texture", "cytoplasm colour", "granule type", "granule colour", "granularity", "kind of cell",
+)  # fmt: skip
+# Each model's own ratio of image tokens to text, and about its ratio of the encoder's work to the decoder's.
+SHARED: dict[str, tuple[Callable, Callable, dict, dict]] = {
+    "internvl": (
+        mini_internvl, mini_internvl_transform, {"vision_layers": 1, "embed_dim": 256}, {"image_size": 256},
+    ),
+    "llava": (mini_llava, mini_llava_transform, {"vision_layers": 3, "embed_dim": 256}, {"image_size": 192}),
+}  # fmt: skip
 
 
 class Pictures:
@@ -123,15 +147,82 @@ def measure(arguments: argparse.Namespace) -> dict:
         "medtune_one_by_one": (ask_medtune, ours, 1),
         "medtune_batched": (ask_medtune, ours, arguments.batch_size),
     }
-    rates: dict[str, list[float]] = {name: [] for name in ways}
+    jobs = {
+        name: lambda ask=ask, model=model, size=size: ask(
+            model, transform, requests, size, arguments.new_tokens, device
+        )
+        for name, (ask, model, size) in ways.items()
+    }
+    return summary(*timed(jobs, len(requests), arguments.rounds))
+
+
+def timed(
+    jobs: dict[str, Callable[[], dict[str, str]]], count: int, rounds: int
+) -> tuple[dict[str, list[float]], dict[str, dict[str, str]]]:
+    """Answers per second of each job in each round, the jobs of a round in turn; and what they answered."""
+    rates: dict[str, list[float]] = {name: [] for name in jobs}
     answers: dict[str, dict[str, str]] = {}
-    for round_number in range(arguments.rounds + 1):
-        for name, (ask, model, size) in ways.items():
+    for round_number in range(rounds + 1):
+        for name, job in jobs.items():
             start = time.perf_counter()
-            answers[name] = ask(model, transform, requests, size, arguments.new_tokens, device)
+            answers[name] = job()
             if round_number:  # the first round warms up
-                rates[name].append(len(requests) / (time.perf_counter() - start))
-    return summary(rates, answers)
+                rates[name].append(count / (time.perf_counter() - start))
+    return rates, answers
+
+
+def ratio(rates: dict[str, list[float]], one: str, other: str) -> float:
+    """How many times faster one way is: the median over the rounds."""
+    return statistics.median(a / b for a, b in zip(rates[one], rates[other], strict=True))
+
+
+def measure_shared(arguments: argparse.Namespace) -> dict:
+    """Twelve questions on each image, their beginning read once or twelve times, on each shape."""
+    found = {}
+    for name, (build_model, build_transform, sizes, image) in SHARED.items():
+        with tempfile.TemporaryDirectory() as folder:
+            train_mini_tokenizer(QUESTIONS, VOCABULARY, folder)
+            transform = build_transform(folder, **image)
+        torch.manual_seed(0)
+        model = build_model(VOCABULARY, **sizes, **image).eval().to(arguments.device)
+        transform.stop_ids = []
+        requests = [
+            Request(f"{image}/{i}", Sample(f"{image}/{i}", (str(image),), (Message("user", f"{text}?"),)), Pictures())
+            for image, (i, text) in itertools.product(range(arguments.shared_images), enumerate(ATTRIBUTES))
+        ]
+        found[name] = compare_shared(model, transform, requests, arguments)
+    return found
+
+
+def compare_shared(model, transform, requests: list[Request], arguments: argparse.Namespace) -> dict:
+    """One shape's rates, and what was read."""
+    read: dict[str, int] = {}
+
+    def ask(share: bool) -> dict[str, str]:
+        generator = Generator(
+            model,
+            transform,
+            batch_size=2 * len(ATTRIBUTES),
+            max_new_tokens=arguments.new_tokens,
+            device=arguments.device,
+            share_prefix=share,
+        )
+        answers = {answer.id: answer.text for answer in generator(requests)}
+        read["shared" if share else "plain"] = generator.tokens_read
+        return answers
+
+    jobs = {"plain": lambda: ask(False), "shared": lambda: ask(True)}
+    rates, answers = timed(jobs, len(requests), arguments.rounds)
+    return {
+        "shared_prefix_speedup": ratio(rates, "shared", "plain"),
+        "answers_per_second": {name: statistics.median(values) for name, values in rates.items()},
+        "all_rounds": rates,
+        "prompt_tokens": sum(transform.token_count(request.sample) for request in requests) // len(requests),
+        "prompt_tokens_read": read,
+        "same_answers": sum(answers["shared"][key] == text for key, text in answers["plain"].items()) / len(requests),
+        "questions": len(requests),
+        "different_answers": len(set(answers["plain"].values())),
+    }
 
 
 def summary(rates: dict[str, list[float]], answers: dict[str, dict[str, str]]) -> dict:
@@ -142,8 +233,8 @@ def summary(rates: dict[str, list[float]], answers: dict[str, dict[str, str]]) -
         "unit": "answers per second, median over the rounds",
         "answers_per_second": median,
         "all_rounds": rates,
-        "speedup": median["medtune_batched"] / median["transformers_one_by_one"],
-        "speedup_over_transformers_batched": median["medtune_batched"] / median["transformers_batched"],
+        "speedup": ratio(rates, "medtune_batched", "transformers_one_by_one"),
+        "speedup_over_transformers_batched": ratio(rates, "medtune_batched", "transformers_batched"),
         "same_answers": {
             name: sum(found[key] == text for key, text in reference.items()) / len(reference)
             for name, found in answers.items()
@@ -161,20 +252,25 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--batch-size", type=int, default=32)
     parser.add_argument("--new-tokens", type=int, default=16)
+    parser.add_argument("--shared-images", type=int, default=4)
     parser.add_argument("--output", type=Path, default=Path(__file__).parent / "results" / "predict.json")
     arguments = parser.parse_args()
     result = {
         **measure(arguments),
+        "shared_prefix": measure_shared(arguments),
         "settings": {key: str(value) for key, value in vars(arguments).items() if key != "output"},
         "threads": torch.get_num_threads(),
         "command": " ".join(["python", "benchmark/predict.py", *sys.argv[1:]]),
         "commit": commit(),
         "versions": versions(),
+        "machine_load": {"at": "the end, 1, 5 and 15 minutes", "processes": os.getloadavg()},
         "hardware": {**hardware(), "gpu": torch.cuda.get_device_name() if arguments.device == "cuda" else None},
     }
     arguments.output.parent.mkdir(parents=True, exist_ok=True)
     arguments.output.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
-    print(json.dumps({key: result[key] for key in ("answers_per_second", "speedup", "same_answers")}, indent=2))
+    told = ("answers_per_second", "speedup", "speedup_over_transformers_batched", "same_answers")
+    print(json.dumps({key: result[key] for key in told}, indent=2))
+    print(json.dumps({name: found["shared_prefix_speedup"] for name, found in result["shared_prefix"].items()}))
 
 
 if __name__ == "__main__":

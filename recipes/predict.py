@@ -38,7 +38,17 @@ from medtune.generation.sharding import Progress, SharedLog, shard
 from medtune.training.runtime import Runtime
 
 # Keys that change how fast or where answers are made, not which.
-NEUTRAL = ("output_dir", "checkpoint", "backend", "exemplars", "device", "batch_size", "window", "on_error")
+NEUTRAL = (
+    "output_dir",
+    "checkpoint",
+    "backend",
+    "exemplars",
+    "device",
+    "batch_size",
+    "window",
+    "share_prefix",
+    "on_error",
+)
 WRITES = (
     "predictions.jsonl",
     "predictions.rank*.jsonl",
@@ -78,6 +88,9 @@ class PredictConfig:
     batch_size: int = field(default=16, metadata={"help": "prompts answered together; a backend has its own way"})
     window: int = field(
         default=8, metadata={"help": "batches sorted together, by length; their images are encoded once"}
+    )
+    share_prefix: bool = field(
+        default=True, metadata={"help": "read what several prompts on one image begin with once"}
     )
     max_new_tokens: int = field(default=64, metadata={"help": "longest answer"})
     sampling: Sampling | None = field(
@@ -176,7 +189,13 @@ def chosen_backend(config: PredictConfig) -> Backend:
         return instantiate(config.backend)
     assert config.model is not None and config.transform is not None and config.checkpoint is not None
     return MedtuneModel(
-        config.model, config.transform, config.checkpoint, config.exemplars, config.batch_size, config.window
+        config.model,
+        config.transform,
+        config.checkpoint,
+        config.exemplars,
+        config.batch_size,
+        config.window,
+        config.share_prefix,
     )
 
 

@@ -121,6 +121,7 @@ class MedtuneModel:
         exemplars: What a VITask run puts beside the image; None for prompts as they are.
         batch_size: Prompts answered together.
         window: Batches sorted together.
+        share_prefix: Read what several prompts of a batch begin with once.
     """
 
     remote: ClassVar[bool] = False
@@ -130,6 +131,7 @@ class MedtuneModel:
     exemplars: ExemplarSource | None = None
     batch_size: int = 16
     window: int = 8
+    share_prefix: bool = True
 
     def identity(self) -> dict[str, Any]:
         """The weights, by content."""
@@ -151,7 +153,8 @@ class MedtuneModel:
             dtype=settings.dtype,
             sampling=settings.sampling,
             window=self.window,
-            exemplars=self.exemplars.open(transform, settings.device) if self.exemplars else None,
+            extension=self.exemplars.open(transform, settings.device) if self.exemplars else None,
+            share_prefix=self.share_prefix,
             on_error=settings.on_error,
         )
 

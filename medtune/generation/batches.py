@@ -1,9 +1,9 @@
 """From a stream of requests to padded batches: which belong together, how they are aligned, who may attend to whom."""
 
-from collections import deque
-from collections.abc import Callable, Container, Generator, Iterable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Container, Generator, Hashable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field, replace
+from functools import cached_property
 from itertools import islice
 from typing import Any, TypeVar
 
@@ -43,9 +43,9 @@ class PromptBatch:
         vision: Inputs of the model's ``encode``; each tensor starts with ``[b, images]``.
         vision_mask: For models with cross-attention, which image embeddings a token may attend to, ``[b, s, s_e]``;
             for models that read images as tokens, which image embeddings exist, ``[b, s_e]``.
-        exemplar_pixels: Pictures as a task-specific model sees them, ``[b, 3, h, w]`` in fp32; None without exemplars.
-        exemplars: Where they go, ``[b, s]`` bool with k places in every row, and their embeddings, ``[b, k, d]``; None
-            without exemplars.
+        prepared: What a prompt extension made of each row's request; empty without one.
+        override: Learned vectors in place of embedded tokens: where they go, ``[b, s]`` bool with k places in every
+            row, and the vectors, ``[b, k, d]``; None without any.
     """
 
     plan: Plan
@@ -54,17 +54,35 @@ class PromptBatch:
     padding: Tensor
     vision: dict[str, Tensor]
     vision_mask: Tensor
-    exemplar_pixels: Tensor | None = None
-    exemplars: tuple[Tensor, Tensor] | None = None
+    prepared: list[Any] = field(default_factory=list)
+    override: tuple[Tensor, Tensor] | None = None
 
-    @property
-    def replacement(self) -> tuple[Tensor, Tensor] | None:
-        """What ``hidden`` of a VLM takes as ``replace``."""
-        return None if self.exemplars is None else (self.exemplars[0], self.exemplars[1].flatten(0, 1))
+    @cached_property
+    def lengths(self) -> list[int]:
+        """Real tokens of each row."""
+        return self.padding.sum(dim=1).tolist()
 
     def prompt(self, row: int) -> list[int]:
         """The unpadded tokens of one row."""
         return self.tokens[row][self.padding[row]].tolist()
+
+    def without_pixels(self) -> "PromptBatch":
+        """The batch once its images are encoded: rows can be taken from it without copying their tiles."""
+        return replace(self, vision={})
+
+    def select(self, rows: Sequence[int]) -> "PromptBatch":
+        """Some of the rows, in the order given."""
+        index = torch.tensor(rows, device=self.tokens.device)
+        return replace(
+            self,
+            requests=[self.requests[row] for row in rows],
+            tokens=self.tokens[index],
+            padding=self.padding[index],
+            vision={name: value[index] for name, value in self.vision.items()},
+            vision_mask=self.vision_mask[index],
+            prepared=[self.prepared[row] for row in rows] if self.prepared else [],
+            override=None if self.override is None else (self.override[0][index], self.override[1][index]),
+        )
 
     def to(self, device: torch.device, dtype: torch.dtype) -> "PromptBatch":
         """The batch on a device, pictures in ``dtype``."""
@@ -78,7 +96,6 @@ class PromptBatch:
             padding=self.padding.to(device),
             vision=vision,
             vision_mask=self.vision_mask.to(device),
-            exemplar_pixels=None if self.exemplar_pixels is None else self.exemplar_pixels.to(device),
         )
 
 
@@ -89,6 +106,8 @@ def plan_batches(
     window: int,
     order: Callable[[Request], Any],
     done: Container[str] = frozenset(),
+    apart: Callable[[Request], Hashable] | None = None,
+    together: Callable[[Request], Hashable] | None = None,
 ) -> Iterator[Plan]:
     """Group requests into batches, likes with likes.
 
@@ -101,6 +120,8 @@ def plan_batches(
         window: Batches per window.
         order: Sort key, largest first.
         done: Ids that are answered already.
+        apart: Requests for which this differs never share a batch.
+        together: Requests for which this is equal stand next to one another, where the largest of them stands.
 
     Raises:
         DataError: If an id occurs twice.
@@ -112,22 +133,42 @@ def plan_batches(
                 raise DataError(f"request {request.id!r} occurs twice; ids must be unique within a run")
             seen.add(request.id)
         block = sorted((request for request in block if request.id not in done), key=order, reverse=True)
-        batches = [block[start : start + batch_size] for start in range(0, len(block), batch_size)]
+        parts = [block] if apart is None else _gathered(block, apart)
+        batches = [batch for likes in parts for batch in _cut(likes, batch_size, together)]
         last_use = {key: i for i, batch in enumerate(batches) for request in batch for key in request.image_keys}
         for i, batch in enumerate(batches):
             yield Plan(batch, frozenset(key for key, last in last_use.items() if last == i))
 
 
+def _gathered(requests: list[Request], key: Callable[[Request], Hashable] | None) -> list[list[Request]]:
+    """Lists of requests with equal keys, in the order of their first ones; without a key each stands for itself."""
+    groups: dict[Hashable, list[Request]] = {}
+    for place, request in enumerate(requests):
+        groups.setdefault(place if key is None else key(request), []).append(request)
+    return list(groups.values())
+
+
+def _cut(requests: list[Request], size: int, together: Callable[[Request], Hashable] | None) -> Iterator[list[Request]]:
+    ordered = iter([request for group in _gathered(requests, together) for request in group])
+    while batch := list(islice(ordered, size)):
+        yield batch
+
+
 def ahead(function: Callable[[ItemT], ResultT], items: Iterable[ItemT]) -> Generator[ResultT, None, None]:
-    """``map`` that works on the next item in a thread while the caller is busy with the present one."""
+    """``map`` that works on the next item in a thread while the caller is busy with the present one.
+
+    Items are taken in that thread too: a result does not wait for the item after it to arrive.
+    """
+    stream = iter(items)
+
+    def work() -> list[ResultT]:
+        return [function(item) for item in islice(stream, 1)]
+
     with ThreadPoolExecutor(max_workers=1, thread_name_prefix="prepare") as pool:
-        pending: deque[Future[ResultT]] = deque()
-        for item in items:
-            pending.append(pool.submit(function, item))
-            if len(pending) > 1:
-                yield pending.popleft().result()
-        while pending:
-            yield pending.popleft().result()
+        pending = pool.submit(work)
+        while result := pending.result():
+            pending = pool.submit(work)
+            yield result[0]
 
 
 def left_pad(rows: Sequence[Sequence[int]], pad_id: int) -> tuple[Tensor, Tensor]:
@@ -145,11 +186,6 @@ def left_pad(rows: Sequence[Sequence[int]], pad_id: int) -> tuple[Tensor, Tensor
     return tokens, padding
 
 
-def positions(padding: Tensor) -> Tensor:
-    """Position of each real token within its own row (0 at padding), shape ``[b, s]``."""
-    return (padding.long().cumsum(dim=1) - 1).clamp(min=0)
-
-
 def causal(visible: Tensor) -> Tensor:
     """``visible`` keys that are not later than the query, and oneself, which keeps padding rows free of NaN.
 
@@ -161,8 +197,3 @@ def causal(visible: Tensor) -> Tensor:
     """
     ones = torch.ones(visible.shape[-1], visible.shape[-1], dtype=torch.bool, device=visible.device)
     return (ones.tril() & visible) | torch.eye(len(ones), dtype=torch.bool, device=visible.device)
-
-
-def widen(value: Tensor, width: int) -> Tensor:
-    """The last dimension grown to ``width`` with zeros (False)."""
-    return torch.nn.functional.pad(value, (0, width - value.shape[-1]))

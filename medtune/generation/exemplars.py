@@ -10,6 +10,8 @@ from torch import Tensor
 from medtune.errors import DataError
 from medtune.generation.batches import PromptBatch
 from medtune.generation.identity import weights_identity
+from medtune.generation.prompt_extension import PromptExtension
+from medtune.generation.requests import Request
 from medtune.models.exemplars import load_connector, load_record
 from medtune.modules.exemplar import Exemplar, ExemplarConnector, TokenRows, exemplar_rows
 
@@ -56,8 +58,8 @@ class ExemplarSource:
         return Exemplars(tsm.to(device), connector.to(device).eval(), record.exemplar, transform)
 
 
-class Exemplars:
-    """Adds exemplars to prompts.
+class Exemplars(PromptExtension):
+    """Adds exemplars to prompts; they depend on a prompt's images alone, so prompts on one image share them.
 
     Args:
         tsm: Frozen, on the device of the prompts.
@@ -70,8 +72,8 @@ class Exemplars:
         self.tsm, self.connector, self.exemplar = tsm, connector, exemplar
         self.image_id, self.placeholder_id, self.pad_id = transform.image_id, transform.placeholder_id, transform.pad_id
 
-    def pixels(self, images: list[Image.Image]) -> Tensor:
-        """The task-specific model's pixels [3, h, w] of a prompt's last picture.
+    def prepare(self, request: Request, images: list[Image.Image], prompt: dict[str, Any]) -> Tensor:
+        """The task-specific model's pixels [3, h, w] of a prompt's last image.
 
         Raises:
             DataError: If there is none.
@@ -84,10 +86,10 @@ class Exemplars:
         """The batch with places for exemplars and their embeddings.
 
         Args:
-            batch: Left-padded prompts with ``exemplar_pixels``, on the device.
+            batch: Left-padded prompts on the device, with the pixels of their images.
         """
-        assert batch.exemplar_pixels is not None
-        features = self.tsm.features(batch.exemplar_pixels, tokens="cls" if self.exemplar == "cls" else "all")
+        pixels = torch.stack(batch.prepared).to(batch.tokens.device)
+        features = self.tsm.features(pixels, tokens="cls" if self.exemplar == "cls" else "all")
         rows = exemplar_rows(
             TokenRows(batch.tokens, batch.vision_mask, padding=batch.padding),
             self.exemplar,
@@ -103,5 +105,5 @@ class Exemplars:
             tokens=rows.tokens,
             padding=rows.padding,
             vision_mask=rows.vision_mask,
-            exemplars=(rows.placeholders, self.connector(features).unflatten(0, features.shape[:2])),
+            override=(rows.placeholders, self.connector(features).unflatten(0, features.shape[:2])),
         )

@@ -1,6 +1,6 @@
 """Image embeddings, computed once per picture and kept while a later request of the window needs them."""
 
-from collections.abc import Iterable
+from collections.abc import Container, Iterable
 
 import torch
 from torch import Tensor
@@ -68,6 +68,10 @@ class FeatureStore:
         """Forget pictures that no coming request shows."""
         for key in keys:
             self._held.pop(key, None)
+
+    def keep(self, keys: Container[ImageKey]) -> None:
+        """Forget all pictures but these."""
+        self.drop([key for key in self._held if key not in keys])
 
     def clear(self) -> None:
         """Forget all pictures."""

@@ -4,7 +4,7 @@ A request's answer does not depend on what shares its batch: padding is masked, 
 embeddings are those of the picture alone. Greedy answers equal one-by-one answers and answers without a cache.
 """
 
-from collections.abc import Callable, Container, Iterable, Iterator
+from collections.abc import Callable, Container, Hashable, Iterable, Iterator
 from contextlib import closing, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from itertools import chain
@@ -13,11 +13,15 @@ import torch
 from torch import Tensor
 from torchtune.modules.common_utils import disable_kv_cache
 
+from medtune.data.sample import Message, Sample
 from medtune.errors import ConfigError, DataError
-from medtune.generation.batches import Plan, PromptBatch, ahead, plan_batches
+from medtune.generation.batches import Plan, PromptBatch, ahead
 from medtune.generation.decoding import CachedDecoder
-from medtune.generation.exemplars import Exemplars
 from medtune.generation.features import FeatureStore
+from medtune.generation.packed_decoding import PackedDecoder
+from medtune.generation.planning import PlanKeys, Planner, WindowPlanner
+from medtune.generation.prefixes import SharedPrefixes, find_shared
+from medtune.generation.prompt_extension import NoExtension, PromptExtension
 from medtune.generation.requests import Generation, Request
 from medtune.generation.sampling import Chooser, Sampling
 from medtune.generation.scoring import score_continuations
@@ -64,10 +68,13 @@ class Generator:
         max_new_tokens: Bound for requests that have none of their own.
         device: Where the model is.
         dtype: Of pictures and caches.
-        sampling: None for greedy answers.
+        sampling: Of requests that have none of their own; None for greedy answers.
         window: Batches whose requests are sorted together, by bound and length; larger means less padding.
-        exemplars: What a VITask run puts beside the image of a prompt; None for prompts as they are.
+        extension: What a method adds to prompts, such as a VITask run's exemplars; None for prompts as they are.
         on_error: Called with a request whose sample or image cannot be used, which is then left out; None raises.
+        share_prefix: Read what several prompts of a batch begin with, as those on one image do, once. Answers stay
+            the same.
+        planner: Forms the batches; None sorts windows of ``window * batch_size`` requests.
 
     Raises:
         ConfigError: For sizes below one.
@@ -84,25 +91,35 @@ class Generator:
         dtype: torch.dtype = torch.float32,
         sampling: Sampling | None = None,
         window: int = 8,
-        exemplars: Exemplars | None = None,
+        extension: PromptExtension | None = None,
         on_error: Callable[[Request, DataError], None] | None = None,
+        share_prefix: bool = True,
+        planner: Planner | None = None,
     ) -> None:
         if batch_size < 1 or max_new_tokens < 0 or window < 1:
             raise ConfigError(
                 f"batch_size {batch_size}, max_new_tokens {max_new_tokens} or window {window} is too small"
             )
         self.model, self.transform = model, transform
-        self.batch_size, self.max_new_tokens, self.window = batch_size, max_new_tokens, window
+        self.max_new_tokens, self.share_prefix = max_new_tokens, share_prefix
+        self.planner: Planner = planner or WindowPlanner(batch_size, window)
         self.device, self.dtype = torch.device(device), dtype
-        self.sampling, self.exemplars, self.on_error = sampling, exemplars, on_error
+        self.sampling, self.on_error = sampling, on_error
+        self.extension = extension or NoExtension()
         self.features = FeatureStore(model, at_once=ENCODED_AT_ONCE)
         self._images: dict[tuple[int, tuple[str, ...]], list] = {}
-        self._decoder = CachedDecoder(model, self.device, dtype)
+        self._beginnings: dict[int, int] = {}
+        self._decoder = CachedDecoder(model, self.device, dtype, self.extension.before_forward)
 
     @property
     def images_encoded(self) -> int:
         """Pictures that were encoded so far."""
         return self.features.encoded
+
+    @property
+    def tokens_read(self) -> int:
+        """Tokens of prompts that went through the decoder so far; what is shared counts once."""
+        return self._decoder.tokens_read
 
     def __call__(self, requests: Iterable[Request], done: Container[str] = frozenset()) -> Iterator[Generation]:
         """Answer requests; those of a window come in an order of their own, recognisable by id.
@@ -118,7 +135,7 @@ class Generator:
 
     def batches(self, requests: Iterable[Request], done: Container[str] = frozenset()) -> Iterator[list[Generation]]:
         """Like calling the generator, one list per batch."""
-        plans = plan_batches(requests, batch_size=self.batch_size, window=self.window, order=self._order, done=done)
+        plans = self.planner(requests, PlanKeys(self._order, self.extension.group_key, self._together), done)
         with self._answering(), closing(ahead(self._prepare, plans)) as prepared:
             for batch in prepared:
                 if batch is not None:
@@ -139,17 +156,34 @@ class Generator:
     def _order(self, request: Request) -> tuple[int, int]:
         return self._bound(request), self.transform.token_count(request.sample)
 
+    def _together(self, request: Request) -> Hashable:
+        """Requests that should share a batch: those on the same images, where images are most of the prompt."""
+        whole = self.transform.token_count(request.sample)
+        if not self.share_prefix or 2 * self._beginning(len(request.image_keys)) < whole:
+            return request.id
+        return self._bound(request), self._prefix_key(request)
+
+    def _beginning(self, images: int) -> int:
+        """Tokens that any two prompts on the same images have in common."""
+        if images not in self._beginnings:
+            blank = Sample("blank", ("",) * images, (Message("user", ""),))
+            self._beginnings[images] = self.transform.token_count(blank)
+        return self._beginnings[images]
+
+    def _prefix_key(self, request: Request) -> Hashable:
+        return tuple(request.image_keys), self.extension.prefix_key(request)
+
     def _bound(self, request: Request) -> int:
         return self.max_new_tokens if request.max_new_tokens is None else request.max_new_tokens
 
     def _prepare(self, plan: Plan) -> PromptBatch | None:
         """Open, transform and collate; runs in a thread of its own."""
-        kept, items, pixels = [], [], []
+        kept, items, prepared = [], [], []
         for request in plan.requests:
             try:
                 images = self._open(request)
                 item = self.transform(request.sample, images, inference=True)
-                pixels += [self.exemplars.pixels(images)] if self.exemplars else []
+                prepared.append(self.extension.prepare(request, images, item))
                 items.append(item)
                 kept.append(request)
             except DataError as error:
@@ -168,7 +202,7 @@ class Generator:
             batch["padding"],
             batch["vision"],
             batch["vision_mask"],
-            torch.stack(pixels) if pixels else None,
+            prepared,
         )
 
     def _open(self, request: Request) -> list:
@@ -180,8 +214,7 @@ class Generator:
     @torch.inference_mode()
     def _answer(self, batch: PromptBatch) -> list[Generation]:
         features = self.features(batch)
-        if self.exemplars:
-            batch = self.exemplars.extend(batch)
+        batch = self.extension.extend(batch).without_pixels()
         answers = self._generate(batch, features)
         continuations = [[self._encode(text, r) for text in r.continuations] for r in batch.requests]
         scores = self._score(batch, features, continuations)
@@ -201,7 +234,7 @@ class Generator:
                 continuations,
                 pad_id=self.transform.pad_id,
                 max_seq_len=self.transform.max_seq_len,
-                exemplars=batch.exemplars,
+                exemplars=batch.override,
             )
 
     def _encode(self, text: str, request: Request) -> list[int]:
@@ -211,20 +244,36 @@ class Generator:
         return tokens
 
     def _generate(self, batch: PromptBatch, features: Tensor | None) -> list[Answer]:
-        lengths = batch.padding.sum(dim=1).tolist()
         answers = [
             Answer(min(self._bound(request), self.transform.max_seq_len - length))
-            for request, length in zip(batch.requests, lengths, strict=True)
+            for request, length in zip(batch.requests, batch.lengths, strict=True)
         ]
-        chooser = Chooser([request.id for request in batch.requests], self.sampling)
+        if not any(answer.running for answer in answers):
+            return answers
+        shared = self._shared(batch)
+        order = shared.order if shared else list(range(len(answers)))
+        if shared:
+            batch, features = batch.select(order), None if features is None else features[order]
+        rows = [answers[row] for row in order]
+        chooser = Chooser([r.id for r in batch.requests], [r.sampling or self.sampling for r in batch.requests])
         stop_ids = frozenset(self.transform.stop_ids)
-        chosen: list[int] = []
-        while any(answer.running for answer in answers):
-            if chosen:
-                logits = self._decoder.step(chosen)
-            else:
-                logits = self._decoder.prefill(batch, features, max(answer.bound for answer in answers))
+        longest = max(answer.bound for answer in answers)
+        decoder: CachedDecoder | PackedDecoder
+        if shared:
+            decoder = packed = PackedDecoder(self._decoder, self.transform.max_seq_len)
+            logits = packed.prefill(batch, features, longest, shared)
+        else:
+            decoder = self._decoder
+            logits = self._decoder.prefill(batch, features, longest)
+        while True:
             chosen = chooser(logits).tolist()
-            for answer, token in zip(answers, chosen, strict=True):
+            for answer, token in zip(rows, chosen, strict=True):
                 answer.take(token, stop_ids)
-        return answers
+            if not any(answer.running for answer in answers):
+                return answers
+            logits = decoder.step(chosen)
+
+    def _shared(self, batch: PromptBatch) -> SharedPrefixes | None:
+        if not self.share_prefix:
+            return None
+        return find_shared(batch, [self._prefix_key(request) for request in batch.requests], self.transform.image_id)

@@ -35,31 +35,62 @@ class Sampling:
             raise ConfigError(f"top_k {self.top_k} is negative; 0 keeps all tokens")
 
 
+class Draws:
+    """How one answer's tokens are chosen, and the random numbers of it.
+
+    The k-th number is a function of (seed, request id, k), so an answer does not depend on its batch.
+
+    Args:
+        name: The request's id.
+        sampling: None for the likeliest tokens.
+    """
+
+    def __init__(self, name: str, sampling: Sampling | None) -> None:
+        self.sampling = sampling
+        self._stream = sample_rng(sampling.seed, 0, 0, stream=name) if sampling else None
+
+    def next(self) -> float:
+        """The next number in [0, 1); 0 for the likeliest token, which needs none."""
+        return self._stream.random() if self._stream else 0.0
+
+
+def choose(logits: Tensor, draws: Sequence[Draws]) -> Tensor:
+    """The next token of each row; greedy and drawn rows may share a batch.
+
+    Args:
+        logits: Shape ``[rows, vocabulary]``.
+        draws: One per row.
+
+    Returns:
+        Token ids of shape ``[rows]``.
+    """
+    tokens = logits.argmax(dim=-1)
+    rows: dict[Sampling, list[int]] = {}
+    for row, drawn in enumerate(draws):
+        if drawn.sampling is not None:
+            rows.setdefault(drawn.sampling, []).append(row)
+    for sampling, mine in rows.items():
+        index = torch.tensor(mine, device=logits.device)
+        uniform = torch.tensor([draws[row].next() for row in mine], dtype=torch.float32, device=logits.device)
+        tokens[index] = draw(logits[index], uniform, sampling)
+    return tokens
+
+
 class Chooser:
     """Picks one token per row and step.
 
     Args:
         ids: Request ids, one per row.
-        sampling: None for the likeliest token.
+        sampling: One setting for all rows, or one per row; None is the likeliest token.
     """
 
-    def __init__(self, ids: Sequence[str], sampling: Sampling | None) -> None:
-        self.sampling = sampling
-        self._streams = [sample_rng(sampling.seed, 0, 0, stream=name) for name in ids] if sampling else []
+    def __init__(self, ids: Sequence[str], sampling: Sampling | None | Sequence[Sampling | None]) -> None:
+        settings = [sampling] * len(ids) if sampling is None or isinstance(sampling, Sampling) else sampling
+        self._draws = [Draws(name, setting) for name, setting in zip(ids, settings, strict=True)]
 
     def __call__(self, logits: Tensor) -> Tensor:
-        """The next tokens.
-
-        Args:
-            logits: Shape ``[rows, vocabulary]``.
-
-        Returns:
-            Token ids of shape ``[rows]``.
-        """
-        if self.sampling is None:
-            return logits.argmax(dim=-1)
-        draws = torch.tensor([stream.random() for stream in self._streams], dtype=torch.float32, device=logits.device)
-        return draw(logits, draws, self.sampling)
+        """The next tokens [rows] for logits [rows, vocabulary]."""
+        return choose(logits, self._draws)
 
 
 def draw(logits: Tensor, uniform: Tensor, sampling: Sampling) -> Tensor:

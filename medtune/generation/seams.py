@@ -1,10 +1,11 @@
 """What a generator asks of a model and of its transform; every family of :mod:`medtune.models` answers to it."""
 
+from collections.abc import Iterator
 from typing import Any, Protocol, Self
 
 import torch
 from PIL import Image
-from torch import Tensor
+from torch import Tensor, nn
 
 from medtune.data.sample import Sample
 
@@ -49,8 +50,8 @@ class AnswerModel(Protocol):
         """Whether there are caches."""
         ...
 
-    def reset_caches(self) -> None:
-        """Empty the caches."""
+    def modules(self) -> Iterator[nn.Module]:
+        """The modules, among them the attention layers that got caches."""
         ...
 
 

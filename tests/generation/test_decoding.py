@@ -4,6 +4,7 @@ import torch
 
 from medtune.generation.batches import Plan, PromptBatch
 from medtune.generation.decoding import CachedDecoder
+from medtune.generation.engine_cache import SelfAttentionCache
 from medtune.generation.features import FeatureStore
 from medtune.generation.requests import Request
 
@@ -52,15 +53,21 @@ def test_steps_equal_plain_forwards_for_one_decoder_and_many_batches(setup):
 
 
 @torch.inference_mode()
-def test_caches_are_made_again_only_for_another_size(setup, monkeypatch):
+def test_caches_are_made_again_only_where_they_are_too_small(setup, monkeypatch):
     made = []
-    setup_caches = setup.model.setup_caches
-    monkeypatch.setattr(setup.model, "setup_caches", lambda *a, **k: made.append(a[0]) or setup_caches(*a, **k))
+    resize = SelfAttentionCache.resize
+    monkeypatch.setattr(
+        SelfAttentionCache, "resize", lambda *a: made.append(a[1:3]) if resize(*a) is None else None, raising=True
+    )
     decoder = CachedDecoder(setup.model, torch.device("cpu"), torch.float32)
     long, short = setup.request("a", "cell " * 9, "large-1"), setup.request("b", "cell", "square-1")
+    longest = setup.request("c", "cell " * 60, "square-1")
     try:
-        for requests in ([long, short], [short, short], [long, long], [short]):
+        for requests in ([long, short], [short, short], [long, long], [short], [longest]):
             decoded(setup, decoder, requests)
     finally:
         decoder.close()
-    assert made == [2, 1]
+    layers = len(setup.model.decoder.layers)
+    assert len(made) == 2 * layers
+    assert [rows for rows, _ in made] == [2] * 2 * layers, "fewer rows use what is there"
+    assert made[0][1] < made[-1][1]

@@ -36,7 +36,7 @@ def requests(setup):
 
 def answers(setup, source, batch_size):
     exemplars = source.open(setup.transform, CPU) if source else None
-    generator = Generator(setup.model, setup.transform, batch_size=batch_size, max_new_tokens=6, exemplars=exemplars)
+    generator = Generator(setup.model, setup.transform, batch_size=batch_size, max_new_tokens=6, extension=exemplars)
     return {answer.id: answer for answer in generator(requests(setup))}
 
 
@@ -118,4 +118,4 @@ def test_a_folder_without_exemplars_is_refused(tmp_path):
 
 def test_a_prompt_without_an_image_has_no_exemplar(setup, source):
     with pytest.raises(DataError, match="without an image"):
-        source.open(setup.transform, CPU).pixels([])
+        source.open(setup.transform, CPU).prepare(setup.request("a", "cell"), [], {})

@@ -1,11 +1,13 @@
 """Batched answers equal one-by-one answers and answers without a cache; images are encoded once."""
 
 import copy
+from dataclasses import replace
 
 import pytest
 import torch
 
 from medtune.errors import ConfigError, DataError
+from medtune.generation.batches import Plan
 from medtune.generation.generator import Generator
 from medtune.generation.requests import Generation, Request
 from medtune.generation.sampling import Sampling
@@ -201,6 +203,17 @@ def test_sampled_answers_belong_to_the_request(setup):
     assert all(one[name].text != other[name].text for name in one)
 
 
+def test_a_request_may_be_sampled_in_its_own_way(setup):
+    ways = [None, Sampling(temperature=1.5, seed=7), Sampling(top_p=0.5, seed=7), Sampling(temperature=3.0, top_k=9)]
+    requests = [replace(request, sampling=ways[i % 4]) for i, request in enumerate(setup.requests())]
+    mixed = answers(setup, requests, 5)
+    for i, request in enumerate(requests):
+        alone = answers(setup, [replace(request, sampling=None)], 1, sampling=ways[i % 4])
+        assert mixed[request.id].text == alone[request.id].text
+    greedy = answers(setup, setup.requests(), 5)
+    assert all((mixed[r.id].text == greedy[r.id].text) == (r.sampling is None) for r in requests)
+
+
 def test_bf16_answers_and_scores(setup):
     """Rounding differs between batches, so that scores are close and nothing more."""
     requests = setup.requests()
@@ -222,6 +235,28 @@ def test_cuda_answers_equal_cpu_answers(setup):
     for request in requests:
         assert found[request.id].text == expected[request.id].text
         assert found[request.id].scores == pytest.approx(expected[request.id].scores, rel=1e-3)
+
+
+def test_another_planner_forms_the_batches(setup):
+    """One that answers each request as it comes, as a server wants it."""
+    requests, taken = setup.requests(4), []
+
+    def one_by_one(stream, keys, done=frozenset()):
+        for request in stream:
+            if request.id not in done:
+                yield Plan([request], frozenset(request.image_keys))
+
+    def arriving():
+        for request in requests:
+            taken.append(request.id)
+            yield request
+
+    generator = Generator(setup.model, setup.transform, max_new_tokens=3, planner=one_by_one)
+    stream = generator.batches(arriving(), done={"q2"})
+    (first,) = next(stream)
+    assert first.id == "q0"
+    assert "q3" not in taken, "answered before the last request was there"
+    assert [answer.id for batch in stream for answer in batch] == ["q1", "q3"]
 
 
 @pytest.mark.parametrize("options", [{"batch_size": 0}, {"max_new_tokens": -1}, {"window": 0}])

@@ -44,6 +44,19 @@ def test_a_request_draws_the_same_whatever_shares_its_batch():
     assert single != [other(row[None]).item() for row in logits]
 
 
+def test_rows_of_one_batch_are_drawn_each_in_its_own_way():
+    logits = torch.randn(8, 50)
+    settings = [None, Sampling(seed=3, temperature=2.0), Sampling(seed=3, top_k=2), Sampling(seed=3, temperature=2.0)]
+    names = ["a", "b", "c", "d"]
+    together = Chooser(names, settings)
+    found = [together(row.expand(4, -1)).tolist() for row in logits]
+    for row, (name, setting) in enumerate(zip(names, settings, strict=True)):
+        alone = Chooser([name], setting)
+        assert [step[row] for step in found] == [alone(one[None]).item() for one in logits]
+    assert all(step[2] in logits[i].topk(2).indices for i, step in enumerate(found))
+    assert [step[1] for step in found] != [step[3] for step in found], "equal settings, yet other requests"
+
+
 def test_without_sampling_the_likeliest_token_is_taken():
     assert Chooser(["x"], None)(LOGITS[None]).tolist() == [1]
 

@@ -1,0 +1,199 @@
+"""Keys and values of many rows, each at a position of its own.
+
+torchtune's cache appends: all rows of a batch are as long as one another. Here the token at position p of a row stands
+in column p of that row, so a key is visible to a query exactly where its column is not later than the query's position.
+Rows can thus begin, end, be copied and be moved one by one.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from itertools import groupby
+
+import torch
+from torch import Tensor, nn
+from torchtune.modules import KVCache, TransformerCrossAttentionLayer
+from torchtune.modules.common_utils import delete_kv_caches
+
+from medtune.generation.seams import AnswerModel
+
+COLUMN_STEP = 64
+
+
+@dataclass
+class Cursor:
+    """Where the next forward pass reads and writes; one object for all layers.
+
+    Attributes:
+        rows: Rows of the pass, a range of the cache's.
+        columns: Where its tokens go: the first column, if the same for all rows, or every token's own, ``[b, s]``.
+        length: Columns that the pass can see, from the first one.
+        features: Image embeddings per row that cross-attention can see; 0 leaves out cross-attention layers.
+    """
+
+    rows: slice = field(default_factory=lambda: slice(0, 0))
+    columns: int | Tensor = 0
+    length: int = 0
+    features: int = 0
+
+    def point(self, other: "Cursor") -> None:
+        """Become like another one; the layers hold this one."""
+        self.rows, self.columns, self.length, self.features = other.rows, other.columns, other.length, other.features
+
+
+class _Cache(nn.Module):
+    """Keys and values ``[rows, heads, columns, head_dim]`` of one attention layer."""
+
+    def __init__(self, cursor: Cursor, like: Tensor) -> None:
+        super().__init__()
+        self.cursor = cursor
+        self.keys = like.new_zeros(0, like.shape[1], 0, like.shape[3])
+        self.values = self.keys
+
+    def resize(self, rows: int, columns: int, keep: int) -> None:
+        """Make room; what ``keep`` rows hold stays."""
+        heads, wide = self.keys.shape[1], self.keys.shape[3]
+        held = (self.keys[:keep], self.values[:keep]) if keep else ()
+        # Without rows to keep, the old tensors go before the new ones come.
+        self.keys = self.values = self.keys.new_zeros(0, heads, 0, wide)
+        # Zeros, because a masked column still counts as 0 times its value.
+        self.keys, self.values = (self.keys.new_zeros(rows, heads, columns, wide) for _ in range(2))
+        for old, new in zip(held, (self.keys, self.values), strict=False):
+            new[:keep, :, : old.shape[2]] = old
+
+    def copy_row(self, source: int, rows: slice, columns: int) -> None:
+        """Put copies of a row, of its first columns, into other rows."""
+        for held in (self.keys, self.values):
+            held[rows, :, :columns] = held[source, :, :columns]
+
+    def reset(self) -> None:
+        """Forget everything."""
+        self.keys.zero_()
+        self.values.zero_()
+
+
+class SelfAttentionCache(_Cache):
+    """Stands where torchtune's ``KVCache`` stands in a decoder layer."""
+
+    def update(self, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
+        """Take the new tokens' keys and values [b, heads, s, head_dim]; returns what the pass can see."""
+        seen = []
+        for held, new in ((self.keys, keys), (self.values, values)):
+            rows = held[self.cursor.rows]
+            if isinstance(self.cursor.columns, int):
+                rows[:, :, self.cursor.columns : self.cursor.columns + new.shape[2]] = new
+            else:
+                index = torch.arange(len(new), device=new.device)[:, None]
+                rows[index, :, self.cursor.columns] = new.transpose(1, 2)
+            seen.append(rows[:, :, : self.cursor.length])
+        return seen[0], seen[1]
+
+
+class CrossAttentionCache(_Cache):
+    """The same for a cross-attention layer, whose columns are image embeddings."""
+
+    @property
+    def size(self) -> int:
+        """Zero where the layer is to be left out."""
+        return self.cursor.features
+
+    @property
+    def k_cache(self) -> Tensor:
+        """What torchtune's attention reads when no image embeddings are given."""
+        return self.keys[self.cursor.rows, :, : self.cursor.features]
+
+    @property
+    def v_cache(self) -> Tensor:
+        """As ``k_cache``."""
+        return self.values[self.cursor.rows, :, : self.cursor.features]
+
+    def update(self, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
+        """Take the keys and values of image embeddings."""
+        for held, new in ((self.keys, keys), (self.values, values)):
+            rows = held[self.cursor.rows]
+            rows[:, :, : new.shape[2]] = new
+            rows[:, :, new.shape[2] :] = 0
+        return keys, values
+
+
+class SlotCaches:
+    """The caches of a model.
+
+    Args:
+        model: A VLM; it gets caches at the first :meth:`reserve`.
+        device: Where the model is.
+        dtype: Of the caches, the model's.
+
+    Attributes:
+        cursor: Set it before each forward pass.
+        rows: Rows there is room for.
+        columns: Tokens per row there is room for, one column more is there for padding.
+        features: Image embeddings per row there is room for.
+    """
+
+    def __init__(self, model: AnswerModel, device: torch.device, dtype: torch.dtype) -> None:
+        self.model, self.device, self.dtype = model, device, dtype
+        self.cursor = Cursor()
+        self.rows = self.columns = self.features = 0
+        self._own: list[SelfAttentionCache] = []
+        self._cross: list[CrossAttentionCache] = []
+
+    def reserve(self, rows: int, columns: int, features: int, keep: int = 0) -> None:
+        """Make room; sizes only grow, in steps, so that a run makes caches a few times.
+
+        Args:
+            rows: Rows wanted.
+            columns: Tokens per row.
+            features: Image embeddings per row, 0 for models without cross-attention.
+            keep: The first so many rows keep what they hold; the others hold nothing that is needed.
+        """
+        if rows > self.rows or columns > self.columns:
+            self._install()
+            rows = self.rows = max(rows, self.rows)
+            self.columns = max(self.columns, -(-columns // COLUMN_STEP) * COLUMN_STEP)
+            for cache in self._own:
+                cache.resize(rows, self.columns + 1, keep)
+        if self._cross and (rows > len(self._cross[0].keys) or features > self.features):
+            self.features = max(self.features, features)
+            for cross in self._cross:
+                cross.resize(self.rows, self.features, keep)
+
+    def copy_rows(self, source: Sequence[int], first: int, columns: int) -> None:
+        """Put copies of rows, their first ``columns`` tokens and all image embeddings, into rows from ``first`` on."""
+        for row, copies in groupby(range(len(source)), key=lambda place: source[place]):
+            places = list(copies)
+            rows = slice(first + places[0], first + places[-1] + 1)
+            for cache in self._own:
+                cache.copy_row(row, rows, columns)
+            for cross in self._cross:
+                cross.copy_row(row, rows, self.features)
+
+    def forget_features(self, rows: slice) -> None:
+        """Leave no image embeddings in rows; stale ones would be masked, but need not stay."""
+        for cross in self._cross:
+            cross.keys[rows] = 0
+            cross.values[rows] = 0
+
+    def close(self) -> None:
+        """Remove the caches; with them in place the model's layers would no longer mask the future by themselves."""
+        if self._own:
+            delete_kv_caches(self.model)
+        self.rows = self.columns = self.features = 0
+        self._own, self._cross = [], []
+
+    def _install(self) -> None:
+        if self._own:
+            return
+        with self.device:
+            self.model.setup_caches(1, self.dtype, encoder_max_seq_len=1, decoder_max_seq_len=1)
+        crossing = {id(m.attn) for m in self.model.modules() if isinstance(m, TransformerCrossAttentionLayer)}
+        for module in self.model.modules():
+            cache = getattr(module, "kv_cache", None)
+            if not isinstance(cache, KVCache):
+                continue
+            like = cache.get_buffer("k_cache")
+            if id(module) in crossing:
+                self._cross.append(CrossAttentionCache(self.cursor, like))
+                module.kv_cache = self._cross[-1]
+            else:
+                self._own.append(SelfAttentionCache(self.cursor, like))
+                module.kv_cache = self._own[-1]
