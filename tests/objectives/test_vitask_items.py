@@ -18,7 +18,7 @@ from medtune.errors import DataError, ModelError
 from medtune.models.tsm import LabelledSet
 from medtune.objectives.base import Stage
 from medtune.objectives.vitask import VITask
-from medtune.objectives.vitask_items import NegativeIndex
+from medtune.objectives.vitask_items import NegativeIndex, VITaskItems
 from tests.objectives.tiny_vitask import CONTRAST, batch_of, bound, close, family, loss_and_gradients
 from tests.tiny_task import SETS, task_rows, write_task, write_tsm
 
@@ -63,6 +63,22 @@ def test_an_item_is_a_function_of_seed_epoch_and_index(task: SimpleNamespace) ->
         assert item["negative"]["labels"] != [] and item["exemplar_pixels"].shape == (3, 16, 16)
         pixels.append(torch.cat(item["negative"]["images"]).mean().item())
     assert pixels[0] == pixels[1] and len(set(pixels[1:])) > 1
+
+
+def louder(sample: Sample, rng: random.Random) -> Sample:
+    """A sample transform that rewrites each turn."""
+    turns = tuple(Message(turn.role, turn.content.upper()) for turn in sample.messages)
+    return Sample(sample.id, sample.images, turns, sample.meta)
+
+
+def test_a_negative_is_the_transformed_conversation_with_other_images(task: SimpleNamespace) -> None:
+    _, transform = family("llava")
+    items = VITaskItems(louder, None, "sampled", NegativeIndex(task.source, np.arange(len(task.source))))
+    items.contrast = True
+    item = items(task.source, 0, random.Random(4), transform)
+    assert item["negative"]["tokens"] == item["tokens"] and item["negative"]["labels"] == item["labels"]
+    assert "RED" in transform.decode([label for label in item["labels"] if label != -100])
+    assert not torch.equal(item["negative"]["images"][0], item["images"][0])
 
 
 def test_the_exemplar_is_of_the_last_of_several_images(task: SimpleNamespace, tmp_path: Path) -> None:
