@@ -122,12 +122,12 @@ def _log_probs(
         pad_id=pad_id,
         pad_side="left",
     )
-    text = packed.text
+    rows = packed.rows
     hidden = model.hidden(
-        text.tokens,
+        rows.tokens,
         features,
-        vision_mask=text.vision_mask,
-        replace=None if exemplars is None or text.placeholders is None else (text.placeholders, exemplars),
+        vision_mask=rows.vision_mask,
+        replace=None if exemplars is None or rows.placeholders is None else (rows.placeholders, exemplars),
         mask=packed.mask,
         input_pos=packed.input_pos,
     )

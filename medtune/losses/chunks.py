@@ -31,14 +31,14 @@ def sum_over_chunks(
         The sum of the losses, which is differentiable, and the sums, which are not.
     """
     chunks = math.ceil(states.shape[1] / chunk_tokens) if chunk_tokens else 1
-    with keep_nothing():
+    with without_saved_tensor_hooks():
         total, sums, leaves, gradients = _forward(loss, states.detach(), per_token, chunks)
     if gradients:
         total = _Known.apply(total, gradients, states, *leaves)
     return total, sums
 
 
-def keep_nothing() -> torch.autograd.graph.saved_tensors_hooks:
+def without_saved_tensor_hooks() -> torch.autograd.graph.saved_tensors_hooks:
     """A context in which activation offloading neither moves nor counts what a graph saves: it is used at once."""
     return torch.autograd.graph.saved_tensors_hooks(_as_it_is, _as_it_is)
 

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from medtune.losses.chunks import keep_nothing, leaves_of
+from medtune.losses.chunks import leaves_of, without_saved_tensor_hooks
 from medtune.losses.cross_entropy import IGNORE_INDEX, shifted_targets
 
 Head = Callable[[Tensor], Tensor]
@@ -86,15 +86,15 @@ def target_log_probs(states: Tensor, targets: Tensor, head: Head, chunk_tokens: 
     if not torch.is_grad_enabled():
         parts = zip(states.split(pieces), targets.split(pieces), strict=True)
         return torch.cat([_log_probs(head(state), target)[0] for state, target in parts])
-    again = _Again(head, pieces, states.device)
-    with keep_nothing():
-        found, logsumexps, gradient, leaves = _forward(again, states.detach(), targets, states.requires_grad)
+    chunked = _ChunkedHead(head, pieces, states.device)
+    with without_saved_tensor_hooks():
+        found, logsumexps, gradient, leaves = _forward(chunked, states.detach(), targets, states.requires_grad)
         if leaves:
-            return _Remade.apply(again, found, logsumexps, targets, states, *leaves)
-        return found if gradient is None else _Scaled.apply(found, gradient, states)
+            return _Recomputed.apply(chunked, found, logsumexps, targets, states, *leaves)
+        return found if gradient is None else _Precomputed.apply(found, gradient, states)
 
 
-class _Again:
+class _ChunkedHead:
     """The head, called on chunk after chunk, and a second time as though it were the first.
 
     Args:
@@ -126,18 +126,18 @@ class _Again:
             torch.set_rng_state(self._random)
             for device, state in zip(self._devices, self._on_device, strict=True):
                 torch.get_device_module(device).set_rng_state(state, device)
-            with torch.autocast(self.device.type, dtype, enabled), keep_nothing():
+            with torch.autocast(self.device.type, dtype, enabled), without_saved_tensor_hooks():
                 yield
 
 
 def _forward(
-    again: _Again, states: Tensor, targets: Tensor, differentiable: bool
+    chunked: _ChunkedHead, states: Tensor, targets: Tensor, differentiable: bool
 ) -> tuple[Tensor, Tensor, Tensor | None, list[Tensor]]:
     """Log-probabilities, logsumexps, their gradients if the head is frozen, and the leaves that the head trains."""
     found, logsumexps = [], []
     gradients: list[Tensor] = []
     leaves: list[Tensor] | None = None
-    for state, logits, target in again.chunks(states, differentiable, targets):
+    for state, logits, target in chunked.chunks(states, differentiable, targets):
         if leaves is None:
             leaves = [leaf for leaf in leaves_of(logits) if leaf is not state]
         value, logsumexp = _log_probs(logits.detach(), target)
@@ -167,7 +167,7 @@ def _by_logits(logits: Tensor, logsumexps: Tensor, targets: Tensor, upstream: Te
     return found.scatter_add_(1, targets.masked_fill(ignored, 0)[:, None], scale)
 
 
-class _Scaled(torch.autograd.Function):
+class _Precomputed(torch.autograd.Function):
     """Numbers whose gradients by their own states are known."""
 
     @staticmethod
@@ -182,14 +182,20 @@ class _Scaled(torch.autograd.Function):
         return None, None, (gradient * upstream[:, None]).to(gradient.dtype)
 
 
-class _Remade(torch.autograd.Function):
+class _Recomputed(torch.autograd.Function):
     """Numbers whose logits are made again for the backward pass."""
 
     @staticmethod
     def forward(
-        ctx: Any, again: _Again, found: Tensor, logsumexps: Tensor, targets: Tensor, states: Tensor, *leaves: Tensor
+        ctx: Any,
+        chunked: _ChunkedHead,
+        found: Tensor,
+        logsumexps: Tensor,
+        targets: Tensor,
+        states: Tensor,
+        *leaves: Tensor,
     ) -> Tensor:
-        ctx.again = again
+        ctx.chunked = chunked
         ctx.save_for_backward(logsumexps, targets, states, *leaves)
         return found.clone()
 
@@ -201,8 +207,8 @@ class _Remade(torch.autograd.Function):
         differentiable = ctx.needs_input_grad[4]
         by_states: list[Tensor] = []
         sums = [torch.zeros_like(leaf) for leaf in wanted]
-        with ctx.again.replayed():
-            parts = ctx.again.chunks(states, differentiable, logsumexps, targets, upstream)
+        with ctx.chunked.replayed():
+            parts = ctx.chunked.chunks(states, differentiable, logsumexps, targets, upstream)
             for state, logits, logsumexp, target, scale in parts:
                 by_logits = _by_logits(logits.detach(), logsumexp, target, scale).to(logits.dtype)
                 gradients = torch.autograd.grad(logits, [state] * differentiable + wanted, by_logits)

@@ -45,7 +45,7 @@ class PackedRows:
     """Rows for a VLM's ``hidden``, from :func:`pack` or :func:`pack_runs`.
 
     Attributes:
-        text: tokens, labels, ``vision_mask`` and placeholders of all columns [b, s].
+        rows: tokens, labels, ``vision_mask`` and placeholders of all columns [b, s].
         segment: [b, s], 0 in the prefix, i in the i-th branch (from 1), ``PADDING``.
         input_pos: [b, s], what ``hidden`` takes under this name.
         mask: [b, s, s], True = may attend.
@@ -53,7 +53,7 @@ class PackedRows:
         width: t, columns of the longest branch.
     """
 
-    text: TokenRows
+    rows: TokenRows
     segment: Tensor
     input_pos: Tensor
     mask: Tensor
@@ -67,8 +67,8 @@ class PackedRows:
         Its label is predicted by the state before it. What goes beyond a branch's end repeats some column of the row;
         see :attr:`filled`.
         """
-        mine = self._mine()
-        first = mine.int().argmax(dim=2, keepdim=True)
+        members = self._members()
+        first = members.int().argmax(dim=2, keepdim=True)
         own = first + torch.arange(self.width, device=first.device)
         last = _last_of_prefix(self.segment)[:, :, None].expand(-1, self.branches, 1)
         return torch.cat([last, own.clamp(max=self.segment.shape[1] - 1)], dim=2)
@@ -76,7 +76,7 @@ class PackedRows:
     @property
     def filled(self) -> Tensor:
         """Which of :attr:`places` belong to a branch, [b, k, 1 + t]; none where a row lacks the branch."""
-        length = self._mine().sum(dim=2, keepdim=True)
+        length = self._members().sum(dim=2, keepdim=True)
         return torch.arange(1 + self.width, device=length.device) <= torch.where(length > 0, length, -1)
 
     def unpack(self, values: Tensor) -> Tensor:
@@ -86,9 +86,9 @@ class PackedRows:
 
     def unpack_labels(self) -> Tensor:
         """The labels that belong to :meth:`unpack`, [b, k, 1 + t] unshifted; those of the prefix are not among them."""
-        if self.text.labels is None:
+        if self.rows.labels is None:
             raise ModelError("branches without labels were packed, so there are none to unpack")
-        found = self.unpack(self.text.labels).masked_fill(~self.filled, IGNORE_INDEX)
+        found = self.unpack(self.rows.labels).masked_fill(~self.filled, IGNORE_INDEX)
         return torch.cat([torch.full_like(found[:, :, :1], IGNORE_INDEX), found[:, :, 1:]], dim=2)
 
     def supervised(self, branch: int | None = None) -> tuple[Tensor, Tensor]:
@@ -129,23 +129,23 @@ class PackedRows:
         numbers = found.new_zeros(labels.numel())
         # Without a supervised token the one number is a zero; it still ties the result to the model.
         numbers = numbers.index_copy(0, columns if len(columns) else rows, found).view(labels.shape)
-        mine = self._mine()
-        counted = (mine | (self.segment == 0)[:, None]) & mine.any(dim=2, keepdim=True)
+        members = self._members()
+        counted = (members | (self.segment == 0)[:, None]) & members.any(dim=2, keepdim=True)
         sums = numbers.double()[:, None].masked_fill(~counted, 0.0).sum(dim=2)
         return sums, ((labels != IGNORE_INDEX)[:, None] & counted).sum(dim=2)
 
-    def _mine(self) -> Tensor:
+    def _members(self) -> Tensor:
         """[b, k, s], True at the columns of each branch."""
         numbers = torch.arange(1, self.branches + 1, device=self.segment.device)
         return self.segment[:, None, :] == numbers[:, None]
 
     def _supervised(self, branch: int | None) -> tuple[Tensor, Tensor]:
         """Labels [b, s] of what is asked, and their columns in the flattened rows, [n]."""
-        assert self.text.labels is not None
+        assert self.rows.labels is not None
         kept = self._predictors() >= 0
         if branch is not None:
             kept &= (self.segment == 0) | (self.segment == branch)
-        labels = self.text.labels.masked_fill(~kept, IGNORE_INDEX)
+        labels = self.rows.labels.masked_fill(~kept, IGNORE_INDEX)
         return labels, (labels != IGNORE_INDEX).flatten().nonzero().squeeze(1)
 
     def _predictors(self) -> Tensor:
@@ -186,7 +186,7 @@ def pack(
     order = (real if pad_side == "left" else ~real).int().argsort(dim=1, stable=True)
     order = order[:, -length:] if pad_side == "left" else order[:, :length]
     more = segment.shape[1] - prefix.tokens.shape[1]
-    text = TokenRows(
+    rows = TokenRows(
         torch.cat([part.tokens for part in parts], dim=1).masked_fill(~real, pad_id),
         _extended(prefix.vision_mask, _last_of_prefix(segment), real),
         torch.cat([_labels(part) for part in parts], dim=1).masked_fill(~real, IGNORE_INDEX),
@@ -194,7 +194,7 @@ def pack(
         None if prefix.placeholders is None else pad(prefix.placeholders, (0, more)) & real,
     )
     width = max((branch.tokens.shape[1] for branch in branches), default=0)
-    return _packed(take_columns(text, order), segment.gather(1, order), len(branches), width)
+    return _packed(take_columns(rows, order), segment.gather(1, order), len(branches), width)
 
 
 def pack_runs(runs: Sequence[TokenRows], shared: Tensor, *, pad_id: int) -> PackedRows:
@@ -220,11 +220,11 @@ def pack_runs(runs: Sequence[TokenRows], shared: Tensor, *, pad_id: int) -> Pack
         source = start + torch.arange(end - int(shared.min()), device=shared.device)
         free = source >= end
         tail = take_columns(run, source.clamp(max=end - 1))
-        parts.append(_emptied(tail, free, pad_id))
+        parts.append(_blanked(tail, free, pad_id))
         segments.append(torch.full_like(source, number))
         longest = max(longest, end)
     widths = [width - int(shared.min()), *(part.tokens.shape[1] for part in parts[1:])]
-    packed = _packed(_joined(parts), torch.cat(segments, dim=1), len(runs), max(widths))
+    packed = _packed(_concatenated(parts), torch.cat(segments, dim=1), len(runs), max(widths))
     # Padding may reach beyond the longest run; its positions must not.
     return replace(packed, input_pos=packed.input_pos.clamp(max=longest - 1))
 
@@ -253,7 +253,7 @@ def shared_length(runs: Sequence[TokenRows]) -> Tensor:
     return shared
 
 
-def _packed(text: TokenRows, segment: Tensor, branches: int, width: int) -> PackedRows:
+def _packed(rows: TokenRows, segment: Tensor, branches: int, width: int) -> PackedRows:
     """Mask and positions follow from the segments, each of which stands in one stretch of columns."""
     real = segment >= 0
     visible = (segment[:, None, :] == 0) | (segment[:, None, :] == segment[:, :, None])
@@ -262,11 +262,11 @@ def _packed(text: TokenRows, segment: Tensor, branches: int, width: int) -> Pack
     mask = ((visible & real[:, None, :]).tril()) | once
     position = torch.zeros_like(segment)
     for number in range(branches + 1):
-        mine = segment == number
-        rank = mine.long().cumsum(dim=1) - 1
+        members = segment == number
+        rank = members.long().cumsum(dim=1) - 1
         begin = (segment == 0).sum(dim=1, keepdim=True) if number else 0
-        position = torch.where(mine, rank + begin, position)
-    return PackedRows(text, segment, position, mask, branches, width)
+        position = torch.where(members, rank + begin, position)
+    return PackedRows(rows, segment, position, mask, branches, width)
 
 
 def _last_of_prefix(segment: Tensor) -> Tensor:
@@ -292,7 +292,7 @@ def _extended(vision_mask: Tensor, last: Tensor, real: Tensor) -> Tensor:
     return torch.cat([vision_mask, more], dim=1) & real[:, :, None]
 
 
-def _emptied(tail: TokenRows, free: Tensor, pad_id: int) -> TokenRows:
+def _blanked(tail: TokenRows, free: Tensor, pad_id: int) -> TokenRows:
     return TokenRows(
         tail.tokens.masked_fill(free, pad_id),
         tail.vision_mask if tail.vision_mask.dim() == 2 else tail.vision_mask & ~free[:, :, None],
@@ -301,7 +301,7 @@ def _emptied(tail: TokenRows, free: Tensor, pad_id: int) -> TokenRows:
     )
 
 
-def _joined(parts: Sequence[TokenRows]) -> TokenRows:
+def _concatenated(parts: Sequence[TokenRows]) -> TokenRows:
     sees = [part.vision_mask for part in parts]
     return TokenRows(
         torch.cat([part.tokens for part in parts], dim=1),

@@ -67,10 +67,10 @@ def packed_states(model: Any, passes: list[Pass], pad_id: int) -> tuple[Tensor, 
     shared = prompted.rows.placeholders.int().argmax(dim=1)
     packed = pack_runs([plain.rows, prompted.rows], shared, pad_id=pad_id)
     hidden = model.hidden(
-        packed.text.tokens,
+        packed.rows.tokens,
         plain.features,
-        vision_mask=packed.text.vision_mask,
-        replace=(_placeholders(packed.text), prompted.exemplars),
+        vision_mask=packed.rows.vision_mask,
+        replace=(_placeholders(packed.rows), prompted.exemplars),
         mask=packed.mask,
         input_pos=packed.input_pos,
     ).flatten(0, 1)

@@ -41,6 +41,8 @@ def test_token_cross_entropy_is_the_equation() -> None:
 def test_first_supervised_token_is_not_counted_when_nothing_precedes_it() -> None:
     labels = torch.tensor([[4, 5, IGNORE_INDEX]])
     assert shifted_targets(labels).tolist() == [[5, IGNORE_INDEX, IGNORE_INDEX]]
+    hidden, _, head = problem()
+    assert chunked_cross_entropy(hidden[:1, :3], labels, head)[1].item() == 1
 
 
 @pytest.mark.parametrize("chunk", [0, 1, 3, 1000])

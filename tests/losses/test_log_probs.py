@@ -117,6 +117,14 @@ def test_gradients_are_those_of_finite_differences(kind: str) -> None:
     assert torch.autograd.gradcheck(loss, tuple(trained(hidden, head)))
 
 
+def test_a_first_token_has_nothing_before_it_and_does_not_count() -> None:
+    hidden, labels, head = problem("frozen")
+    labels[0, 0] = 3
+    sums, counts = sequence_log_probs(hidden, labels, head)
+    assert counts.tolist() == [5, 3, 4, 5]
+    torch.testing.assert_close(sums, written_out(hidden, labels, head).sum(dim=1), rtol=0, atol=1e-12)
+
+
 def test_a_sum_over_tokens_is_the_chunked_cross_entropy() -> None:
     hidden, labels, head = problem("trained")
     loss, count = chunked_cross_entropy(hidden, labels, head, 3)

@@ -144,7 +144,7 @@ def check(model: Reader, rows: list[Row], packed: PackedRows, most: int) -> None
     features = torch.randn(len(rows), 3, WIDTH, dtype=torch.float64, requires_grad=True)
     slots = torch.randn(len(rows), WIDTH, dtype=torch.float64, requires_grad=True)
     inputs = [features, slots, *model.parameters()]
-    hidden = run(model, packed.text, features, slots, mask=packed.mask, input_pos=packed.input_pos)
+    hidden = run(model, packed.rows, features, slots, mask=packed.mask, input_pos=packed.input_pos)
     states, (sums, counts) = packed.unpack(hidden), packed.log_probs(hidden, model.logits, 5)
     labels, filled = packed.unpack_labels(), packed.filled
     assert sums.shape == counts.shape == (len(rows), most) and sums.dtype == torch.float64
@@ -186,7 +186,7 @@ def test_packed_branches_are_each_branch_alone(deep: bool, seed: int) -> None:
     branches = [branch_of(rows, number, sides[1]) for number in range(most)]
     packed = pack(text_rows(rows, sides[0], deep), branches, pad_id=PAD, pad_side=sides[2])  # type: ignore[arg-type]
     lengths = [len(r.prefix) + sum(len(tokens) for tokens, _ in r.branches) for r in rows]
-    assert packed.text.padding.sum(dim=1).tolist() == lengths and packed.text.tokens.shape[1] == max(lengths)
+    assert packed.rows.padding.sum(dim=1).tolist() == lengths and packed.rows.tokens.shape[1] == max(lengths)
     check(Reader(deep), rows, packed, most)
 
 
@@ -201,7 +201,7 @@ def test_packed_runs_are_each_run_alone(deep: bool, seed: int) -> None:
     packed = pack_runs(runs, torch.tensor([len(row.prefix) for row in rows]), pad_id=PAD)
     features, slots = torch.randn(len(rows), 3, WIDTH).double(), torch.randn(len(rows), WIDTH).double()
     model = Reader(deep)
-    hidden = run(model, packed.text, features, slots, mask=packed.mask, input_pos=packed.input_pos).flatten(0, 1)
+    hidden = run(model, packed.rows, features, slots, mask=packed.mask, input_pos=packed.input_pos).flatten(0, 1)
     for number, one in enumerate(runs):
         assert one.labels is not None
         (places, targets), (alone, asked) = packed.supervised(number + 1), response_rows(one.labels)
@@ -225,7 +225,7 @@ def test_gradients_of_packed_runs_are_those_of_each_run() -> None:
     runs = [text_rows(rows, "right", False, number) for number in range(2)]
     packed = pack_runs(runs, torch.tensor([len(row.prefix) for row in rows]), pad_id=PAD)
     features, slots = torch.randn(len(rows), 3, WIDTH).double(), torch.randn(len(rows), WIDTH).double()
-    hidden = run(model, packed.text, features, slots, mask=packed.mask, input_pos=packed.input_pos)
+    hidden = run(model, packed.rows, features, slots, mask=packed.mask, input_pos=packed.input_pos)
     sums, _ = packed.log_probs(hidden, model.logits, 3)
     loss = -torch.nn.functional.logsigmoid(sums[:, 0] - sums[:, 1]).sum()
     alone = [run(model, one, features, slots) for one in runs]
@@ -257,7 +257,7 @@ def test_a_run_with_exemplars_behind_the_run_without() -> None:
     plain = early()
     prompted = insert_placeholders(plain, image_id=IMAGE, placeholder_id=SLOT, count=1)
     packed = pack_runs([plain, prompted], torch.tensor([3, 2]), pad_id=PAD)
-    rows, mask, positions = packed.text, packed.mask, packed.input_pos
+    rows, mask, positions = packed.rows, packed.mask, packed.input_pos
     assert values(rows.tokens) == [
         [5, IMAGE, IMAGE, 6, 9, SLOT, 6, 9, PAD],
         [5, IMAGE, 8, PAD, PAD, SLOT, 8, PAD, PAD],
@@ -285,8 +285,8 @@ def test_branches_by_hand() -> None:
     first = Branch(torch.tensor([[9], [PAD]]), torch.tensor([[9], [NO]]), torch.tensor([[True], [False]]))
     second = Branch(torch.tensor([[10, 11], [12, 13]]), torch.tensor([[10, NO], [12, 13]]))
     packed = pack(prefix, [first, second], pad_id=PAD, pad_side="left")
-    assert values(packed.text.tokens) == [[4, 5, 6, 9, 10, 11], [PAD, PAD, 7, 8, 12, 13]]
-    assert values(packed.text.padding) == [[1] * 6, [0, 0, 1, 1, 1, 1]]
+    assert values(packed.rows.tokens) == [[4, 5, 6, 9, 10, 11], [PAD, PAD, 7, 8, 12, 13]]
+    assert values(packed.rows.padding) == [[1] * 6, [0, 0, 1, 1, 1, 1]]
     assert values(packed.segment) == [[0, 0, 0, 1, 2, 2], [-1, -1, 0, 0, 2, 2]]
     assert values(packed.input_pos) == [[0, 1, 2, 3, 3, 4], [0, 0, 0, 1, 2, 3]]
     assert values(packed.mask[0, 5]) == [1, 1, 1, 0, 1, 1] and values(packed.mask[0, 3]) == [1, 1, 1, 1, 0, 0]
@@ -311,7 +311,7 @@ def test_without_a_supervised_token_there_is_a_zero_with_a_backward_pass() -> No
     runs = [TokenRows(r.tokens, r.vision_mask, torch.full_like(r.tokens, NO), r.padding, r.placeholders) for r in runs]
     packed = pack_runs(runs, torch.tensor([len(row.prefix) for row in rows]), pad_id=PAD)
     features, slots = torch.randn(len(rows), 3, WIDTH).double(), torch.randn(len(rows), WIDTH).double()
-    hidden = run(model, packed.text, features, slots, mask=packed.mask, input_pos=packed.input_pos)
+    hidden = run(model, packed.rows, features, slots, mask=packed.mask, input_pos=packed.input_pos)
     sums, counts = packed.log_probs(hidden, model.logits)
     sums.sum().backward()
     assert not sums.any() and not counts.any()

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from medtune.config import instantiate
 from medtune.data.randomness import sample_rng
+from medtune.models.exemplars import ExemplarRecord, load_connector, load_record
 from medtune.models.tsm import load_tsm
 from medtune.objectives.base import Stage
 from medtune.objectives.vitask import VITask
@@ -287,6 +288,28 @@ def test_stages() -> None:
     assert stage_table(exemplar="none", alpha=0.0) == [("align", ("adapter",), 1, None), contrast]
     assert stage_table(exemplar="none", alpha=0.0, beta=0.0) == [("tune", ("adapter",), 3, None)]
     assert VITask(tsm="x", connector_learning_rate=0.2).stages((), 1, None)[0].learning_rates == {"connector": 0.2}
+
+
+def test_the_connectors_start_is_the_runs_seed(task: SimpleNamespace) -> None:
+    model, transform = family("llava")
+    starts = []
+    for seed in (1, 1, 2):
+        objective = VITask(tsm=task.tsm)
+        objective.bind(model, transform, seed)
+        starts.append(torch.cat([value.flatten() for value in objective.state_dict().values()]))
+    assert torch.equal(starts[0], starts[1]) and not torch.equal(starts[0], starts[2])
+
+
+@pytest.mark.parametrize("variant", ["cls", "all", "replace"])
+def test_what_is_exported_says_how_exemplars_were_used(task: SimpleNamespace, variant: str, tmp_path: Path) -> None:
+    objective = bound(task, *family("llava"), exemplar=variant)
+    objective.export(tmp_path)
+    assert load_record(tmp_path / "exemplar") == ExemplarRecord(variant, task.tsm)
+    connector = load_connector(tmp_path / "exemplar", 12, task.tsm)
+    for name, value in objective.connector.state_dict().items():
+        assert torch.equal(connector.state_dict()[name], value)
+    bound(task, *family("llava"), exemplar="none", alpha=0.0).export(tmp_path / "none")
+    assert not (tmp_path / "none").exists()
 
 
 def test_the_rows_of_a_sample_that_memory_is_planned_for() -> None:

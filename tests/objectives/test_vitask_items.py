@@ -12,13 +12,15 @@ import torch
 from PIL import Image
 
 from medtune.config import instantiate
+from medtune.data.features import EncodedPicture
 from medtune.data.sample import Message, Sample
 from medtune.data.training_set import TrainingSet
 from medtune.errors import DataError, ModelError
 from medtune.models.tsm import LabelledSet
+from medtune.objectives.base import keep_sample
 from medtune.objectives.companions import load_companions
 from medtune.objectives.vitask import VITask
-from medtune.objectives.vitask_items import NegativeIndex
+from medtune.objectives.vitask_items import NegativeIndex, VITaskItems, question_key, response_key
 from tests.objectives.tiny_vitask import ALIGN, CONTRAST, batch_of, bound, close, family, loss_and_gradients
 from tests.tiny_task import SETS, task_rows, write_task, write_tsm
 
@@ -63,6 +65,80 @@ def test_an_item_is_a_function_of_seed_epoch_and_index(task: SimpleNamespace) ->
         assert item["negative"]["labels"] != [] and item["exemplar_pixels"].shape == (3, 16, 16)
         pixels.append(torch.cat(item["negative"]["images"]).mean().item())
     assert pixels[0] == pixels[1] and len(set(pixels[1:])) > 1
+
+
+def said(*turns: tuple[str, str], images: int = 1) -> Sample:
+    return Sample("x", ("x.png",) * images, tuple(Message(role, content) for role, content in turns))
+
+
+def test_what_makes_two_questions_and_two_responses_the_same() -> None:
+    """A negative fits the user's words and the number of images; it differs in the assistant's words."""
+    plain = said(("user", "ab"), ("assistant", "yes"), ("user", "c"), ("assistant", "no"))
+    guided = said(("system", "Be brief."), *((turn.role, turn.content) for turn in plain.messages))
+    assert question_key(guided) == question_key(plain) and response_key(guided) == response_key(plain)
+    assert question_key(said(("user", "ab"), images=2)) != question_key(said(("user", "ab")))
+    assert question_key(said(("user", "a"), ("user", "bc"))) != question_key(said(("user", "ab"), ("user", "c")))
+    others = said(("user", "ab"), ("assistant", "no"), ("user", "c"), ("assistant", "no"))
+    assert question_key(others) == question_key(plain) and response_key(others) != response_key(plain)
+    assert response_key(said(("assistant", " red\n"))) == response_key(said(("assistant", "red")))
+
+
+def test_a_negative_that_would_be_too_long_is_none(task: SimpleNamespace) -> None:
+    """A wide picture has more tiles: the conversation with it does not fit any more."""
+    _, transform = family("internvl")
+    index = NegativeIndex(task.source, np.arange(len(task.source)))
+    items = VITaskItems(keep_sample, None, "sampled", index)
+    items.contrast = True
+    transform.max_seq_len = len(transform(task.source[0], task.source.open_images(task.source[0]))["tokens"])
+    found = set()
+    for seed in range(12):
+        drawn = index.draw(task.source[0], random.Random(seed))
+        wide = task.source.open_images(task.source[drawn])[0].width > 16
+        negative = items(task.source, 0, random.Random(seed), transform)["negative"]
+        assert (negative is None) == wide
+        found.add(wide)
+    assert found == {True, False}
+
+
+def test_known_features_stand_in_place_of_the_exemplars_pixels() -> None:
+    features = {"features": torch.zeros(1, 2, 3), "own": torch.ones(1, 4)}
+    items = VITaskItems(keep_sample, lambda image: pytest.fail("no pixels are needed"), None, None)
+    items.item = lambda *_: {"tokens": [1]}  # type: ignore[method-assign]
+
+    class Known(list):
+        def open_images(self, sample: Sample) -> list[EncodedPicture]:
+            return [EncodedPicture((16, 16), **features)]
+
+    item = items(Known([said(("user", "a"))]), 0, random.Random(0), None)  # type: ignore[arg-type]
+    assert torch.equal(item["exemplar_features"], features["own"]) and "exemplar_pixels" not in item
+
+
+@pytest.mark.parametrize("passes", ["separate", "joint", "packed"])
+def test_a_negative_with_another_response_is_refused(task: SimpleNamespace, passes: str) -> None:
+    model, transform = family("internvl")
+    objective = bound(task, model, transform, passes=passes)
+    batch = batch_of(task, objective, transform)
+    labels = batch["negative"]["labels"]
+    row, column = labels.ne(-100).nonzero()[0].tolist()
+    labels[row, column] += 1
+    with pytest.raises(ModelError, match="different response tokens"):
+        objective(model, batch)
+
+
+def louder(sample: Sample, rng: random.Random) -> Sample:
+    """A sample transform that rewrites each turn."""
+    turns = tuple(Message(turn.role, turn.content.upper()) for turn in sample.messages)
+    return Sample(sample.id, sample.images, turns, sample.meta)
+
+
+def test_a_negative_is_the_transformed_conversation_with_other_images(task: SimpleNamespace) -> None:
+    _, transform = family("llava")
+    items = VITaskItems(louder, None, "sampled", NegativeIndex(task.source, np.arange(len(task.source))))
+    items.contrast = True
+    item = items(task.source, 0, random.Random(4), transform)
+    assert item["negative"]["tokens"] == item["tokens"] and item["negative"]["labels"] == item["labels"]
+    assert "RED" in transform.decode([label for label in item["labels"] if label != -100])
+    assert not torch.equal(item["negative"]["images"][0], item["images"][0])
 
 
 def test_the_exemplar_is_of_the_last_of_several_images(task: SimpleNamespace, tmp_path: Path) -> None:
