@@ -108,7 +108,7 @@ class Objective(nn.Module):
             source: the samples.
             usable: positions of those that passed the check before training; None while they are being checked, when
                 any of them may raise a DataError.
-            stage: the stage that the items are for.
+            stage: the stage that the items are for; nothing but its name may decide what they are.
         """
         return SampleItems(self.sample_transform())
 
