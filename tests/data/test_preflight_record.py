@@ -151,6 +151,27 @@ def test_problems_are_remembered(folder):
         look(source_of(folder), folder, "raise")
 
 
+def test_a_check_that_decodes_believes_no_record(folder):
+    look(source_of(folder), folder)
+    path = folder / "images/5.png"
+    stamp, data = path.stat(), bytearray(path.read_bytes())
+    at = data.index(b"IDAT") + 6
+    data[at : at + 4] = b"\0\0\0\0"
+    path.write_bytes(bytes(data))
+    os.utime(path, ns=(stamp.st_atime_ns, stamp.st_mtime_ns))
+    assert look(source_of(folder), folder, "raise")[1] == [], "same size and time"
+    record = Record(folder / "cache", "a", {"key": "one", "data": source_of(folder).fingerprint()})
+    with pytest.raises(DataError, match="5.png is truncated or damaged"):
+        preflight(
+            source_of(folder),
+            LetterTransform(),
+            lambda: [SampleItems(unchanged)],
+            progress=False,
+            decode=True,
+            record=record,
+        )
+
+
 def test_other_data_are_read(folder):
     look(source_of(folder), folder)
     write_rows(folder / "a.jsonl", [row("other", "x", ("1.png",))])
