@@ -51,7 +51,7 @@ from medtune.models.llama3_2_vision._transform import PLACEHOLDER
 from medtune.models.lora import ATTENTION
 from medtune.models.mini._tokenizer import MiniTokenizer
 from medtune.models.tsm import LabelledSet, TaskModel
-from medtune.modules.exemplar import ExemplarConnector, TokenRows, exemplar_rows
+from medtune.modules.exemplar import TokenRows, exemplar_rows
 from medtune.objectives import VITask
 from medtune.objectives.base import Stage
 from medtune.training.optimization import scale_gradients
@@ -136,7 +136,8 @@ def build(options: argparse.Namespace, device: torch.device) -> Bench:
         if "lora_b" in name:  # zero at the start, so that the other half of an adapter would get no gradient
             torch.nn.init.normal_(parameter, std=0.02)
     objective = VITask(tsm="in memory", alpha=ALPHA, beta=BETA, chunk_tokens=options.chunk_tokens)
-    give(objective, tsm.float().eval().requires_grad_(False).to(device), model, transform)
+    objective.attach({"tsm": tsm.float().eval().requires_grad_(False).to(device)})
+    objective.bind(model, transform, 0)
     objective.to(device)
     pictures = Pictures(4 * options.batch_size, options.image_size)
     items = objective.items(pictures, np.arange(len(pictures)))
@@ -146,14 +147,6 @@ def build(options: argparse.Namespace, device: torch.device) -> Bench:
     trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
     trained.update({f"objective.{name}": p for name, p in objective.named_parameters()})
     return Bench(model=model, objective=objective, batch=moved(batch, device), trained=trained, tsm=tsm)
-
-
-def give(objective: VITask, tsm: TaskModel, model: Any, transform: Any) -> None:
-    """What ``bind`` does, with a task-specific model that lies on no disk."""
-    objective._image_id, objective._placeholder_id = transform.image_id, transform.placeholder_id
-    objective._pad_id = transform.pad_id
-    objective._tsm = [tsm]
-    objective.connector = ExemplarConnector(tsm.feature_dim("cls"), model.embed_dim, 0)
 
 
 def moved(value: Any, device: torch.device) -> Any:

@@ -71,9 +71,9 @@ def recipes() -> list[Entry]:
 
 
 def configs() -> list[Entry]:
-    """Every config, by name."""
+    """Every config that can be run, by name; files and folders that begin with ``_`` hold what others build on."""
     root = PACKAGE / "configs"
-    files = sorted(root.glob("*/*.yaml"))
+    files = sorted(path for path in root.glob("*/*.yaml") if "/_" not in f"/{path.relative_to(root).as_posix()}")
     return [Entry(path.relative_to(root).with_suffix("").as_posix(), path, _comment(path)) for path in files]
 
 
@@ -119,7 +119,7 @@ def describe(name: str | None = None) -> str:
 
 
 def copy(name: str, destination: Path, force: bool = False) -> str:
-    """Copy a recipe or config.
+    """Copy a recipe, or a config composed with its bases into one file.
 
     Args:
         name: See :func:`find`.
@@ -140,7 +140,12 @@ def copy(name: str, destination: Path, force: bool = False) -> str:
         raise ConfigError(f"{target} is the packaged file itself: give another name")
     if not target.parent.is_dir():
         raise ConfigError(f"the folder {target.parent} does not exist: create it first")
-    shutil.copyfile(entry.path, target)
+    if entry.is_config:
+        from medtune.config_text import show
+
+        target.write_text(show(str(entry.path)), encoding="utf-8")
+    else:
+        shutil.copyfile(entry.path, target)
     recipe = entry.name.split("/")[0]
     if entry.is_config:
         return f"wrote {target}\nrun it: tune run medtune/recipes/{recipe}.py --config {target}"

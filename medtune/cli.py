@@ -1,4 +1,4 @@
-"""The ``medtune`` command: ``ls``, ``cp``, ``plan``, ``doctor``, ``export`` and ``report``.
+"""The ``medtune`` command: ``ls``, ``cp``, ``show``, ``plan``, ``doctor``, ``export`` and ``report``.
 
 It only reads arguments. Each command imports what it needs when it runs, so that ``medtune --help`` answers at once.
 Training, prediction and evaluation are recipes, launched by ``tune run medtune/recipes/NAME.py --config NAME``.
@@ -26,6 +26,13 @@ def _cp(arguments: argparse.Namespace) -> int:
     from medtune.catalog import copy
 
     print(copy(arguments.name, arguments.destination, force=arguments.force))
+    return 0
+
+
+def _show(arguments: argparse.Namespace) -> int:
+    from medtune.config_text import show
+
+    print(show(arguments.config, arguments.overrides), end="")
     return 0
 
 
@@ -85,11 +92,16 @@ def parser() -> argparse.ArgumentParser:
     ls.add_argument("name", nargs="?", help="only this recipe, or one config with its whole header")
     ls.set_defaults(run=_ls)
 
-    cp = commands.add_parser("cp", help="copy a recipe or a config here, to edit it")
+    cp = commands.add_parser("cp", help="copy a recipe, or a config with all its values, here to edit it")
     cp.add_argument("name", help="a recipe (instfree) or a config (instfree/mini)")
     cp.add_argument("destination", nargs="?", type=Path, default=Path("."), help="file or folder (default: here)")
     cp.add_argument("-f", "--force", action="store_true", help="overwrite the destination")
     cp.set_defaults(run=_cp)
+
+    show = commands.add_parser("show", help="print a config composed with its bases, and where each block comes from")
+    show.add_argument("config", help="a packaged config (instfree/mini) or a path")
+    show.add_argument("overrides", nargs="*", help="key=value, as for the recipe")
+    show.set_defaults(run=_show)
 
     plan = commands.add_parser("plan", help="what a training config would do: parts, data, tokens, memory per GPU")
     plan.add_argument("config", help="a packaged config (instfree/mini) or a path")

@@ -6,7 +6,6 @@ dotted path and the arguments of one call; they are checked against the callable
 """
 
 import dataclasses
-import difflib
 import functools
 import hashlib
 import importlib
@@ -23,10 +22,31 @@ from typing import Any, TypeVar
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from medtune.aliases import resolve_component
+from medtune.config_composition import CONFIGS, PACKAGE, Place, compose, nearest, resolve_path
+from medtune.config_overrides import overridden
+from medtune.config_types import argument_hints, check_value, describe
+from medtune.data.writing import write_whole
 from medtune.errors import ConfigError, MedtuneError
 
-PACKAGE = Path(__file__).parent
-CONFIGS = PACKAGE / "configs"
+__all__ = [
+    "CONFIGS",
+    "PACKAGE",
+    "Component",
+    "build",
+    "check_component",
+    "config_hash",
+    "data_root",
+    "import_path",
+    "instantiate",
+    "load_config",
+    "nearest",
+    "recipe",
+    "resolve_path",
+    "save_config",
+    "to_plain",
+]
+
 ConfigT = TypeVar("ConfigT")
 
 
@@ -44,108 +64,52 @@ class Component(dict[str, Any]):
         return {key: value for key, value in self.items() if key != "_component_"}
 
 
-def data_root() -> Path:
-    """Folder of the real data sets: ``$MEDTUNE_DATA``, else ``shared/data`` beside the checkout (it may be absent)."""
-    return Path(os.environ.get("MEDTUNE_DATA") or PACKAGE.resolve().parent.parent / "shared" / "data")
+UNSET = "$MEDTUNE_DATA is not set"
+"""Stands for the data root in a config that is read without one; it is an error only where the path is used."""
+
+
+def data_root() -> Path | None:
+    """Folder of the real data sets, ``$MEDTUNE_DATA``; None where the variable is not set."""
+    named = os.environ.get("MEDTUNE_DATA")
+    return Path(named) if named else None
 
 
 OmegaConf.register_resolver("asset", lambda name: str(PACKAGE / "assets" / name), replace=True)
-OmegaConf.register_resolver("medtune_data", lambda name: str(data_root() / name), replace=True)
-
-
-def nearest(name: str, known: Sequence[str]) -> str:
-    """A hint naming the closest known name, or all of them when none is close."""
-    close = difflib.get_close_matches(name, known, n=1, cutoff=0.6)
-    return f"did you mean {close[0]!r}?" if close else f"known: {', '.join(sorted(known))}"
-
-
-def resolve_path(name_or_path: str) -> Path:
-    """The file that a config name or path stands for.
-
-    Args:
-        name_or_path: A path, or the name of a packaged config such as ``instfree/mini``.
-
-    Raises:
-        ConfigError: If neither exists.
-    """
-    path = Path(name_or_path).expanduser()
-    packaged = CONFIGS / f"{name_or_path.removesuffix('.yaml')}.yaml"
-    for candidate in (path, packaged):
-        if candidate.is_file():
-            return candidate
-    names = [str(p.relative_to(CONFIGS).with_suffix("")) for p in CONFIGS.glob("*/*.yaml")]
-    raise ConfigError(
-        f"config {name_or_path!r} is neither a file nor a packaged config; {nearest(name_or_path, names)} "
-        "(`medtune ls` shows them all)"
-    )
+OmegaConf.register_resolver("medtune_data", lambda name: str((data_root() or Path(UNSET)) / name), replace=True)
 
 
 def load_config(name_or_path: str, config_class: type[ConfigT], overrides: Sequence[str] = ()) -> ConfigT:
-    """Read a config into its dataclass.
+    """Read a config, composed with its bases, into its dataclass.
 
     Args:
-        name_or_path: See :func:`resolve_path`.
+        name_or_path: See :func:`medtune.config_composition.resolve_path`.
         config_class: The dataclass that says which keys exist.
         overrides: ``key=value`` (dots go deeper, the value is YAML) or ``~key`` (delete).
 
     Raises:
-        ConfigError: For an unreadable file, an unknown key, a wrong type or a refused value.
+        ConfigError: For an unreadable file, an unknown key, a wrong type or a refused value; it names the file, or the
+            override, that holds the key.
     """
     path = resolve_path(name_or_path)
+    composed = compose(path)
     try:
-        tree = OmegaConf.load(path)
-        for override in overrides:
-            _apply_override(tree, override)
-        plain = OmegaConf.to_container(tree, resolve=True)
-    except (OmegaConfBaseException, ValueError, OSError, UnicodeDecodeError) as error:
+        plain = OmegaConf.to_container(overridden(composed, overrides), resolve=True)
+    except (OmegaConfBaseException, ValueError) as error:
         raise ConfigError(f"{path}: {error}") from error
-    except Exception as error:  # YAML's own errors carry line and column
-        if type(error).__module__.startswith("yaml"):
-            raise ConfigError(f"{path} is not valid YAML: {error}") from error
-        raise
-    if not isinstance(plain, dict):
-        raise ConfigError(f"{path}: a config is a mapping of keys to values")
-    return build(config_class, {str(key): value for key, value in plain.items()}, where=str(path))
+    assert isinstance(plain, dict)
+    values = {str(key): value for key, value in plain.items()}
+    return build(config_class, values, Place(str(path), (), composed.origins))
 
 
-def _apply_override(tree: Any, override: str) -> None:
-    if override.startswith("~"):
-        key = override[1:]
-        if OmegaConf.select(tree, key) is None:
-            raise ConfigError(f"override {override!r}: there is no key {key!r} to delete")
-        parent, _, leaf = key.rpartition(".")
-        del (OmegaConf.select(tree, parent) if parent else tree)[leaf]
-        return
-    key, separator, text = override.partition("=")
-    if not separator or not key:
-        raise ConfigError(f"override {override!r} is not of the form key=value")
-    value = _override_value(text)
-    current = OmegaConf.select(tree, key)
-    if isinstance(value, str) and OmegaConf.is_dict(current) and "_component_" in current:
-        key = f"{key}._component_"
-    OmegaConf.update(tree, key, value, force_add=True)
-
-
-def _override_value(text: str) -> Any:
-    """The text of an override as YAML; what is no YAML, such as a lone comma, stands for itself."""
-    if not text.strip():
-        return None
-    try:
-        return OmegaConf.create(f"value: {text}").value
-    except Exception as error:
-        if type(error).__module__.startswith("yaml"):
-            return text
-        raise
-
-
-def build(config_class: type[ConfigT], values: Mapping[str, Any], where: str) -> ConfigT:
-    """Make a config dataclass of plain values; see :func:`load_config` for the errors."""
+def build(config_class: type[ConfigT], values: Mapping[str, Any], where: str | Place) -> ConfigT:
+    """Make a config dataclass of plain values; ``where`` names them in errors, for which see :func:`load_config`."""
+    where = Place(where) if isinstance(where, str) else where
     hints = typing.get_type_hints(config_class)
     fields = {field.name: field for field in dataclasses.fields(config_class) if field.init}  # type: ignore[arg-type]
     for key in values:
         if key not in fields:
-            raise ConfigError(f"{where}: unknown key {key!r}; {nearest(str(key), list(fields))}")
-    arguments = {key: _convert(value, hints[key], f"{where}: {key}") for key, value in values.items()}
+            raise ConfigError(f"{where.told_by(key)}: unknown key {key!r}; {nearest(str(key), list(fields))}")
+    arguments = {key: _convert(value, hints[key], where.at(key)) for key, value in values.items()}
     for name, field in fields.items():
         required = field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
         if required and arguments.get(name) is None:
@@ -156,7 +120,7 @@ def build(config_class: type[ConfigT], values: Mapping[str, Any], where: str) ->
         raise ConfigError(f"{where}: {error}") from error
 
 
-def _convert(value: Any, hint: Any, where: str) -> Any:
+def _convert(value: Any, hint: Any, where: Place) -> Any:
     origin, arguments = typing.get_origin(hint), typing.get_args(hint)
     if hint is Any:
         return value
@@ -167,10 +131,10 @@ def _convert(value: Any, hint: Any, where: str) -> Any:
             raise ConfigError(f"{where}: {value!r} is not one of {', '.join(map(repr, arguments))}")
         return value
     if origin in (list, tuple) and isinstance(value, list):
-        items = [_convert(item, arguments[0], f"{where}[{i}]") for i, item in enumerate(value)]
+        items = [_convert(item, arguments[0], where.at(i)) for i, item in enumerate(value)]
         return origin(items)
     if origin is dict and isinstance(value, dict):
-        return {str(key): _convert(item, arguments[1], f"{where}.{key}") for key, item in value.items()}
+        return {str(key): _convert(item, arguments[1], where.at(key)) for key, item in value.items()}
     if hint is Component and isinstance(value, dict):
         return _component(value, where)
     if dataclasses.is_dataclass(hint) and isinstance(value, dict):
@@ -178,7 +142,7 @@ def _convert(value: Any, hint: Any, where: str) -> Any:
     return _convert_scalar(value, hint, where)
 
 
-def _convert_union(value: Any, options: tuple[Any, ...], where: str) -> Any:
+def _convert_union(value: Any, options: tuple[Any, ...], where: Place) -> Any:
     if value is None and type(None) in options:
         return None
     errors = []
@@ -190,7 +154,7 @@ def _convert_union(value: Any, options: tuple[Any, ...], where: str) -> Any:
     raise errors[-1] if len(errors) == 1 else ConfigError("; or ".join(map(str, errors)))
 
 
-def _convert_scalar(value: Any, hint: Any, where: str) -> Any:
+def _convert_scalar(value: Any, hint: Any, where: Place) -> Any:
     if hint is float and isinstance(value, int | float) and not isinstance(value, bool):
         return float(value)
     if hint is int and isinstance(value, bool):
@@ -199,11 +163,10 @@ def _convert_scalar(value: Any, hint: Any, where: str) -> Any:
         return str(value)
     elif isinstance(hint, type) and isinstance(value, hint):
         return value
-    wanted = getattr(hint, "__name__", str(hint))
-    raise ConfigError(f"{where}: expected {wanted}, got {value!r}")
+    raise ConfigError(f"{where}: expected {describe(hint)}, got {value!r}")
 
 
-def _component(value: dict[str, Any], where: str) -> Component:
+def _component(value: dict[str, Any], where: Place) -> Component:
     if "_component_" not in value:
         raise ConfigError(f"{where}: a component needs the key '_component_' with a dotted path")
     component = Component(value)
@@ -212,7 +175,8 @@ def _component(value: dict[str, Any], where: str) -> Component:
 
 
 def import_path(path: str, where: str = "config") -> Any:
-    """The object behind a dotted path; a ConfigError naming the nearest name when there is none."""
+    """The object behind a dotted path of today or of old; a ConfigError naming the nearest name when there is none."""
+    path = resolve_component(path)
     module_name, _, name = path.rpartition(".")
     try:
         module = importlib.import_module(module_name)
@@ -224,26 +188,55 @@ def import_path(path: str, where: str = "config") -> Any:
     return getattr(module, name)
 
 
-def check_component(component: Component, where: str) -> None:
-    """Check that a component's path exists and that it takes every argument written for it."""
-    target = import_path(component.path, where)
+def check_component(component: Component, where: str | Place) -> None:
+    """Check that a component's path exists, that it takes every argument written for it, and of what type they are.
+
+    Components among the arguments are checked too.
+
+    Raises:
+        ConfigError: Naming the file, the key and what is expected.
+    """
+    where = Place(where) if isinstance(where, str) else where
+    target = import_path(component.path, where.told_by("_component_"))
     parameters = inspect.signature(target).parameters
-    if any(p.kind is inspect.Parameter.VAR_KEYWORD for p in parameters.values()):
+    hints = argument_hints(target)
+    takes_all = any(p.kind is inspect.Parameter.VAR_KEYWORD for p in parameters.values())
+    for key, value in component.arguments.items():
+        if key in parameters and key in hints:
+            check_value(value, hints[key], where.at(key))
+        elif key not in parameters and not takes_all:
+            raise ConfigError(
+                f"{where.told_by(key)}: {component.path} takes no {key!r}; {nearest(key, list(parameters))}"
+            )
+        _check_within(value, where.at(key))
+
+
+def _check_within(value: Any, where: Place) -> None:
+    """Check the components anywhere in an argument."""
+    if isinstance(value, dict) and "_component_" in value:
+        check_component(Component(value), where)
         return
-    for key in component.arguments:
-        if key not in parameters:
-            raise ConfigError(f"{where}: {component.path} takes no {key!r}; {nearest(key, list(parameters))}")
+    items = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
+    for key, item in items:
+        _check_within(item, where.at(key))
 
 
 def instantiate(component: Mapping[str, Any], *args: Any, **extra: Any) -> Any:
     """Call a component with its written arguments, and ``extra`` where the config is silent.
 
     Raises:
-        ConfigError: If the call lacks an argument or the callable refuses one (ValueError, TypeError).
+        ConfigError: If the call lacks an argument or the callable refuses one (ValueError, TypeError), or an argument
+            needs ``$MEDTUNE_DATA``, which is not set.
     """
     component = Component(component)
     target = import_path(component.path)
     arguments = {**extra, **component.arguments}
+    for key, value in arguments.items():
+        if isinstance(value, str) and value.startswith(UNSET):
+            raise ConfigError(
+                f"{component.path}: {key} lies in the data folder, but {UNSET}: export MEDTUNE_DATA=/path/to/data, or "
+                f"give {key} yourself"
+            )
     try:
         inspect.signature(target).bind(*args, **arguments)
     except TypeError as error:
@@ -267,7 +260,7 @@ def to_plain(config: Any) -> Any:
 
 def save_config(config: Any, path: Path) -> None:
     """Write the resolved config as YAML."""
-    path.write_text(OmegaConf.to_yaml(OmegaConf.create(to_plain(config))), encoding="utf-8")
+    write_whole(path, OmegaConf.to_yaml(OmegaConf.create(to_plain(config))))
 
 
 def config_hash(config: Any, ignore: Sequence[str] = ()) -> str:

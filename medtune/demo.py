@@ -19,7 +19,7 @@ from medtune.sweep_config import SweepConfig
 
 TRAIN, TEST_CELLS, PER_ATTRIBUTE = 1200, 40, 30
 REAL = "Real white blood cells of WBCAtt (CC BY 4.0)."
-RENDERED = "Synthetic cells rendered by medtune: WBCAtt was found neither in MEDTUNE_DATA nor in ../shared/data."
+RENDERED = "Synthetic cells rendered by medtune: MEDTUNE_DATA does not name a folder that holds WBCAtt."
 
 
 def prepare(folder: Path) -> list[str]:
@@ -28,12 +28,12 @@ def prepare(folder: Path) -> list[str]:
     Returns:
         Overrides of the sweep's config that point at the data and say which they are.
     """
-    real, prepared = data_root() / "wbcatt", folder / "prepared"
-    images = real / "wbcatt_128.tar"
+    root, prepared = data_root(), folder / "prepared"
+    images = (root or Path()) / "wbcatt" / "wbcatt_128.tar"
     where = [f"output_dir={folder}", f"prepared_dir={prepared}"]
-    if images.is_file():
+    if root is not None and images.is_file():
         limits = [f"data.limit_train={TRAIN}", f"data.limit_questions_per_attribute={PER_ATTRIBUTE}"]
-        source = [f"data.annotations={real / 'annotations'}", f"image_root={images}", f"output_dir={prepared}"]
+        source = [f"data.annotations={images.parent / 'annotations'}", f"image_root={images}", f"output_dir={prepared}"]
         run_recipe(folder, "prepare", ["prepare/wbcatt", *limits, *source])
         return [*where, f"image_root={images}", f"note='{REAL}'"]
     from medtune.datasets.cells.prepared import write_rendered_set

@@ -3,7 +3,6 @@
 import hashlib
 import importlib
 import importlib.metadata
-import os
 import shutil
 import sys
 from base64 import urlsafe_b64encode
@@ -186,13 +185,13 @@ def check_data() -> Finding:
     """The folder of real data sets."""
     from medtune.config import data_root
 
-    named, folder = os.environ.get("MEDTUNE_DATA"), data_root()
+    folder = data_root()
+    if folder is None:
+        return Finding("ok", "data", "none (MEDTUNE_DATA is not set): the demo renders its own images")
     if folder.is_dir():
         sets = sorted(item.name for item in folder.iterdir() if item.is_dir())
         return Finding("ok", "data", f"{folder}: {', '.join(sets) or 'empty'}")
-    if named:
-        return Finding("FAIL", "data", f"MEDTUNE_DATA={named} is not a folder", "export MEDTUNE_DATA=/path/to/data")
-    return Finding("ok", "data", "none (MEDTUNE_DATA is not set): the demo renders its own images")
+    return Finding("FAIL", "data", f"MEDTUNE_DATA={folder} is not a folder", "export MEDTUNE_DATA=/path/to/data")
 
 
 def examine() -> list[Finding]:

@@ -18,11 +18,13 @@ from concurrent.futures import Future, ProcessPoolExecutor, as_completed
 from importlib import import_module
 from pathlib import Path
 
+from medtune.data.folders import claim
 from medtune.errors import MedtuneError
 from medtune.sweep_config import Ask, Asked, Chain, Step, SweepConfig, Variant, chains, data_of, rows_of
 
 # A chain whose sweep was killed writes a checkpoint within these, or ends without.
 GRACE_SECONDS = 60
+WRITES = ("commands.txt", "seeds.json", "seed_differences.json")  # the report claims its own
 
 
 def run_recipe(folder: Path, name: str, arguments: list[str]) -> None:
@@ -125,7 +127,7 @@ def run_sweep(config: SweepConfig, say: Callable[[str], None] = print) -> Path:
     from medtune.sweep_report import write_pages
 
     root = Path(config.output_dir)
-    root.mkdir(parents=True, exist_ok=True)
+    claim(root, "sweep", WRITES, _is_sweep)
     # Imported before forking, so that each chain starts at once.
     for name in (*(step.recipe for step in config.before), config.recipe, "predict", "evaluate"):
         import_module(f"medtune.recipes.{name}")
@@ -147,6 +149,12 @@ def run_sweep(config: SweepConfig, say: Callable[[str], None] = print) -> Path:
                 else f"{chain.title}: scored"
             )
     return write_pages(config, every)
+
+
+def _is_sweep(folder: Path) -> bool:
+    """Whether a folder without a record is that of a sweep, or a demo has prepared its data there."""
+    noted = folder / "commands.txt"
+    return noted.is_file() and noted.read_text(encoding="utf-8", errors="replace").startswith("tune run medtune/")
 
 
 def _wait(pool: ProcessPoolExecutor, future: Future[None], title: str, log: Path) -> None:

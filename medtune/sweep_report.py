@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from medtune.data.writing import write_whole
 from medtune.reporting.comparison import compare_over_seeds
 from medtune.reporting.gallery import image_opener
 from medtune.reporting.report import write_report
@@ -69,8 +70,8 @@ def _write_page(config: SweepConfig, rows: Sequence[Asked], out: Path, page: str
         open_image=image_opener(images) if config.samples > 0 else None,
         extra=[one for one in sections if one is not None],
     )
-    out.with_name("seeds.json").write_text(json.dumps(table, indent=1) + "\n", encoding="utf-8")
-    out.with_name("seed_differences.json").write_text(json.dumps(differences, indent=1) + "\n", encoding="utf-8")
+    write_whole(out.with_name("seeds.json"), json.dumps(table, indent=1) + "\n")
+    write_whole(out.with_name("seed_differences.json"), json.dumps(differences, indent=1) + "\n")
     return out
 
 

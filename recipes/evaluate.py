@@ -1,21 +1,25 @@
 """Score a prediction file against its questions: results.json, numbers.csv and verdicts.csv in one folder."""
 
+import dataclasses
 import json
-import os
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
 from medtune.config import config_hash, recipe, to_plain
-from medtune.data.writing import file_sha256
+from medtune.data.folders import claim
+from medtune.data.writing import file_sha256, write_whole
+from medtune.evaluation.asked import Asked, what_was_asked
 from medtune.evaluation.baselines import read_majority
-from medtune.evaluation.evaluation import evaluate, number_rows, to_csv, verdict_rows
-from medtune.evaluation.prediction import read_predictions
-from medtune.evaluation.protocols.registry import PROTOCOLS
+from medtune.evaluation.evaluation import SCHEMA, evaluate, number_rows, to_csv, verdict_rows
+from medtune.evaluation.prediction import Prediction, read_predictions
 from medtune.evaluation.provenance import commit, hardware, versions
 from medtune.evaluation.questions import read_questions
 from medtune.reporting.summary import summary_table
+
+WRITES = ("results.json", "numbers.csv", "verdicts.csv")
 
 
 @dataclass
@@ -29,10 +33,16 @@ class EvaluateConfig:
     split: str = field(default="test", metadata={"help": "which questions: <split>.jsonl in prepared_dir"})
     questions: str | None = field(default=None, metadata={"help": "a question file in place of the split's"})
     majority: str | None = field(default=None, metadata={"help": "a file in place of training_majority.json"})
-    protocols: list[str] = field(default_factory=lambda: list(PROTOCOLS), metadata={"help": "what predict asked"})
-    swapped: list[str] = field(default_factory=list, metadata={"help": "what predict asked on swapped images too"})
-    limit: int | None = field(default=None, metadata={"help": "only the first N questions, as in predict"})
-    seed: int = field(default=0, metadata={"help": "as in predict"})
+    protocols: list[str] | None = field(
+        default=None, metadata={"help": "what predict asked; null: as the record beside the predictions says"}
+    )
+    swapped: list[str] | None = field(
+        default=None, metadata={"help": "what predict asked on swapped images too; null: as the record says"}
+    )
+    limit: int | None = field(default=None, metadata={"help": "only the first N questions; null: as the record says"})
+    seed: int | None = field(
+        default=None, metadata={"help": "of predict, and of the bootstrap; null: as the record says"}
+    )
     bootstrap_draws: int = field(default=1000, metadata={"help": "draws of each bootstrap interval"})
     on_missing: Literal["error", "wrong"] = field(default="error", metadata={"help": "a query without an answer"})
     on_extra: Literal["error", "ignore"] = field(default="error", metadata={"help": "an answer without a query"})
@@ -50,15 +60,17 @@ def main(config: EvaluateConfig) -> None:
     prepared, output = Path(config.prepared_dir), Path(config.output)
     questions = Path(config.questions or prepared / f"{config.split}.jsonl")
     paths = [config.predictions] if isinstance(config.predictions, str) else config.predictions
+    files = [(Path(path), read_predictions(path)) for path in paths]
+    config, asked = settled(config, files)
     evaluation = evaluate(
         read_questions(questions),
-        [row for path in paths for row in read_predictions(path)],
+        [row for _, rows in files for row in rows],
         read_majority(config.majority or prepared / "training_majority.json"),
         name=config.name or output.resolve().name,
-        protocols=config.protocols,
-        swapped=config.swapped,
-        limit=config.limit,
-        seed=config.seed,
+        protocols=asked.protocols or [],
+        swapped=asked.swapped or [],
+        limit=asked.limit,
+        seed=asked.seed or 0,
         draws=config.bootstrap_draws,
         on_missing=config.on_missing,
         on_extra=config.on_extra,
@@ -67,24 +79,34 @@ def main(config: EvaluateConfig) -> None:
         "versions": versions(),
         "commit": commit(),
         "hardware": hardware(),
-        "seed": config.seed,
+        "seed": asked.seed,
         "config": to_plain(config),
         "config_hash": config_hash(config, ignore=("name", "output", "predictions")),
         "sha256": {"questions": file_sha256(questions), "predictions": [file_sha256(Path(path)) for path in paths]},
     }
     results = {**evaluation.results, "provenance": provenance}
-    output.mkdir(parents=True, exist_ok=True)
-    _write(output / "numbers.csv", to_csv(number_rows(results)))
-    _write(output / "verdicts.csv", to_csv(verdict_rows(evaluation.verdicts)))
-    _write(output / "results.json", json.dumps(results, indent=2, ensure_ascii=False) + "\n")
+    claim(output, "evaluate", WRITES, _is_evaluation)
+    write_whole(output / "numbers.csv", to_csv(number_rows(results)))
+    write_whole(output / "verdicts.csv", to_csv(verdict_rows(evaluation.verdicts)))
+    write_whole(output / "results.json", json.dumps(results, indent=2, ensure_ascii=False) + "\n")
     print(summary_table([results]))
     print(f"results: {output / 'results.json'}")
 
 
-def _write(path: Path, text: str) -> None:
-    aside = path.with_name(path.name + ".tmp")
-    aside.write_text(text, encoding="utf-8")
-    os.replace(aside, path)
+def settled(config: EvaluateConfig, files: Sequence[tuple[Path, Sequence[Prediction]]]) -> tuple[EvaluateConfig, Asked]:
+    """What was asked, and the config with it filled in, so that results tell it whoever said it."""
+    written = Asked(config.protocols, config.swapped, config.limit, config.seed)
+    asked = what_was_asked(written, files, on_missing=config.on_missing, on_extra=config.on_extra)
+    return dataclasses.replace(config, **vars(asked)), asked
+
+
+def _is_evaluation(folder: Path) -> bool:
+    """Whether a folder without a record is that of an evaluation."""
+    try:
+        results = json.loads((folder / "results.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return False
+    return isinstance(results, dict) and results.get("schema") == SCHEMA
 
 
 if __name__ == "__main__":

@@ -5,17 +5,15 @@ tune run --nproc_per_node 4 medtune/recipes/instfree.py --config instfree/llama3
 """
 
 from medtune.config import recipe
-from medtune.errors import ConfigError
 from medtune.objectives import InstFree
-from medtune.training.config import TrainConfig
+from medtune.training.config import TrainConfig, require_objective
 from medtune.training.trainer import Trainer
 
 
 @recipe(TrainConfig)
 def main(config: TrainConfig) -> int:
     """Warm the proxy up, then tune the model with it, in one run."""
-    if config.objective.path.rpartition(".")[2] != InstFree.__name__:
-        raise ConfigError(f"objective: this recipe trains {InstFree.__name__}, not {config.objective.path}")
+    require_objective(config, InstFree)
     return Trainer(config).run()
 
 

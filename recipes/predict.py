@@ -17,8 +17,10 @@ from torchtune import training
 from tqdm import tqdm
 
 from medtune.config import Component, instantiate, recipe, to_plain
+from medtune.data.folders import claim as claim_folder
 from medtune.data.sample import Sample
 from medtune.data.source import SampleSource
+from medtune.data.writing import write_whole
 from medtune.errors import ConfigError, DataError, ModelError
 from medtune.evaluation.prediction import Prediction, PredictionLog
 from medtune.evaluation.protocols.base import Query
@@ -35,6 +37,8 @@ from medtune.models.weights import load_weights
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 # Keys that change how fast or where answers are made, not which.
 NEUTRAL = ("output_dir", "checkpoint", "backend", "exemplars", "device", "batch_size", "window", "on_error")
+
+WRITES = ("predictions.jsonl", "predictions.meta.json", "predictions.summary.json")
 
 # What medtune's own models need; a backend stands in their place.
 OWN = ("model", "transform", "checkpoint")
@@ -122,7 +126,7 @@ def main(config: PredictConfig) -> int:
     if backend:
         refuse_likelihoods(config.protocols, [query.task for query in queries if query.continuations])
     path = Path(config.output_dir) / "predictions.jsonl"
-    path.parent.mkdir(parents=True, exist_ok=True)
+    claim_folder(path.parent, "predict", WRITES, _is_prediction)
     claim(path, identity(config, source, backend))
     size = path.stat().st_size if path.is_file() else 0
     with PredictionLog(path) as log:
@@ -133,13 +137,22 @@ def main(config: PredictConfig) -> int:
         except KeyboardInterrupt:
             print(f"interrupted; {len(log.done)} answers are in {path}, the same command goes on", file=sys.stderr)
             return 130
-    path.with_name("predictions.summary.json").write_text(json.dumps(summary, indent=2) + "\n", encoding="utf-8")
+    write_whole(path.with_name("predictions.summary.json"), json.dumps(summary, indent=2) + "\n")
     print(
         f"{summary['answered']} of {summary['queries']} queries answered in {path} ({summary['asked_now']} now, "
         f"{summary['queries_per_second']:.2f}/s, {summary['images_encoded']} images encoded, "
         f"{len(summary['skipped'])} skipped)"
     )
     return 0
+
+
+def _is_prediction(folder: Path) -> bool:
+    """Whether a folder without a record is that of answers: their record stands beside them, or says what it is of."""
+    try:
+        record = json.loads((folder / "predictions.meta.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return False
+    return isinstance(record, dict) and record.keys() >= {"config", "data"}
 
 
 def plan(config: PredictConfig, source: SampleSource, skipped: Skipped) -> list[Query]:

@@ -7,6 +7,7 @@ seed. The same inputs and options give the same bytes. ``dry_run=true`` prints t
 """
 
 import hashlib
+import json
 import platform
 import sys
 from collections.abc import Callable, Iterable, Iterator
@@ -18,6 +19,7 @@ from tqdm import tqdm
 
 from medtune import __version__
 from medtune.config import Component, instantiate, recipe
+from medtune.data.folders import claim
 from medtune.data.images import ImageRoot
 from medtune.data.sample import Sample
 from medtune.data.writing import Content, file_sha256, json_bytes, jsonl_lines, measured, sha256, write_files
@@ -134,6 +136,15 @@ def _shown(name: str, blocks: Callable[[], Iterator[bytes]]) -> Callable[[], Ite
     return lambda: iter(tqdm(blocks(), desc=f"pack {name}", unit="image", leave=False))
 
 
+def _is_prepared(folder: Path) -> bool:
+    """Whether a folder without a record holds a manifest of prepared data; only that is replaced unasked."""
+    try:
+        found = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return False
+    return isinstance(found, dict) and found.keys() >= {"dataset", "inputs", "outputs"}
+
+
 @recipe(PrepareConfig)
 def main(config: PrepareConfig) -> None:
     """Prepare a data set."""
@@ -159,6 +170,7 @@ def main(config: PrepareConfig) -> None:
     files |= {f"{name}.jsonl": found.content for name, found in surveys.items()}
     files |= tables | {"manifest.json": json_bytes(manifest(prepared, surveys, tables, others))}
     folder = Path(config.output_dir).expanduser()
+    claim(folder, "prepare", ["manifest.json"], _is_prepared)
     written = write_files(folder, files, config.overwrite, free=["manifest.json"])
     print(f"wrote {', '.join(written)} to {folder}" if written else f"{folder} already holds exactly this")
 

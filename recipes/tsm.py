@@ -7,15 +7,14 @@ tune run --nproc_per_node 4 medtune/recipes/tsm.py --config tsm/vit_base_distrib
 from medtune.config import recipe
 from medtune.errors import ConfigError
 from medtune.objectives import Classification
-from medtune.training.config import TrainConfig
+from medtune.training.config import TrainConfig, require_objective
 from medtune.training.trainer import Trainer
 
 
 @recipe(TrainConfig)
 def main(config: TrainConfig) -> int:
     """Train; the weights folder is what VITask's ``objective.tsm`` and predict's backend read."""
-    if config.objective.path.rpartition(".")[2] != Classification.__name__:
-        raise ConfigError(f"objective: this recipe trains {Classification.__name__}, not {config.objective.path}")
+    require_objective(config, Classification)
     for switch in ("activation_checkpointing", "activation_offloading", "compile"):
         if getattr(config, switch):
             raise ConfigError(f"{switch}: timm's models are trained without; set {switch}=false")

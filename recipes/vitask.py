@@ -5,17 +5,15 @@ tune run --nproc_per_node 4 medtune/recipes/vitask.py --config vitask/internvl2_
 """
 
 from medtune.config import recipe
-from medtune.errors import ConfigError
 from medtune.objectives import VITask
-from medtune.training.config import TrainConfig
+from medtune.training.config import TrainConfig, require_objective
 from medtune.training.trainer import Trainer
 
 
 @recipe(TrainConfig)
 def main(config: TrainConfig) -> int:
     """Align with the task-specific model, then contrast images, in one run."""
-    if config.objective.path.rpartition(".")[2] != VITask.__name__:
-        raise ConfigError(f"objective: this recipe trains {VITask.__name__}, not {config.objective.path}")
+    require_objective(config, VITask)
     return Trainer(config).run()
 
 

@@ -57,9 +57,9 @@ def checkout() -> Path:
 
 @pytest.fixture(scope="session")
 def medtune_data() -> Path:
-    """The folder of real data sets ($MEDTUNE_DATA, else ../shared/data beside the checkout); skips without one."""
-    folder = Path(os.environ.get("MEDTUNE_DATA") or CHECKOUT.parent / "shared" / "data")
-    if not folder.is_dir():
+    """The folder of real data sets, $MEDTUNE_DATA; skips without one."""
+    folder = Path(os.environ.get("MEDTUNE_DATA", ""))
+    if "MEDTUNE_DATA" not in os.environ or not folder.is_dir():
         pytest.skip("the real data sets are not here: set MEDTUNE_DATA to their folder to run this test")
     return folder
 

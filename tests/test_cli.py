@@ -9,6 +9,7 @@ import pytest
 
 from medtune import __version__, catalog, doctor
 from medtune.cli import main
+from medtune.config_composition import compose, resolve_path
 from medtune.errors import ConfigError
 
 
@@ -23,11 +24,11 @@ def test_help_answers_in_under_a_second() -> None:
         result = run("--help")
         times.append(time.perf_counter() - start)
         assert result.returncode == 0
-        assert all(command in result.stdout for command in ("ls", "cp", "plan", "doctor", "export", "report"))
+        assert all(command in result.stdout for command in ("ls", "cp", "show", "plan", "doctor", "export", "report"))
     assert min(times) < 1.0, times
 
 
-@pytest.mark.parametrize("command", ["ls", "cp", "plan", "doctor", "export", "report"])
+@pytest.mark.parametrize("command", ["ls", "cp", "show", "plan", "doctor", "export", "report"])
 def test_no_command_line_needs_torch_to_be_read(command: str) -> None:
     code = (
         "import sys\n"
@@ -63,8 +64,9 @@ def test_ls_names_every_recipe_and_config_with_its_launch_line(
         assert f"\n{path.stem}: " in f"\n{listing}"
     for path in (checkout / "configs").glob("*/*.yaml"):
         name = f"{path.parent.name}/{path.stem}"
-        assert f"  {name}: " in listing
-        assert f"--config {name}" in listing
+        runs = not name.startswith("_") and "/_" not in name
+        assert (f"  {name}: " in listing) == runs
+        assert (f"--config {name}" in listing) == runs
 
 
 def test_every_recipe_and_config_describes_itself() -> None:
@@ -96,7 +98,7 @@ def test_an_unknown_name_is_one_line_that_names_the_nearest(capsys: pytest.Captu
 
 
 def test_cp_copies_and_refuses_to_overwrite(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    config = catalog.configs()[0]
+    config = catalog.find("evaluate/default")
     target = tmp_path / "mine.yaml"
     assert main(["cp", config.name, str(target)]) == 0
     assert target.read_bytes() == config.path.read_bytes()
@@ -108,6 +110,56 @@ def test_cp_copies_and_refuses_to_overwrite(tmp_path: Path, capsys: pytest.Captu
     assert target.read_text() == "edited"
     assert main(["cp", "-f", config.name, str(target)]) == 0
     assert target.read_bytes() == config.path.read_bytes()
+
+
+@pytest.mark.parametrize("name", [entry.name for entry in catalog.configs()])
+def test_cp_of_a_config_holds_all_its_values_and_needs_no_base(name: str, tmp_path: Path) -> None:
+    target = tmp_path / "mine.yaml"
+    catalog.copy(name, target)
+    assert catalog.find(name).header.rstrip() in catalog._comment(target)
+    written = compose(target)
+    assert written.files == [target] and "base" not in written.tree
+    assert written.tree == compose(resolve_path(name)).tree
+
+
+def test_show_tells_where_each_block_is_from(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    name = "instfree/llama3_2_vision_11b_cbis_ddsm_lora_single_device"
+    assert main(["show", name, "objective.alpha=0.9", "transform.max_num_tiles=4"]) == 0
+    text = capsys.readouterr().out
+    assert text.startswith(catalog.find(name).path.read_text().split("\nbase:")[0])
+    for block in (
+        f"\n# from {name}\noutput_dir: runs/instfree_11b_cbis_ddsm_lora\n",
+        "\n# from _shared/lora, instfree/_lora\nmodel:\n  _component_: medtune.models.llama3_2_vision.lora_llama3_2",
+        "  lora_attn_modules: [q_proj, k_proj, v_proj, output_proj]\n",
+        "\n# from instfree/_paper, instfree/_short_reports, override 'objective.alpha=0.9'\nobjective:\n",
+        "\n# from _shared/llama3_2_vision_11b, override 'transform.max_num_tiles=4'\ntransform:\n",
+        "\n# from instfree/_lora\n# The rate of the proxy stays the paper's.\nlearning_rates: {proxy: 2.0e-5}\n",
+        "  path: ${checkpoint}\n",
+    ):
+        assert block in text
+    (tmp_path / "shown.yaml").write_text(text)
+    tree = compose(tmp_path / "shown.yaml").tree
+    assert tree["objective"]["alpha"] == 0.9 and tree["transform"]["max_num_tiles"] == 4
+
+
+def test_show_of_a_file_without_a_base_is_the_file(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    path = tmp_path / "mine.yaml"
+    path.write_text("# Mine.\na: [1, 2]  # kept\n\nb: ${a}\n")
+    assert main(["show", str(path)]) == 0
+    assert capsys.readouterr().out == path.read_text()
+    assert main(["show", str(path), "a=[3]", "c.d={e: [x y, '1']}", "f=['a: b',c]"]) == 0
+    changed = capsys.readouterr().out
+    path.write_text(changed)
+    assert "# from override 'a=[3]'\na: [3]\n" in changed and f"# from {path}\nb: ${{a}}\n" in changed
+    assert compose(path).tree == {"a": [3], "b": "${a}", "c": {"d": {"e": ["x y", "1"]}}, "f": ["a: b", "c"]}
+
+
+@pytest.mark.parametrize("command", ["show", "plan"])
+def test_a_base_is_no_config(command: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([command, "instfree/_paper"]) == 2
+    assert "is a base that other configs build on and cannot be run" in capsys.readouterr().err
+    assert main(["cp", "instfree/_paper"]) == 2
+    assert "there is no recipe or config named" in capsys.readouterr().err
 
 
 def test_cp_of_a_recipe_into_a_folder(tmp_path: Path) -> None:

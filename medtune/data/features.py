@@ -1,8 +1,6 @@
 """Pictures whose features are kept on disk: each one found once in a data set, and read in place of being decoded."""
 
 import hashlib
-import json
-import os
 import random
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
@@ -12,13 +10,12 @@ from typing import Any
 import numpy as np
 import torch
 from PIL import Image
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 from tqdm import tqdm
 
 from medtune.data.items import ModelTransform
 from medtune.data.sample import Message, Sample
+from medtune.data.shards import Shards
 from medtune.data.source import SampleSource, place
 from medtune.errors import DataError
 
@@ -169,11 +166,8 @@ class PictureItems:
         return batch if self.pixels is None else {**batch, "own": torch.stack([item["own"] for item in items])}
 
 
-class FeatureShards:
-    """Features of numbered pictures in safetensors files, of which a reader takes the rows that it wants.
-
-    A shard holds pictures of consecutive numbers: ``features`` [tiles, k, d] of all of them, ``own`` [pictures, n,
-    d_own] where there are such, and in its metadata why pictures are missing. Picklable.
+class FeatureShards(Shards):
+    """Features of numbered pictures: ``features`` [tiles, k, d] and, where there are such, ``own`` [1, n, d_own].
 
     Args:
         folder: where the files are.
@@ -182,83 +176,19 @@ class FeatureShards:
     """
 
     def __init__(self, folder: Path, pictures: Pictures, starts: np.ndarray) -> None:
-        self.folder, self.pictures, self.starts = folder, pictures, starts
-        self._tiles = np.concatenate([[0], np.cumsum(pictures.tiles)])
-        self._open: dict[int, tuple[Any, dict[str, str]]] = {}
-
-    def __getstate__(self) -> dict[str, Any]:
-        """Leave open files behind."""
-        return {**self.__dict__, "_open": {}}
-
-    def __len__(self) -> int:
-        """Return the number of shards."""
-        return len(self.starts) - 1
-
-    def path(self, shard: int) -> Path:
-        """Return a shard's file."""
-        return self.folder / f"shard_{shard:05d}.safetensors"
-
-    def tiles(self, shard: int) -> int:
-        """Return the number of tiles in a shard."""
-        return int(self._tiles[self.starts[shard + 1]] - self._tiles[self.starts[shard]])
-
-    def numbers(self, shard: int) -> range:
-        """Return the pictures of a shard."""
-        return range(int(self.starts[shard]), int(self.starts[shard + 1]))
-
-    def is_whole(self, shard: int) -> bool:
-        """Return whether a shard's file is there, not torn, and of the right length."""
-        try:
-            with safe_open(self.path(shard), framework="pt") as file:
-                return file.get_slice("features").get_shape()[0] == self.tiles(shard)
-        except (OSError, SafetensorError):
-            return False
-
-    def write(self, shard: int, features: Tensor, own: Tensor | None, failed: dict[int, str]) -> None:
-        """Write a shard aside and put it in its place.
-
-        Raises:
-            DataError: if the disk refuses.
-        """
-        path = self.path(shard)
-        aside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-        tensors = {"features": features.contiguous()} | ({} if own is None else {"own": own.contiguous()})
-        try:
-            save_file(tensors, aside, {"failed": json.dumps({str(number): why for number, why in failed.items()})})
-            with aside.open("rb") as file:
-                os.fsync(file.fileno())
-            aside.replace(path)
-        except (OSError, SafetensorError) as error:
-            raise DataError(f"feature_cache: cannot write {path}: {error}") from error
-        finally:
-            aside.unlink(missing_ok=True)
+        super().__init__(folder, starts, {"features": pictures.tiles}, "feature_cache")
+        self.pictures = pictures
 
     def read(self, number: int) -> EncodedPicture:
         """Read one picture's features.
 
         Raises:
-            DataError: if the picture could not be used when the features were made, or its file is gone or damaged.
+            DataError: if the picture could not be used when the features were made.
+            ConfigError: if its file is gone, torn or damaged.
         """
-        shard = int(np.searchsorted(self.starts, number, side="right")) - 1
-        file, failed = self._file(shard)
-        if str(number) in failed:
-            raise DataError(failed[str(number)])
-        start = int(self.starts[shard])
-        first, last = (int(self._tiles[at] - self._tiles[start]) for at in (number, number + 1))
-        own = file.get_slice("own")[number - start : number - start + 1][0] if "own" in file.keys() else None
+        found = self.item(number)
         width, height = self.pictures.sizes[number].tolist()
-        return EncodedPicture((width, height), file.get_slice("features")[first:last], own)
-
-    def _file(self, shard: int) -> tuple[Any, dict[str, str]]:
-        if shard not in self._open:
-            try:
-                file = safe_open(self.path(shard), framework="pt")
-            except (OSError, SafetensorError) as error:
-                raise DataError(
-                    f"feature_cache: {self.path(shard)} cannot be read ({error}); start again, and it is made anew"
-                ) from error
-            self._open[shard] = file, json.loads((file.metadata() or {}).get("failed", "{}"))
-        return self._open[shard]
+        return EncodedPicture((width, height), found["features"], found["own"][0] if "own" in found else None)
 
 
 class EncodedSource:

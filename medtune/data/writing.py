@@ -4,6 +4,7 @@ import hashlib
 import json
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -63,6 +64,54 @@ def file_sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+@contextmanager
+def replaced(path: Path) -> Iterator[Path]:
+    """Yield a path beside ``path`` to write to; it takes the place of ``path`` when the block ends without an error.
+
+    What was written is flushed to the disk first, and may be read by whomever the umask allows, however it was made.
+    Whoever reads ``path`` finds the old file or the new one, whole. After an error the old file is left as it was.
+
+    Args:
+        path: the file to replace; its folder must exist.
+
+    Raises:
+        OSError: if the disk refuses.
+    """
+    aside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        aside.touch()
+        mode = aside.stat().st_mode & 0o777
+        yield aside
+        aside.chmod(mode)  # safetensors gives its files to their owner alone
+        flush(aside)
+        aside.replace(path)
+    finally:
+        aside.unlink(missing_ok=True)
+
+
+def write_whole(path: Path, data: bytes | str) -> None:
+    """Write a file, whole or not at all; text is written in UTF-8.
+
+    Raises:
+        OSError: if the disk refuses.
+    """
+    with replaced(path) as aside:
+        aside.write_bytes(data.encode() if isinstance(data, str) else data)
+
+
+def flush(path: Path) -> None:
+    """Wait until a file's content, or a folder's names, are on the disk.
+
+    Raises:
+        OSError: if the disk refuses.
+    """
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
 def write_files(
     folder: Path, files: Mapping[str, bytes | Content], overwrite: bool, free: Iterable[str] = ()
 ) -> list[str]:
@@ -109,17 +158,11 @@ def _holds(path: Path, content: Content) -> bool:
 
 
 def _replace(path: Path, content: Content) -> None:
-    aside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     digest = hashlib.sha256()
-    try:
+    with replaced(path) as aside:
         with aside.open("wb") as file:
             for block in content.blocks():
                 digest.update(block)
                 file.write(block)
-            file.flush()
-            os.fsync(file.fileno())
         if digest.hexdigest() != content.digest:
             raise DataError(f"{path.name}: the data it is made of changed while it was written; run it again.")
-        aside.replace(path)
-    finally:
-        aside.unlink(missing_ok=True)

@@ -5,7 +5,6 @@ run that is killed while it writes leaves at most one torn last line; :class:`Pr
 goes on.
 """
 
-import fcntl
 import json
 import os
 from collections.abc import Iterator
@@ -14,6 +13,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+from medtune.data.locks import FileLock
+from medtune.data.writing import write_whole
 from medtune.errors import DataError
 
 
@@ -123,9 +124,7 @@ def write_predictions(path: str | Path, rows: list[Prediction]) -> None:
     """Write a whole prediction file aside and rename it into place."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    aside = path.with_name(path.name + ".tmp")
-    aside.write_text("".join(_line(row) for row in rows), encoding="utf-8")
-    os.replace(aside, path)
+    write_whole(path, "".join(_line(row) for row in rows))
 
 
 class PredictionLog:
@@ -145,12 +144,9 @@ class PredictionLog:
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
         self.path.parent.mkdir(parents=True, exist_ok=True)
+        taken = DataError(f"{self.path} is being written by another run; choose another output_dir.")
+        self._lock = FileLock(self.path.with_name(f".{self.path.name}.lock"), taken)
         self._file = self.path.open("a", encoding="utf-8")
-        try:
-            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # it dies with the process
-        except OSError as error:
-            self._file.close()
-            raise DataError(f"{self.path} is being written by another run; choose another output_dir.") from error
         _cut_torn_tail(self.path)
         self.done: set[str] = {row.id for row in read_predictions(self.path)}
 
@@ -169,6 +165,7 @@ class PredictionLog:
     def close(self) -> None:
         """Close the file."""
         self._file.close()
+        self._lock.close()
 
     def __enter__(self) -> "PredictionLog":
         return self

@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from medtune.aliases import canonical
 from medtune.data.writing import file_sha256
 from medtune.errors import ConfigError
 
@@ -56,7 +57,7 @@ def _compare(predictions: Path, record: Path, identity: Any) -> None:
         known = json.loads(record.read_text(encoding="utf-8"))
     except ValueError as error:
         raise ConfigError(f"{record} is not valid JSON: {error}; remove it together with {predictions}") from error
-    differing = list(_differences(known, identity))
+    differing = list(_differences(canonical(known), canonical(identity)))
     if differing:
         raise ConfigError(
             f"{predictions} was made with other settings ({'; '.join(differing[:3])}); choose another output_dir, "

@@ -1,38 +1,23 @@
 """Log-probabilities of given continuations by teacher forcing, all continuations of a prompt in one row.
 
-A row is the prompt followed by its continuations side by side. Each continuation takes the positions right after the
-prompt and attends to the prompt and to itself alone, so that the prompt is read once and every number is what a
-forward over prompt and continuation would give.
+The prompt is read once for all its continuations (:mod:`medtune.models.branches`), and every number is what a forward
+over prompt and continuation would give.
 """
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from medtune.generation.batches import causal, left_pad
+from medtune.generation.batches import left_pad
 from medtune.generation.seams import AnswerModel
+from medtune.losses.cross_entropy import IGNORE_INDEX
+from medtune.losses.log_probs import target_log_probs
+from medtune.models.branches import Branch, pack
+from medtune.modules.exemplar import TokenRows
 
 LOGITS_AT_ONCE = 256
 Exemplars = tuple[Tensor, Tensor]
-
-
-@dataclass(frozen=True)
-class Branch:
-    """One continuation within its row.
-
-    Attributes:
-        row: Row of the batch.
-        index: Which of the row's continuations.
-        tokens: Its tokens.
-        places: Column whose hidden state predicts each token.
-    """
-
-    row: int
-    index: int
-    tokens: list[int]
-    places: list[int]
 
 
 def score_continuations(
@@ -66,18 +51,24 @@ def score_continuations(
     if not shares:
         return scores
     rows = torch.tensor([row for row, _ in shares], device=vision_mask.device)
-    hidden, branches = _read(
+    asked = [[continuations[row][index] for index in indices] for row, indices in shares]
+    found = _log_probs(
         model,
-        [prompts[row] for row, _ in shares],
-        vision_mask[rows],
+        _prefixes(
+            [prompts[row] for row, _ in shares],
+            vision_mask[rows],
+            pad_id,
+            None if exemplars is None else exemplars[0][rows],
+        ),
         None if features is None else features[rows],
-        [[continuations[row][index] for index in indices] for row, indices in shares],
+        asked,
         pad_id,
-        None if exemplars is None else (exemplars[0][rows], exemplars[1][rows]),
+        None if exemplars is None else exemplars[1][rows].flatten(0, 1),
     )
-    for branch, log_probs in zip(branches, _picked(model, hidden, branches), strict=True):
-        row, indices = shares[branch.row]
-        scores[row][indices[branch.index]] = float(log_probs.sum())
+    places = [(row, index) for row, indices in shares for index in indices]
+    lengths = [len(option) for options in asked for option in options]
+    for (row, index), log_probs in zip(places, found.double().cpu().split(lengths), strict=True):
+        scores[row][index] = float(log_probs.sum())
     return scores
 
 
@@ -98,65 +89,52 @@ def _shares(
             yield row, indices
 
 
-def _read(
-    model: AnswerModel,
-    prompts: Sequence[Sequence[int]],
-    vision_mask: Tensor,
-    features: Tensor | None,
-    continuations: Sequence[Sequence[Sequence[int]]],
-    pad_id: int,
-    exemplars: Exemplars | None,
-) -> tuple[Tensor, list[Branch]]:
-    """Hidden states ``[rows, s, d]`` of prompts with their branches, and where the branches stand."""
-    # A continuation's last token predicts nothing that is asked for.
-    forced = [[token for option in options for token in option[:-1]] for options in continuations]
-    tokens, padding = left_pad([[*p, *f] for p, f in zip(prompts, forced, strict=True)], pad_id)
-    attended = vision_mask.dim() == 3  # else it says which features exist, and no token's row of it grows
-    masks = vision_mask.new_zeros(*tokens.shape, vision_mask.shape[-1]) if attended else vision_mask
-    position, segment = torch.zeros_like(tokens), torch.zeros_like(tokens)
-    places = torch.zeros_like(padding)
-    branches = []
-    for row, (prompt, options) in enumerate(zip(prompts, continuations, strict=True)):
-        start = tokens.shape[1] - len(prompt) - len(forced[row])
-        end = start + len(prompt)
-        position[row, start:end] = torch.arange(len(prompt))
-        if attended:
-            masks[row, start:end] = vision_mask[row, vision_mask.shape[1] - len(prompt) :]
-            masks[row, end:] = vision_mask[row, -1]
-        if exemplars is not None:
-            places[row, start:end] = exemplars[0][row, exemplars[0].shape[1] - len(prompt) :]
-        begin = end
-        for index, option in enumerate(options):
-            stop = begin + len(option) - 1
-            position[row, begin:stop] = len(prompt) + torch.arange(stop - begin)
-            segment[row, begin:stop] = index + 1
-            branches.append(Branch(row, index, list(option), [end - 1, *range(begin, stop)]))
-            begin = stop
-    device = vision_mask.device
-    hidden = model.hidden(
+def _prefixes(
+    prompts: Sequence[Sequence[int]], vision_mask: Tensor, pad_id: int, placeholders: Tensor | None
+) -> TokenRows:
+    """The prompts, left-padded to the longest of them; what belongs to their columns is cut to that width."""
+    tokens, padding = left_pad(prompts, pad_id)
+    width, device = tokens.shape[1], vision_mask.device
+    return TokenRows(
         tokens.to(device),
-        features,
-        vision_mask=masks,
-        replace=None if exemplars is None else (places.to(device), exemplars[1].flatten(0, 1)),
-        mask=_branch_mask(padding, segment).to(device),
-        input_pos=position.to(device),
+        vision_mask[:, -width:] if vision_mask.dim() == 3 else vision_mask,
+        padding=padding.to(device),
+        placeholders=None if placeholders is None else placeholders[:, -width:],
     )
-    return hidden, branches
 
 
-def _branch_mask(padding: Tensor, segment: Tensor) -> Tensor:
-    """Earlier real tokens of the prompt (segment 0) and of the same branch, shape ``[rows, s, s]``."""
-    visible = (segment[:, None, :] == 0) | (segment[:, None, :] == segment[:, :, None])
-    return causal(visible & padding[:, None, :])
-
-
-def _picked(model: AnswerModel, hidden: Tensor, branches: Sequence[Branch]) -> Iterator[Tensor]:
-    """The log-probabilities of each branch's tokens, in float64."""
-    rows = torch.tensor([branch.row for branch in branches for _ in branch.tokens], device=hidden.device)
-    columns = torch.tensor([place for branch in branches for place in branch.places], device=hidden.device)
-    tokens = torch.tensor([token for branch in branches for token in branch.tokens], device=hidden.device)
-    parts = []
-    for chunk in torch.arange(len(rows), device=hidden.device).split(LOGITS_AT_ONCE):
-        logits = model.logits(hidden[rows[chunk], columns[chunk]])
-        parts.append(logits.gather(1, tokens[chunk, None]).squeeze(1) - logits.logsumexp(dim=-1))
-    return iter(torch.cat(parts).double().cpu().split([len(branch.tokens) for branch in branches]))
+def _log_probs(
+    model: AnswerModel,
+    prefixes: TokenRows,
+    features: Tensor | None,
+    options: Sequence[Sequence[Sequence[int]]],
+    pad_id: int,
+    exemplars: Tensor | None,
+) -> Tensor:
+    """Of the tokens of each row's options, one after the other, in nats."""
+    most, device = max(map(len, options)), prefixes.tokens.device
+    ordered = [[row[number] if number < len(row) else [] for row in options] for number in range(most)]
+    # A continuation's last token predicts nothing that is asked for.
+    branches = [left_pad([option[:-1] for option in branch], pad_id) for branch in ordered]
+    packed = pack(
+        prefixes,
+        [Branch(tokens.to(device), padding=padding.to(device)) for tokens, padding in branches],
+        pad_id=pad_id,
+        pad_side="left",
+    )
+    text = packed.text
+    hidden = model.hidden(
+        text.tokens,
+        features,
+        vision_mask=text.vision_mask,
+        replace=None if exemplars is None or text.placeholders is None else (text.placeholders, exemplars),
+        mask=packed.mask,
+        input_pos=packed.input_pos,
+    )
+    targets = torch.full(packed.places.shape, IGNORE_INDEX)
+    for row, row_options in enumerate(options):
+        for number, option in enumerate(row_options):
+            targets[row, number, : len(option)] = torch.tensor(option)
+    targets = targets.to(device)
+    asked = targets != IGNORE_INDEX
+    return target_log_probs(packed.unpack(hidden)[asked], targets[asked], model.logits, LOGITS_AT_ONCE)

@@ -31,12 +31,16 @@ def sum_over_chunks(
         The sum of the losses, which is differentiable, and the sums, which are not.
     """
     chunks = math.ceil(states.shape[1] / chunk_tokens) if chunk_tokens else 1
-    # What a chunk keeps is used at once: activation offloading must neither move nor count it.
-    with torch.autograd.graph.saved_tensors_hooks(_as_it_is, _as_it_is):
+    with keep_nothing():
         total, sums, leaves, gradients = _forward(loss, states.detach(), per_token, chunks)
     if gradients:
         total = _Known.apply(total, gradients, states, *leaves)
     return total, sums
+
+
+def keep_nothing() -> torch.autograd.graph.saved_tensors_hooks:
+    """A context in which activation offloading neither moves nor counts what a graph saves: it is used at once."""
+    return torch.autograd.graph.saved_tensors_hooks(_as_it_is, _as_it_is)
 
 
 def _as_it_is(tensor: Tensor) -> Tensor:
@@ -60,7 +64,7 @@ def _forward(
         if not value.requires_grad:
             continue
         if not gradients:
-            leaves = [leaf for leaf in _leaves(value) if leaf is not state]
+            leaves = [leaf for leaf in leaves_of(value) if leaf is not state]
             # Tensors of their own: what autograd returns may be one tensor for several leaves.
             gradients = [torch.empty_like(states), *(torch.zeros_like(leaf) for leaf in leaves)]
         found = torch.autograd.grad(value, [state, *leaves])
@@ -71,11 +75,11 @@ def _forward(
     return total, sums, leaves, gradients
 
 
-def _leaves(loss: Tensor) -> list[Tensor]:
-    """The tensors whose gradients a backward pass from ``loss`` would accumulate, each once."""
+def leaves_of(result: Tensor) -> list[Tensor]:
+    """The tensors whose gradients a backward pass from ``result`` would accumulate, each once."""
     leaves: list[Tensor] = []
     seen: set[Any] = set()
-    waiting: list[Any] = [loss.grad_fn]
+    waiting: list[Any] = [result.grad_fn]
     while waiting:
         node = waiting.pop()
         if node is None or node in seen:

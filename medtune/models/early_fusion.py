@@ -3,14 +3,15 @@
 The same steps as :class:`medtune.models.vlm.DeepFusionVLM` takes, so that every method runs on both kinds.
 """
 
-from collections.abc import Callable
-from typing import Any
+from dataclasses import replace as with_changes
 
 import torch
 from torch import Tensor, nn
 from torchtune.modules import TransformerDecoder
 
 from medtune.errors import ModelError
+from medtune.models.common.interface import BatchShape
+from medtune.models.common.shared import SharedVLM
 from medtune.models.family import ModelFamily
 from medtune.models.rows import Replacement, adapter_ids, replace_rows, train_adapters_only
 
@@ -36,7 +37,7 @@ class ImageEncoder(nn.Module):
         return self.projection(self.vision(images))
 
 
-class EarlyFusionVLM(nn.Module):
+class EarlyFusionVLM(SharedVLM, nn.Module):
     """A decoder in whose input each image token is one image feature (InternVL, LLaVA).
 
     Parameter names begin with ``encoder.vision.``, ``encoder.projection.`` and ``decoder.``, and are the keys of the
@@ -49,6 +50,8 @@ class EarlyFusionVLM(nn.Module):
         family: converters and config of this model.
         adapters_only: train nothing but LoRA parameters.
     """
+
+    images_as_tokens = True
 
     def __init__(
         self,
@@ -136,10 +139,6 @@ class EarlyFusionVLM(nn.Module):
             h = layer(h, mask=mask, input_pos=input_pos)
         return decoder.norm(h)
 
-    def logits(self, hidden: Tensor) -> Tensor:
-        """Vocabulary logits of final hidden states: [..., d] -> fp32 [..., V]."""
-        return self.decoder.output(hidden).float()
-
     def parts(self) -> dict[str, list[str]]:
         """Sort every parameter into exactly one part.
 
@@ -156,9 +155,18 @@ class EarlyFusionVLM(nn.Module):
             parts["adapter" if id(parameter) in adapters else _part(name)].append(name)
         return parts
 
-    def compute(self, fn: Callable[..., Any], *args: Any) -> Any:
-        """Call ``fn(self, *args)``. Sharded training registers this method as the model's one forward entry."""
-        return fn(self, *args)
+    def image_tokens(self, shape: BatchShape) -> int:
+        """Tokens that the images of one row add to it."""
+        with torch.no_grad():
+            return self.encode(self.meta_vision(with_changes(shape, batch=1))).shape[1]
+
+    def meta_vision(self, shape: BatchShape) -> dict[str, Tensor]:
+        """What :meth:`encode` takes, on the meta device; the numbers of tiles decide shapes, so they are real."""
+        b, i, t = shape.batch, shape.images, shape.tiles
+        return {
+            "images": torch.empty(b, i, t, 3, shape.size, shape.size, device="meta"),
+            "tiles": torch.full((b, i), t),
+        }
 
     def setup_caches(
         self, batch_size: int, dtype: torch.dtype, *, encoder_max_seq_len: int, decoder_max_seq_len: int

@@ -7,6 +7,7 @@ from pathlib import Path
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 
+from medtune.data.writing import write_whole
 from medtune.errors import ModelError
 from medtune.models.weights import save_tensors
 from medtune.modules.exemplar import EXEMPLARS, Exemplar, ExemplarConnector
@@ -32,7 +33,7 @@ def save_exemplars(folder: Path, connector: ExemplarConnector, record: ExemplarR
     """Write a trained connector and its record; the folder is made if need be."""
     folder.mkdir(parents=True, exist_ok=True)
     save_tensors({name: value.cpu() for name, value in connector.state_dict().items()}, folder / CONNECTOR_NAME)
-    (folder / RECORD_NAME).write_text(json.dumps(asdict(record), indent=1) + "\n", encoding="utf-8")
+    write_whole(folder / RECORD_NAME, json.dumps(asdict(record), indent=1) + "\n")
 
 
 def load_record(folder: str | Path) -> ExemplarRecord:

@@ -9,6 +9,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import nn
 
+from medtune.data.writing import write_whole
 from medtune.errors import ModelError
 from medtune.models.adapter_names import PREFIX
 from medtune.models.adapters import adapted_layers
@@ -62,9 +63,7 @@ def save_peft(adapters: StateDict, model: nn.Module, out_dir: str | Path, base: 
     out.mkdir(parents=True, exist_ok=True)
     (out / CONFIG_NAME).unlink(missing_ok=True)
     save_tensors(tensors, out / WEIGHTS_NAME)
-    aside = out / f".{CONFIG_NAME}.part"
-    aside.write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
-    aside.replace(out / CONFIG_NAME)
+    write_whole(out / CONFIG_NAME, json.dumps(config, indent=2) + "\n")
     return out
 
 

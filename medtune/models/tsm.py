@@ -21,6 +21,7 @@ from medtune.data.sample import Sample
 from medtune.data.source import JsonlSource
 from medtune.errors import ConfigError, DataError, ModelError
 from medtune.models import timm_models
+from medtune.models.common.interface import BatchShape
 from medtune.models.family import ModelFamily, StateDict
 from medtune.models.timm_models import some
 from medtune.models.weights import load_weights
@@ -143,6 +144,11 @@ class TaskModel(nn.Module):
             into its patches, or no set.
     """
 
+    missing: tuple[str, ...] = ()
+    reads_text = False
+    images_as_tokens = False
+    vocab_size = 0
+
     def __init__(
         self,
         architecture: str,
@@ -159,7 +165,6 @@ class TaskModel(nn.Module):
         self.transform = PixelTransform(image_size, mean, std)
         self.encoder = self._encoder()
         self.family = self._family()
-        self.missing: tuple[str, ...] = ()
 
     def _encoder(self) -> Any:
         classes = sum(len(one.classes) for one in self.sets.values())
@@ -202,6 +207,23 @@ class TaskModel(nn.Module):
     def embed_dim(self) -> int:
         """Width of a CLS feature; that of the trainer's seam."""
         return self.feature_dim("cls")
+
+    @property
+    def image_size(self) -> int:
+        """Side of its images in pixels."""
+        return self.transform.image_size
+
+    def output_head(self) -> nn.Module | None:
+        """None: its logits are few."""
+        return None
+
+    def image_tokens(self, shape: BatchShape) -> int:
+        """None: nothing is read as tokens."""
+        return 0
+
+    def meta_forward(self, shape: BatchShape, embeds_gradient: bool) -> None:
+        """Classify made-up images on the meta device; see :class:`medtune.models.common.interface.Trainable`."""
+        self.logits(torch.empty(shape.batch, 3, shape.size, shape.size, device="meta"))
 
     def slice(self, name: str) -> slice:
         """Where the logits of a set stand.

@@ -1,20 +1,22 @@
 """The one seam between training methods and models whose decoder looks at images through cross-attention."""
 
-from collections.abc import Callable, Iterator
-from typing import Any
+from collections.abc import Iterator
 
+import torch
 from torch import Tensor, nn
 from torchtune.modules import TransformerDecoder
 from torchtune.modules.model_fusion import DeepFusionModel, FusionEmbedding, FusionLayer
 
 from medtune.errors import ModelError
+from medtune.models.common.interface import BatchShape
+from medtune.models.common.shared import SharedVLM
 from medtune.models.family import ModelFamily
 from medtune.models.rows import Replacement, adapter_ids, replace_rows, train_adapters_only
 
 PARTS = ("vision", "projection", "fusion", "decoder", "adapter")
 
 
-class DeepFusionVLM(DeepFusionModel):
+class DeepFusionVLM(SharedVLM, DeepFusionModel):
     """A torchtune deep-fusion model opened where training methods need it.
 
     ``forward`` stays torchtune's. ``encode``, ``hidden`` and ``logits`` are its three steps, so that an image can be
@@ -91,10 +93,6 @@ class DeepFusionVLM(DeepFusionModel):
             h = layer(h, mask=mask, encoder_input=features, encoder_mask=vision_mask, input_pos=input_pos)
         return decoder.norm(h)
 
-    def logits(self, hidden: Tensor) -> Tensor:
-        """Vocabulary logits of final hidden states: [..., d] -> fp32 [..., V]."""
-        return self.decoder.output(hidden).float()
-
     def parts(self) -> dict[str, list[str]]:
         """Sort every parameter into exactly one part.
 
@@ -121,9 +119,14 @@ class DeepFusionVLM(DeepFusionModel):
             parts[part].append(name)
         return parts
 
-    def compute(self, fn: Callable[..., Any], *args: Any) -> Any:
-        """Call ``fn(self, *args)``. Sharded training registers this method as the model's one forward entry."""
-        return fn(self, *args)
+    def meta_vision(self, shape: BatchShape) -> dict[str, Tensor]:
+        """What :meth:`encode` takes, on the meta device; aspect ratios are looked up, so they are real."""
+        b, i, t = shape.batch, shape.images, shape.tiles
+        return {
+            "images": torch.empty(b, i, t, 3, shape.size, shape.size, device="meta"),
+            "tiles": torch.empty(b, i, dtype=torch.long, device="meta"),
+            "aspect_ratio": torch.tensor([t, 1]).expand(b, i, 2),
+        }
 
 
 def _fusion_modules(decoder: nn.Module) -> Iterator[nn.Module]:

@@ -11,6 +11,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from medtune.data.writing import replaced, write_whole
 from medtune.errors import ModelError
 from medtune.models.family import ModelFamily, StateDict
 from medtune.models.names import expected_shapes, is_adapter_key
@@ -219,18 +220,12 @@ def save_tensors(tensors: StateDict, file: Path) -> None:
         tensors: on the CPU; made contiguous.
         file: replaced if it exists.
     """
-    aside = file.with_name(f".{file.name}.part")
-    aside.touch()
-    mode = aside.stat().st_mode
-    save_file({key: tensor.detach().contiguous() for key, tensor in tensors.items()}, aside, metadata={"format": "pt"})
-    aside.chmod(mode)  # safetensors gives it to its owner alone, so that a server of another user could not open it
-    aside.replace(file)
+    with replaced(file) as aside:
+        save_file({key: tensor.detach().contiguous() for key, tensor in tensors.items()}, aside, {"format": "pt"})
 
 
 def _write_json(content: dict, file: Path) -> None:
-    aside = file.with_name(f".{file.name}.part")
-    aside.write_text(json.dumps(content, indent=2, sort_keys=True) + "\n", encoding="utf-8")
-    aside.replace(file)
+    write_whole(file, json.dumps(content, indent=2, sort_keys=True) + "\n")
 
 
 def _copy_companions(family: ModelFamily, out: Path, source: Path | None) -> None:

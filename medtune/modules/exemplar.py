@@ -94,7 +94,7 @@ def insert_placeholders(rows: TokenRows, *, image_id: int, placeholder_id: int, 
     last = (image * column[:width]).amax(dim=1, keepdim=True)
     where = (column > last) & (column <= last + count)
     source = torch.where(column <= last, column, torch.where(where, last, column - count))
-    taken = _take(rows, source)
+    taken = take_columns(rows, source)
     labels = None if taken.labels is None else taken.labels.masked_fill(where, IGNORED)
     return replace(taken, tokens=taken.tokens.masked_fill(where, placeholder_id), labels=labels, placeholders=where)
 
@@ -125,7 +125,7 @@ def hide_images(
     spare = int(image.sum(dim=1).amin())
     source = source[:, : source.shape[1] - spare] if pad_side == "right" else source[:, spare:]
     free = image.gather(1, source)
-    taken = _take(rows, source)
+    taken = take_columns(rows, source)
     return replace(
         taken,
         tokens=taken.tokens.masked_fill(free, pad_id),
@@ -174,44 +174,8 @@ def widen(rows: TokenRows, width: int, pad_id: int) -> TokenRows:
     )
 
 
-def pack(plain: TokenRows, prompted: TokenRows, pad_id: int) -> tuple[TokenRows, Tensor, Tensor]:
-    """Two runs that begin alike as one row, so that what they share (the image's tokens) is run once.
-
-    A row of ``plain`` is followed by its row of ``prompted`` from the first placeholder on. The second part sees the
-    shared beginning and itself, and its positions go on from there, so that every state is that of two separate runs.
-
-    Args:
-        plain: Rows for training, padded on the right, where features stand in place of tokens.
-        prompted: The same from :func:`insert_placeholders`.
-        pad_id: Fills what is left over.
-
-    Returns:
-        Rows of one width, a self-attention mask [b, s, s] (True = may attend) and positions [b, s]. What follows
-        ``plain.tokens.shape[1]`` columns belongs to the run with exemplars.
-    """
-    assert prompted.placeholders is not None and plain.labels is not None
-    width, end = plain.tokens.shape[1], prompted.tokens.shape[1]
-    start = prompted.placeholders.int().argmax(dim=1, keepdim=True)
-    more = end - int(start.min())
-    source = start + torch.arange(more, device=start.device)
-    free, source = source >= end, source.clamp(max=end - 1)
-    branch = _take(prompted, source)
-    assert branch.labels is not None and branch.placeholders is not None
-    rows = TokenRows(
-        torch.cat([plain.tokens, branch.tokens.masked_fill(free, pad_id)], dim=1),
-        plain.vision_mask,
-        torch.cat([plain.labels, branch.labels.masked_fill(free, IGNORED)], dim=1),
-        placeholders=nn.functional.pad(branch.placeholders & ~free, (width, 0)),
-    )
-    column = torch.arange(width + more, device=start.device)
-    query, key, shared = column[:, None], column, start[:, :, None]
-    mask = (key <= query) & ((query < width) | (key < shared) | (key >= width))
-    positions = torch.cat([column[:width].expand(len(start), -1), source], dim=1)
-    return rows, mask, positions
-
-
-def _take(rows: TokenRows, source: Tensor) -> TokenRows:
-    """The columns ``source`` [b, s'] of each row."""
+def take_columns(rows: TokenRows, source: Tensor) -> TokenRows:
+    """The columns ``source`` [b, s'] of each row, in that order."""
 
     def text(values: Tensor | None) -> Tensor | None:
         return None if values is None else values.gather(1, source)

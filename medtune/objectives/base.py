@@ -5,9 +5,10 @@ It owns whatever the method must remember between steps; the trainer saves and r
 """
 
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -17,6 +18,8 @@ from torch import Tensor, nn
 from medtune.data.items import Items, SampleItems, SampleTransform
 from medtune.data.sample import Sample
 from medtune.data.source import SampleSource
+from medtune.losses.cross_entropy import IGNORE_INDEX
+from medtune.objectives.companions import Companion, Companions
 
 
 class StepOutput(NamedTuple):
@@ -78,11 +81,24 @@ class Objective(nn.Module):
 
     Attributes:
         rows: The most rows that the language model runs for one sample of a micro-batch.
-        missing: What ``bind`` did not find although the method needs it; only when a run is planned.
+        beside: The frozen models that the method named, once :meth:`attach` was called.
+        higher_is_better: For metrics of ``StepOutput`` that a run may monitor: whether higher values are better.
     """
 
     rows: int = 1
-    missing: str | None = None
+    higher_is_better: Mapping[str, bool] = MappingProxyType({})
+    beside: Companions = MappingProxyType({})
+
+    def companions(self) -> dict[str, Companion]:
+        """The frozen models that this method reads beside the trained one, by names of its own."""
+        return {}
+
+    def attach(self, companions: Companions) -> None:
+        """Take the companions that the trainer built; called before :meth:`bind`.
+
+        A mapping, so that they do not become modules of this one: they are in none of its parameters and checkpoints.
+        """
+        self.beside = dict(companions)
 
     def bind(self, model: Any, transform: Any, seed: int) -> None:
         """Meet the model and its transform; parameters of the method are made here."""
@@ -119,6 +135,14 @@ class Objective(nn.Module):
 
     def begin_stage(self, stage: Stage) -> None:
         """Told before the first step of a stage, and again when a run is resumed inside it."""
+
+    def weight(self, batch: dict[str, Any]) -> float:
+        """What the sum of a micro-batch's losses is divided by: ``StepOutput.weight``, before anything is forwarded.
+
+        The trainer needs it before the forward pass, while the batch lies in host memory, so that it does not wait for
+        the device. The default counts supervised tokens after the label shift.
+        """
+        return float((batch["labels"][:, 1:] != IGNORE_INDEX).sum())
 
     def forward(self, model: Any, batch: dict[str, Any]) -> StepOutput:
         """The losses of one micro-batch."""

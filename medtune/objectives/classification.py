@@ -3,6 +3,7 @@
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -122,6 +123,8 @@ class Classification(Objective):
             name sets in which left and right mean nothing: not chest X-rays, whose heart has a side.
     """
 
+    higher_is_better = MappingProxyType({"accuracy": True})
+
     def __init__(self, flip: Sequence[str] = ()) -> None:
         super().__init__()
         if isinstance(flip, str | bool) or not all(isinstance(name, str) for name in flip):
@@ -162,6 +165,10 @@ class Classification(Objective):
     def items(self, source: SampleSource, usable: np.ndarray | None, stage: Stage) -> LabelledImages:
         """Pictures with labels."""
         return LabelledImages(self._known, self.flip)
+
+    def weight(self, batch: dict[str, Any]) -> float:
+        """The number of images that count."""
+        return float(batch["weight"].double().sum())
 
     def forward(self, model: TaskModel, batch: dict[str, Any]) -> StepOutput:
         """The sum over images, and how many are right."""

@@ -17,6 +17,7 @@ from medtune.models.exemplars import ExemplarRecord, save_exemplars
 from medtune.models.tsm import TaskModel, load_tsm
 from medtune.modules.exemplar import EXEMPLARS, ExemplarConnector, TokenRows, exemplar_rows
 from medtune.objectives.base import Objective, PictureEncoder, Stage, StepOutput
+from medtune.objectives.companions import Companion
 from medtune.objectives.vitask_items import NegativeIndex, VITaskItems
 from medtune.objectives.vitask_passes import Pass, Run, joint_states, packed_states, separate_states
 
@@ -92,30 +93,32 @@ class VITask(Objective):
         self.connector: ExemplarConnector | None = None
         self.contrast = False
         self.rows = 1 + self.has_exemplars + (beta > 0)
-        self._tsm: list[TaskModel] = []  # in a list: it is no part of this module, its parameters or its state
 
     @property
     def has_exemplars(self) -> bool:
         """Whether there is a pass with exemplars."""
         return self.exemplar != "none"
 
+    def companions(self) -> dict[str, Companion]:
+        """The task-specific model, where exemplars are asked for."""
+        if not self.has_exemplars or self.tsm_path is None:
+            return {}
+        return {"tsm": Companion("the task-specific model", self.tsm_path, load_tsm)}
+
+    @property
+    def _tsm(self) -> TaskModel | None:
+        return self.beside.get("tsm")
+
     def bind(self, model: Any, transform: Any, seed: int) -> None:
-        """Load the frozen task-specific model, and make the connector from its features to the word embeddings."""
+        """Make the connector from the task-specific model's features to the word embeddings.
+
+        Where a run is planned and the task-specific model is not here, the connector is as wide as for a ViT-B.
+        """
         self._image_id, self._placeholder_id = transform.image_id, transform.placeholder_id
         self._pad_id = transform.pad_id
-        if self.has_exemplars and self.tsm_path is not None:
-            self.connector = ExemplarConnector(self._feature_dim(model, self.tsm_path), model.embed_dim, seed)
-
-    def _feature_dim(self, model: Any, path: str) -> int:
-        """Load the task-specific model; its width. A model without weights is being planned, and planning goes on."""
-        try:
-            self._tsm = [load_tsm(path)]
-        except ModelError as error:
-            if not all(parameter.is_meta for parameter in model.parameters()):
-                raise
-            self.missing = f"the task-specific model is not here: {error}"
-            return PLANNED_WIDTH
-        return self._tsm[0].feature_dim(self._tokens)
+        if self.has_exemplars:
+            width = PLANNED_WIDTH if self._tsm is None else self._tsm.feature_dim(self._tokens)
+            self.connector = ExemplarConnector(width, model.embed_dim, seed)
 
     @property
     def _tokens(self) -> Any:
@@ -148,12 +151,12 @@ class VITask(Objective):
         if not self.has_exemplars and self.beta == 0:
             return SampleItems(self.sample_transform())
         contrast = self._contrasts(stage)
-        if self._tsm and usable is not None and (contrast or self.beta == 0):  # once: stage align may come before
-            check_task(self._tsm[0], source, usable)
+        if self._tsm is not None and usable is not None and (contrast or self.beta == 0):  # once: align may come before
+            check_task(self._tsm, source, usable)
         index = NegativeIndex(source, usable) if contrast else None
         return VITaskItems(
             self.sample_transform(),
-            self._tsm[0].transform.pixels if self._tsm else None,
+            None if self._tsm is None else self._tsm.transform.pixels,
             self.negatives if contrast else None,  # type: ignore[arg-type]
             index if self.negatives == "sampled" else None,
         )
@@ -249,13 +252,15 @@ class VITask(Objective):
 
     @torch.no_grad()
     def _look(self, pixels: Tensor) -> Tensor:
-        return self._tsm[0].to(pixels.device).features(pixels, tokens=self._tokens)
+        assert self._tsm is not None
+        device = next(self._tsm.parameters()).device
+        return self._tsm.features(pixels.to(device), tokens=self._tokens)
 
     def picture_encoder(self) -> PictureEncoder | None:
         """The task-specific model; its features are the exemplars before the connector."""
-        if not self._tsm or self.tsm_path is None:
+        if self._tsm is None or self.tsm_path is None:
             return None
-        transform = self._tsm[0].transform
+        transform = self._tsm.transform
         settings = {"tokens": self._tokens, **transform.settings()}
         return PictureEncoder(self.tsm_path, settings, transform.pixels, self._look)
 

@@ -7,9 +7,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from medtune.losses.cross_entropy import IGNORE_INDEX
 from medtune.losses.vitask import response_rows, same_response
-from medtune.modules.exemplar import TokenRows, pack, widen
+from medtune.models.branches import pack_runs
+from medtune.modules.exemplar import TokenRows, widen
 
 Run = Callable[[Any, list["Pass"], int], tuple[Tensor, Tensor]]
 
@@ -57,29 +57,31 @@ def joint_states(model: Any, passes: list[Pass], pad_id: int) -> tuple[Tensor, T
 
 
 def packed_states(model: Any, passes: list[Pass], pad_id: int) -> tuple[Tensor, Tensor]:
-    """What :func:`joint_states` gives, the first two passes in the same rows (:func:`medtune.modules.exemplar.pack`).
+    """What :func:`joint_states` gives, the first two passes in the same rows (:mod:`medtune.models.branches`).
 
-    A further pass runs by itself: in those rows' width it would be padding for a good part.
+    What they share, the image's tokens among it, ends where the exemplar begins. A further pass runs by itself: in
+    those rows' width it would be padding for a good part.
     """
     plain, prompted, *others = passes
-    rows, mask, positions = pack(plain.rows, prompted.rows, pad_id)
-    assert prompted.exemplars is not None and rows.labels is not None
+    assert prompted.exemplars is not None and prompted.rows.placeholders is not None
+    shared = prompted.rows.placeholders.int().argmax(dim=1)
+    packed = pack_runs([plain.rows, prompted.rows], shared, pad_id=pad_id)
     hidden = model.hidden(
-        rows.tokens,
+        packed.text.tokens,
         plain.features,
-        vision_mask=rows.vision_mask,
-        replace=(_placeholders(rows), prompted.exemplars),
-        mask=mask,
-        input_pos=positions,
+        vision_mask=packed.text.vision_mask,
+        replace=(_placeholders(packed.text), prompted.exemplars),
+        mask=packed.mask,
+        input_pos=packed.input_pos,
     ).flatten(0, 1)
-    second = torch.arange(rows.tokens.shape[1], device=mask.device) >= plain.rows.tokens.shape[1]
-    found = [response_rows(rows.labels.masked_fill(other, IGNORE_INDEX)) for other in (second, ~second)]
+    found = [packed.supervised(branch) for branch in (1, 2)]
     places, targets = torch.cat([places for places, _ in found]), [targets for _, targets in found]
+    same_response(targets)
     states = hidden.index_select(0, places).unflatten(0, (2, -1))
     if others:
         more, asked = separate_states(model, others, pad_id)
-        states, targets = torch.cat([states, more]), [*targets, asked]
-    same_response(targets)
+        same_response([targets[0], asked])
+        states = torch.cat([states, more])
     return states, targets[0]
 
 

@@ -1,13 +1,14 @@
 """Several evaluated runs on one self-contained HTML page, with the same numbers as JSON and CSV beside it."""
 
 import json
-import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
+from medtune.data.folders import claim
+from medtune.data.writing import write_whole
 from medtune.errors import DataError
 from medtune.evaluation.evaluation import number_rows, to_csv
 from medtune.reporting import plots, views
@@ -56,6 +57,7 @@ def write_report(
 
     Raises:
         DataError: A run has no readable results, two runs have one name, or the page would lie in a run's folder.
+        ConfigError: The page's folder holds files of these names that no report wrote.
     """
     out = Path(out)
     for run in runs:
@@ -68,12 +70,21 @@ def write_report(
     page = render(
         loaded, results, title=title, note=note, samples=samples, open_image=open_image, seed=seed, extra=extra
     )
-    out.parent.mkdir(parents=True, exist_ok=True)
-    _write(out.with_name("results.json"), json.dumps(results, indent=2, ensure_ascii=False) + "\n")
-    _write(out.with_name("results.csv"), to_csv([row for run in results["runs"] for row in number_rows(run)]))
-    _write(out.with_name("confusion.csv"), to_csv(confusion_rows(loaded)))
-    _write(out, page)
+    claim(out.parent, "report", [out.name, "results.json", "results.csv", "confusion.csv"], _is_report)
+    write_whole(out.with_name("results.json"), json.dumps(results, indent=2, ensure_ascii=False) + "\n")
+    write_whole(out.with_name("results.csv"), to_csv([row for run in results["runs"] for row in number_rows(run)]))
+    write_whole(out.with_name("confusion.csv"), to_csv(confusion_rows(loaded)))
+    write_whole(out, page)
     return out
+
+
+def _is_report(folder: Path) -> bool:
+    """Whether a folder without a record is that of a report."""
+    try:
+        results = json.loads((folder / "results.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return False
+    return isinstance(results, dict) and results.get("schema") == SCHEMA
 
 
 def combine(runs: Sequence[Run], *, seed: int = 0) -> dict[str, Any]:
@@ -148,9 +159,3 @@ def _description(run: Run, place: int) -> dict[str, Any]:
 
 def _picture(svg: str | None) -> str:
     return "" if svg is None else data_uri(svg.encode("utf-8"), "image/svg+xml")
-
-
-def _write(path: Path, text: str) -> None:
-    aside = path.with_name(path.name + ".tmp")
-    aside.write_text(text, encoding="utf-8")
-    os.replace(aside, path)

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from medtune.aliases import resolve_metrics
 from medtune.errors import DataError
 from medtune.evaluation.evaluation import SCHEMA
 from medtune.evaluation.prediction import Prediction, read_predictions
@@ -92,7 +93,8 @@ def _read_results(path: Path) -> dict[str, Any]:
         raise DataError(f"{path}: not JSON; run the evaluate recipe again.") from None
     if not isinstance(results, dict) or results.get("schema") != SCHEMA:
         raise DataError(f"{path}: not a results file of schema {SCHEMA!r}; run the evaluate recipe again.")
-    return results
+    scored = {key: resolve_metrics(results[key]) for key in ("protocols", "retention") if key in results}
+    return {**results, **scored}
 
 
 def _read_verdicts(path: Path) -> dict[str, dict[str, str]]:
@@ -111,7 +113,7 @@ def _read_metrics(path: Path) -> list[dict[str, Any]]:
             continue
         if not isinstance(row, dict):
             raise DataError(f"{path}, line {number}: a metrics row must be a JSON object.")
-        rows.append(row)
+        rows.append(resolve_metrics(row))
     return rows
 
 

@@ -1,6 +1,7 @@
 """Builds the model: on the meta device and sharded for many processes, directly on the device for one."""
 
 import contextlib
+import dataclasses
 import hashlib
 import json
 import math
@@ -16,8 +17,11 @@ from torchtune.modules import TransformerCrossAttentionLayer, TransformerSelfAtt
 
 from medtune.config import instantiate
 from medtune.errors import ConfigError, ModelError
+from medtune.models.common.interface import Trainable
 from medtune.models.names import is_adapter_key, state_dict_names
 from medtune.models.weights import load_weights
+from medtune.objectives.base import Objective
+from medtune.objectives.companions import load_companions
 from medtune.training.config import TrainConfig
 from medtune.training.runtime import Runtime
 
@@ -53,6 +57,27 @@ def build_model(config: TrainConfig, runtime: Runtime) -> tuple[Any, Members]:
             if is_adapter_key(name) and keys[name] not in loaded:
                 parameter.copy_(adapter_start(keys[name], parameter, config.seed))
     return model, model.parts()
+
+
+def build_companions(objective: Objective, config: TrainConfig, runtime: Runtime) -> dict[str, nn.Module]:
+    """The frozen models that a method reads beside the trained one, on the device and in evaluation mode.
+
+    One with a loader is whole on every process. A reference is built as the trained model is, sharded with it, and
+    holds the run's base weights or those that the companion names: a resumed run builds the same one again.
+
+    Raises:
+        MedtuneError: If one cannot be loaded, on every process.
+    """
+    companions = objective.companions()
+    found = runtime.together(lambda: load_companions(companions))
+    for model in found.values():
+        model.to(runtime.device)
+    for name, companion in companions.items():
+        if companion.is_reference:
+            weights = companion.weights or config.checkpoint
+            reference, _ = build_model(dataclasses.replace(config, checkpoint=weights), runtime)
+            found[name] = reference.eval().requires_grad_(False)
+    return found
 
 
 def _load_base(model: nn.Module, state: dict[str, Tensor]) -> None:
@@ -123,7 +148,7 @@ def checkpoint_activations(model: nn.Module, config: TrainConfig) -> None:
         )
 
 
-def finish(model: nn.Module, config: TrainConfig, runtime: Runtime) -> None:
+def finish(model: Any, config: TrainConfig, runtime: Runtime) -> None:
     """Activation checkpointing (one process; sharded models have it already) and compilation."""
     if runtime.world == 1:
         checkpoint_activations(model, config)
@@ -131,7 +156,7 @@ def finish(model: nn.Module, config: TrainConfig, runtime: Runtime) -> None:
         training.compile_model(model, verbose=False)
 
 
-def offloading(model: Any, config: TrainConfig, runtime: Runtime) -> contextlib.AbstractContextManager[Any]:
+def offloading(model: Trainable, config: TrainConfig, runtime: Runtime) -> contextlib.AbstractContextManager[Any]:
     """The context of a forward pass: saved activations go to host memory where the config asks for it.
 
     Raises:
@@ -143,10 +168,10 @@ def offloading(model: Any, config: TrainConfig, runtime: Runtime) -> contextlib.
         raise ConfigError("activation_offloading needs a GPU; set activation_offloading=false")
     # What the output head saves is wanted again at once, so it stays.
     stay = training.NoOpManager()
-    output = model.decoder.output
-    head = getattr(output, "linear", output)  # an output tied to the word embeddings keeps a module for hooks
-    head.register_forward_pre_hook(lambda *_: stay.__enter__())
-    head.register_forward_hook(lambda *_: stay.__exit__(), always_call=True)
+    head = model.output_head()
+    if head is not None:
+        head.register_forward_pre_hook(lambda *_: stay.__enter__())
+        head.register_forward_hook(lambda *_: stay.__exit__(), always_call=True)
     return training.OffloadActivations()
 
 

@@ -6,7 +6,6 @@ and sha256.
 """
 
 import json
-import os
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -17,6 +16,9 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from medtune.aliases import canonical
+from medtune.data.folders import write_folder
+from medtune.data.identity import differences
 from medtune.data.writing import file_sha256
 from medtune.errors import CheckpointError
 
@@ -57,22 +59,6 @@ def save_checkpoint(folder: Path, state: TrainingState, keep: int) -> Path:
     for old in list(_steps(folder))[keep:]:
         shutil.rmtree(old, ignore_errors=True)
     return final
-
-
-def write_folder(aside: Path, final: Path, write: Callable[[Path], None]) -> None:
-    """Fill ``aside`` by ``write``, flush it to disk and rename it to ``final`` in one step."""
-    shutil.rmtree(aside, ignore_errors=True)
-    aside.mkdir(parents=True)
-    write(aside)
-    readable = aside.stat().st_mode & 0o666  # as the umask has it; safetensors makes files for the owner alone
-    for path in aside.iterdir():
-        path.chmod(readable)
-        _flush(path)
-    _flush(aside)
-    if final.exists():
-        shutil.rmtree(final)
-    os.replace(aside, final)
-    _flush(final.parent)
 
 
 def _write_files(folder: Path, state: TrainingState) -> None:
@@ -134,7 +120,7 @@ def _unreadable(path: Path, error: Exception) -> CheckpointError:
 def check_identity(
     path: Path, saved: dict[str, Any], current: dict[str, Any], files: Mapping[str, Sequence[str]] | None = None
 ) -> None:
-    """Refuse to continue a run with another model, data, method or global batch.
+    """Refuse to continue a run with another model, data, method or global batch; an old name equals its new one.
 
     Args:
         path: The checkpoint, for the message.
@@ -145,14 +131,14 @@ def check_identity(
     Raises:
         CheckpointError: Naming each key that differs with both values, and its files.
     """
-    differing = [key for key in saved if key in current and saved[key] != current[key]]
+    differing = differences(canonical(saved), canonical(current), keys=saved.keys() & current.keys())
     if not differing:
         return
     lines = []
-    for key in differing:
-        named = (files or {}).get(key)
+    for found in differing:
+        named = (files or {}).get(found.key.partition(".")[0])
         hint = f" (the contents of {', '.join(named)}, or how they are read, have changed)" if named else ""
-        lines.append(f"  {key}: {_short(saved[key])} there, {_short(current[key])} here{hint}")
+        lines.append(f"  {found}{hint}")
     raise CheckpointError(
         f"checkpoint {path} belongs to another run:\n"
         + "\n".join(lines)
@@ -160,19 +146,6 @@ def check_identity(
     )
 
 
-def _short(value: Any) -> str:
-    """A value for a message; of a digest the first digits."""
-    return f"{value[:12]}..." if isinstance(value, str) and len(value) == 64 else repr(value)
-
-
 def _steps(folder: Path) -> Iterator[Path]:
     """Checkpoint folders, newest first."""
     yield from sorted((p for p in folder.glob("step_*") if p.is_dir()), reverse=True)
-
-
-def _flush(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -1,9 +1,13 @@
 """The config of a training run; one class for every training recipe."""
 
+import importlib.util
+import inspect
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from medtune.config import Component
+from medtune.aliases import resolve_part
+from medtune.config import Component, import_path
+from medtune.errors import ConfigError
 
 PARTS = ("vision", "projection", "fusion", "decoder", "adapter")
 OBJECTIVE_PARTS = ("proxy", "connector")
@@ -30,6 +34,30 @@ class ScheduleConfig:
         """Refuse what cannot be a schedule."""
         if self.warmup_steps < 0 or not 0 <= self.warmup_ratio < 1 or not 0 <= self.min_ratio <= 1:
             raise ValueError("warmup_steps must be >= 0, warmup_ratio in [0, 1), min_ratio in [0, 1]")
+
+
+LOSS = "validation_loss"
+
+
+@dataclass
+class QuestionsConfig:
+    """A small fixed set of questions, answered whenever the run validates."""
+
+    source: Component = field(metadata={"help": "dataset builder of questions, as predict reads them"})
+    protocols: list[str] = key(["open"], "how to ask")
+    limit: int = key(64, "questions asked; drawn once from the whole source, the same in every run")
+    batch_size: int = key(16, "prompts answered together")
+    max_new_tokens: int = key(32, "longest answer")
+    answers: int = key(8, "answers written to metrics.jsonl at each validation; 0 writes none")
+    draws: int = key(300, "draws of each bootstrap interval")
+
+    def __post_init__(self) -> None:
+        """Refuse sizes that no set can have."""
+        for name in ("limit", "batch_size", "max_new_tokens", "draws"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"questions.{name} must be at least 1, got {getattr(self, name)}")
+        if self.answers < 0 or not self.protocols:
+            raise ValueError("questions: answers must be at least 0, and protocols must name one")
 
 
 def _adamw() -> Component:
@@ -85,8 +113,13 @@ class TrainConfig:
         None, "checkpoint every N steps (one is always written at the end and on SIGTERM)"
     )
     keep_checkpoints: int = key(2, "newest checkpoints kept")
-    validate_every_steps: int | None = key(None, "validation loss every N steps; null: at the end of each stage")
-    early_stopping_patience: int | None = key(None, "stop after N validations without a better loss")
+    validate_every_steps: int | None = key(None, "validation every N steps; null: at the end of each stage")
+    questions: QuestionsConfig | None = key(None, "a small question set that is answered at each validation")
+    monitor: str = key(
+        LOSS, "metric that decides the best weights and early stopping, e.g. validation_loss, open/accuracy_macro"
+    )
+    monitor_direction: Literal["auto", "higher", "lower"] = key("auto", "whether higher or lower is better")
+    early_stopping_patience: int | None = key(None, "stop after N validations without a better value of `monitor`")
     resume: Literal["auto", "never", "must"] = key("auto", "continue the newest whole checkpoint of output_dir")
     export: Literal["hf", "torchtune", "none"] = key("hf", "layout of the weights written at the end")
     loggers: list[Component] = key([], "torchtune metric loggers, beside metrics.jsonl")
@@ -94,6 +127,8 @@ class TrainConfig:
 
     def __post_init__(self) -> None:
         """Refuse values that no run can have, naming the key."""
+        self.trainable = [resolve_part(part) for part in self.trainable]
+        self.learning_rates = {resolve_part(part): rate for part, rate in self.learning_rates.items()}
         for name in ("batch_size", "gradient_accumulation_steps", "log_every_steps", "keep_checkpoints"):
             _at_least(self, name, 1)
         for name in ("max_steps", "save_every_steps", "validate_every_steps", "early_stopping_patience", "epochs"):
@@ -116,3 +151,40 @@ def _at_least(config: TrainConfig, name: str, least: int) -> None:
     value = getattr(config, name)
     if value is not None and value < least:
         raise ValueError(f"{name} must be at least {least}, got {value}")
+
+
+def require_objective(config: TrainConfig, wanted: type) -> None:
+    """Refuse a config of another method than a recipe's; subclasses and old names of the method count.
+
+    Raises:
+        ConfigError: Naming both.
+    """
+    found = import_path(config.objective.path, "objective")
+    if not (isinstance(found, type) and issubclass(found, wanted)):
+        raise ConfigError(f"objective: this recipe trains {wanted.__name__}, not {config.objective.path}")
+
+
+LOGGER_PACKAGES = {
+    "WandBLogger": "wandb",
+    "CometLogger": "comet_ml",
+    "MLFlowLogger": "mlflow",
+    "TensorBoardLogger": "tensorboard",
+}
+"""torchtune's metric loggers -> the package that each imports only when it is made."""
+
+
+def check_loggers(config: TrainConfig) -> None:
+    """Refuse a metric logger whose package is missing.
+
+    Raises:
+        ConfigError: Naming the logger and how to install its package.
+    """
+    for number, logger in enumerate(config.loggers):
+        made = import_path(logger.path, f"loggers.{number}")
+        for kind in inspect.getmro(made) if isinstance(made, type) else ():
+            package = LOGGER_PACKAGES.get(kind.__name__)
+            if package is not None and importlib.util.find_spec(package) is None:
+                raise ConfigError(
+                    f"loggers.{number}: {logger.path} needs the package {package}, which is not installed: "
+                    f"pip install {package}, or leave the logger out"
+                )

@@ -9,11 +9,12 @@ from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
 
+from medtune.data.folders import write_folder
 from medtune.errors import CheckpointError
 from medtune.models.adapters import merge_adapters
 from medtune.models.weights import save_hf
-from medtune.training.checkpoints import write_folder
 from medtune.training.config import TrainConfig
+from medtune.training.run_folder import note_weights, refuse_foreign_files
 from medtune.training.runtime import Runtime
 
 
@@ -30,6 +31,7 @@ def export_weights(model: Any, config: TrainConfig, runtime: Runtime, folder: Pa
 
     Raises:
         CheckpointError: If the disk refuses.
+        ConfigError: If the folder holds files that no run wrote.
     """
     state = runtime.collect(model.state_dict().items())
     runtime.by_main(lambda: _write(merge_adapters(state, model), model, config, folder))
@@ -45,7 +47,9 @@ def _write(state: dict[str, Tensor], model: Any, config: TrainConfig, folder: Pa
             save_hf(state, model.family, path, source if source and source.is_dir() else None)
         else:
             save_file(state, path / "model.safetensors")
+        note_weights(path, folder)
 
+    refuse_foreign_files(folder)
     aside = folder.with_name(f".{folder.name}.writing")
     try:
         write_folder(aside, folder, write)

@@ -19,7 +19,7 @@ allowance             1 GB for the CUDA context and libraries, and 5% of the res
 
 import contextlib
 from collections.abc import Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -28,7 +28,7 @@ from torch import Tensor, nn
 from torchtune.modules import TransformerCrossAttentionLayer, TransformerSelfAttentionLayer
 
 from medtune.config import Component, instantiate
-from medtune.models.early_fusion import EarlyFusionVLM
+from medtune.models.common.interface import BatchShape
 
 CONTEXT_BYTES = 1e9
 FRAGMENTATION = 0.05
@@ -100,18 +100,6 @@ def _fused_attention(q: Tensor, k: Tensor, v: Tensor, attn_mask: Tensor | None =
     return _KeptByAttention.apply(q, k, v, attn_mask)
 
 
-class _Embedded(nn.Module):
-    """Stands for the word embeddings, whose lookup of image tokens depends on the data."""
-
-    def __init__(self, width: int, trained: bool) -> None:
-        super().__init__()
-        self.width, self.trained = width, trained
-
-    def forward(self, tokens: Tensor) -> Tensor:
-        shape = (*tokens.shape, self.width)
-        return torch.empty(shape, device=tokens.device, requires_grad=self.trained) * 1.0
-
-
 @contextlib.contextmanager
 def _counting(model: nn.Module) -> Iterator[Activations]:
     """Counts what autograd keeps while the block runs."""
@@ -146,100 +134,23 @@ def _counting(model: nn.Module) -> Iterator[Activations]:
             handle.remove()
 
 
-@dataclass(frozen=True)
-class Shape:
-    """A micro-batch: ``batch`` rows of ``tokens``, each with ``images`` of ``tiles`` square tiles ``size`` wide.
-
-    Where images are read as tokens, ``tokens`` counts those too.
-    """
-
-    batch: int
-    tokens: int
-    images: int
-    tiles: int
-    size: int
-
-
-def count_activations(model: Any, shape: Shape, trained: set[str], embeds_gradient: bool) -> Activations:
-    """Run encoder and decoder on the meta device and count what autograd keeps.
+def count_activations(model: Any, shape: BatchShape, trained: set[str], embeds_gradient: bool) -> Activations:
+    """Run the model on the meta device and count what autograd keeps.
 
     Args:
-        model: A VLM on the meta device; its word embeddings are replaced, so use it for nothing else.
+        model: A :class:`medtune.models.common.interface.Trainable` on the meta device.
         shape: The micro-batch.
         trained: Names of the trained parameters.
         embeds_gradient: Whether a gradient must reach the embedded tokens although no embedding is trained (a proxy).
     """
-    _train_only(model, trained)
-    width = model.decoder.norm.normalized_shape[0]
-    embeds_gradient |= any(parameter.requires_grad for parameter in model.decoder.tok_embeddings.parameters())
-    model.decoder.tok_embeddings = _Embedded(width, embeds_gradient)
-    _give_rotary_tables(model)
-    b, meta = shape.batch, torch.device("meta")
-    with _counting(model) as found:
-        features = model.encode(_vision(model, shape))
-        found.inputs.append(tensor_bytes(features))
-        rows = (b,) if reads_images_as_tokens(model) else (b, shape.tokens)
-        mask = torch.empty(*rows, features.shape[1], dtype=torch.bool, device=meta)
-        model.hidden(torch.empty(b, shape.tokens, dtype=torch.long, device=meta), features, vision_mask=mask)
-    return found
-
-
-def count_image_activations(model: Any, shape: Shape, trained: set[str]) -> Activations:
-    """Run a classifier of pictures on the meta device and count what autograd keeps.
-
-    Args:
-        model: A :class:`medtune.models.tsm.TaskModel` on the meta device.
-        shape: The micro-batch: ``batch`` pictures, ``size`` wide.
-        trained: Names of the trained parameters.
-    """
-    _train_only(model, trained)
-    with _counting(model) as found:
-        model.logits(torch.empty(shape.batch, 3, shape.size, shape.size, device="meta"))
-    return found
-
-
-def _train_only(model: nn.Module, trained: set[str]) -> None:
     for name, parameter in model.named_parameters():
         if parameter.is_floating_point():
             parameter.requires_grad_(name in trained)
-
-
-def reads_text(model: Any) -> bool:
-    """Whether a model has a language model; a classifier of pictures has none."""
-    return hasattr(model, "decoder")
-
-
-def reads_images_as_tokens(model: Any) -> bool:
-    """Whether images stand among a model's tokens (early fusion) and make its rows longer."""
-    return isinstance(model, EarlyFusionVLM)
-
-
-def image_tokens(model: Any, shape: Shape) -> int:
-    """Tokens that the images of one row add to it; none where the decoder attends to them instead."""
-    if not reads_images_as_tokens(model):
-        return 0
-    with torch.no_grad():
-        return model.encode(_vision(model, replace(shape, batch=1))).shape[1]
-
-
-def _vision(model: Any, shape: Shape) -> dict[str, Tensor]:
-    """What ``encode`` takes. Numbers that decide shapes or are looked up are real; the rest has no storage."""
-    b, i, t = shape.batch, shape.images, shape.tiles
-    early = reads_images_as_tokens(model)
-    vision = {
-        "images": torch.empty(b, i, t, 3, shape.size, shape.size, device="meta"),
-        "tiles": torch.full((b, i), t) if early else torch.empty(b, i, dtype=torch.long, device="meta"),
-    }
-    return vision if early else {**vision, "aspect_ratio": torch.tensor([t, 1]).expand(b, i, 2)}
-
-
-def _give_rotary_tables(model: Any) -> None:
-    """Empty tables for rotary positions whose values cannot be computed on the meta device."""
-    for module in model.modules():
-        if getattr(module, "is_cache_built", True) is False:
-            table = torch.empty(module.max_seq_len, module.dim // 2, 2, device="meta")
-            module.register_buffer("cache", table, persistent=False)
-            module.is_cache_built = True
+    with _counting(model) as found:
+        features = model.meta_forward(shape, embeds_gradient)
+        if features is not None:
+            found.inputs.append(tensor_bytes(features))
+    return found
 
 
 def gathered_bytes(model: nn.Module) -> int:
@@ -249,12 +160,6 @@ def gathered_bytes(model: nn.Module) -> int:
     inside = {id(p) for stack in layers for p in stack.parameters()}
     root = sum(tensor_bytes(p) for p in model.parameters() if id(p) not in inside)
     return root + 2 * max(units, default=0)
-
-
-def vocabulary(model: Any) -> int:
-    """Logits per token; a tied output has no weight of its own."""
-    output = model.decoder.output
-    return (output if hasattr(output, "weight") else model.decoder.tok_embeddings).weight.shape[0]
 
 
 def logits_bytes(tokens: int, chunk: int, vocabulary: int, dtype: torch.dtype) -> int:

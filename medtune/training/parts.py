@@ -1,14 +1,16 @@
 """The parts of what is trained: which parameters they hold, whether they train, whether a gradient reaches them."""
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule
+from torch.distributed.tensor import DTensor
 
 from medtune.errors import ConfigError, TrainingError
+from medtune.models.common.interface import Trainable
 
 WRAPPERS = ("_checkpoint_wrapped_module.", "_orig_mod.")
 
@@ -28,7 +30,7 @@ class TrainedParts:
         members: Part name -> names of its parameters; an objective's parts stand beside the model's.
     """
 
-    model: nn.Module
+    model: Trainable
     objective: nn.Module
     members: dict[str, list[str]]
 
@@ -75,7 +77,7 @@ class TrainedParts:
         return "\n".join(lines)
 
 
-def _unsharded_one_by_one(model: nn.Module) -> Iterator[tuple[str, Any]]:
+def _unsharded_one_by_one(model: Any) -> Iterator[tuple[str, Any]]:
     """Visit each unit of FSDP while its parameters are whole, then the model as it rests.
 
     FSDP keeps two sets of parameters, and a flag such as ``requires_grad`` must be set on both. One unit at a time is
@@ -102,17 +104,24 @@ class GradientWatch:
         self.waiting = dict(members)
         self.left = patience
 
-    def look(self, named: dict[str, nn.Parameter], reduce: Callable[[Tensor], Tensor]) -> None:
-        """Look at the gradients of one step, before they are cleared.
+    def reached(self, named: dict[str, nn.Parameter], device: torch.device) -> Tensor:
+        """Look at the gradients of one step, before they are cleared, without waiting for the device.
+
+        Returns:
+            For each waiting part whether a gradient reached it on this process, as 0 or 1, fp64; empty when none waits.
+        """
+        found = [_reached([named[name] for name in members], device) for members in self.waiting.values()]
+        return torch.stack(found).double() if found else torch.zeros(0, dtype=torch.float64, device=device)
+
+    def note(self, reached: Sequence[float]) -> None:
+        """Take in what :meth:`reached` gave, summed over processes.
 
         Raises:
             TrainingError: When a trained part has seen no gradient for ``patience`` steps.
         """
         if not self.waiting:
             return
-        parts = list(self.waiting)
-        seen = torch.tensor([float(any(_has_gradient(named[n]) for n in self.waiting[part])) for part in parts])
-        for part, value in zip(parts, reduce(seen).tolist(), strict=True):
+        for part, value in zip(list(self.waiting), reached, strict=True):
             if value:
                 del self.waiting[part]
         self.left -= 1
@@ -123,9 +132,11 @@ class GradientWatch:
             )
 
 
-def _has_gradient(parameter: nn.Parameter) -> bool:
-    gradient = parameter.grad
-    if gradient is None:
-        return False
-    local = gradient.to_local() if hasattr(gradient, "to_local") else gradient
-    return bool((local != 0).any())
+def _reached(parameters: list[nn.Parameter], device: torch.device) -> Tensor:
+    """Whether any of these parameters has a gradient that is not zero; a scalar on the device."""
+    found = torch.zeros((), dtype=torch.bool, device=device)
+    for gradient in (parameter.grad for parameter in parameters):
+        if gradient is not None:
+            local = gradient.to_local() if isinstance(gradient, DTensor) else gradient
+            found = found | (local != 0).any()
+    return found

@@ -16,11 +16,13 @@ from medtune.config import Component, import_path, instantiate, load_config, res
 from medtune.data.batching import BatchPlan
 from medtune.data.preflight import Preflight, preflight
 from medtune.errors import ConfigError, MedtuneError
+from medtune.models.common.interface import BatchShape, Trainable
 from medtune.objectives.base import Objective, Stage
+from medtune.objectives.companions import load_companions
 from medtune.training import memory
 from medtune.training.building import DTYPES
 from medtune.training.clock import Clock
-from medtune.training.config import TrainConfig
+from medtune.training.config import TrainConfig, check_loggers
 from medtune.training.feature_cache import check_frozen, readable_size
 from medtune.training.optimization import check_rates
 from medtune.training.parts import TrainedParts
@@ -99,11 +101,13 @@ def plan(config: str, overrides: Sequence[str] = (), gpus: int | None = None) ->
     transform = _try(lambda: instantiate(settings.transform), result.problems)
     objective: Objective = instantiate(settings.objective)
     model = _meta_model(settings)
+    objective.attach(load_companions(objective.companions(), result.problems))
     objective.bind(model, transform or _stand_in(), settings.seed)
-    result.problems += [*([objective.missing] if objective.missing else []), *getattr(model, "missing", ())]
+    result.problems += model.missing
     parts = TrainedParts(model, objective, {**model.parts(), **objective.parts()})
     stages = objective.stages(tuple(settings.trainable), settings.epochs, settings.max_steps)
     _try(lambda: check_rates(settings.learning_rates, stages, parts, objective.parts()), result.problems)
+    _try(lambda: check_loggers(settings), result.problems)
     if settings.feature_cache is not None and transform is not None:
         _try(lambda: check_frozen(stages, parts, transform), result.problems)
     for stage in stages:
@@ -138,7 +142,7 @@ def _stand_in() -> Any:
     return SimpleNamespace(placeholder_text="x", placeholder_id=0, image_id=0, pad_id=0, stop_ids=[])
 
 
-def _meta_model(config: TrainConfig) -> Any:
+def _meta_model(config: TrainConfig) -> Trainable:
     with training.set_default_dtype(DTYPES[config.dtype]), torch.device("meta"):
         return instantiate(config.model)
 
@@ -169,7 +173,7 @@ def _data_text(
     checked = data.checked
     clock = Clock(tuple(stages), len(BatchPlan([1] * data.rows, batch, config.seed)))
     lengths = f"mean {data.mean_tokens:.0f}, longest {checked.longest.max()}"
-    kind = ", those of images among them" if memory.reads_images_as_tokens(model) else " of text; images add none"
+    kind = ", those of images among them" if model.images_as_tokens else " of text; images add none"
     usable = f"({len(checked.lengths):,} rows measured, {len(checked.problems)} unusable)"
     steps = ", ".join(f"{stage.name} {clock.length(index):,}" for index, stage in enumerate(stages))
     read = [
@@ -177,8 +181,8 @@ def _data_text(
         f"tiles per sample     mean {checked.tiles.mean():.1f}, most {checked.most_tiles.max()}",
         f"tokens per step      about {batch * data.mean_tokens:,.0f}{kind}",
     ]
-    if not memory.reads_text(model):
-        read = [f"pictures per sample  1, {_picture_size(model)} px wide {usable}"]
+    if not model.reads_text:
+        read = [f"pictures per sample  1, {model.image_size} px wide {usable}"]
     lines += [*read, f"steps                {steps}; {clock.total:,} in all"]
     if config.feature_cache is not None and transform is not None:
         tiles = data.rows * float(checked.tiles.mean())
@@ -188,10 +192,6 @@ def _data_text(
     return "\n".join([f"training rows        {data.rows:,}", *lines])
 
 
-def _picture_size(classifier: Any) -> int:
-    return int(classifier.transform.image_size)
-
-
 def _argument(component: Component, name: str, otherwise: int) -> int:
     """A component's argument as written, else the builder's default."""
     parameter = inspect.signature(import_path(component.path)).parameters.get(name)
@@ -199,26 +199,20 @@ def _argument(component: Component, name: str, otherwise: int) -> int:
     return int(component.get(name, default))
 
 
-def _tile_size(model: Any) -> int:
-    """Side of a tile that a model's published config tells."""
-    size = model.family.hf_config()["vision_config"]["image_size"]
-    return size if isinstance(size, int) else size[0]
-
-
-def _largest_batch(config: TrainConfig, model: Any, data: Data | None, transform: Any) -> memory.Shape:
-    if not memory.reads_text(model):
-        return memory.Shape(config.batch_size, 0, 1, 1, _picture_size(model))
+def _largest_batch(config: TrainConfig, model: Any, data: Data | None, transform: Any) -> BatchShape:
+    if not model.reads_text:
+        return BatchShape(config.batch_size, 0, 1, 1, model.image_size)
     if transform is None:
-        size = _argument(config.transform, "image_size", 0) or _tile_size(model)
+        size = _argument(config.transform, "image_size", 0) or model.image_size
         most = _argument(config.transform, "max_num_tiles", 1)
     else:
         size, most = transform.tiler.size, transform.tiler.max_tiles
     tiles = most if data is None else max(1, int(data.checked.most_tiles.max()))
-    shape = memory.Shape(config.batch_size, ASSUMED_TOKENS, -(-tiles // most), min(tiles, most), size)
+    shape = BatchShape(config.batch_size, ASSUMED_TOKENS, -(-tiles // most), min(tiles, most), size)
     if data is not None:
         return replace(shape, tokens=int(data.checked.longest.max()))
     with training.set_default_dtype(DTYPES[config.dtype]):
-        return replace(shape, tokens=ASSUMED_TOKENS + memory.image_tokens(model, shape))
+        return replace(shape, tokens=ASSUMED_TOKENS + model.image_tokens(shape))
 
 
 def _memory(
@@ -231,10 +225,12 @@ def _memory(
     shape = replace(shape, batch=shape.batch * objective.rows)
     chunk = _argument(config.objective, "chunk_tokens", 0) * objective.rows
     fixed = {"weights": sum(memory.tensor_bytes(p) for p in parts.named().values()) / world}
+    if objective.companions():
+        fixed["companions"] = _companion_bytes(objective, fixed["weights"])
     if world > 1:
         fixed["gathered layers"] = memory.gathered_bytes(model)
-    if memory.reads_text(model):
-        fixed["logits"] = memory.logits_bytes(shape.batch * shape.tokens, chunk, memory.vocabulary(model), dtype)
+    if model.reads_text:
+        fixed["logits"] = memory.logits_bytes(shape.batch * shape.tokens, chunk, model.vocab_size, dtype)
     per_element = memory.optimizer_bytes_per_element(config.optimizer, dtype)
     largest: dict[str, float] = {}
     for stage in stages:
@@ -249,19 +245,21 @@ def _memory(
         }
         largest = max(largest, need, key=lambda items: sum(items.values()))
     largest["allowance"] = memory.CONTEXT_BYTES + memory.FRAGMENTATION * sum(largest.values())
-    order = ("weights", "gradients", "optimizer", "gathered layers", "activations", "logits", "allowance")
+    order = ("weights", "companions", "gradients", "optimizer", "gathered layers", "activations", "logits", "allowance")
     return {item: largest[item] for item in order if item in largest}
 
 
-def _activations(config: TrainConfig, model: Any, shape: memory.Shape, trained: set[str], proxied: bool) -> float:
-    if not memory.reads_text(model):
-        with training.set_default_dtype(DTYPES[config.dtype]):
-            return memory.count_image_activations(model, shape, trained).total
-    embeddings = model.decoder.tok_embeddings
+def _companion_bytes(objective: Objective, weights: float) -> float:
+    """Bytes of the frozen models beside the trained one: those that were found, and references as large as it is."""
+    found = (p for model in objective.beside.values() for p in model.parameters())
+    references = sum(companion.is_reference for companion in objective.companions().values())
+    return sum(memory.tensor_bytes(p) for p in found) + references * weights
+
+
+def _activations(config: TrainConfig, model: Any, shape: BatchShape, trained: set[str], proxied: bool) -> float:
     with warnings.catch_warnings(), training.set_default_dtype(DTYPES[config.dtype]):
         warnings.simplefilter("ignore")
         found = memory.count_activations(model, shape, trained, proxied)
-    model.decoder.tok_embeddings = embeddings
     if config.activation_offloading:
         return max(found.inside, default=0)
     return found.checkpointed() if config.activation_checkpointing else found.total

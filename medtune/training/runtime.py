@@ -57,7 +57,9 @@ class Runtime:
                 )
             torch.cuda.set_device(place)
         if world > 1 and not dist.is_initialized():
-            dist.init_process_group("nccl" if device == "cuda" else "gloo", timeout=SETUP_TIMEOUT)
+            # gloo beside NCCL: counts that lie in host memory are summed there, without waiting for the device.
+            backend = "cuda:nccl,cpu:gloo" if device == "cuda" else "gloo"
+            dist.init_process_group(backend, timeout=SETUP_TIMEOUT)
         return Runtime(place, world, rank)
 
     def settle(self) -> None:
@@ -93,6 +95,14 @@ class Runtime:
         if self.world > 1:
             dist.all_reduce(values)
         return values
+
+    def sum_on_host(self, values: list[float]) -> list[float]:
+        """Sum plain numbers over processes, in host memory and fp64."""
+        if self.world == 1:
+            return values
+        held = torch.tensor(values, dtype=torch.float64)
+        dist.all_reduce(held)
+        return held.tolist()
 
     def gather(self, value: Any) -> list[Any]:
         """Every process's value, on every process."""

@@ -1,6 +1,6 @@
 """A run's checkpoints: what goes in, whether one belongs to this run, and putting it back."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -9,11 +9,13 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from medtune.config import to_plain
+from medtune.data.identity import named_paths
 from medtune.errors import CheckpointError
 from medtune.training import checkpoints, optimization
 from medtune.training.building import base_fingerprint
 from medtune.training.checkpoints import TrainingState
 from medtune.training.config import TrainConfig
+from medtune.training.contents import content_files, run_contents
 from medtune.training.data import DataFeed
 from medtune.training.runtime import Runtime
 
@@ -38,17 +40,14 @@ def identity(config: TrainConfig, feed: DataFeed, validation: DataFeed | None = 
         "sampling": config.sampling,
         "bucket": config.bucket,
         "transform": shown,
+        **run_contents(config),
         **held_out,
     }
 
 
-def _files(node: Any) -> Iterator[str]:
+def _files(node: Any) -> list[str]:
     """Every file that a component names, however deep."""
-    if isinstance(node, str) and Path(node).expanduser().is_file():
-        yield node
-    elif isinstance(node, dict | list):
-        for value in node.values() if isinstance(node, dict) else node:
-            yield from _files(value)
+    return [str(path) for _, path in named_paths(to_plain(node)) if path.is_file()]
 
 
 class Snapshots:
@@ -85,9 +84,10 @@ class Snapshots:
             )
         config = self.config
         files = {
-            "data": list(_files(config.dataset)),
-            "validation": list(_files(config.dataset_val)),
+            "data": _files(config.dataset),
+            "validation": _files(config.dataset_val),
             "weights": [config.checkpoint] if config.checkpoint else [],
+            **{key: list(map(str, held.values())) for key, held in content_files(config).items()},
         }
         checkpoints.check_identity(path, checkpoints.load_values(path)["identity"], self.identity, files)
         return path

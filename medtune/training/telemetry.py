@@ -11,6 +11,7 @@ from omegaconf import OmegaConf
 from tqdm import tqdm
 
 from medtune.config import Component, instantiate, to_plain
+from medtune.data.writing import write_whole
 from medtune.errors import TrainingError
 
 
@@ -99,6 +100,4 @@ def _keep_lines_up_to(path: Path, step: int) -> None:
                     kept.append(f"{line}\n")
             except (ValueError, KeyError):
                 continue
-    aside = path.with_name(f".{path.name}.writing")
-    aside.write_text("".join(kept), encoding="utf-8")
-    aside.replace(path)
+    write_whole(path, "".join(kept))

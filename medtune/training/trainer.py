@@ -5,7 +5,6 @@ samples, the learning rate and the random numbers of the next step, so a checkpo
 """
 
 import dataclasses
-import fcntl
 import hashlib
 import json
 import math
@@ -19,18 +18,22 @@ from typing import Any
 import torch
 
 from medtune.config import instantiate, save_config
-from medtune.errors import CheckpointError, MedtuneError, TrainingError
+from medtune.data.writing import write_whole
+from medtune.errors import MedtuneError, TrainingError
+from medtune.models.common.interface import Trainable
 from medtune.objectives.base import Objective, Stage
 from medtune.training import building, feature_cache, optimization
 from medtune.training.clock import Clock, rate_factor
-from medtune.training.config import TrainConfig
+from medtune.training.config import TrainConfig, check_loggers
 from medtune.training.data import DataFeed, on_device
 from medtune.training.export import export_weights
 from medtune.training.parts import GradientWatch, TrainedParts
+from medtune.training.questions import QuestionSet
+from medtune.training.run_folder import claim_run_folder
 from medtune.training.runtime import Runtime
 from medtune.training.snapshots import Snapshots, identity, put_back
 from medtune.training.telemetry import Telemetry
-from medtune.training.validation import Best, validation_loss
+from medtune.training.validation import EarlyStopping, Validation
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT)
 WATCHED_STEPS = 8
@@ -44,7 +47,7 @@ class Trainer:
         runtime: Where it happens; started from the environment when absent.
     """
 
-    model: Any
+    model: Trainable
 
     def __init__(self, config: TrainConfig, runtime: Runtime | None = None) -> None:
         self.config = config
@@ -52,7 +55,7 @@ class Trainer:
         self.folder = Path(config.output_dir)
         self.step = 0
         self.tokens = 0
-        self.best = Best()
+        self.best = EarlyStopping()
         self.skipped: dict[str, str] = {}
         self.stop_signal = 0
 
@@ -65,23 +68,27 @@ class Trainer:
             MedtuneError: Whatever can be known to be wrong before the first step.
         """
         config, runtime = self.config, self.runtime
+        check_loggers(config)
         runtime.by_main(self._claim_folder)
         self.transform = instantiate(config.transform)
         self.transform.dtype = building.DTYPES[config.dtype]
         self.objective: Objective = instantiate(config.objective)
         self.model, members = building.build_model(config, runtime)
+        self.objective.attach(building.build_companions(self.objective, config, runtime))
         self.objective.bind(self.model, self.transform, config.seed)
         self.objective.to(runtime.device)
         self.parts = TrainedParts(self.model, self.objective, {**members, **self.objective.parts()})
         stages = tuple(self.objective.stages(tuple(config.trainable), config.epochs, config.max_steps))
         optimization.check_rates(config.learning_rates, stages, self.parts, self.objective.parts())
         self.feed = self._feed(config.dataset, stages)
-        self.validation = self._feed(config.dataset_val, stages, shuffle=False) if config.dataset_val else None
+        self.held_out = self._feed(config.dataset_val, stages, shuffle=False) if config.dataset_val else None
+        questions = QuestionSet(config, self.transform, runtime) if config.questions else None
+        self.validation = Validation(config, self.held_out, questions)
         self.clock = Clock(stages, self.feed.steps_per_epoch)
         building.finish(self.model, config, runtime)
         self.offload = building.offloading(self.model, config, runtime)
         self._use_features(stages)
-        self.snapshots = Snapshots(config, runtime, identity(config, self.feed, self.validation))
+        self.snapshots = Snapshots(config, runtime, identity(config, self.feed, self.held_out))
         self._resume()
         self.telemetry = Telemetry(
             self.folder, config.loggers, config, self.clock.total, self.step, active=runtime.is_main
@@ -97,22 +104,13 @@ class Trainer:
         if self.config.feature_cache is None:
             return
         feature_cache.check_frozen(stages, self.parts, self.transform)
-        for name, feed in (("train", self.feed), ("validation", self.validation)):
+        for name, feed in (("train", self.feed), ("validation", self.held_out)):
             if feed is not None:
                 folder = Path(self.config.feature_cache) / name
                 feature_cache.use_features(feed, folder, self.model, self.objective, self.runtime, self._say)
 
     def _claim_folder(self) -> None:
-        """One run per folder; the lock dies with the process, and data workers do not inherit it."""
-        try:
-            self.folder.mkdir(parents=True, exist_ok=True)
-            self.lock = (self.folder / ".lock").open("w")
-        except OSError as error:
-            raise CheckpointError(f"output_dir: cannot write into {self.folder}: {error}") from error
-        try:
-            fcntl.lockf(self.lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            raise CheckpointError(f"{self.folder} is in use by another run; set another output_dir") from error
+        self.lock = claim_run_folder(self.config)
 
     def _resume(self) -> None:
         found = self.snapshots.newest(self._say)
@@ -120,7 +118,7 @@ class Trainer:
             return self._enter_stage(0)
         path, state = found
         values = state.values
-        self.step, self.tokens, self.best = values["step"], values["tokens"], Best(**values["best"])
+        self.step, self.tokens, self.best = values["step"], values["tokens"], EarlyStopping.of(values["best"])
         self.skipped = values["skipped"]
         put_back(path, state.model, self.parts.named(), self.runtime.device)
         self.objective.load_state_dict(state.objective)
@@ -141,7 +139,7 @@ class Trainer:
         stage = self.stage
         self.parts.train_only(stage.trainable)
         self.objective.begin_stage(stage)
-        for feed in filter(None, (self.feed, self.validation)):
+        for feed in filter(None, (self.feed, self.held_out)):
             feed.begin_stage(stage)
         self.trained = self.parts.select(stage.trainable)
         self.own = {name for name, _ in self.objective.named_parameters()}
@@ -228,19 +226,34 @@ class Trainer:
         return 0
 
     def _optimizer_step(self, batches: list[dict[str, Any]]) -> int:
-        """One update over the micro-batches of this process; returns a signal's number when one arrived anywhere."""
-        sums = self.runtime.sum(self._forward_backward(batches)).tolist()
-        loss_sum, weight, tokens, *noted = sums[: 3 + len(SIGNALS)]
+        """One update over the micro-batches of this process; returns a signal's number when one arrived anywhere.
+
+        The weight of the step is counted on the host, before the forward pass. Everything that the device finds (loss,
+        metrics, gradient norm, which parts a gradient reached) comes over in one transfer, which is the only time that
+        the loop waits for it; a loss or gradient that is not finite is seen then, before the weights change.
+        """
+        weight, tokens = self.runtime.sum_on_host(self._counts(batches))
         scale = 1.0 / max(weight, 1.0)
-        metrics = {name: value * scale for name, value in zip(self.metric_names, sums[3 + len(SIGNALS) :], strict=True)}
-        loss = loss_sum * scale
+        sums = self._forward_backward(batches)
+        reached = self.watch.reached(self.trained, sums.device)
+        sums = self.runtime.sum(torch.cat([sums, reached]))
         optimization.scale_gradients(self.trained, self.own, scale, self.runtime.world)
         parameters = list(self.trained.values())
-        norm = float(optimization.gradient_norm(parameters))
-        self._guard(loss, norm, batches)
-        self.watch.look(self.trained, lambda seen: self.runtime.sum(seen.to(self.runtime.device)).cpu())
+        norm = optimization.gradient_norm(parameters).double().reshape(1).to(sums.device)
+        *found, gradient_norm = torch.cat([sums, norm]).tolist()
+        loss_sum, counted, *noted = found[: 2 + len(SIGNALS)]
+        values = found[2 + len(SIGNALS) : len(found) - len(reached)]
+        shown = {name: value * scale for name, value in zip(self.metric_names, values, strict=True)}
+        loss = loss_sum * scale
+        self._guard(loss, gradient_norm, batches)
+        if counted != weight:
+            raise TrainingError(
+                f"step {self.step}: {type(self.objective).__name__}.weight counted {weight:g}, but its forward pass "
+                f"{counted:g}; the two must agree, since the gradients are divided by the first"
+            )
+        self.watch.note(found[len(found) - len(reached) :])
         if self.config.clip_grad_norm is not None:
-            optimization.clip_gradients(parameters, norm, self.config.clip_grad_norm)
+            optimization.clip_gradients(parameters, gradient_norm, self.config.clip_grad_norm)
         stage_step = self.clock.position(self.step).stage_step
         factor = rate_factor(self.config.schedule, stage_step, self.clock.length(self.stage_index))
         optimization.set_rates(self.optimizer, factor)
@@ -249,13 +262,18 @@ class Trainer:
         self.objective.after_step()
         self.step += 1
         self.tokens += int(tokens)
-        self._report_step({"loss": loss, "grad_norm": norm, **metrics}, int(tokens), int(weight))
+        self._report_step({"loss": loss, "grad_norm": gradient_norm, **shown}, int(tokens), weight)
         return next((int(number) for number, count in zip(SIGNALS, noted, strict=True) if count), 0)
 
+    def _counts(self, batches: list[dict[str, Any]]) -> list[float]:
+        """Weight and tokens of this process's micro-batches, read while they lie in host memory."""
+        weight = sum(self.objective.weight(batch) for batch in batches)
+        return [weight, sum(float(batch["padding"].sum()) for batch in batches)]
+
     def _forward_backward(self, batches: list[dict[str, Any]]) -> torch.Tensor:
-        """Gradients of this process's share; returns loss, weight, tokens, who has seen which signal, metrics."""
+        """Gradients of this process's share; returns loss, weight, who has seen which signal, metrics."""
         device = self.runtime.device
-        sums = torch.zeros(3, dtype=torch.float64, device=device)
+        sums = torch.zeros(2, dtype=torch.float64, device=device)
         metrics: dict[str, torch.Tensor] = {}
         for number, batch in enumerate(batches):
             self._collect_skips(batch)
@@ -264,8 +282,7 @@ class Trainer:
             with self.offload:
                 output = self.model.compute(self.objective, batch)
             output.loss_sum.backward()
-            tokens = batch["padding"].sum()
-            sums += torch.stack([output.loss_sum.detach().double(), output.weight.double(), tokens.double()])
+            sums += torch.stack([output.loss_sum.detach().double(), output.weight.double()])
             for name, value in output.metrics.items():
                 metrics[name] = metrics.get(name, 0.0) + value.detach().double()
         self.metric_names = list(metrics)
@@ -297,7 +314,7 @@ class Trainer:
                 self.skipped[reason] = name
                 self.telemetry.say(f"skipped {name}: {reason}")
 
-    def _report_step(self, shown: dict[str, float], tokens: int, supervised: int) -> None:
+    def _report_step(self, shown: dict[str, float], tokens: int, weight: float) -> None:
         rate = tokens / max(self.telemetry.elapsed(), 1e-9)
         self.telemetry.step(self.stage.name, {**shown, "tok/s": rate})
         if self.step % self.config.log_every_steps and self.step != self.clock.total:
@@ -306,7 +323,7 @@ class Trainer:
             "stage": self.stage.name,
             "epoch": self.clock.position(self.step - 1).epoch,
             **shown,
-            "supervised_tokens": supervised,
+            "weight": int(weight) if weight == int(weight) else weight,
             "tokens_per_second": round(rate, 1),
             **{f"lr/{group['part']}": group["lr"] for group in self.optimizer.param_groups},
         }
@@ -322,22 +339,24 @@ class Trainer:
         return self.best.exhausted(self.config.early_stopping_patience)
 
     def _validate_if_due(self) -> None:
-        """Validation loss; in the last stage also the best weights so far and early stopping."""
+        """Validate; in the last stage also keep the best weights so far and stop early."""
         every = self.config.validate_every_steps
         due = self.stage_over or (every and self.step and self.step % every == 0)
-        if self.validation is None or not due or self.best.checked == self.step:
+        if not self.validation.possible or not due or self.best.checked == self.step:
             return
-        loss = validation_loss(self.model, self.objective, self.validation, self.runtime, self._collect_skips)
+        found = self.validation.measure(self.model, self.objective, self.runtime, self._collect_skips)
         self.best.checked = self.step
-        self.telemetry.log(self.step, {"validation_loss": loss, "stage": self.stage.name})
+        self.telemetry.log(self.step, {**found.row(), "stage": self.stage.name})
+        value, higher = found.monitored(self.config, self.objective)
         better = False
         if self.stage_index == len(self.clock.stages) - 1:
-            better = self.best.update(self.step, loss)
+            better = self.best.update(self.step, value, higher)
             if better and self.config.export != "none":
                 export_weights(self.model, self.config, self.runtime, self.folder / "best")
-        self.telemetry.say(f"step {self.step}: validation loss {loss:.4f}{' (best)' if better else ''}")
+        shown = self.config.monitor.replace("_", " ")
+        self.telemetry.say(f"step {self.step}: {shown} {value:.4f}{' (best)' if better else ''}")
         if self._gave_up:
-            self.telemetry.say(f"no better validation loss for {self.best.worse} validations: stopping early")
+            self.telemetry.say(f"no better {shown} for {self.best.worse} validations: stopping early")
         self.telemetry.elapsed()
 
     def _save(self) -> None:
@@ -363,7 +382,7 @@ class Trainer:
             self.runtime.by_main(lambda: self.objective.export(self.folder))
         for skipped in self.runtime.gather(self.skipped):
             self.skipped |= skipped
-        feeds = [self.feed] + ([self.validation] if self.validation else [])
+        feeds = [self.feed] + ([self.held_out] if self.held_out else [])
         found = [(problem.reason, problem.id) for feed in feeds for problem in feed.checked.problems]
         listed = [{"id": name, "reason": reason} for reason, name in [*found, *self.skipped.items()]]
         if self.runtime.is_main:
@@ -372,8 +391,8 @@ class Trainer:
                 "tokens": self.tokens,
                 "seconds": round(seconds, 1),
                 "samples": len(self.feed.checked.lengths),
-                "best_validation": dataclasses.asdict(self.best),
+                "best_validation": {"monitor": self.config.monitor, **dataclasses.asdict(self.best)},
                 "skipped": listed,
             }
-            (self.folder / "summary.json").write_text(json.dumps(summary, indent=1), encoding="utf-8")
+            write_whole(self.folder / "summary.json", json.dumps(summary, indent=1))
             self._say(f"{self.step} steps, {self.tokens:,} tokens, {len(listed)} samples skipped: {self.folder}")

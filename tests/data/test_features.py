@@ -14,7 +14,7 @@ from PIL import Image
 from medtune.data.features import EncodedPicture, EncodedSource, FeatureShards, PictureItems, find_pictures
 from medtune.data.sample import Message, Sample
 from medtune.datasets import jsonl_dataset, mixture_dataset
-from medtune.errors import DataError
+from medtune.errors import ConfigError, DataError
 from medtune.models.mini import mini_internvl, mini_internvl_transform, mini_transform, mini_vlm
 from tests.data.tools import LetterTransform
 
@@ -87,8 +87,8 @@ def kept(source: Any, model: Any, transform: Any, folder: Path) -> FeatureShards
         batch = items.collate([items(source, number, random.Random(0), transform)], transform)
         encoded.append(model.encode(batch["vision"])[0].unflatten(0, (int(found.tiles[number]), -1)))
     shards = FeatureShards(folder, found, np.array([0, 2, 3]))
-    shards.write(0, torch.cat(encoded[:2]), None, {})
-    shards.write(1, encoded[2], None, {})
+    shards.write(0, [{"features": one} for one in encoded[:2]])
+    shards.write(1, [{"features": encoded[2]}])
     return shards
 
 
@@ -111,13 +111,17 @@ def test_a_batch_of_features_is_what_the_encoder_gives(kind: str, rows: dict[str
     assert not ours["features"][~seen].any()
 
 
+PLACES = (slice(0, 2), slice(2, 3), slice(3, 9))  # tiles of three pictures
+
+
 def test_reading_takes_a_picture_its_own_features_and_why_it_has_none(tmp_path: Path, rows: dict[str, Any]) -> None:
     found = find_pictures(instantiate_source(rows), range(4), LetterTransform(), progress=False)
     shards = FeatureShards(tmp_path, found, np.array([0, 2, 3]))
     features, own = torch.randn(9, 4, 5).bfloat16(), torch.randn(3, 1, 7)
     assert not shards.is_whole(0)
-    shards.write(0, features[:3], own[:2], {1: "it is torn"})
-    shards.write(1, features[3:], own[2:], {})
+    items = [{"features": features[at], "own": own[number][None]} for number, at in enumerate(PLACES)]
+    shards.write(0, items[:2], {1: "it is torn"})
+    shards.write(1, items[2:])
     assert shards.is_whole(0) and shards.is_whole(1)
     first, last = shards.read(0), shards.read(2)
     assert first.size == (32, 16) and torch.equal(first.features, features[:2]) and torch.equal(first.own, own[0])
@@ -126,7 +130,7 @@ def test_reading_takes_a_picture_its_own_features_and_why_it_has_none(tmp_path: 
         shards.read(1)
     shards.path(1).write_bytes(shards.path(1).read_bytes()[:-1])
     assert not shards.is_whole(1)
-    with pytest.raises(DataError, match="start again"):
+    with pytest.raises(ConfigError, match="start again"):
         FeatureShards(tmp_path, found, shards.starts).read(2)
 
 

@@ -92,3 +92,24 @@ def test_bad_input_is_one_line(recipe, prepared, questions, answer, capsys, over
     error = capsys.readouterr().err
     assert says in error and error.count("\n") == 1
     assert not (prepared / "scored" / "results.json").exists()
+
+
+def test_what_was_asked_is_read_from_the_record(recipe, prepared, questions, answer, capsys):
+    asked = {"protocols": ["open", "yes_no"], "swapped": ["yes_no"], "limit": 6, "seed": 3}
+    queries = plan_queries(questions[:6], ["open", "yes_no"], swapped=["yes_no"], seed=3)
+    write_predictions(prepared / "predictions.jsonl", [answer(query) for query in queries])
+    (prepared / "predictions.meta.json").write_text(json.dumps({"config": asked}))
+    assert run(recipe, prepared) == 0
+    results = json.loads((prepared / "scored" / "results.json").read_text())
+    assert results["counts"]["questions"] == 6
+    assert list(results["protocols"]) == ["open", "yes_no"]
+    told = results["provenance"]["config"]
+    assert {key: told[key] for key in asked} == asked
+    assert results["provenance"]["seed"] == 3
+    written = [f"{key}={json.dumps(value)}" for key, value in asked.items()]
+    assert run(recipe, prepared, *written) == 0
+    again = json.loads((prepared / "scored" / "results.json").read_text())
+    assert again == results
+    capsys.readouterr()
+    assert run(recipe, prepared, "limit=5") == 2
+    assert "limit: 5 is asked for" in capsys.readouterr().err

@@ -5,7 +5,7 @@ import torch
 from torch import Tensor, nn
 
 from medtune.errors import ModelError
-from medtune.modules.exemplar import ExemplarConnector, TokenRows, hide_images, insert_placeholders, pack, widen
+from medtune.modules.exemplar import ExemplarConnector, TokenRows, hide_images, insert_placeholders, widen
 
 IMAGE, SLOT, PAD, NO = 90, 7, 0, -100
 
@@ -111,24 +111,6 @@ def test_widening_fills_on_the_right(rows: TokenRows) -> None:
         assert torch.equal(found.labels[:, :-more], rows.labels) and bool((found.labels[:, -more:] == NO).all())
     if rows.vision_mask.dim() == 3:
         assert torch.equal(found.vision_mask[:, :-more], rows.vision_mask) and not found.vision_mask[:, -more:].any()
-
-
-def test_packed_rows_hold_the_shared_beginning_once() -> None:
-    plain = early()
-    rows, mask, positions = pack(plain, insert(plain, 1), PAD)
-    assert values(rows.tokens) == [
-        [5, IMAGE, IMAGE, 6, 9, SLOT, 6, 9, PAD],
-        [5, IMAGE, 8, PAD, PAD, SLOT, 8, PAD, PAD],
-    ]
-    assert values(rows.labels) == [[NO] * 4 + [9, NO, NO, 9, NO], [NO, NO, 8, NO, NO, NO, 8, NO, NO]]
-    assert values(rows.placeholders) == [[0, 0, 0, 0, 0, 1, 0, 0, 0]] * 2
-    assert positions[0].tolist() == [0, 1, 2, 3, 4, 3, 4, 5, 5]
-    assert positions[1, :7].tolist() == [0, 1, 2, 3, 4, 2, 3]
-    # the first row's last word with exemplar: it sees the beginning, the exemplar and its own words, not the others
-    assert values(mask[0, 7]) == [1, 1, 1, 0, 0, 1, 1, 1, 0]
-    assert values(mask[0, 4]) == [1, 1, 1, 1, 1, 0, 0, 0, 0]
-    assert values(mask[1, 6]) == [1, 1, 0, 0, 0, 1, 1, 0, 0]
-    assert bool(mask.any(dim=2).all()), "a token that sees nothing would be not a number"
 
 
 def test_the_connector_is_norm_linear_gelu_linear() -> None:

@@ -36,6 +36,17 @@ def sgd_run(objective: InstFree, rate: float, steps: int = 5) -> torch.Tensor:
     return objective.proxy.weight.detach().clone()
 
 
+def test_the_proxys_start_is_the_runs_seed_and_nothing_elses() -> None:
+    starts = []
+    for seed, disturbance in ((1, 5), (1, 6), (2, 5)):
+        torch.manual_seed(disturbance)
+        objective = InstFree(vectors=2)
+        objective.bind(MODEL, TRANSFORM, seed)
+        starts.append(objective.proxy.weight.detach())
+        assert torch.equal(objective.average, starts[-1]) and torch.equal(objective.last_t, starts[-1])
+    assert torch.equal(starts[0], starts[1]) and not torch.equal(starts[0], starts[2])
+
+
 def test_momentum_follows_algorithm_1_line_by_line() -> None:
     objective, alpha, rate = bound(alpha=0.8), 0.8, 0.5
     t = objective.proxy.weight.detach().double().clone()
@@ -64,6 +75,15 @@ def test_warmup_does_not_average() -> None:
     assert torch.equal(sgd_run(bound("momentum", alpha=0.5, stage="warmup"), 0.5), sgd_run(bound("update"), 0.5))
 
 
+def test_the_average_begins_where_the_warmup_ended() -> None:
+    """Algorithm 1, line 8: with alpha 1 the proxy stays as warmed up, not as it was drawn."""
+    objective = bound("momentum", alpha=1.0, stage="warmup")
+    start = objective.proxy.weight.detach().clone()
+    warm = sgd_run(objective, 0.5, steps=3)
+    objective.begin_stage(TUNE)
+    assert torch.equal(sgd_run(objective, 0.5, steps=2), warm) and not torch.equal(warm, start)
+
+
 def test_state_survives_a_reload_between_steps() -> None:
     straight = bound(alpha=0.7)
     sgd_run(straight, 0.5, steps=5)
@@ -81,6 +101,8 @@ def test_stages_train_the_proxy_alone_first_and_fixed_never_again() -> None:
     warmup, tune = InstFree(warmup_epochs=2, warmup_learning_rate=0.1).stages(parts, 5, None)
     assert (warmup.trainable, warmup.epochs, warmup.learning_rates) == (("proxy",), 2, {"proxy": 0.1})
     assert tune.trainable == (*parts, "proxy") and tune.epochs == 5
+    short = InstFree(warmup_steps=7).stages(parts, 5, 40)
+    assert [(stage.steps, stage.learning_rates) for stage in short] == [(7, {}), (40, {})]
     assert InstFree(mode="fixed").stages(parts, 5, None)[1].trainable == parts
     assert [s.name for s in InstFree(mode="text").stages(parts, 5, None)] == ["tune"]
     assert [s.name for s in InstFree(warmup_steps=0).stages(parts, 5, None)] == ["tune"]

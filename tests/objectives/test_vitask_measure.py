@@ -15,17 +15,8 @@ from medtune.data.randomness import sample_rng
 from medtune.data.training_set import TrainingSet
 from medtune.errors import DataError
 from medtune.models.tsm import load_tsm
-from medtune.objectives.base import Stage
-from tests.objectives.test_vitask import CONTRAST, bound, family
-from tests.tiny_task import task_rows, write_task, write_tsm
-
-ALIGN = Stage("align", ())
-
-
-@pytest.fixture(scope="module")
-def task(tmp_path_factory: pytest.TempPathFactory) -> SimpleNamespace:
-    folder = tmp_path_factory.mktemp("task")
-    return SimpleNamespace(source=instantiate(write_task(folder / "data")), tsm=write_tsm(folder / "tsm"))
+from tests.objectives.tiny_vitask import ALIGN, CONTRAST, bound, family
+from tests.tiny_task import task_rows, write_task
 
 
 def held(item: dict[str, Any], drawn: bool = False) -> Row:

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 from safetensors import safe_open
+from safetensors.torch import save_file
 from torch import nn
 
 from medtune.config import to_plain
@@ -186,6 +187,34 @@ def test_killed_while_encoding_goes_on_with_the_missing_shards(tmp_path: Path) -
     assert not any(name.endswith(".tmp") for name in after)
 
 
+@pytest.mark.parametrize("workers", [0, 1])
+def test_damaged_features_end_the_run_by_name(workers: int, data: dict[str, Any], tmp_path: Path) -> None:
+    """They are no unusable sample, which on_error=skip would leave out."""
+    changes = sft(data, **INTERNVL, feature_cache=str(tmp_path / "cache"), on_error="skip", num_workers=workers)
+    made = run(tmp_path / "made", **changes)
+    (shard,) = (tmp_path / "cache" / "train").glob("shard_*")
+    raw = bytearray(shard.read_bytes())
+    raw[-3] ^= 0x40
+    shard.write_bytes(raw)
+    message = refusal(tmp_path / "run", **changes)
+    assert f"ConfigError: feature_cache: {shard} was damaged after it was written" in message
+    assert "delete that file and start again" in message and not losses(tmp_path / "run")
+    shard.unlink()
+    same(run(tmp_path / "run", **changes), made)
+
+
+def test_a_cache_of_an_older_version_is_read(data: dict[str, Any], tmp_path: Path) -> None:
+    """Its shards have no checksum, and there is no record of what was written."""
+    changes = sft(data, **INTERNVL, feature_cache=str(tmp_path / "cache"))
+    made = run(tmp_path / "made", **changes)
+    (shard,) = (tmp_path / "cache" / "train").glob("shard_*")
+    with safe_open(shard, framework="pt") as file:
+        tensors, metadata = {name: file.get_tensor(name) for name in file.keys()}, file.metadata()
+    assert metadata.keys() == {"failed", "blake2b"} and tensors.keys() == {"features"}
+    save_file(tensors, shard, {"failed": metadata["failed"]})
+    same(run(tmp_path / "read", harm=no_pixels, **changes), made)
+
+
 def test_refused_when_anything_differs_that_decides_the_features(tmp_path: Path) -> None:
     changes = {**vitask(tmp_path), **LORA_INTERNVL, "feature_cache": str(tmp_path / "cache"), "max_steps": 1}
     run(tmp_path / "made", **changes)
@@ -197,8 +226,8 @@ def test_refused_when_anything_differs_that_decides_the_features(tmp_path: Path)
     for name, different, said in (
         ("weights", {**changes, **base}, "weights: random there"),
         ("seed", {**changes, "seed": 12}, "seed of the weights: 11 there, 12 here"),
-        ("tsm", other, "task-specific model: {weights: "),
-        ("transform", tiles, "transform: {tiler: DynamicTiler, size: 16, most: 2"),
+        ("tsm", other, "task-specific model.weights: "),
+        ("transform", tiles, "transform.most: 2 there, 1 here"),
         ("data", rows, "data: "),
         ("dtype", {**changes, "dtype": "bf16"}, "dtype: fp32 there, bf16 here"),
     ):
@@ -227,9 +256,9 @@ def test_one_run_at_a_time_makes_them(data: dict[str, Any], tmp_path: Path) -> N
 
 
 def little_disk() -> None:
-    from medtune.training import feature_cache
+    from medtune.training import precompute
 
-    feature_cache.shutil.disk_usage = lambda _: shutil._ntuple_diskusage(10, 9, 1000)  # type: ignore[attr-defined]
+    precompute.shutil.disk_usage = lambda _: shutil._ntuple_diskusage(10, 9, 1000)  # type: ignore[attr-defined]
 
 
 def test_the_size_is_told_and_compared_with_the_disk(

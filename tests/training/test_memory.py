@@ -9,10 +9,11 @@ from torch import Tensor
 from torchtune.modules import TiedLinear
 
 from medtune.config import Component, instantiate
+from medtune.models.common.interface import BatchShape
 from medtune.training import memory
 from tests.models.tiny_early import PER_TILE, SIZE, tiny_early_vlm
 
-SHAPE = memory.Shape(batch=3, tokens=40, images=1, tiles=1, size=32)
+SHAPE = BatchShape(batch=3, tokens=40, images=1, tiles=1, size=32)
 SMALL = {"vocab_size": 300, "image_size": 32, "embed_dim": 64, "vision_layers": 2, "decoder_layers": 2}
 LORA = {**SMALL, "embed_dim": 128, "lora_attn_modules": ["q_proj"], "lora_parts": ["decoder"]}
 
@@ -71,7 +72,7 @@ def test_activations_are_those_of_a_real_forward_pass(parts: tuple[str, ...]) ->
     assert counted == pytest.approx(real, rel=0.005)
 
 
-EARLY = memory.Shape(batch=3, tokens=30, images=2, tiles=2, size=SIZE)
+EARLY = BatchShape(batch=3, tokens=30, images=2, tiles=2, size=SIZE)
 
 
 def early(device: str, **sizes: object):
@@ -79,7 +80,7 @@ def early(device: str, **sizes: object):
         return tiny_early_vlm(300, embed_dim=64, **sizes)
 
 
-def early_batch(shape: memory.Shape) -> tuple[dict[str, Tensor], Tensor]:
+def early_batch(shape: BatchShape) -> tuple[dict[str, Tensor], Tensor]:
     """Pictures, and rows that hold their tokens."""
     vision = {
         "images": torch.zeros(shape.batch, shape.images, shape.tiles, 3, SIZE, SIZE),
@@ -107,17 +108,17 @@ def test_activations_where_images_are_tokens(parts: tuple[str, ...]) -> None:
 
 
 def test_images_are_tokens_of_early_models_alone() -> None:
-    assert memory.image_tokens(early("meta"), EARLY) == 2 * 2 * PER_TILE
-    assert memory.image_tokens(build("meta"), SHAPE) == 0
-    assert memory.reads_images_as_tokens(early("meta")) and not memory.reads_images_as_tokens(build("meta"))
+    assert early("meta").image_tokens(EARLY) == 2 * 2 * PER_TILE
+    assert build("meta").image_tokens(SHAPE) == 0
+    assert early("meta").images_as_tokens and not build("meta").images_as_tokens
 
 
 def test_a_tied_output_has_the_vocabulary_of_the_embeddings() -> None:
     model = early("meta")
-    assert memory.vocabulary(model) == 300
+    assert model.vocab_size == 300
     del model.decoder.output
     model.decoder.output = TiedLinear(model.decoder.tok_embeddings)
-    assert memory.vocabulary(model) == 300
+    assert model.vocab_size == 300
 
 
 def test_frozen_weights_below_everything_keep_nothing() -> None:
@@ -138,7 +139,7 @@ def test_twice_the_batch_is_twice_the_activations() -> None:
     totals = []
     for batch in (2, 4):
         model = build("meta")
-        shape = memory.Shape(batch, 40, 1, 1, 32)
+        shape = BatchShape(batch, 40, 1, 1, 32)
         totals.append(memory.count_activations(model, shape, members(model, "vision", "fusion"), False).total)
     assert totals[1] == pytest.approx(2 * totals[0], rel=0.03)  # position tables do not grow with it
 

@@ -15,6 +15,7 @@ from medtune import catalog
 from medtune.cli import main
 from medtune.config import PACKAGE, load_config
 from medtune.errors import ConfigError
+from medtune.models.common.interface import BatchShape
 from medtune.training import memory
 from medtune.training import plan as plan_module
 from medtune.training.config import TrainConfig
@@ -170,7 +171,7 @@ def built_once() -> Iterator[None]:
             models[key] = build(config)
         return models[key]
 
-    def count_once(model: Any, shape: memory.Shape, trained: set[str], proxied: bool) -> memory.Activations:
+    def count_once(model: Any, shape: BatchShape, trained: set[str], proxied: bool) -> memory.Activations:
         key = (id(model), shape, frozenset(trained), proxied)
         if key not in counts:
             counts[key] = count(model, shape, trained, proxied)

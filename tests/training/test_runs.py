@@ -264,7 +264,8 @@ def test_a_checkpoint_of_another_shape_or_model_is_refused(tmp_path: Path) -> No
         assert "of another size" in message and saved in message
     assert launch(tiny(tmp_path / "base", model=LORA, trainable=["adapter"])) == [2]
     message = (tmp_path / "base" / "error_0.txt").read_text()
-    assert "belongs to another run" in message and "model: " in message and "trainable: " in message
+    assert "belongs to another run" in message and "model.lora_rank: absent there, 2 here" in message
+    assert "model._component_: medtune.models.mini.mini_vlm there" in message and "\n  trainable: " in message
 
 
 def test_an_output_dir_that_cannot_be_made_is_refused(tmp_path: Path) -> None:

@@ -10,9 +10,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from medtune.training import trainer as trainer_module
 from medtune.training.trainer import Trainer
-from medtune.training.validation import Best
+from medtune.training.validation import EarlyStopping, Validated, Validation
 from tests.runs import SGD, TINY, die_at, largest_difference, launch, losses, metrics, tiny, weights
 
 HELD_OUT = {**TINY["dataset"], "size": 6, "offset": 100}
@@ -30,7 +29,8 @@ def given(values: list[float]) -> Callable[[], None]:
         original = Trainer._validate_if_due
 
         def due(self: Trainer) -> None:
-            trainer_module.validation_loss = lambda *_: values[self.step // 2 - 2]
+            said = Validated({"validation_loss": values[self.step // 2 - 2]})
+            self.validation.measure = lambda *_: said  # type: ignore[method-assign]
             original(self)
 
         Trainer._validate_if_due = due  # type: ignore[method-assign]
@@ -53,7 +53,7 @@ def plain(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_validation_comes_every_n_steps_and_at_the_end_of_each_stage(plain: Path) -> None:
     assert [step for step, _ in validations(plain)] == [2, 4, 6, 8, 10, 12]
     best = min(value for step, value in validations(plain) if step > 4)
-    assert best_of(plain)["loss"] == best, "the warm-up is no candidate: its weights are the base's"
+    assert best_of(plain)["value"] == best, "the warm-up is no candidate: its weights are the base's"
 
 
 def test_validation_changes_nothing(plain: Path, tmp_path: Path) -> None:
@@ -67,14 +67,27 @@ def test_validation_is_the_mean_over_supervised_tokens(tmp_path: Path) -> None:
     for size in (1, 4):
         trainer = Trainer(tiny(tmp_path / str(size), **RUN, batch_size=size))
         trainer.setup()
-        assert trainer.validation is not None
-        found.append(
-            trainer_module.validation_loss(
-                trainer.model, trainer.objective, trainer.validation, trainer.runtime, trainer._collect_skips
-            )
-        )
+        measured = trainer.validation.measure(trainer.model, trainer.objective, trainer.runtime, trainer._collect_skips)
+        found.append(measured.losses["validation_loss"])
         assert trainer.model.training and trainer.objective.training
     assert found[0] == pytest.approx(found[1], abs=1e-6), "4 + 2 samples, the last batch filled up, or one by one"
+
+
+def test_validation_looks_at_the_held_out_samples_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    trainer = Trainer(tiny(tmp_path, **{**RUN, "validate_every_steps": 6, "max_steps": 2}))
+    validated: list[str] = []
+    original = Validation.measure
+
+    def watched(self: Validation, model: Any, objective: Any, runtime: Any, seen: Any) -> Validated:
+        return original(self, model, objective, runtime, lambda batch: validated.extend(batch["ids"]))
+
+    monkeypatch.setattr(Validation, "measure", watched)
+    assert trainer.run() == 0
+    assert trainer.held_out is not None
+    held_out = {trainer.held_out.source[index].id for index in range(6)}
+    trained = {trainer.feed.source[index].id for index in range(22)}
+    assert not held_out & trained
+    assert set(validated) == held_out and len(validated) >= 12, "at the end of both stages"
 
 
 def test_two_processes_validate_the_same(plain: Path, tmp_path: Path) -> None:
@@ -91,7 +104,7 @@ def test_two_processes_validate_the_same(plain: Path, tmp_path: Path) -> None:
 def test_the_best_weights_are_kept_where_the_last_are_worse(world: int, tmp_path: Path) -> None:
     config = tiny(tmp_path, **RUN, batch_size=4 // world)
     assert launch(config, world, harm=given([9.0, 3.0, 2.0, 3.0, 4.0])) == [0] * world
-    assert best_of(tmp_path) == {"loss": 2.0, "step": 8, "worse": 2, "checked": 12}
+    assert best_of(tmp_path) == {"monitor": "validation_loss", "value": 2.0, "step": 8, "worse": 2, "checked": 12}
     short = tiny(tmp_path / "short", **RUN, batch_size=4 // world)
     assert launch(short, world, harm=die_at(9)) == [9] * world
     # The weights of step 8 are also the "best" of a run that ended there.
@@ -140,7 +153,7 @@ def test_a_signal_does_not_wait_for_validation_which_is_made_up_for(plain: Path,
 
 
 def test_best() -> None:
-    best = Best()
+    best = EarlyStopping()
     assert [best.update(step, loss) for step, loss in enumerate([3.0, 2.0, 2.0, 2.5])] == [True, True, False, False]
     assert (best.step, best.worse) == (1, 2)
     assert best.exhausted(2) and not best.exhausted(3) and not best.exhausted(None)

@@ -1,0 +1,144 @@
+"""What predict was told to ask, read from the record that it writes beside its predictions.
+
+The record is ``NAME.meta.json`` beside ``NAME.jsonl`` (:mod:`medtune.generation.identity`). Predictions that were made
+elsewhere have none: then the file itself says which protocols were asked, and on which of them images were swapped.
+"""
+
+import dataclasses
+import json
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from medtune.errors import ConfigError, DataError
+from medtune.evaluation.prediction import Prediction
+from medtune.evaluation.protocols.registry import PROTOCOLS
+
+SEEDED = "yes_no"
+"""The protocol that tosses coins; swaps draw as well."""
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What was asked; None where nothing says so.
+
+    Attributes:
+        protocols: Names of the protocols.
+        swapped: Those that were asked on swapped images too.
+        limit: Only the first questions; None is all of them.
+        seed: Seed of the coins and of the swap.
+    """
+
+    protocols: list[str] | None = None
+    swapped: list[str] | None = None
+    limit: int | None = None
+    seed: int | None = None
+
+
+def what_was_asked(
+    written: Asked,
+    predictions: Sequence[tuple[Path, Sequence[Prediction]]],
+    *,
+    on_missing: Literal["error", "wrong"] = "error",
+    on_extra: Literal["error", "ignore"] = "error",
+) -> Asked:
+    """Settle what evaluate has to expect.
+
+    Args:
+        written: The keys of the evaluate config; None takes what the record says.
+        predictions: The files and their rows. What several files were asked is joined.
+        on_missing: ``wrong`` allows the config to ask for more than the record, which counts as wrong.
+        on_extra: ``ignore`` allows the config to ask for less than the record.
+
+    Returns:
+        Every value but ``limit`` is given.
+
+    Raises:
+        ConfigError: If the config contradicts the record, naming both values; or two records do.
+        DataError: If a record cannot be read.
+    """
+    known = [(path, record) for path, _ in predictions if (record := read_record(path))]
+    seed, limit = _agreed("seed", known), _agreed("limit", known)
+    pairs = [(read_record(path) or {}, rows) for path, rows in predictions]
+    protocols = _joined(_said(record, "protocols") or _of_rows(rows) for record, rows in pairs)
+    swapped = _joined(_said(record, "swapped", _of_rows(rows, swapped=True)) for record, rows in pairs)
+    found = Asked(protocols or list(PROTOCOLS), swapped, limit, seed)
+    if known:
+        _refuse_contradictions(written, found, known[0][0], on_missing, on_extra)
+    given = {key: value for key, value in dataclasses.asdict(written).items() if value is not None}
+    return dataclasses.replace(found, **{"seed": found.seed or 0, **given})
+
+
+def read_record(predictions: Path) -> dict[str, Any] | None:
+    """The config that predict had, as its record beside a prediction file tells; None where there is no record.
+
+    Raises:
+        DataError: If it is no JSON of that form.
+    """
+    path = predictions.with_suffix(".meta.json")
+    if not path.is_file():
+        return None
+    try:
+        config = json.loads(path.read_text(encoding="utf-8"))["config"]
+        if not isinstance(config, dict):
+            raise TypeError("config is no object")
+    except (ValueError, KeyError, TypeError) as error:
+        raise DataError(f"{path}: not a record that predict wrote ({error!r}); remove it to evaluate without") from None
+    return config
+
+
+def _said(record: dict[str, Any], key: str, otherwise: list[str] | None = None) -> list[str]:
+    value = record.get(key)
+    return [str(item) for item in value] if isinstance(value, list) else otherwise or []
+
+
+def _of_rows(rows: Sequence[Prediction], swapped: bool = False) -> list[str]:
+    """Protocols that the rows answer, in the usual order."""
+    tasks = dict.fromkeys(row.task for row in rows if row.meta.get("swapped") or not swapped)
+    return [*(name for name in PROTOCOLS if name in tasks), *(name for name in tasks if name not in PROTOCOLS)]
+
+
+def _joined(lists: Iterable[list[str]]) -> list[str]:
+    return list(dict.fromkeys(item for items in lists for item in items))
+
+
+def _agreed(key: str, known: Sequence[tuple[Path, dict[str, Any]]]) -> Any:
+    values = [(path, record[key]) for path, record in known if key in record]
+    for path, value in values[1:]:
+        if value != values[0][1]:
+            raise ConfigError(
+                f"{key}: {values[0][0]} was made with {values[0][1]!r} and {path} with {value!r}; evaluate them apart"
+            )
+    return values[0][1] if values else None
+
+
+def _refuse_contradictions(
+    written: Asked,
+    found: Asked,
+    path: Path,
+    on_missing: Literal["error", "wrong"],
+    on_extra: Literal["error", "ignore"],
+) -> None:
+    """Name each key whose value is another one than the record's, unless the difference is to be counted or ignored."""
+    for key in ("protocols", "swapped"):
+        mine, theirs = getattr(written, key), getattr(found, key)
+        if mine is None:
+            continue
+        more, less = set(mine) - set(theirs), set(theirs) - set(mine)
+        if (more and on_missing == "error") or (less and on_extra == "error"):
+            raise _contradiction(key, mine, theirs, path)
+    if written.limit is not None and written.limit != found.limit:
+        larger = found.limit is not None and written.limit > found.limit
+        if (on_missing if larger else on_extra) == "error":
+            raise _contradiction("limit", written.limit, found.limit, path)
+    matters = found.swapped or SEEDED in (found.protocols or [])
+    if matters and written.seed is not None and found.seed is not None and written.seed != found.seed:
+        raise _contradiction("seed", written.seed, found.seed, path)
+
+
+def _contradiction(key: str, mine: Any, theirs: Any, path: Path) -> ConfigError:
+    return ConfigError(
+        f"{key}: {mine!r} is asked for, but {path} was made with {theirs!r} (its record says so); leave {key} out, or "
+        f"set {key}=null, to take what the record says"
+    )

@@ -1,0 +1,315 @@
+"""Several continuations of one beginning in one row, so that what they share is run once.
+
+A row is a prefix (the image's tokens, the question) followed by its branches side by side: answers to score, the two
+responses of a preference pair, the same question with and without an exemplar, several questions on one image. Each
+branch attends to the prefix and to itself, and its positions go on from the prefix's end, so that every hidden state is
+the one that a row of prefix and branch alone would give, and so is every gradient. Models whose images are tokens read
+the image once a row; in models with cross-attention each column carries its own row of ``vision_mask``.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Literal
+
+import torch
+from torch import Tensor
+from torch.nn.functional import pad
+
+from medtune.errors import ModelError
+from medtune.losses.cross_entropy import IGNORE_INDEX
+from medtune.losses.log_probs import target_log_probs
+from medtune.modules.exemplar import TokenRows, take_columns
+
+PADDING = -1
+"""Segment of a column that holds nothing."""
+
+
+@dataclass(frozen=True)
+class Branch:
+    """One continuation for each row of a batch.
+
+    Attributes:
+        tokens: ids [b, t].
+        labels: [b, t] unshifted, ``IGNORE_INDEX`` where not supervised; None supervises nothing.
+        padding: [b, t], True at real tokens, on either side; None: all are real. A row that lacks this branch has no
+            real token in it.
+    """
+
+    tokens: Tensor
+    labels: Tensor | None = None
+    padding: Tensor | None = None
+
+
+@dataclass(frozen=True)
+class PackedRows:
+    """Rows for a VLM's ``hidden``, from :func:`pack` or :func:`pack_runs`.
+
+    Attributes:
+        text: tokens, labels, ``vision_mask`` and placeholders of all columns [b, s].
+        segment: [b, s], 0 in the prefix, i in the i-th branch (from 1), ``PADDING``.
+        input_pos: [b, s], what ``hidden`` takes under this name.
+        mask: [b, s, s], True = may attend.
+        branches: k, how many branches a row can have.
+        width: t, columns of the longest branch.
+    """
+
+    text: TokenRows
+    segment: Tensor
+    input_pos: Tensor
+    mask: Tensor
+    branches: int
+    width: int
+
+    @property
+    def places(self) -> Tensor:
+        """Column of each state of each branch, [b, k, 1 + t]: the prefix's last token, then the branch's own.
+
+        Its label is predicted by the state before it. What goes beyond a branch's end repeats some column of the row;
+        see :attr:`filled`.
+        """
+        mine = self._mine()
+        first = mine.int().argmax(dim=2, keepdim=True)
+        own = first + torch.arange(self.width, device=first.device)
+        last = _last_of_prefix(self.segment)[:, :, None].expand(-1, self.branches, 1)
+        return torch.cat([last, own.clamp(max=self.segment.shape[1] - 1)], dim=2)
+
+    @property
+    def filled(self) -> Tensor:
+        """Which of :attr:`places` belong to a branch, [b, k, 1 + t]; none where a row lacks the branch."""
+        length = self._mine().sum(dim=2, keepdim=True)
+        return torch.arange(1 + self.width, device=length.device) <= torch.where(length > 0, length, -1)
+
+    def unpack(self, values: Tensor) -> Tensor:
+        """``values`` [b, s, ...] of columns by branch, [b, k, 1 + t, ...], from the prefix's last token on."""
+        rows = torch.arange(len(values), device=values.device)[:, None, None]
+        return values[rows, self.places]
+
+    def unpack_labels(self) -> Tensor:
+        """The labels that belong to :meth:`unpack`, [b, k, 1 + t] unshifted; those of the prefix are not among them."""
+        if self.text.labels is None:
+            raise ModelError("branches without labels were packed, so there are none to unpack")
+        found = self.unpack(self.text.labels).masked_fill(~self.filled, IGNORE_INDEX)
+        return torch.cat([torch.full_like(found[:, :, :1], IGNORE_INDEX), found[:, :, 1:]], dim=2)
+
+    def supervised(self, branch: int | None = None) -> tuple[Tensor, Tensor]:
+        """Where the states stand that predict the supervised tokens of prefix and one branch.
+
+        Args:
+            branch: From 1; None takes those of all branches, the prefix's once.
+
+        Returns:
+            Rows of the flattened ``[b * s]`` states and the id that each must predict, both ``[n]``, as
+            :func:`medtune.losses.vitask.response_rows` gives them for rows of one branch each. Without a supervised
+            token it is one row whose target is ignored, so that every process still runs the same backward pass.
+        """
+        labels, columns = self._supervised(branch)
+        if len(columns) == 0:
+            return columns.new_zeros(1), columns.new_full((1,), IGNORE_INDEX)
+        return self._predictors().flatten()[columns], labels.flatten()[columns]
+
+    def log_probs(
+        self, hidden: Tensor, head: Callable[[Tensor], Tensor], chunk_tokens: int = 512
+    ) -> tuple[Tensor, Tensor]:
+        """Log-probability of each branch's supervised tokens, those of the prefix among them, differentiable.
+
+        Equal to :func:`medtune.losses.log_probs.sequence_log_probs` of rows of one branch each.
+
+        Args:
+            hidden: [b, s, d] of these rows.
+            head: As for :func:`medtune.losses.log_probs.target_log_probs`.
+            chunk_tokens: As there.
+
+        Returns:
+            The sums [b, k] in nats, taken in fp64, and how many tokens each adds up, [b, k]; 0 for a branch that a row
+            lacks.
+        """
+        labels, columns = self._supervised(None)
+        rows, targets = self.supervised()
+        found = target_log_probs(hidden.flatten(0, 1).index_select(0, rows), targets, head, chunk_tokens)
+        numbers = found.new_zeros(labels.numel())
+        # Without a supervised token the one number is a zero; it still ties the result to the model.
+        numbers = numbers.index_copy(0, columns if len(columns) else rows, found).view(labels.shape)
+        mine = self._mine()
+        counted = (mine | (self.segment == 0)[:, None]) & mine.any(dim=2, keepdim=True)
+        sums = numbers.double()[:, None].masked_fill(~counted, 0.0).sum(dim=2)
+        return sums, ((labels != IGNORE_INDEX)[:, None] & counted).sum(dim=2)
+
+    def _mine(self) -> Tensor:
+        """[b, k, s], True at the columns of each branch."""
+        numbers = torch.arange(1, self.branches + 1, device=self.segment.device)
+        return self.segment[:, None, :] == numbers[:, None]
+
+    def _supervised(self, branch: int | None) -> tuple[Tensor, Tensor]:
+        """Labels [b, s] of what is asked, and their columns in the flattened rows, [n]."""
+        assert self.text.labels is not None
+        kept = self._predictors() >= 0
+        if branch is not None:
+            kept &= (self.segment == 0) | (self.segment == branch)
+        labels = self.text.labels.masked_fill(~kept, IGNORE_INDEX)
+        return labels, (labels != IGNORE_INDEX).flatten().nonzero().squeeze(1)
+
+    def _predictors(self) -> Tensor:
+        """Row of the flattened states that predicts each column, [b, s]; -1 for a prefix's first and for padding."""
+        b, s = self.segment.shape
+        column = torch.arange(s, device=self.segment.device)
+        follows = self.segment == pad(self.segment[:, :-1], (1, 0), value=PADDING)
+        before = torch.where(follows, column - 1, _last_of_prefix(self.segment))
+        known = (self.segment >= 0) & (follows | (self.segment > 0))
+        return torch.where(known, before + s * torch.arange(b, device=column.device)[:, None], -1)
+
+
+def pack(
+    prefix: TokenRows, branches: Sequence[Branch], *, pad_id: int, pad_side: Literal["right", "left"] = "right"
+) -> PackedRows:
+    """Rows of a prefix each and its branches, without gaps.
+
+    Args:
+        prefix: [b, p], padded on either side; without ``padding`` every token is real. Each row holds one token at
+            least, all image tokens and all placeholders.
+        branches: In the order in which they stand.
+        pad_id: Fills short rows.
+        pad_side: The side that is filled.
+
+    Returns:
+        Rows as long as the longest needs. A branch's token sees the image features that its prefix's last token sees.
+
+    Raises:
+        ModelError: If a prefix is empty.
+    """
+    parts = [Branch(prefix.tokens, prefix.labels, prefix.padding), *branches]
+    real = torch.cat([_real(part) for part in parts], dim=1)
+    segment = torch.cat([torch.full_like(part.tokens, number) for number, part in enumerate(parts)], dim=1)
+    segment = segment.masked_fill(~real, PADDING)
+    if not bool((segment == 0).any(dim=1).all()):
+        raise ModelError("a row has no token before its branches; branches need a prefix of one token at least")
+    length = int(real.sum(dim=1).max())
+    order = (real if pad_side == "left" else ~real).int().argsort(dim=1, stable=True)
+    order = order[:, -length:] if pad_side == "left" else order[:, :length]
+    more = segment.shape[1] - prefix.tokens.shape[1]
+    text = TokenRows(
+        torch.cat([part.tokens for part in parts], dim=1).masked_fill(~real, pad_id),
+        _extended(prefix.vision_mask, _last_of_prefix(segment), real),
+        torch.cat([_labels(part) for part in parts], dim=1).masked_fill(~real, IGNORE_INDEX),
+        real,
+        None if prefix.placeholders is None else pad(prefix.placeholders, (0, more)) & real,
+    )
+    width = max((branch.tokens.shape[1] for branch in branches), default=0)
+    return _packed(take_columns(text, order), segment.gather(1, order), len(branches), width)
+
+
+def pack_runs(runs: Sequence[TokenRows], shared: Tensor, *, pad_id: int) -> PackedRows:
+    """Whole rows that begin alike, as one row each: the first run, then what each other run has of its own.
+
+    Args:
+        runs: Batches of as many rows each, padded on the right; what they see of the images is the same. Image tokens
+            stand in the shared beginning only.
+        shared: [b], how many columns the runs of each row have in common; one at least, and fewer than each run has.
+        pad_id: Fills what is left over.
+
+    Returns:
+        Rows in which the i-th run is the i-th branch. Padding of a run counts as its continuation: it comes last in the
+        run, so that nothing attends to it.
+    """
+    first, *others = runs
+    start, width = shared[:, None], first.tokens.shape[1]
+    columns = torch.arange(width, device=shared.device)
+    segments = [(columns >= start).long()]
+    parts, longest = [first], width
+    for number, run in enumerate(others, start=2):
+        end = run.tokens.shape[1]
+        source = start + torch.arange(end - int(shared.min()), device=shared.device)
+        free = source >= end
+        tail = take_columns(run, source.clamp(max=end - 1))
+        parts.append(_emptied(tail, free, pad_id))
+        segments.append(torch.full_like(source, number))
+        longest = max(longest, end)
+    widths = [width - int(shared.min()), *(part.tokens.shape[1] for part in parts[1:])]
+    packed = _packed(_joined(parts), torch.cat(segments, dim=1), len(runs), max(widths))
+    # Padding may reach beyond the longest run; its positions must not.
+    return replace(packed, input_pos=packed.input_pos.clamp(max=longest - 1))
+
+
+def shared_length(runs: Sequence[TokenRows]) -> Tensor:
+    """How many columns runs have in common before any of them is supervised, [b]: ``shared`` of :func:`pack_runs`.
+
+    Args:
+        runs: Batches of as many rows each, padded on the right.
+
+    Raises:
+        ModelError: If some runs do not even begin alike.
+    """
+    width = min(run.tokens.shape[1] for run in runs)
+    same = torch.ones_like(runs[0].tokens[:, :width], dtype=torch.bool)
+    for run in runs:
+        same &= run.tokens[:, :width] == runs[0].tokens[:, :width]
+        if run.labels is not None:
+            same &= run.labels[:, :width] == IGNORE_INDEX
+        if run.padding is not None:
+            same &= run.padding[:, :width]
+    shared = same.int().cumprod(dim=1).sum(dim=1).clamp(max=width - 1)
+    if not bool((shared > 0).all()):
+        row = int((shared == 0).nonzero()[0])
+        raise ModelError(f"row {row}: the runs to be packed do not begin alike; run them one by one")
+    return shared
+
+
+def _packed(text: TokenRows, segment: Tensor, branches: int, width: int) -> PackedRows:
+    """Mask and positions follow from the segments, each of which stands in one stretch of columns."""
+    real = segment >= 0
+    visible = (segment[:, None, :] == 0) | (segment[:, None, :] == segment[:, :, None])
+    # A token sees itself in any case, so that a padding row is no softmax of nothing.
+    once = torch.eye(segment.shape[1], dtype=torch.bool, device=segment.device)
+    mask = ((visible & real[:, None, :]).tril()) | once
+    position = torch.zeros_like(segment)
+    for number in range(branches + 1):
+        mine = segment == number
+        rank = mine.long().cumsum(dim=1) - 1
+        begin = (segment == 0).sum(dim=1, keepdim=True) if number else 0
+        position = torch.where(mine, rank + begin, position)
+    return PackedRows(text, segment, position, mask, branches, width)
+
+
+def _last_of_prefix(segment: Tensor) -> Tensor:
+    """Column of each prefix's last token, [b, 1]."""
+    columns = torch.arange(segment.shape[1], device=segment.device)
+    return ((segment == 0) * columns).amax(dim=1, keepdim=True)
+
+
+def _real(part: Branch) -> Tensor:
+    return torch.ones_like(part.tokens, dtype=torch.bool) if part.padding is None else part.padding
+
+
+def _labels(part: Branch) -> Tensor:
+    return torch.full_like(part.tokens, IGNORE_INDEX) if part.labels is None else part.labels
+
+
+def _extended(vision_mask: Tensor, last: Tensor, real: Tensor) -> Tensor:
+    """What the prefix sees of the images, and after it what its last token sees; padding sees nothing."""
+    if vision_mask.dim() == 2:
+        return vision_mask
+    rows = torch.arange(len(last), device=last.device)[:, None]
+    more = vision_mask[rows, last].expand(-1, real.shape[1] - vision_mask.shape[1], -1)
+    return torch.cat([vision_mask, more], dim=1) & real[:, :, None]
+
+
+def _emptied(tail: TokenRows, free: Tensor, pad_id: int) -> TokenRows:
+    return TokenRows(
+        tail.tokens.masked_fill(free, pad_id),
+        tail.vision_mask if tail.vision_mask.dim() == 2 else tail.vision_mask & ~free[:, :, None],
+        _labels(Branch(tail.tokens, tail.labels)).masked_fill(free, IGNORE_INDEX),
+        placeholders=_placeholders(tail) & ~free,
+    )
+
+
+def _joined(parts: Sequence[TokenRows]) -> TokenRows:
+    sees = [part.vision_mask for part in parts]
+    return TokenRows(
+        torch.cat([part.tokens for part in parts], dim=1),
+        sees[0] if sees[0].dim() == 2 else torch.cat(sees, dim=1),
+        torch.cat([_labels(Branch(part.tokens, part.labels)) for part in parts], dim=1),
+        placeholders=torch.cat([_placeholders(part) for part in parts], dim=1),
+    )
+
+
+def _placeholders(rows: TokenRows) -> Tensor:
+    return torch.zeros_like(rows.tokens, dtype=torch.bool) if rows.placeholders is None else rows.placeholders

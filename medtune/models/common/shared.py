@@ -1,0 +1,102 @@
+"""What both kinds of vision-language models do alike."""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from medtune.models.common.interface import BatchShape
+
+
+class _MetaEmbeddings(nn.Module):
+    """Takes the place of the word embeddings on the meta device, where a lookup cannot depend on the data."""
+
+    def __init__(self, width: int, trained: bool) -> None:
+        super().__init__()
+        self.width, self.trained = width, trained
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        shape = (*tokens.shape, self.width)
+        return torch.empty(shape, device=tokens.device, requires_grad=self.trained) * 1.0
+
+
+class SharedVLM:
+    """Methods of a VLM that do not depend on how images reach the decoder; mixed into both kinds.
+
+    Attributes:
+        missing: nothing; a VLM needs no file to be built.
+        reads_text: True.
+    """
+
+    decoder: Any
+    family: Any
+    encode: Callable[..., Tensor]
+    hidden: Callable[..., Tensor]
+    modules: Callable[..., Any]
+    missing: tuple[str, ...] = ()
+    reads_text: bool = True
+    images_as_tokens: bool = False
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """Vocabulary logits of final hidden states: [..., d] -> fp32 [..., V]."""
+        return self.decoder.output(hidden).float()
+
+    def compute(self, fn: Callable[..., Any], *args: Any) -> Any:
+        """Call ``fn(self, *args)``. Sharded training registers this method as the model's one forward entry."""
+        return fn(self, *args)
+
+    def output_head(self) -> nn.Module | None:
+        """The map onto the vocabulary; one tied to the word embeddings keeps a module for hooks."""
+        output = self.decoder.output
+        return output if isinstance(output, nn.Module) else output.linear
+
+    @property
+    def vocab_size(self) -> int:
+        """Logits per token; a tied output has no weight of its own."""
+        output = self.decoder.output
+        owner: Any = output if isinstance(output, nn.Module) else self.decoder.tok_embeddings
+        return int(owner.weight.shape[0])
+
+    @property
+    def image_size(self) -> int:
+        """Side of a tile in pixels, as the model's published config has it."""
+        size = self.family.hf_config()["vision_config"]["image_size"]
+        return int(size if isinstance(size, int) else size[0])
+
+    def image_tokens(self, shape: BatchShape) -> int:
+        """None: the decoder attends to images, which are no tokens."""
+        return 0
+
+    def meta_vision(self, shape: BatchShape) -> dict[str, Tensor]:
+        """What :meth:`encode` takes, on the meta device; numbers that decide shapes are real."""
+        raise NotImplementedError
+
+    def meta_forward(self, shape: BatchShape, embeds_gradient: bool) -> Tensor:
+        """Run encoder and decoder on the meta device; see :class:`medtune.models.common.interface.Trainable`.
+
+        Returns:
+            The image features.
+        """
+        embeddings = self.decoder.tok_embeddings
+        width = self.decoder.norm.normalized_shape[0]
+        trained = any(parameter.requires_grad for parameter in embeddings.parameters())
+        self.decoder.tok_embeddings = _MetaEmbeddings(width, embeds_gradient or trained)
+        self._empty_rotary_tables()
+        b, meta = shape.batch, torch.device("meta")
+        try:
+            features = self.encode(self.meta_vision(shape))
+            rows = (b,) if self.images_as_tokens else (b, shape.tokens)
+            mask = torch.empty(*rows, features.shape[1], dtype=torch.bool, device=meta)
+            self.hidden(torch.empty(b, shape.tokens, dtype=torch.long, device=meta), features, vision_mask=mask)
+        finally:
+            self.decoder.tok_embeddings = embeddings
+        return features
+
+    def _empty_rotary_tables(self) -> None:
+        """Empty tables for rotary positions whose values cannot be computed on the meta device."""
+        for module in self.modules():
+            if getattr(module, "is_cache_built", True) is False:
+                table = torch.empty(module.max_seq_len, module.dim // 2, 2, device="meta")
+                module.register_buffer("cache", table, persistent=False)
+                module.is_cache_built = True

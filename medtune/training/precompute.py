@@ -1,0 +1,237 @@
+"""What a frozen model says of each item, computed once before training and kept on disk.
+
+A store says what its items were made of, and is refused where anything of that differs. It is made a shard at a time,
+each by one process, and goes on after a kill with the shards that are missing.
+"""
+
+import json
+import shutil
+from collections.abc import Callable, Generator, Iterator, Mapping
+from contextlib import closing, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from torch import Tensor
+
+from medtune.data.identity import differences
+from medtune.data.locks import FileLock
+from medtune.data.shards import Shards
+from medtune.data.writing import json_bytes, write_whole
+from medtune.errors import ConfigError
+from medtune.training.runtime import Runtime
+
+SHARD_BYTES = 256 << 20
+MANIFEST = "manifest.json"
+Batches = list[list[int]]
+
+
+@dataclass(frozen=True)
+class Made:
+    """What was computed of one item.
+
+    Attributes:
+        arrays: name -> [rows, ...], on the CPU; the same names and dtypes for every item.
+        failed: why it could not be made; reading the item raises that.
+    """
+
+    arrays: Mapping[str, Tensor]
+    failed: str | None = None
+
+
+Make = Callable[[Batches], Generator[list[Made], None, None]]
+"""The computation: given this process's batches of item numbers, it yields what was made of each batch, in order."""
+
+
+@dataclass(frozen=True)
+class Share:
+    """One shard's work of one process.
+
+    Attributes:
+        shard: None where this process only keeps step with the others.
+        batches: item numbers of each call of the model. A sharded model is gathered by all processes together, so each
+            calls it equally often: one that has no item left computes item 0 again, and it is dropped.
+    """
+
+    shard: int | None
+    batches: Batches
+
+
+class PrecomputeStore:
+    """Items of a data set in a folder, made now as far as they are not there. Every method is a collective.
+
+    Use: ``shards = Shards(folder, store.starts(), ...)``, then ``store.fill(shards, ...)``; afterwards ``shards`` is
+    read in data workers.
+
+    Args:
+        folder: where they are kept; all processes must see it.
+        identity: everything that decides the items, as plain values; called on the first process.
+        sizes: bytes of each item, or the most that it can take, [items].
+        runtime: every process makes a share.
+        key: the config's key that names the folder, for messages.
+        what: what the items are, for messages, e.g. ``features``.
+        shard_bytes: a shard is closed when it has these.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        identity: Callable[[], Mapping[str, Any]],
+        sizes: np.ndarray,
+        runtime: Runtime,
+        *,
+        key: str,
+        what: str,
+        shard_bytes: int = SHARD_BYTES,
+    ) -> None:
+        self.folder, self.sizes, self.runtime = folder, sizes, runtime
+        self.key, self.what, self.shard_bytes = key, what, shard_bytes
+        self.identity: dict[str, Any] = runtime.by_main(lambda: json.loads(json.dumps(identity())))
+
+    def starts(self) -> np.ndarray:
+        """The borders of the shards, as they were made or as they shall be: the first item of each, and the end.
+
+        Raises:
+            ConfigError: If the folder holds items of something else, naming each key with both values.
+        """
+        return self.runtime.by_main(self._starts)
+
+    def fill(self, shards: Shards, make: Make, *, batch_size: int, described: str, say: Callable[[str], None]) -> None:
+        """Make what is missing; its size is told, and room for it is looked for, before anything is written.
+
+        Args:
+            shards: with the borders that :meth:`starts` gave.
+            make: computes items; called only where some are missing.
+            batch_size: items of one call of the model.
+            described: the number of items and the shape of each, for the line that tells the size.
+            say: prints a line, on the first process.
+
+        Raises:
+            ConfigError: If the disk has too little room, or another run is making the items.
+        """
+        if not self.runtime.by_main(lambda: self._announce(shards, described, say)):
+            return
+        with self._alone():
+            missing = self.runtime.by_main(lambda: self._claim(shards))
+            shares = self.shares(shards, missing, batch_size)
+            with closing(make([batch for share in shares for batch in share.batches])) as made:
+                for share in shares:
+                    items = [item for _ in share.batches for item in next(made)]
+                    self.runtime.together(lambda share=share, items=items: _write(shards, share, items))  # type: ignore[misc]
+                if next(made, None) is not None:  # it has come to its own end, and put its model back
+                    raise ValueError("more batches were made than asked for")
+
+    def shares(self, shards: Shards, missing: list[int], batch_size: int) -> list[Share]:
+        """This process's share of each round, in which every process makes one shard."""
+        world, rank = self.runtime.world, self.runtime.rank
+        shares = []
+        for together in (missing[at : at + world] for at in range(0, len(missing), world)):
+            every = [
+                [list(numbers[at : at + batch_size]) for at in range(0, len(numbers), batch_size)]
+                for numbers in map(shards.numbers, together)
+            ]
+            calls = max(len(batches) for batches in every)
+            shard, mine = (together[rank], every[rank]) if rank < len(together) else (None, [])
+            shares.append(Share(shard, mine + [[0]] * (calls - len(mine))))
+        return shares
+
+    def _starts(self) -> np.ndarray:
+        manifest = self.folder / MANIFEST
+        if manifest.is_file():
+            return np.asarray(self._read_manifest(manifest), dtype=np.int64)
+        if any(self.folder.glob("shard_*")):
+            raise ConfigError(
+                f"{self.key}: {self.folder} holds shards and no {MANIFEST}, so nobody knows what they were made of; "
+                f"delete them, or set another {self.key}"
+            )
+        shard = np.cumsum(self.sizes) // self.shard_bytes
+        return np.array([0, *(np.flatnonzero(np.diff(shard)) + 1).tolist(), len(self.sizes)], dtype=np.int64)
+
+    def _read_manifest(self, path: Path) -> list[int]:
+        try:
+            found = json.loads(path.read_text(encoding="utf-8"))
+            made_of, starts = dict(found["made_of"]), [int(start) for start in found["starts"]]
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise ConfigError(
+                f"{self.key}: {path} cannot be read as that of kept {self.what}; set another {self.key}, or delete the "
+                f"folder {path.parent} if it is one"
+            ) from error
+        differing = differences(made_of, self.identity, keys=self.identity.keys(), null_is_absent=True)
+        if differing:
+            raise ConfigError(
+                f"{self.key}: the {self.what} in {path.parent} are of something else:\n"
+                + "\n".join(f"  {found}" for found in differing)
+                + f"\nDelete that folder to make them anew, or set another {self.key}."
+            )
+        return starts
+
+    def _announce(self, shards: Shards, described: str, say: Callable[[str], None]) -> bool:
+        """Tell the size; whether something is missing."""
+        missing = _missing(shards)
+        needed = sum(int(self.sizes[shards.starts[shard] : shards.starts[shard + 1]].sum()) for shard in missing)
+        whole, left = readable_size(int(self.sizes.sum())), readable_size(needed)
+        rest = f"of which {left} are to be written" if missing else "all of it there"
+        say(f"{self.key.replace('_', ' ')} {self.folder}: {described} = {whole}, {rest}")
+        if missing:
+            try:
+                self.folder.mkdir(parents=True, exist_ok=True)
+                free = shutil.disk_usage(self.folder).free
+            except OSError as error:
+                raise ConfigError(f"{self.key}: cannot write into {self.folder}: {error}") from error
+            if free < needed:
+                raise ConfigError(
+                    f"{self.key}: {self.folder} needs {left} more and the disk has {readable_size(free)} free; name a "
+                    "folder on another disk, or set it to null"
+                )
+        return bool(missing)
+
+    @contextmanager
+    def _alone(self) -> Iterator[None]:
+        """One run at a time makes the items of a folder; the lock dies with the process."""
+        held: list[FileLock] = []
+        taken = ConfigError(
+            f"{self.key}: another run is making the {self.what} in {self.folder}; start again when it is done, or name "
+            "another folder"
+        )
+        self.runtime.by_main(lambda: held.append(FileLock(self.folder / ".lock", taken)))
+        try:
+            yield
+        finally:
+            for lock in held:
+                lock.close()
+
+    def _claim(self, shards: Shards) -> list[int]:
+        """Say what the items are of before there are any, and clear away what a killed run had begun.
+
+        Another run may have filled the folder between the first look and the lock, so both are compared once more.
+        """
+        if not np.array_equal(self._starts(), shards.starts):
+            raise ConfigError(f"{self.key}: {self.folder} was changed by another run; start again")
+        manifest = self.folder / MANIFEST
+        try:
+            if not manifest.is_file():
+                write_whole(manifest, json_bytes({"made_of": self.identity, "starts": shards.starts.tolist()}))
+            for torn in self.folder.glob(".shard_*.tmp"):
+                torn.unlink(missing_ok=True)
+        except OSError as error:
+            raise ConfigError(f"{self.key}: cannot write into {self.folder}: {error}") from error
+        return _missing(shards)
+
+
+def _missing(shards: Shards) -> list[int]:
+    return [shard for shard in range(len(shards)) if not shards.is_whole(shard)]
+
+
+def _write(shards: Shards, share: Share, items: list[Made]) -> None:
+    if share.shard is None:
+        return
+    numbers = shards.numbers(share.shard)
+    own = items[: len(numbers)]  # what comes after them was made to keep step
+    failed = {number: item.failed for number, item in zip(numbers, own, strict=True) if item.failed is not None}
+    shards.write(share.shard, [item.arrays for item in own], failed)
+
+
+def readable_size(count: float) -> str:
+    """Bytes as GB, or as kB where they are few."""
+    return f"{count / 1e9:,.2f} GB" if count >= 1e7 else f"{count / 1e3:,.1f} kB"

@@ -1,0 +1,144 @@
+"""A small fixed set of questions that a run answers while it trains: metrics of generated answers beside the loss."""
+
+import random
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from medtune.config import instantiate
+from medtune.data.sample import Sample
+from medtune.data.source import SampleSource
+from medtune.errors import ConfigError
+from medtune.evaluation.evaluation import evaluate, number_rows
+from medtune.evaluation.prediction import Prediction
+from medtune.evaluation.protocols.base import Query, topic
+from medtune.evaluation.protocols.registry import plan_queries
+from medtune.evaluation.result import Number
+from medtune.generation.generator import Generator
+from medtune.generation.requests import Request
+from medtune.training.config import QuestionsConfig, TrainConfig
+from medtune.training.runtime import Runtime
+
+
+@dataclass(frozen=True)
+class Answered:
+    """One round of answers.
+
+    Attributes:
+        metrics: ``protocol/metric`` -> number with its interval, over all questions of the set.
+        answers: id and text of the first few answers.
+    """
+
+    metrics: dict[str, Number]
+    answers: list[dict[str, str]]
+
+    def row(self) -> dict[str, Any]:
+        """What ``metrics.jsonl`` holds: plain values by metric, all intervals in one node, the answers."""
+        values = {name: number.value for name, number in self.metrics.items() if number.value is not None}
+        intervals = {name: list(number.interval) for name, number in self.metrics.items() if number.interval}
+        return {**values, "intervals": intervals, "answers": self.answers}
+
+
+class QuestionSet:
+    """Asks the model in training the same questions each time.
+
+    The questions are drawn once from the whole file, the same for every run, so that a file that is sorted by image
+    gives questions on many images. Every process of a sharded run answers all of them, in step with the others.
+
+    Args:
+        config: The run; ``questions`` must be set.
+        transform: The model's transform.
+        runtime: Device of the model.
+
+    Raises:
+        ConfigError: If the transform belongs to a model that gives no answers, or there is no question.
+        DataError: If a question cannot be asked by a protocol.
+    """
+
+    def __init__(self, config: TrainConfig, transform: Any, runtime: Runtime) -> None:
+        assert config.questions is not None
+        self.settings: QuestionsConfig = config.questions
+        self.transform, self.device = transform, runtime.device
+        self.source: SampleSource = runtime.together(lambda: instantiate(self.settings.source))
+        if not len(self.source):
+            raise ConfigError(f"questions.source: {self.source.name} holds no question")
+        self.samples = [self.source[index] for index in chosen(len(self.source), self.settings.limit)]
+        self.queries: list[Query] = runtime.together(lambda: plan_queries(self.samples, self.settings.protocols))
+
+    def ask(self, model: Any, dtype: torch.dtype) -> Answered:
+        """Answer greedily and score; every process of a sharded run must call.
+
+        Args:
+            model: The model in training; its mode is put back.
+            dtype: Type of its weights.
+        """
+        generator = Generator(
+            model,
+            self.transform,
+            batch_size=self.settings.batch_size,
+            max_new_tokens=self.settings.max_new_tokens,
+            device=self.device,
+            dtype=dtype,
+        )
+        by_id = {query.id: query for query in self.queries}
+        requests = (
+            Request(query.id, query.sample, self.source, query.continuations, 0 if query.continuations else None)
+            for query in self.queries
+        )
+        found = {answer.id: answer for answer in model.compute(lambda _: list(generator(requests)))}
+        predictions = [
+            Prediction(
+                id,
+                query.task,
+                query.prompt,
+                found[id].text,
+                query.references,
+                {**query.meta, **({"scores": list(found[id].scores)} if found[id].scores else {})},
+            )
+            for id, query in by_id.items()
+        ]
+        results = evaluate(
+            self.samples,
+            predictions,
+            majority(self.samples),
+            name="questions",
+            protocols=self.settings.protocols,
+            draws=self.settings.draws,
+        ).results
+        shown = [{"id": one.id, "answer": one.prediction} for one in predictions if one.prediction]
+        return Answered(overall_metrics(results), shown[: self.settings.answers])
+
+
+def chosen(count: int, limit: int) -> list[int]:
+    """The positions asked: all, or ``limit`` of them drawn by a fixed seed, in the file's order."""
+    if count <= limit:
+        return list(range(count))
+    return sorted(random.Random(0).sample(range(count), limit))
+
+
+def majority(samples: Sequence[Sample]) -> dict[str, str]:
+    """Most frequent right answer of each attribute among these questions; the first in the alphabet of equals."""
+    counts: dict[str, Counter[str]] = {}
+    for sample in samples:
+        about = topic(sample)
+        counts.setdefault(about.attribute, Counter())[about.answer] += 1
+    return {name: min(found, key=lambda value: (-found[value], value)) for name, found in counts.items()}
+
+
+def overall_metrics(results: dict[str, Any]) -> dict[str, Number]:
+    """``protocol/metric`` -> number, of those over all questions that say whether higher is better."""
+    return {
+        f"{row['protocol']}/{row['metric']}": Number(
+            row["value"],
+            row["unit"],
+            row["higher_is_better"],
+            row["n"],
+            None if row["low"] is None else (row["low"], row["high"]),
+            row["definition"],
+        )
+        for row in number_rows(results)
+        if row["group"] == "overall" and row["higher_is_better"] is not None
+    }

@@ -1,0 +1,179 @@
+"""The data side of VITask: negatives, exemplars' pictures, and tasks that do not belong together."""
+
+import pickle
+import random
+from collections import Counter
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from medtune.config import instantiate
+from medtune.data.sample import Message, Sample
+from medtune.data.training_set import TrainingSet
+from medtune.errors import DataError, ModelError
+from medtune.models.tsm import LabelledSet
+from medtune.objectives.companions import load_companions
+from medtune.objectives.vitask import VITask
+from medtune.objectives.vitask_items import NegativeIndex
+from tests.objectives.tiny_vitask import ALIGN, CONTRAST, batch_of, bound, close, family, loss_and_gradients
+from tests.tiny_task import SETS, task_rows, write_task, write_tsm
+
+# -- negatives --------------------------------------------------------------------------------------------------------
+
+
+def test_negatives_have_the_same_question_and_another_response_each_equally_often(task: SimpleNamespace) -> None:
+    usable = np.array([index for index in range(len(task.source)) if index != 7])
+    index, sample = NegativeIndex(task.source, usable), task.source[0]
+    drawn = Counter(index.draw(sample, random.Random(seed)) for seed in range(900))
+    answers = {i: task.source[i].messages[-1].content for i in range(len(task.source))}
+    expected = {i for i in usable if answers[i] in ("leaf green", "blue")}
+    assert set(drawn) == expected and len(expected) == 8 - answers.get(7).startswith(("leaf", "blue"))
+    assert max(drawn.values()) < 2 * min(drawn.values())
+    assert index.draw(task.source[20], random.Random(0)) is None, "no other response to that question"
+    stranger = Sample("x", ("x.png",), (Message("user", "Never asked."), Message("assistant", "red")))
+    assert index.draw(stranger, random.Random(0)) is None
+
+
+def test_the_first_and_the_last_of_a_question_may_be_drawn_for_every_response(task: SimpleNamespace) -> None:
+    index = NegativeIndex(task.source, np.arange(len(task.source)))
+    for own in range(5):
+        sample = task.source[own]
+        drawn = {index.draw(sample, random.Random(seed)) for seed in range(300)}
+        expected = {
+            i
+            for i in range(len(task.source))
+            if task.source[i].meta["set"] == sample.meta["set"]
+            and task.source[i].messages[-1].content != sample.messages[-1].content
+        }
+        assert drawn == expected
+
+
+def test_an_item_is_a_function_of_seed_epoch_and_index(task: SimpleNamespace) -> None:
+    model, transform = family("internvl")
+    objective = bound(task, model, transform)
+    items = objective.items(task.source, np.arange(len(task.source)), CONTRAST)
+    copy = pickle.loads(pickle.dumps(items))
+    pixels = []
+    for maker, epoch in ((items, 0), (copy, 0), (items, 1), (items, 2)):
+        item = TrainingSet(task.source, maker, transform, seed=3)[(epoch, 0, True)]
+        assert item["negative"]["labels"] != [] and item["exemplar_pixels"].shape == (3, 16, 16)
+        pixels.append(torch.cat(item["negative"]["images"]).mean().item())
+    assert pixels[0] == pixels[1] and len(set(pixels[1:])) > 1
+
+
+def test_the_exemplar_is_of_the_last_of_several_images(task: SimpleNamespace, tmp_path: Path) -> None:
+    """It stands behind the last image's tokens, so it must be that image's; the language model sees both."""
+    rows = task_rows()
+    for row in rows:
+        row["images"] = [f"first-{row['id']}.png", *row["images"]]
+    config = write_task(tmp_path, rows)
+    for row in rows:
+        Image.new("RGB", (16, 16), (0, 0, 0)).save(tmp_path / row["images"][0])
+    source = instantiate(config)
+    model, transform = family("internvl")
+    objective = bound(task, model, transform)
+    items = objective.items(source, np.arange(len(source)), CONTRAST)
+    item = TrainingSet(source, items, transform, seed=3)[(0, 0, True)]
+    first, last = source.open_images(source[0])
+    pixels = objective.beside["tsm"].transform.pixels
+    assert torch.equal(item["exemplar_pixels"], pixels(last)) and not torch.equal(pixels(first), pixels(last))
+    assert len(item["images"]) == 2
+
+
+def test_a_filler_has_no_weight_and_its_negative_none(task: SimpleNamespace) -> None:
+    model, transform = family("internvl")
+    objective = bound(task, model, transform)
+    items = objective.items(task.source, np.arange(len(task.source)), CONTRAST)
+    samples = TrainingSet(task.source, items, transform, seed=3)
+    alone = items.collate([samples[(0, 0, True)]], transform)
+    filled = items.collate([samples[(0, 0, True)], samples[(0, 20, False)], samples[(0, 1, False)]], transform)
+    one, with_fillers = (loss_and_gradients(model, objective, batch) for batch in (alone, filled))
+    assert one[0].loss_sum.item() == pytest.approx(with_fillers[0].loss_sum.item(), rel=1e-6)
+    assert one[0].weight == with_fillers[0].weight and with_fillers[0].metrics["no_negative"].item() == 0
+    close(one[1], with_fillers[1])
+    for index in (0, 20):  # the second has no negative, but no token that lacks one either
+        nothing = items.collate([samples[(0, index, False)]], transform)
+        output, gradients = loss_and_gradients(model, objective, nothing)
+        assert output.loss_sum.item() == 0.0 and output.weight.item() == output.metrics["no_negative"].item() == 0
+        assert all(not gradient.any() for gradient in gradients.values())
+
+
+def test_rolling_takes_the_next_row_where_it_fits(task: SimpleNamespace) -> None:
+    model, transform = family("internvl")
+    objective = bound(task, model, transform, negatives="roll")
+    # red, green, bar, red, red again, wide blue; the row after the last is the first
+    batch = batch_of(task, objective, transform, [0, 1, 3, 5, 0, 2])
+    assert batch["partner"].tolist() == [1, 2, 3, 4, 5, 0]
+    assert batch["contrasted"].tolist() == [True, False, False, False, False, False]
+    assert "negative" not in batch and len(batch["vision"]["images"]) == 6
+    alone = batch_of(task, objective, transform, [0])
+    assert alone["contrasted"].tolist() == [False]
+    assert objective(model, alone).metrics["crt"].item() == 0.0
+
+
+def test_no_negatives_are_made_before_their_stage(task: SimpleNamespace) -> None:
+    model, transform = family("internvl")
+    objective = bound(task, model, transform, ALIGN)
+    every = np.arange(len(task.source))
+    items = objective.items(task.source, every, ALIGN)
+    samples = TrainingSet(task.source, items, transform, seed=3)
+    assert "negative" not in samples[(0, 0, True)]
+    assert set(objective(model, items.collate([samples[(0, 0, True)]], transform)).metrics) == {"van", "ep", "rda"}
+    objective.begin_stage(CONTRAST)
+    assert "negative" not in samples[(0, 0, True)], "items that were made belong to their stage"
+    assert "negative" in samples.with_items(objective.items(task.source, every, CONTRAST))[(0, 0, True)]
+
+
+def test_data_with_one_response_for_each_question_are_refused(task: SimpleNamespace, tmp_path: Path) -> None:
+    rows = [row for row in task_rows() if row["messages"][1]["content"] in ("red", "thin")]
+    source = instantiate(write_task(tmp_path, rows))
+    objective = bound(task, *family("llava"))
+    with pytest.raises(DataError, match=r"task: every instruction has one response only.*objective.beta to 0"):
+        objective.items(source, np.arange(len(source)), CONTRAST)
+    assert bound(task, *family("llava"), beta=0.0).items(source, np.arange(len(source)), CONTRAST)
+
+
+# -- what cannot be ---------------------------------------------------------------------------------------------------
+
+
+def test_a_task_specific_model_of_another_task_is_refused_with_both_names(
+    task: SimpleNamespace, tmp_path: Path
+) -> None:
+    other = write_tsm(tmp_path / "other", {"moles": LabelledSet("multi_class", ("naevus", "melanoma"))})
+    fewer = write_tsm(tmp_path / "fewer", {**SETS, "blobs": LabelledSet("multi_class", ("red", "blue"))})
+    for path, named in ((other, ("'blobs'", "'moles'")), (fewer, ("3 classes", "2"))):
+        objective = bound(task, *family("llava"), tsm=path)
+        with pytest.raises(DataError, match="task: objective.tsm does not belong to these data") as caught:
+            objective.items(task.source, np.arange(len(task.source)), CONTRAST)
+        assert all(name in str(caught.value) for name in named)
+
+
+def test_samples_that_name_no_task_are_taken(task: SimpleNamespace, tmp_path: Path) -> None:
+    source = instantiate(write_task(tmp_path, [{**row, "meta": {}} for row in task_rows()]))
+    assert bound(task, *family("llava")).items(source, np.arange(len(source)), CONTRAST)
+
+
+def test_a_sample_without_an_image_is_refused(task: SimpleNamespace, tmp_path: Path) -> None:
+    rows = task_rows()
+    rows[0]["images"] = []
+    source = instantiate(write_task(tmp_path, rows))
+    model, transform = family("internvl")
+    items = bound(task, model, transform).items(source, np.arange(len(source)), CONTRAST)
+    with pytest.raises(DataError, match=r"task.jsonl, line 1 .*no exemplar.*objective.exemplar to none"):
+        TrainingSet(source, items, transform, seed=3)[(0, 0, True)]
+
+
+def test_a_folder_without_a_task_specific_model_is_refused_unless_a_run_is_planned(tmp_path: Path) -> None:
+    model, transform = family("llava")
+    objective = VITask(tsm=str(tmp_path / "absent"))
+    with pytest.raises(ModelError, match="absent holds no task-specific model"):
+        load_companions(objective.companions())
+    problems: list[str] = []
+    objective.attach(load_companions(objective.companions(), problems))
+    assert len(problems) == 1 and problems[0].startswith("the task-specific model is not here: ")
+    objective.bind(model.to("meta"), transform, 0)
+    assert objective.parts()["connector"]

@@ -1,0 +1,52 @@
+"""What is drawn anew: samples and texts of each epoch, random numbers of each forward pass."""
+
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+
+from medtune.training.trainer import Trainer
+from tests.runs import tiny
+
+
+def shown_by(folder: Path, **changes: Any) -> list[tuple[str, list[int]]]:
+    """The id and the tokens of every sample that a run shows, in order."""
+    trainer = Trainer(tiny(folder, objective={"warmup_steps": 0, "shuffle_separator": ","}, **changes))
+    seen: list[tuple[str, list[int]]] = []
+    step = trainer._forward_backward
+
+    def watched(batches: list[dict[str, Any]]) -> torch.Tensor:
+        for batch in batches:
+            rows = [tokens[real].tolist() for tokens, real in zip(batch["tokens"], batch["padding"], strict=True)]
+            seen.extend(zip(batch["ids"], rows, strict=True))
+        return step(batches)
+
+    trainer._forward_backward = watched  # type: ignore[method-assign]
+    assert trainer.run() == 0
+    return seen
+
+
+@pytest.mark.parametrize("bucket", [False, True])
+def test_two_epochs_show_the_same_samples_in_another_order_and_with_other_texts(bucket: bool, tmp_path: Path) -> None:
+    seen = shown_by(tmp_path, max_steps=None, epochs=2, batch_size=2, bucket=bucket)
+    first, second = seen[:22], seen[22:]
+    assert {name for name, _ in first} == {name for name, _ in second} and len(dict(first)) == len(second) == 22
+    assert [name for name, _ in first] != [name for name, _ in second]
+    shuffled = [name for name, tokens in first if dict(second)[name] != tokens]
+    assert len(shuffled) > 11, "the phrases of most reports are in another order"
+
+
+def test_each_forward_pass_has_a_seed_of_its_own() -> None:
+    """Of the run, the step, the micro-batch and the process; the same whenever it is drawn."""
+    seeds = []
+    for seed in (0, 1):
+        for step in range(3):
+            for rank in range(2):
+                trainer = object.__new__(Trainer)
+                trainer.config = SimpleNamespace(seed=seed)  # type: ignore[assignment]
+                trainer.step, trainer.runtime = step, SimpleNamespace(rank=rank)  # type: ignore[assignment]
+                seeds += [trainer._draw(number) for number in range(3)]
+                assert trainer._draw(2) == seeds[-1]
+    assert len(set(seeds)) == len(seeds) == 36
