@@ -392,3 +392,12 @@ def test_names_that_are_not_utf8_or_stand_alone(tmp_path):
         found = record.load(1)
         assert found.names == table.names and found.stamps.tolist() == table.stamps.tolist()
         assert sorted(table.names) == sorted(names)
+
+
+def test_a_file_that_two_rows_saw_differently_counts_as_changed():
+    """Of several processes a later row may have seen the older file."""
+    stamps = np.array([[3, 9], [5, 7], [3, 8], [5, 7]])
+    table = Table.of(np.zeros((3, 7)), {}, np.array([2, 1, 1]), [b"/a", b"/b", b"/a", b"/b"], stamps)
+    found = dict(zip(table.names, table.stamps.tolist(), strict=True))
+    assert found[b"/b"] == [5, 7] and found[b"/a"] not in ([3, 9], [3, 8], [-1, -1])
+    assert table.rows_of(np.array([name == b"/a" for name in table.names])).tolist() == [0, 1]
