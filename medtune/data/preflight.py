@@ -98,14 +98,14 @@ def preflight(
         seed: the run's seed.
         decode: decode the images whole, which also finds truncated ones, at the cost of one epoch's decoding.
         num_workers: processes that read rows, with the same outcome; 0 reads them in this one.
-        record: where the outcome is kept. Rows that it knows are read again only where an image file was added, went
-            away or changed its size or time.
+        record: where the outcome is kept, unless images are decoded. Rows that it knows are read again only where an
+            image file was added, went away or changed its size or time.
 
     Raises:
         DataError: if rows cannot be used and ``on_error`` is ``raise``, or if none can.
     """
-    if record is not None and image_roots(source) is None:
-        record = None  # what images these are cannot be asked
+    if decode or image_roots(source) is None:
+        record = None  # more is looked at than a record knows, or what images these are cannot be asked
 
     def look(rows: Sequence[int]) -> Table:
         distinct: list[Items] = []

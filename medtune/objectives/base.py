@@ -118,13 +118,14 @@ class Objective(nn.Module):
     def items(self, source: SampleSource, usable: np.ndarray | None, stage: Stage) -> Items:
         """How a data set becomes items and batches in a stage; runs in data workers, so it must be picklable.
 
-        Called for every stage before the first step, twice: to measure samples, and when it is known which can be used.
+        Called for every stage before the first step: to measure samples, where their sizes are not remembered, and when
+        it is known which can be used.
 
         Args:
             source: the samples.
             usable: positions of those that passed the check before training; None while they are being checked, when
                 any of them may raise a DataError.
-            stage: the stage that the items are for.
+            stage: the stage that the items are for; nothing but its name may decide what they are.
         """
         return SampleItems(self.sample_transform())
 

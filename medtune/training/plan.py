@@ -172,13 +172,13 @@ def _data_text(
         return "\n".join([f"training rows        {reason}", *lines])
     checked = data.checked
     clock = Clock(tuple(stages), len(BatchPlan([1] * data.rows, batch, config.seed)))
-    lengths = f"mean {data.mean_tokens:.0f}, longest {checked.lengths.max()}"
+    lengths = f"mean {data.mean_tokens:.0f}, longest {checked.longest.max()}"
     kind = ", those of images among them" if model.images_as_tokens else " of text; images add none"
     usable = f"({len(checked.lengths):,} rows measured, {len(checked.problems)} unusable)"
     steps = ", ".join(f"{stage.name} {clock.length(index):,}" for index, stage in enumerate(stages))
     read = [
         f"tokens per sample    {lengths} {usable}",
-        f"tiles per sample     mean {checked.tiles.mean():.1f}, most {checked.tiles.max()}",
+        f"tiles per sample     mean {checked.tiles.mean():.1f}, most {checked.most_tiles.max()}",
         f"tokens per step      about {batch * data.mean_tokens:,.0f}{kind}",
     ]
     if not model.reads_text:

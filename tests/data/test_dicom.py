@@ -95,6 +95,17 @@ def test_a_lookup_table_goes_before_the_window(tmp_path: Path) -> None:
     assert np.abs(grey(path) - expected).max() <= 0.5
 
 
+def test_a_lookup_table_is_shown_against_its_bits_not_its_largest_entry(tmp_path: Path) -> None:
+    """A table of 12 bits from 500 to 3000: neither end is stretched to black or white."""
+    table = Dataset()
+    table.LUTDescriptor = [251, 200, 12]
+    table.LUTData = (500 + 10 * np.arange(251)).astype("<u2").tobytes()
+    picture = grey(changed("MR_small.dcm", tmp_path / "a.dcm", VOILUTSequence=[table]))
+    expected = (500 + 10 * (np.clip(stored("MR_small.dcm"), 200, 450) - 200)) * 255 / 4095
+    assert np.abs(picture - expected).max() <= 0.5
+    assert (picture.min(), picture.max()) == (31, 187)
+
+
 def test_without_a_window_the_pictures_own_range_is_shown(tmp_path: Path) -> None:
     values = stored("CT_small.dcm")
     assert (values.min(), values.max()) == (128, 2191)

@@ -55,6 +55,33 @@ def test_a_turned_photo_stands_upright(root):
     assert root.size("turned.jpg", WHERE) == (20, 30) == root.load("turned.jpg", WHERE).size
 
 
+UPRIGHT = {
+    1: lambda stored: stored,
+    2: lambda stored: stored[:, ::-1],
+    3: lambda stored: stored[::-1, ::-1],
+    4: lambda stored: stored[::-1],
+    5: lambda stored: stored.swapaxes(0, 1),
+    6: lambda stored: stored[::-1].swapaxes(0, 1),
+    7: lambda stored: stored[::-1, ::-1].swapaxes(0, 1),
+    8: lambda stored: stored.swapaxes(0, 1)[::-1],
+}
+"""EXIF's orientations: the picture that is meant, of the one that is stored."""
+
+
+@pytest.mark.parametrize("orientation", UPRIGHT)
+@pytest.mark.parametrize("suffix", ["png", "jpg"])
+def test_every_orientation_is_measured_and_turned(tmp_path, orientation, suffix):
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    noise((7, 4)).save(tmp_path / f"a.{suffix}", exif=exif)
+    expected = UPRIGHT[orientation](np.asarray(noise((7, 4))))
+    found = ImageRoot(tmp_path)
+    height, width = expected.shape[:2]
+    assert found.size(f"a.{suffix}", WHERE) == (width, height) == found.load(f"a.{suffix}", WHERE).size
+    if suffix == "png":
+        assert np.array_equal(np.asarray(found.load("a.png", WHERE)), expected)
+
+
 @pytest.mark.parametrize(
     ("name", "said"),
     [

@@ -44,11 +44,23 @@ def test_what_no_item_can_hold_is_refused_by_name(source):
             items.measure(source, index, random.Random(0), LetterTransform())
 
 
+def test_a_sample_may_be_as_long_as_the_model_takes(source):
+    class Short(LetterTransform):
+        max_seq_len = len("what?cells")
+
+    (size,) = SampleItems(unchanged).measure(source, 0, random.Random(0), Short())
+    assert size.tokens == Short.max_seq_len
+    Short.max_seq_len -= 1
+    with pytest.raises(DataError, match="10 tokens, the limit is 9"):
+        SampleItems(unchanged).measure(source, 0, random.Random(0), Short())
+
+
 def test_a_row_of_which_nothing_is_supervised_is_refused(source):
     class Unlearned(LetterTransform):
         def token_counts(self, sample, sizes=None):
             return 7, 0
 
+    assert measured_row(source, source[0], [(16, 33)], LetterTransform(), drawn=True) == Row(10, 5, 3, drawn=True)
     with pytest.raises(DataError, match=r"line 1 \(id 'asked'\): no token is supervised"):
         measured_row(source, source[0], [], Unlearned())
 

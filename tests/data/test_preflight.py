@@ -1,3 +1,5 @@
+import dataclasses
+
 import numpy as np
 import pytest
 
@@ -184,3 +186,19 @@ def test_which_rows_are_usable_is_told_apart(tmp_path):
         source = JsonlSource(write_rows(tmp_path / f"{number}.jsonl", rows), None)
         told.add(preflight(source, LetterTransform(), plain, "skip", progress=False).usable)
     assert len(told) == 3
+
+
+def test_other_images_under_the_same_id_are_read_too(tmp_path):
+    class Others(SampleItems):
+        """Items of the sample's own image, and of the same sample with another one."""
+
+        def measure(self, source, index, rng, transform):
+            sample = source[index]
+            ((own, _),) = source.image_sizes(sample)
+            ((other, _),) = source.image_sizes(dataclasses.replace(sample, images=("9.png",)))
+            return Row(own, 1, 1), Row(other, 1, 1)
+
+    source = JsonlSource(
+        write_rows(tmp_path / "a.jsonl", [row("a", "x", ("3.png",))]), write_pictures(tmp_path / "i", 10)
+    )
+    assert preflight(source, LetterTransform(), lambda: [Others(unchanged)], progress=False).lengths.tolist() == [25]

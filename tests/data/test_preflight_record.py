@@ -151,6 +151,27 @@ def test_problems_are_remembered(folder):
         look(source_of(folder), folder, "raise")
 
 
+def test_a_check_that_decodes_believes_no_record(folder):
+    look(source_of(folder), folder)
+    path = folder / "images/5.png"
+    stamp, data = path.stat(), bytearray(path.read_bytes())
+    at = data.index(b"IDAT") + 6
+    data[at : at + 4] = b"\0\0\0\0"
+    path.write_bytes(bytes(data))
+    os.utime(path, ns=(stamp.st_atime_ns, stamp.st_mtime_ns))
+    assert look(source_of(folder), folder, "raise")[1] == [], "same size and time"
+    record = Record(folder / "cache", "a", {"key": "one", "data": source_of(folder).fingerprint()})
+    with pytest.raises(DataError, match="5.png is truncated or damaged"):
+        preflight(
+            source_of(folder),
+            LetterTransform(),
+            lambda: [SampleItems(unchanged)],
+            progress=False,
+            decode=True,
+            record=record,
+        )
+
+
 def test_other_data_are_read(folder):
     look(source_of(folder), folder)
     write_rows(folder / "a.jsonl", [row("other", "x", ("1.png",))])
@@ -371,3 +392,12 @@ def test_names_that_are_not_utf8_or_stand_alone(tmp_path):
         found = record.load(1)
         assert found.names == table.names and found.stamps.tolist() == table.stamps.tolist()
         assert sorted(table.names) == sorted(names)
+
+
+def test_a_file_that_two_rows_saw_differently_counts_as_changed():
+    """Of several processes a later row may have seen the older file."""
+    stamps = np.array([[3, 9], [5, 7], [3, 8], [5, 7]])
+    table = Table.of(np.zeros((3, 7)), {}, np.array([2, 1, 1]), [b"/a", b"/b", b"/a", b"/b"], stamps)
+    found = dict(zip(table.names, table.stamps.tolist(), strict=True))
+    assert found[b"/b"] == [5, 7] and found[b"/a"] not in ([3, 9], [3, 8], [-1, -1])
+    assert table.rows_of(np.array([name == b"/a" for name in table.names])).tolist() == [0, 1]

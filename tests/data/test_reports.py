@@ -1,4 +1,5 @@
 import random
+import re
 from collections import Counter
 
 import pytest
@@ -70,6 +71,13 @@ def test_sentences_are_put_in_every_order_and_not_a_character_is_lost():
     assert len(seen) == 6
     for shuffled in seen:
         assert Counter(shuffled) == Counter(text) and shuffled[:2] == "  " and shuffled[-1] == "\n"
+
+
+def test_what_stands_between_sentences_stays_in_its_place():
+    text = "Heart.\n\nLungs. Bones.\t\tAorta.   Airways."
+    shuffled = [shuffle_sentences(text, random.Random(seed)) for seed in range(40)]
+    assert len(set(shuffled)) > 20
+    assert {tuple(re.findall(r"\s+", one)) for one in shuffled} == {("\n\n", " ", "\t\t", "   ")}
 
 
 def test_any_report_keeps_its_sentences():

@@ -88,7 +88,6 @@ def test_a_negative_that_would_be_too_long_is_none(task: SimpleNamespace) -> Non
     _, transform = family("internvl")
     index = NegativeIndex(task.source, np.arange(len(task.source)))
     items = VITaskItems(keep_sample, None, "sampled", index)
-    items.contrast = True
     transform.max_seq_len = len(transform(task.source[0], task.source.open_images(task.source[0]))["tokens"])
     found = set()
     for seed in range(12):
@@ -100,10 +99,10 @@ def test_a_negative_that_would_be_too_long_is_none(task: SimpleNamespace) -> Non
     assert found == {True, False}
 
 
-def test_known_features_stand_in_place_of_the_exemplars_pixels() -> None:
+def test_known_features_stand_in_place_of_the_exemplars_pixels(monkeypatch: pytest.MonkeyPatch) -> None:
     features = {"features": torch.zeros(1, 2, 3), "own": torch.ones(1, 4)}
     items = VITaskItems(keep_sample, lambda image: pytest.fail("no pixels are needed"), None, None)
-    items.item = lambda *_: {"tokens": [1]}  # type: ignore[method-assign]
+    monkeypatch.setattr(VITaskItems, "item", lambda *_: {"tokens": [1]})
 
     class Known(list):
         def open_images(self, sample: Sample) -> list[EncodedPicture]:
@@ -134,7 +133,6 @@ def louder(sample: Sample, rng: random.Random) -> Sample:
 def test_a_negative_is_the_transformed_conversation_with_other_images(task: SimpleNamespace) -> None:
     _, transform = family("llava")
     items = VITaskItems(louder, None, "sampled", NegativeIndex(task.source, np.arange(len(task.source))))
-    items.contrast = True
     item = items(task.source, 0, random.Random(4), transform)
     assert item["negative"]["tokens"] == item["tokens"] and item["negative"]["labels"] == item["labels"]
     assert "RED" in transform.decode([label for label in item["labels"] if label != -100])

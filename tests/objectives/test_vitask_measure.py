@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 from medtune.config import instantiate
 from medtune.data.items import Row
@@ -13,14 +14,9 @@ from medtune.data.preflight import preflight
 from medtune.data.randomness import sample_rng
 from medtune.data.training_set import TrainingSet
 from medtune.errors import DataError
+from medtune.models.tsm import load_tsm
 from tests.objectives.tiny_vitask import ALIGN, CONTRAST, bound, family
-from tests.tiny_task import task_rows, write_task, write_tsm
-
-
-@pytest.fixture(scope="module")
-def task(tmp_path_factory: pytest.TempPathFactory) -> SimpleNamespace:
-    folder = tmp_path_factory.mktemp("task")
-    return SimpleNamespace(source=instantiate(write_task(folder / "data")), tsm=write_tsm(folder / "tsm"))
+from tests.tiny_task import task_rows, write_task
 
 
 def held(item: dict[str, Any], drawn: bool = False) -> Row:
@@ -93,6 +89,18 @@ def test_samples_without_an_image_are_found_before_training(tmp_path: Path, task
     found = checked(other, "llava", "skip")
     assert 4 not in found.indices and len(found.indices) == 20
     assert len(checked(other, "llava", exemplar="none", alpha=0.0, beta=0.0).indices) == 21
+
+
+def test_the_exemplar_is_that_of_the_last_image(tmp_path: Path, task: SimpleNamespace) -> None:
+    rows = task_rows()
+    rows[0]["images"].append(rows[1]["images"][0])
+    source = instantiate(write_task(tmp_path / "data", rows))
+    model, transform = family("internvl")
+    objective = bound(task, model, transform)
+    items = objective.items(source, np.arange(len(source)), ALIGN)
+    item = items(source, 0, sample_rng(0, 0, 0), transform)
+    first, last = (load_tsm(task.tsm).transform.pixels(image) for image in source.open_images(source[0]))
+    assert torch.equal(item["exemplar_pixels"], last) and not torch.equal(first, last)
 
 
 def test_rows_that_are_no_samples_do_not_hide_the_others_while_they_are_checked(

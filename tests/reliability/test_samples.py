@@ -145,7 +145,7 @@ def test_data_that_shrink_between_runs_with_skip(key: str, tmp_path: Path) -> No
     assert launch(config) == [2]
     (sentence,) = said(tmp_path / "run")
     name = {"dataset": "usable", "dataset_val": "usable_validation"}[key]
-    assert f"\n  {name}: '10 of 10 rows (" in sentence and "'9 of 10 rows (" in sentence
+    assert f"\n  {name}: 10 of 10 rows (" in sentence and " there, 9 of 10 rows (" in sentence
     assert "to go on, put back what was there." in sentence and sentence.count(" there, ") == 1
     (tmp_path / "kept.png").rename(image)
     assert launch(config) == [0]
