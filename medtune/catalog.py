@@ -102,7 +102,7 @@ def describe(name: str | None = None) -> str:
     if name is not None:
         entry = find(name)
         if entry.is_config:
-            return f"{entry.name}  ({entry.path})\n\n{entry.header}"
+            return f"{entry.name}  ({entry.path})\n\n{entry.header}\n\nall its values: medtune show {entry.name}"
         chosen = [entry]
     else:
         chosen = recipes()

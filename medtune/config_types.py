@@ -19,6 +19,7 @@ from medtune.errors import ConfigError
 
 NUMBER = typing.Annotated[float, "told by the default"]
 """Stands for a missing annotation of a parameter whose default is a float; only a text is refused."""
+YAML_VALUES = (bool, int, float, str, type(None), list, tuple, dict)
 SCALARS = {bool: "true or false", int: "a whole number", float: "a number", str: "a text", type(None): "null"}
 LISTS = (list, tuple, set, frozenset, collections.abc.Sequence, collections.abc.Iterable, collections.abc.Collection)
 PATHS = (Path, os.PathLike)
@@ -55,6 +56,8 @@ def check_value(value: Any, hint: Any, place: Place) -> None:
 
 def fits(value: Any, hint: Any) -> bool:
     """Whether a value of YAML can be meant by an annotation."""
+    if not isinstance(value, YAML_VALUES):  # put there by a program
+        return True
     if hint is NUMBER:
         return not isinstance(value, str)
     origin, arguments = get_origin(hint), get_args(hint)

@@ -13,7 +13,8 @@ from typing import Any
 import pytest
 
 from medtune import cli
-from medtune.config import CONFIGS, resolve_path, to_plain
+from medtune.config import CONFIGS, to_plain
+from medtune.config_text import show
 from medtune.training.plan import Plan, plan
 from tests import commands
 from tests.commands import DATA, SHORT, Tune, in_a_process, is_training, leaves, needs_real_weights, shortened
@@ -185,7 +186,7 @@ def medtune(words: list[str], at: Workspace) -> None:
         arguments = cli.parser().parse_args(words[1:])
         if arguments.command == "plan":
             found = planned(arguments.config, tuple(arguments.overrides), arguments.gpus, at)
-            large = re.search(": (?:models|weights)/", resolve_path(arguments.config).read_text(encoding="utf-8"))
+            large = re.search(": (?:models|weights)/", show(arguments.config))
             return expect_no_weights(found) if large else expect_plan(found)
         if arguments.command in ("export", "report"):
             at.provide([word for word in words[2:] if word != str(arguments.out)], lora="peft" in words)

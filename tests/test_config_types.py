@@ -83,6 +83,10 @@ def test_the_sentence(hint: Any, value: Any, said: str) -> None:
         check_value(value, hint, Place("f.yaml", ("a", "b")))
 
 
+def test_what_a_program_put_there_passes() -> None:
+    assert fits(Path("a"), str) and fits(torch.zeros(2), float) and fits([Path("a")], list[str])
+
+
 def test_every_annotation_has_words() -> None:
     assert describe(None) == "null"
     assert describe(Any) == "Any"

@@ -4,10 +4,10 @@ import json
 from pathlib import Path
 
 import pytest
-from omegaconf import OmegaConf
 
 from medtune import demo
 from medtune.config import load_config, resolve_path
+from medtune.config_composition import compose
 from medtune.errors import MedtuneError
 from medtune.sweep import SweepConfig, run_sweep
 
@@ -86,6 +86,6 @@ def test_seeds_are_averaged_and_a_failing_variant_is_named(
 def test_the_mini_configs_cut_images_alike() -> None:
     """What is asked must be cut as what was trained on, whether the sweep or a user by hand runs the two."""
     train, predict, sweep = (
-        OmegaConf.load(resolve_path(name)) for name in ("instfree/mini_wbcatt", "predict/mini", "sweep/mini_wbcatt")
+        compose(resolve_path(name)).tree for name in ("instfree/mini_wbcatt", "predict/mini", "sweep/mini_wbcatt")
     )
-    assert train.dataset.center_crop == predict.questions.center_crop == sweep.center_crop < 1.0
+    assert train["dataset"]["center_crop"] == predict["questions"]["center_crop"] == sweep["center_crop"] < 1.0

@@ -15,6 +15,7 @@ from omegaconf import OmegaConf
 
 from medtune import catalog, demo
 from medtune.config import instantiate, load_config, resolve_path
+from medtune.config_composition import compose
 from medtune.errors import ConfigError
 from medtune.sweep import data_overrides, filled, run_sweep
 from medtune.sweep_config import SweepConfig, chains, rows_of
@@ -155,7 +156,7 @@ def shrunk(folder: Path, **changes: object) -> SweepConfig:
     """The ablation of VITask on made-up images and with tiny models: two sets, two steps, one seed."""
     for name in ("breast", "retina"):
         write_medmnist(folder / "owners", name)
-    values = OmegaConf.to_container(OmegaConf.load(resolve_path("sweep/vitask_mini")))
+    values = compose(resolve_path("sweep/vitask_mini")).tree
     assert isinstance(values, dict)
     small = ["model.embed_dim=16", "model.vision_layers=1", "model.decoder_layers=1", "model.heads=2"]
     small += ["model.image_size=16", "model.patch_size=4", "transform.image_size=16", "transform.patch_size=4"]

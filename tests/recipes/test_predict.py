@@ -17,6 +17,7 @@ from safetensors.torch import save_file
 from torch import nn
 
 from medtune.config import load_config
+from medtune.config_composition import packaged_configs
 from medtune.generation.generator import Generator
 from medtune.models.mini import mini_vlm, train_mini_tokenizer
 
@@ -207,7 +208,7 @@ def test_sampled_answers_differ_from_greedy_and_repeat(recipe, world, tmp_path):
     assert texts["one"] == texts["two"] != texts["greedy"]
 
 
-@pytest.mark.parametrize("name", [path.stem for path in sorted((CHECKOUT / "configs" / "predict").glob("*.yaml"))])
+@pytest.mark.parametrize("name", [name.split("/")[1] for name in packaged_configs() if name.startswith("predict/")])
 def test_packaged_configs_are_valid(recipe, name):
     config = load_config(f"predict/{name}", recipe.PredictConfig)
     assert set(config.swapped) <= set(config.protocols)

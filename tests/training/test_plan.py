@@ -14,6 +14,7 @@ from PIL import Image
 from medtune import catalog
 from medtune.cli import main
 from medtune.config import PACKAGE, load_config
+from medtune.config_composition import compose
 from medtune.errors import ConfigError
 from medtune.models.common.interface import BatchShape
 from medtune.training import memory
@@ -146,7 +147,7 @@ def test_the_11b_is_planned_in_seconds_without_its_weights(capsys: pytest.Captur
     assert "the base weights are not here" in captured.err
 
 
-TRAINING = [entry.name for entry in catalog.configs() if re.search("^objective:", entry.path.read_text(), flags=re.M)]
+TRAINING = [entry.name for entry in catalog.configs() if "objective" in compose(entry.path).tree]
 # What a machine without weights and data lacks; a config that is wrong has other problems.
 LACKS = (
     "no tokenizer at models/",
@@ -155,6 +156,7 @@ LACKS = (
     "the pretrained weights are not here: ",
     "The data file prepared/",
     "The image root ",
+    "medtune.datasets.jsonl_dataset: image_root lies in the data folder, but $MEDTUNE_DATA is not set",
 )
 
 
