@@ -1,5 +1,9 @@
 """Low-rank adapters as part of the weights that they adapt."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
 from torch import nn
 from torchao.dtypes.nf4tensor import NF4Tensor
 from torchtune.modules.peft import LoRALinear
@@ -16,6 +20,28 @@ def adapted_layers(model: nn.Module) -> dict[str, LoRALinear]:
         for name, module in model.named_modules()
         if isinstance(module, LoRALinear)
     }
+
+
+@contextmanager
+def adapters_off(model: nn.Module) -> Iterator[None]:
+    """Within the context every low-rank adapter of a model adds nothing: what it computes is its base, to the bit.
+
+    Nothing is copied or moved, so a frozen reference costs no memory. There are no gradients within: activation
+    checkpointing would run the layers again in the backward pass, when the adapters are back.
+
+    Args:
+        model: any module; sharded and compiled layers are switched too. Without adapters nothing changes.
+    """
+    layers = [module for module in model.modules() if isinstance(module, LoRALinear)]
+    before = [layer.disabled for layer in layers]
+    for layer in layers:
+        layer.disabled = True
+    try:
+        with torch.no_grad():
+            yield
+    finally:
+        for layer, disabled in zip(layers, before, strict=True):
+            layer.disabled = disabled
 
 
 def merge_adapters(state: StateDict, model: nn.Module) -> StateDict:

@@ -4,6 +4,7 @@ The same steps as :class:`medtune.models.vlm.DeepFusionVLM` takes, so that every
 """
 
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from typing import Any
 
 import torch
@@ -11,10 +12,12 @@ from torch import Tensor, nn
 from torchtune.modules import TransformerDecoder
 
 from medtune.errors import ModelError
+from medtune.models.adapters import adapters_off
 from medtune.models.family import ModelFamily
-from medtune.models.rows import Replacement, adapter_ids, replace_rows, train_adapters_only
+from medtune.models.parts import sort_parameters
+from medtune.models.rows import Replacement, replace_rows, train_adapters_only
 
-PARTS = ("vision", "projection", "decoder", "adapter")
+PARTS = ("vision", "projection", "decoder")
 _PREFIXES = (("encoder.vision.", "vision"), ("encoder.projection.", "projection"), ("decoder.", "decoder"))
 
 
@@ -145,16 +148,17 @@ class EarlyFusionVLM(nn.Module):
 
         Returns:
             part -> names as in ``named_parameters``: ``vision`` is the image transformer, ``projection`` what maps
-            its output to the decoder's width, ``decoder`` the language model, ``adapter`` every LoRA parameter.
+            its output to the decoder's width, ``decoder`` the language model; ``adapter.vision`` and so on the LoRA
+            parameters that stand there.
 
         Raises:
             ModelError: if a parameter belongs to none of them (something was attached to the model).
         """
-        adapters = adapter_ids(self)
-        parts: dict[str, list[str]] = {part: [] for part in PARTS}
-        for name, parameter in self.named_parameters():
-            parts["adapter" if id(parameter) in adapters else _part(name)].append(name)
-        return parts
+        return sort_parameters(self, PARTS, lambda name, _: _part(name))
+
+    def adapters_off(self) -> AbstractContextManager[None]:
+        """A context in which the model is its base, without a copy; see :mod:`medtune.models.adapters`."""
+        return adapters_off(self)
 
     def compute(self, fn: Callable[..., Any], *args: Any) -> Any:
         """Call ``fn(self, *args)``. Sharded training registers this method as the model's one forward entry."""

@@ -1,6 +1,7 @@
 """The one seam between training methods and models whose decoder looks at images through cross-attention."""
 
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
 from typing import Any
 
 from torch import Tensor, nn
@@ -8,10 +9,12 @@ from torchtune.modules import TransformerDecoder
 from torchtune.modules.model_fusion import DeepFusionModel, FusionEmbedding, FusionLayer
 
 from medtune.errors import ModelError
+from medtune.models.adapters import adapters_off
 from medtune.models.family import ModelFamily
-from medtune.models.rows import Replacement, adapter_ids, replace_rows, train_adapters_only
+from medtune.models.parts import sort_parameters
+from medtune.models.rows import Replacement, replace_rows, train_adapters_only
 
-PARTS = ("vision", "projection", "fusion", "decoder", "adapter")
+PARTS = ("vision", "projection", "fusion", "decoder")
 
 
 class DeepFusionVLM(DeepFusionModel):
@@ -101,25 +104,25 @@ class DeepFusionVLM(DeepFusionModel):
         Returns:
             part -> names as in ``named_parameters``. ``vision`` is the image transformer, ``projection`` what maps
             its output to the decoder's width, ``fusion`` the cross-attention layers and the embeddings of image
-            tokens, ``decoder`` the language model, ``adapter`` every LoRA parameter wherever it stands.
+            tokens, ``decoder`` the language model; ``adapter.vision`` and so on the LoRA parameters that stand there.
 
         Raises:
             ModelError: if a parameter belongs to none of them (something was attached to the model).
         """
         # By identity, not by name: activation checkpointing inserts a level into names, on which torchtune's own
         # get_fusion_params fails.
-        adapters = adapter_ids(self)
         fusion = {id(p) for module in _fusion_modules(self.decoder) for p in module.parameters()}
-        parts: dict[str, list[str]] = {part: [] for part in PARTS}
-        for name, parameter in self.named_parameters():
-            if id(parameter) in adapters:
-                part = "adapter"
-            elif name.startswith("decoder."):
-                part = "fusion" if id(parameter) in fusion else "decoder"
-            else:
-                part = _encoder_part(name)
-            parts[part].append(name)
-        return parts
+
+        def part_of(name: str, parameter: nn.Parameter) -> str:
+            if name.startswith("decoder."):
+                return "fusion" if id(parameter) in fusion else "decoder"
+            return _encoder_part(name)
+
+        return sort_parameters(self, PARTS, part_of)
+
+    def adapters_off(self) -> AbstractContextManager[None]:
+        """A context in which the model is its base, without a copy; see :mod:`medtune.models.adapters`."""
+        return adapters_off(self)
 
     def compute(self, fn: Callable[..., Any], *args: Any) -> Any:
         """Call ``fn(self, *args)``. Sharded training registers this method as the model's one forward entry."""
@@ -138,4 +141,4 @@ def _encoder_part(name: str) -> str:
     for prefix, part in (("encoder.clip.", "vision"), ("encoder.projection.", "projection")):
         if name.startswith(prefix):
             return part
-    raise ModelError(f"parameter {name} is in no part of the model (vision, projection, fusion, decoder, adapter)")
+    raise ModelError(f"parameter {name} is in no part of the model ({', '.join(PARTS)})")
