@@ -207,9 +207,10 @@ def test_an_adapter_is_refused_where_it_would_not_be_what_was_trained(
     assert "holds no adapters" in refused(capsys, full_run, "--to", "peft", "--out", out)
     run = shutil.copytree(lora_run, tmp_path / "run")
     trained = load_file(steps(run)[-1] / "model.safetensors")
-    save_file({**trained, "decoder.norm.scale": torch.ones(16)}, steps(run)[-1] / "model.safetensors")
+    base = {"decoder.layers.0.attn.q_proj.weight": torch.ones(16, 16)}
+    save_file({**trained, **base}, steps(run)[-1] / "model.safetensors")
     _sign(steps(run)[-1])
-    assert "1 tensors beside its adapters" in refused(capsys, run, "--to", "peft", "--out", out)
+    assert "carries an adapter and was trained whole too" in refused(capsys, run, "--to", "peft", "--out", out)
     assert not out.exists()
 
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass, field
 
 import torch
 from torch import nn
@@ -10,6 +11,40 @@ from torchtune.modules.peft import LoRALinear
 
 from medtune.models.family import StateDict
 from medtune.models.names import is_adapter_key, state_dict_names
+
+
+@dataclass(frozen=True)
+class Strength:
+    """How a low-rank adapter is scaled: by ``alpha / rank``."""
+
+    rank: int
+    alpha: float
+
+
+@dataclass(frozen=True)
+class Adapter:
+    """The adapters of one trained model, apart from the model.
+
+    Attributes:
+        state: ``lora_a`` [rank, in] and ``lora_b`` [out, rank] by state-dict key.
+        strengths: state-dict prefix of each adapted linear map -> its rank and alpha.
+        whole: tensors that were trained whole beside the adapters, by state-dict key.
+    """
+
+    state: StateDict
+    strengths: dict[str, Strength]
+    whole: StateDict = field(default_factory=dict)
+
+
+def adapter_of(model: nn.Module) -> Adapter:
+    """The adapters that a model holds now, without a copy; what else was trained is not among them."""
+    layers = adapted_layers(model)
+    state = {
+        f"{prefix}.{side}.weight": getattr(layer, side).weight.detach()
+        for prefix, layer in layers.items()
+        for side in ("lora_a", "lora_b")
+    }
+    return Adapter(state, {prefix: Strength(layer.rank, float(layer.alpha)) for prefix, layer in layers.items()})
 
 
 def adapted_layers(model: nn.Module) -> dict[str, LoRALinear]:

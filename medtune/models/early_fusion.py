@@ -39,6 +39,21 @@ class ImageEncoder(nn.Module):
         return self.projection(self.vision(images))
 
 
+def encoded_tiles(vision: dict[str, Tensor]) -> Tensor:
+    """Which tiles of a batch are encoded, in this order: places among all b * i * t tiles, laid out row by row.
+
+    Args:
+        vision: ``images`` [b, i, t, c, h, w] and ``tiles`` [b, i], real tiles per image.
+
+    Returns:
+        [n] with n >= 1: the real tiles, or the first one where there is none.
+    """
+    tiles, t = vision["tiles"], vision["images"].shape[2]
+    real = torch.arange(t, device=tiles.device) < tiles.unsqueeze(-1)
+    index = real.flatten().nonzero().squeeze(1)
+    return index if len(index) else index.new_zeros(1)
+
+
 class EarlyFusionVLM(nn.Module):
     """A decoder in whose input each image token is one image feature (InternVL, LLaVA).
 
@@ -87,12 +102,9 @@ class EarlyFusionVLM(nn.Module):
         Returns:
             Features [b, i * t * k, d] in that order, k per tile; zero where there is no tile.
         """
-        images, tiles = vision["images"], vision["tiles"]
+        images = vision["images"]
         b, i, t = images.shape[:3]
-        real = torch.arange(t, device=tiles.device) < tiles.unsqueeze(-1)
-        index = real.flatten().nonzero().squeeze(1)
-        if not len(index):
-            index = index.new_zeros(1)
+        index = encoded_tiles(vision)
         found = self.encoder(images.flatten(0, 2)[index])
         room = found.new_zeros(b * i * t, *found.shape[1:])
         return room.index_copy(0, index.to(found.device), found).view(b, -1, found.shape[-1])
