@@ -18,8 +18,8 @@ from medtune.training.building import adapter_start, build_model
 from medtune.training.optimization import check_rates, make_optimizer
 from medtune.training.parts import TrainedParts, check_parts
 from medtune.training.runtime import Runtime
-
-from tests.runs import LORA, SFT as SFT_RUN, launch, losses, metrics, tiny  # isort: skip
+from tests.runs import LORA, die_at, largest_difference, launch, losses, metrics, tiny, weights
+from tests.runs import SFT as SFT_RUN
 
 PLACES = ["adapter.vision", "adapter.projection", "adapter.fusion", "adapter.decoder"]
 
@@ -139,6 +139,23 @@ def test_the_whole_group_at_one_rate_trains_as_its_parts_do(tmp_path: Path) -> N
     assert losses(tmp_path / "group") == losses(tmp_path / "parts")
     rates = [{key for key in metrics(tmp_path / name)[0] if key.startswith("lr/")} for name in ("group", "parts")]
     assert rates == [{"lr/adapter"}, {f"lr/{part}" for part in PLACES}]
+
+
+def test_rates_of_their_own_on_two_processes_and_after_a_kill(tmp_path: Path) -> None:
+    model = {**LORA, "lora_parts": {"vision": {"rank": 2}, "decoder": {"rank": 3, "alpha": 6}}}
+    rates = {"adapter.vision": 0.02, "adapter.decoder": 0.05}
+    run: dict[str, Any] = {**SFT_RUN, "model": model, "trainable": ["adapter"], "max_steps": 3, "save_every_steps": 1}
+    run |= {"learning_rates": rates, "optimizer": {"_component_": "torch.optim.SGD", "lr": 9.0, "momentum": 0.9}}
+    one, two = tiny(tmp_path / "one", **run), tiny(tmp_path / "two", **{**run, "batch_size": 2})
+    one.learning_rates = two.learning_rates = rates
+    assert launch(one) == [0]
+    assert launch(two, 2, die_at(2)) == [9, 9]
+    assert launch(two, 2) == [0, 0]
+    assert losses(tmp_path / "two") == pytest.approx(losses(tmp_path / "one"), abs=1e-6)
+    shown = [{key: line[key] for key in line if key.startswith("lr/")} for line in metrics(tmp_path / "two")]
+    assert shown == [{key: line[key] for key in line if key.startswith("lr/")} for line in metrics(tmp_path / "one")]
+    assert shown[-1].keys() == {"lr/adapter.vision", "lr/adapter.decoder"}
+    assert largest_difference(weights(tmp_path / "one"), weights(tmp_path / "two")) < 1e-6
 
 
 # -- first values -----------------------------------------------------------------------------------------------------
