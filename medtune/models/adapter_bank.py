@@ -47,6 +47,10 @@ class AdapterBank:
         adapters: name -> adapter, from :func:`medtune.models.peft.read_peft` or
             :func:`medtune.models.adapters.adapter_of`.
 
+    Attributes:
+        names: of the adapters, in the order of their indices.
+        adapts_encoder: whether one of them stands in the image encoder, so that features belong to a row.
+
     Raises:
         ModelError: if there is no adapter, or one of them belongs to another model, is not finite, or changes what
             cannot be chosen per row (the output head, or tensors that were trained whole).

@@ -40,7 +40,7 @@ class LoraOptions(AdapterOptions):
     """
 
     known_parts: ClassVar[tuple[str, ...]] = ("vision", "projection", "fusion", "decoder")
-    without_effect: ClassVar[Mapping[str, tuple[str, ...]]] = {"vision": ("output",), "fusion": ()}
+    without_effect: ClassVar[Mapping[str, tuple[str, ...]]] = {"vision": ("output",)}
 
     parts: tuple[str, ...] | Mapping[str, Mapping[str, Any] | None] = LORA_PARTS
     scaler_block_size: int | None = None
