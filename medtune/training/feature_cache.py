@@ -145,11 +145,7 @@ def cache_identity(
     component = to_plain(config.model)
     adapted = any(is_adapter_key(name) for name, _ in model.encoder.named_parameters())
     if config.checkpoint and not adapted:
-        component = {
-            key: list(value) if key == "lora_parts" else value  # a mapping says sizes beside the names of parts
-            for key, value in component.items()
-            if key not in _ADAPTER_SIZES
-        }
+        component = {key: value for key, value in component.items() if key not in _ADAPTER_SIZES}
     found = {
         "weights": base_fingerprint(config.checkpoint),
         "seed of the weights": None if config.checkpoint else config.seed,
