@@ -18,10 +18,11 @@ from medtune.errors import CheckpointError, ConfigError, ModelError
 from medtune.models.adapters import merge_adapters, round_to_nf4
 from medtune.models.family import ModelFamily, StateDict
 from medtune.models.names import expected_shapes, is_adapter_key, state_dict_names
-from medtune.models.peft import CONFIG_NAME, WEIGHTS_NAME, save_peft
+from medtune.models.peft import WEIGHTS_NAME, peft_files, write_peft
+from medtune.models.peft_config import CONFIG_NAME
 from medtune.models.weights import INDEX_NAME, SINGLE_NAME, load_weights, save_hf, save_tensors
 from medtune.training import checkpoints
-from medtune.training.building import DTYPES, base_fingerprint
+from medtune.training.building import DTYPES, adapter_start, base_fingerprint
 
 FORMS = ("hf", "peft", "torchtune")
 
@@ -33,6 +34,7 @@ class RunConfig:
     model: Component
     checkpoint: str | None = None
     dtype: Literal["fp32", "bf16"] = "bf16"
+    seed: int = 0
 
 
 @dataclass(frozen=True)
@@ -167,8 +169,9 @@ def _check_base(trained: Trained, base: str | None) -> None:
 def _writer(trained: Trained, form: str, base: str | None, dtype: torch.dtype | None) -> Callable[[Path], object]:
     """The function that fills a folder; whatever is wrong is raised before it is called."""
     if form == "peft":
-        adapters, named = _cast(_adapters(trained), dtype), _named(base, trained)
-        return lambda folder: save_peft(adapters, trained.model, folder, named)
+        adapters, beside = (_cast(state, dtype) for state in _adapters(trained))
+        files = peft_files(adapters, trained.model, _named(base, trained), whole=beside)
+        return lambda folder: write_peft(files, folder)
     base = base or trained.config.checkpoint
     whole = _cast(merge_adapters(_whole(trained, base), trained.model), dtype)
     if form == "torchtune":
@@ -181,17 +184,22 @@ def _cast(state: StateDict, dtype: torch.dtype | None) -> StateDict:
     return state if dtype is None else {key: tensor.to(dtype) for key, tensor in state.items()}
 
 
-def _adapters(trained: Trained) -> StateDict:
+def _adapters(trained: Trained) -> tuple[StateDict, StateDict]:
+    """Every adapter of the model, and what was trained whole beside them."""
     adapters = {key: tensor for key, tensor in trained.state.items() if is_adapter_key(key)}
-    others = [key for key in trained.state if key not in adapters]
+    whole = {key: tensor for key, tensor in trained.state.items() if key not in adapters}
     if not adapters:
         raise ModelError(f"{trained.checkpoint} holds no adapters: its run trained the weights themselves; use --to hf")
-    if others:
-        raise ModelError(
-            f"{trained.checkpoint} trained {len(others)} tensors beside its adapters (first: {others[0]}), which an "
-            "adapter cannot hold; use --to hf"
-        )
-    return adapters
+    return {**_untrained_adapters(trained), **adapters}, whole
+
+
+def _untrained_adapters(trained: Trained) -> StateDict:
+    """The adapters of parts that were not trained, as the run drew them; they add nothing."""
+    return {
+        key: adapter_start(key, torch.empty(size, device="meta"), trained.config.seed).to(DTYPES[trained.config.dtype])
+        for key, size in expected_shapes(trained.model).items()
+        if is_adapter_key(key) and key not in trained.state
+    }
 
 
 def _named(given: str | None, trained: Trained) -> str:
@@ -208,7 +216,8 @@ def _named(given: str | None, trained: Trained) -> str:
 
 def _whole(trained: Trained, base: str | None) -> StateDict:
     """Every tensor of the model in the run's dtype: the trained ones, the rest from the base."""
-    needed = [key for key in expected_shapes(trained.model) if key not in trained.state]
+    given = {**_untrained_adapters(trained), **trained.state}
+    needed = [key for key in expected_shapes(trained.model) if key not in given]
     frozen: StateDict = {}
     if needed:
         if base is None:
@@ -224,7 +233,7 @@ def _whole(trained: Trained, base: str | None) -> StateDict:
     missing = [key for key in needed if key not in frozen]
     if missing:
         raise ModelError(f"neither {trained.checkpoint} nor {base} holds {missing[0]} ({len(missing)} tensors missing)")
-    return {**frozen, **trained.state}
+    return {**given, **frozen, **trained.state}
 
 
 # -- where it is written ----------------------------------------------------------------------------------------------

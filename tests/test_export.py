@@ -15,6 +15,7 @@ from medtune.config import instantiate, save_config
 from medtune.data.writing import file_sha256
 from medtune.models.mini import mini_vlm
 from medtune.models.names import is_adapter_key, state_dict_names
+from medtune.models.parts import names_of
 from medtune.models.peft import load_peft
 from medtune.models.weights import save_hf
 from medtune.training.building import build_model
@@ -114,7 +115,7 @@ def test_qlora_is_merged_into_the_rounded_weights_as_the_trainer_does(tmp_path: 
     run = {"model": builder, "checkpoint": str(tmp_path / "base"), "dtype": "bf16", "trainable": ["adapter"]}
     config = tiny(tmp_path / "run", **run, export="hf")
     model, members = build_model(config, Runtime(torch.device("cpu")))
-    live = {name: p for name, p in model.named_parameters() if name in members["adapter"]}
+    live = {name: p for name, p in model.named_parameters() if name in names_of("adapter", members)}
     with torch.no_grad():
         for parameter in live.values():
             parameter.normal_(std=0.1)
@@ -206,9 +207,10 @@ def test_an_adapter_is_refused_where_it_would_not_be_what_was_trained(
     assert "holds no adapters" in refused(capsys, full_run, "--to", "peft", "--out", out)
     run = shutil.copytree(lora_run, tmp_path / "run")
     trained = load_file(steps(run)[-1] / "model.safetensors")
-    save_file({**trained, "decoder.norm.scale": torch.ones(16)}, steps(run)[-1] / "model.safetensors")
+    base = {"decoder.layers.0.attn.q_proj.weight": torch.ones(16, 16)}
+    save_file({**trained, **base}, steps(run)[-1] / "model.safetensors")
     _sign(steps(run)[-1])
-    assert "1 tensors beside its adapters" in refused(capsys, run, "--to", "peft", "--out", out)
+    assert "carries an adapter and was trained whole too" in refused(capsys, run, "--to", "peft", "--out", out)
     assert not out.exists()
 
 

@@ -13,9 +13,10 @@ from medtune.errors import ModelError
 from medtune.models.common.interface import BatchShape
 from medtune.models.common.shared import SharedVLM
 from medtune.models.family import ModelFamily
-from medtune.models.rows import Replacement, adapter_ids, replace_rows, train_adapters_only
+from medtune.models.parts import sort_parameters
+from medtune.models.rows import Replacement, replace_rows, train_adapters_only
 
-PARTS = ("vision", "projection", "decoder", "adapter")
+PARTS = ("vision", "projection", "decoder")
 _PREFIXES = (("encoder.vision.", "vision"), ("encoder.projection.", "projection"), ("decoder.", "decoder"))
 
 
@@ -35,6 +36,21 @@ class ImageEncoder(nn.Module):
     def forward(self, images: Tensor) -> Tensor:
         """Features [n, k, d] of tiles [n, 3, h, w]."""
         return self.projection(self.vision(images))
+
+
+def encoded_tiles(vision: dict[str, Tensor]) -> Tensor:
+    """Which tiles of a batch are encoded, in this order: places among all b * i * t tiles, laid out row by row.
+
+    Args:
+        vision: ``images`` [b, i, t, c, h, w] and ``tiles`` [b, i], real tiles per image.
+
+    Returns:
+        [n] with n >= 1: the real tiles, or the first one where there is none.
+    """
+    tiles, t = vision["tiles"], vision["images"].shape[2]
+    real = torch.arange(t, device=tiles.device) < tiles.unsqueeze(-1)
+    index = real.flatten().nonzero().squeeze(1)
+    return index if len(index) else index.new_zeros(1)
 
 
 class EarlyFusionVLM(SharedVLM, nn.Module):
@@ -87,12 +103,9 @@ class EarlyFusionVLM(SharedVLM, nn.Module):
         Returns:
             Features [b, i * t * k, d] in that order, k per tile; zero where there is no tile.
         """
-        images, tiles = vision["images"], vision["tiles"]
+        images = vision["images"]
         b, i, t = images.shape[:3]
-        real = torch.arange(t, device=tiles.device) < tiles.unsqueeze(-1)
-        index = real.flatten().nonzero().squeeze(1)
-        if not len(index):
-            index = index.new_zeros(1)
+        index = encoded_tiles(vision)
         found = self.encoder(images.flatten(0, 2)[index])
         room = found.new_zeros(b * i * t, *found.shape[1:])
         return room.index_copy(0, index.to(found.device), found).view(b, -1, found.shape[-1])
@@ -144,16 +157,13 @@ class EarlyFusionVLM(SharedVLM, nn.Module):
 
         Returns:
             part -> names as in ``named_parameters``: ``vision`` is the image transformer, ``projection`` what maps
-            its output to the decoder's width, ``decoder`` the language model, ``adapter`` every LoRA parameter.
+            its output to the decoder's width, ``decoder`` the language model; ``adapter.vision`` and so on the LoRA
+            parameters that stand there.
 
         Raises:
             ModelError: if a parameter belongs to none of them (something was attached to the model).
         """
-        adapters = adapter_ids(self)
-        parts: dict[str, list[str]] = {part: [] for part in PARTS}
-        for name, parameter in self.named_parameters():
-            parts["adapter" if id(parameter) in adapters else _part(name)].append(name)
-        return parts
+        return sort_parameters(self, PARTS, lambda name, _: _part(name))
 
     def image_tokens(self, shape: BatchShape) -> int:
         """Tokens that the images of one row add to it."""

@@ -8,6 +8,10 @@ from torch import Tensor
 StateDict = dict[str, Tensor]
 
 
+def _as_on_disk(name: str) -> str:
+    return name
+
+
 @dataclass(frozen=True)
 class ModelFamily:
     """Conversion between torchtune's tensor names and the published (Hugging Face) layout of one built model.
@@ -23,6 +27,7 @@ class ModelFamily:
         tokenizer_files: file names copied beside exported weights when the source folder has them.
         adapters_to_peft: adapter tensors in torchtune's names -> PEFT's; None where no layout is known.
         adapters_from_peft: the inverse.
+        live_name: name of a tensor in a published file -> that in a live model of transformers, which PEFT goes by.
         copies_config: whether exports take over the ``config.json`` of the base weights, which may say more than
             ``hf_config``; not where it says what this run may have changed.
     """
@@ -37,4 +42,5 @@ class ModelFamily:
     tokenizer_files: tuple[str, ...] = ()
     adapters_to_peft: Callable[[StateDict], StateDict] | None = None
     adapters_from_peft: Callable[[StateDict], StateDict] | None = None
+    live_name: Callable[[str], str] = _as_on_disk
     copies_config: bool = True

@@ -1,21 +1,46 @@
 """Where low-rank adapters go, and how large they are: for every family."""
 
-from dataclasses import dataclass
-from typing import ClassVar
+from collections.abc import Mapping
+from dataclasses import dataclass, fields, replace
+from typing import Any, ClassVar, Self
 
+from torch import nn
+from torchtune.modules import FrozenNF4Linear
+from torchtune.modules.peft import LoRALinear
+
+from medtune.config import nearest
 from medtune.errors import ModelError
 
 ATTENTION = ("q_proj", "k_proj", "v_proj", "output_proj")
+LoraParts = tuple[str, ...] | list[str] | dict[str, dict[str, Any] | None]
+"""``lora_parts`` of a model builder: the adapted parts, or part -> the options that differ there."""
+
+_ARGUMENTS = {
+    "attn_modules": "lora_attn_modules",
+    "parts": "lora_parts",
+    "mlp": "apply_lora_to_mlp",
+    "output": "apply_lora_to_output",
+    "rank": "lora_rank",
+    "alpha": "lora_alpha",
+    "dropout": "lora_dropout",
+    "quantize_base": "quantize_base",
+}
+_PER_PART = ("rank", "alpha", "dropout", "attn_modules", "mlp", "output")
 
 
 @dataclass(frozen=True)
 class AdapterOptions:
     """Adapters of a model (LoRA, Hu et al. 2021; QLoRA, Dettmers et al. 2023). Each family says which parts take them.
 
+    Every part takes the options as they stand here, except where ``parts`` is a mapping and says otherwise, as in
+    ``{"vision": {"rank": 32, "alpha": 64}, "decoder": {"rank": 128, "alpha": 256}}``; see :meth:`for_part`.
+
     Attributes:
         known_parts: parts that can be adapted.
+        without_effect: part -> options that mean nothing there and are refused.
         attn_modules: of ``q_proj``, ``k_proj``, ``v_proj``, ``output_proj``.
-        parts: of ``known_parts``.
+        parts: of ``known_parts``, or a mapping from them to what differs there: any of ``rank``, ``alpha``,
+            ``dropout``, ``attn_modules``, ``mlp``, ``output``.
         mlp: adapters in the MLPs too.
         output: adapters on the decoder's last linear map too.
         rank: rank of each adapter.
@@ -24,13 +49,14 @@ class AdapterOptions:
         quantize_base: keep the linear maps of adapted parts as NF4.
 
     Raises:
-        ModelError: if a part or a module is unknown, or none is named.
+        ModelError: if a part, a module or an option is unknown, none is named, or a number is out of range.
     """
 
     known_parts: ClassVar[tuple[str, ...]] = ("decoder",)
+    without_effect: ClassVar[Mapping[str, tuple[str, ...]]] = {}
 
     attn_modules: tuple[str, ...] = ATTENTION
-    parts: tuple[str, ...] = ("decoder",)
+    parts: tuple[str, ...] | Mapping[str, Mapping[str, Any] | None] = ("decoder",)
     mlp: bool = False
     output: bool = False
     rank: int = 8
@@ -38,10 +64,110 @@ class AdapterOptions:
     dropout: float = 0.0
     quantize_base: bool = False
 
+    @classmethod
+    def from_arguments(cls, arguments: Mapping[str, Any], **more: Any) -> Self:
+        """The options that a model builder was called with.
+
+        Args:
+            arguments: the builder's ``locals()``; the arguments of LoRA are picked out by their names.
+            more: further fields of a family's class.
+        """
+        return cls(**{field: arguments[name] for field, name in _ARGUMENTS.items()}, **more)
+
     def __post_init__(self) -> None:
+        object.__setattr__(self, "attn_modules", tuple(self.attn_modules))
+        if not isinstance(self.parts, Mapping):
+            object.__setattr__(self, "parts", tuple(self.parts))
         for key, given, known in (
             ("lora_parts", self.parts, self.known_parts),
             ("lora_attn_modules", self.attn_modules, ATTENTION),
         ):
             if not given or set(given) - set(known):
                 raise ModelError(f"{key} must be some of {', '.join(known)}; got {list(given)}")
+        if self.rank < 1 or self.alpha <= 0 or not 0 <= self.dropout < 1:
+            raise ModelError(
+                f"lora_rank must be at least 1, lora_alpha positive and lora_dropout in [0, 1); got {self.rank}, "
+                f"{self.alpha} and {self.dropout}"
+            )
+        if isinstance(self.parts, Mapping):
+            for part in self.parts:
+                self._check_overrides(part)
+
+    def _check_overrides(self, part: str) -> None:
+        changes = self._overrides(part)
+        allowed = [name for name in _PER_PART if name not in self.without_effect.get(part, ())]
+        for name, value in changes.items():
+            if name not in allowed:
+                raise ModelError(f"lora_parts.{part}: no option {name!r} here; {nearest(str(name), allowed)}")
+            wanted = {"rank": int, "mlp": bool, "output": bool, "attn_modules": list | tuple}.get(name, int | float)
+            if not isinstance(value, wanted) or (wanted is not bool and isinstance(value, bool)):
+                raise ModelError(f"lora_parts.{part}.{name}: {value!r} is of another type")
+        try:
+            replace(self, parts=(part,), **changes)
+        except ModelError as error:
+            raise ModelError(f"lora_parts.{part}: {error}") from error
+
+    def _overrides(self, part: str) -> Mapping[str, Any]:
+        changes = self.parts[part] if isinstance(self.parts, Mapping) else None
+        if changes is not None and not isinstance(changes, Mapping):
+            raise ModelError(f"lora_parts.{part} must be a mapping of options, as in {{rank: 32}}; got {changes!r}")
+        return changes or {}
+
+    def for_part(self, part: str) -> Self | None:
+        """The options of one part, or None where it carries no adapters."""
+        return replace(self, parts=(part,), **self._overrides(part)) if part in self.parts else None
+
+    def same_as(self, other: "AdapterOptions | None") -> bool:
+        """Whether another part's options differ from these in nothing but the part."""
+        names = [field.name for field in fields(self) if field.name != "parts"]
+        return other is not None and all(getattr(self, name) == getattr(other, name) for name in names)
+
+    def torchtune(self) -> dict[str, Any]:
+        """These options as torchtune's builders take them."""
+        return {
+            "lora_attn_modules": list(self.attn_modules),
+            "apply_lora_to_mlp": self.mlp,
+            "apply_lora_to_output": self.output,
+            "lora_rank": self.rank,
+            "lora_alpha": self.alpha,
+            "lora_dropout": self.dropout,
+            "quantize_base": self.quantize_base,
+        }
+
+
+def linear(
+    wide: int, out: int, lora: AdapterOptions | None, *, adapted: bool, bias: bool, quantize: bool | None = None
+) -> nn.Module:
+    """A linear map: plain, with an adapter, or frozen in NF4 beside maps that carry one.
+
+    Args:
+        wide: size of the input.
+        out: size of the output.
+        lora: options of the part that the map stands in, or None where it carries no adapters.
+        adapted: whether this map carries one.
+        bias: whether the map has a bias.
+        quantize: NF4; None is what the options say.
+    """
+    if lora is None:
+        return nn.Linear(wide, out, bias=bias)
+    nf4 = lora.quantize_base if quantize is None else quantize
+    if adapted:
+        return LoRALinear(
+            wide, out, rank=lora.rank, alpha=lora.alpha, dropout=lora.dropout, use_bias=bias, quantize_base=nf4
+        )
+    return (FrozenNF4Linear if nf4 else nn.Linear)(wide, out, bias=bias)
+
+
+def adapt(owner: nn.Module, name: str, lora: AdapterOptions, *, adapted: bool) -> None:
+    """Put an adapted or quantised linear map in the place of a plain one; its values are drawn anew.
+
+    Args:
+        owner: the module that holds the map.
+        name: of the map in it.
+        lora: options of the part.
+        adapted: whether the map carries an adapter.
+    """
+    plain = getattr(owner, name)
+    if adapted or lora.quantize_base:
+        new = linear(plain.in_features, plain.out_features, lora, adapted=adapted, bias=plain.bias is not None)
+        setattr(owner, name, new)

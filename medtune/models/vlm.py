@@ -11,9 +11,10 @@ from medtune.errors import ModelError
 from medtune.models.common.interface import BatchShape
 from medtune.models.common.shared import SharedVLM
 from medtune.models.family import ModelFamily
-from medtune.models.rows import Replacement, adapter_ids, replace_rows, train_adapters_only
+from medtune.models.parts import sort_parameters
+from medtune.models.rows import Replacement, replace_rows, train_adapters_only
 
-PARTS = ("vision", "projection", "fusion", "decoder", "adapter")
+PARTS = ("vision", "projection", "fusion", "decoder")
 
 
 class DeepFusionVLM(SharedVLM, DeepFusionModel):
@@ -99,25 +100,21 @@ class DeepFusionVLM(SharedVLM, DeepFusionModel):
         Returns:
             part -> names as in ``named_parameters``. ``vision`` is the image transformer, ``projection`` what maps
             its output to the decoder's width, ``fusion`` the cross-attention layers and the embeddings of image
-            tokens, ``decoder`` the language model, ``adapter`` every LoRA parameter wherever it stands.
+            tokens, ``decoder`` the language model; ``adapter.vision`` and so on the LoRA parameters that stand there.
 
         Raises:
             ModelError: if a parameter belongs to none of them (something was attached to the model).
         """
         # By identity, not by name: activation checkpointing inserts a level into names, on which torchtune's own
         # get_fusion_params fails.
-        adapters = adapter_ids(self)
         fusion = {id(p) for module in _fusion_modules(self.decoder) for p in module.parameters()}
-        parts: dict[str, list[str]] = {part: [] for part in PARTS}
-        for name, parameter in self.named_parameters():
-            if id(parameter) in adapters:
-                part = "adapter"
-            elif name.startswith("decoder."):
-                part = "fusion" if id(parameter) in fusion else "decoder"
-            else:
-                part = _encoder_part(name)
-            parts[part].append(name)
-        return parts
+
+        def part_of(name: str, parameter: nn.Parameter) -> str:
+            if name.startswith("decoder."):
+                return "fusion" if id(parameter) in fusion else "decoder"
+            return _encoder_part(name)
+
+        return sort_parameters(self, PARTS, part_of)
 
     def meta_vision(self, shape: BatchShape) -> dict[str, Tensor]:
         """What :meth:`encode` takes, on the meta device; aspect ratios are looked up, so they are real."""
@@ -141,4 +138,4 @@ def _encoder_part(name: str) -> str:
     for prefix, part in (("encoder.clip.", "vision"), ("encoder.projection.", "projection")):
         if name.startswith(prefix):
             return part
-    raise ModelError(f"parameter {name} is in no part of the model (vision, projection, fusion, decoder, adapter)")
+    raise ModelError(f"parameter {name} is in no part of the model ({', '.join(PARTS)})")

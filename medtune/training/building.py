@@ -23,6 +23,7 @@ from medtune.models.weights import load_weights
 from medtune.objectives.base import Objective
 from medtune.objectives.companions import load_companions
 from medtune.training.config import TrainConfig
+from medtune.training.parts import check_parts
 from medtune.training.runtime import Runtime
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
@@ -46,6 +47,7 @@ def build_model(config: TrainConfig, runtime: Runtime) -> tuple[Any, Members]:
     torch.manual_seed(config.seed)
     with training.set_default_dtype(dtype), runtime.device:
         model = instantiate(config.model)
+    check_parts(config.trainable, model.parts())  # before the weights, which may take minutes, are read
     loaded: set[str] = set()
     if config.checkpoint:
         state = load_weights(config.checkpoint, model)
@@ -94,6 +96,7 @@ def _build_sharded(config: TrainConfig, runtime: Runtime, dtype: torch.dtype) ->
     with training.set_default_dtype(dtype), torch.device("meta"):
         model = instantiate(config.model)
     members = model.parts()
+    check_parts(config.trainable, members)
     if config.checkpoint:
         full = load_weights(config.checkpoint, model)
     else:

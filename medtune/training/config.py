@@ -9,10 +9,6 @@ from medtune.aliases import resolve_part
 from medtune.config import Component, import_path
 from medtune.errors import ConfigError
 
-PARTS = ("vision", "projection", "fusion", "decoder", "adapter")
-OBJECTIVE_PARTS = ("proxy", "connector")
-"""Parts that a method brings along; its stages say when they train, ``learning_rates`` may name them."""
-
 
 def key(default: object, help: str) -> Any:
     """A config field with a default and a line of help."""
@@ -77,7 +73,7 @@ class TrainConfig:
     dataset_val: Component | None = key(None, "validation data for the loss, best weights and early stopping")
     optimizer: Component = field(default_factory=_adamw, metadata={"help": "any torch optimizer or bitsandbytes'"})
     learning_rates: dict[str, float] = key(
-        {}, "rates of single parts: vision, projection, fusion, decoder, adapter, proxy, connector"
+        {}, "rates of single parts, the model's (see `medtune plan`) and the method's; adapter means all adapter parts"
     )
     schedule: ScheduleConfig = field(default_factory=ScheduleConfig, metadata={"help": "learning rate over each stage"})
     trainable: list[str] = key(["vision", "projection", "fusion"], "parts of the model that are trained")
@@ -136,13 +132,6 @@ class TrainConfig:
         _at_least(self, "num_workers", 0)
         if self.clip_grad_norm is not None and self.clip_grad_norm <= 0:
             raise ValueError(f"clip_grad_norm must be positive, got {self.clip_grad_norm}")
-        for part in self.trainable:
-            if part not in PARTS:
-                raise ValueError(f"trainable: {part!r} is not one of {', '.join(PARTS)}")
-        for part in self.learning_rates:
-            if part not in (*PARTS, *OBJECTIVE_PARTS):
-                known = ", ".join((*PARTS, *OBJECTIVE_PARTS))
-                raise ValueError(f"learning_rates: {part!r} is not one of {known}")
         if self.activation_offloading and not self.activation_checkpointing:
             raise ValueError("activation_offloading needs activation_checkpointing: true")
 

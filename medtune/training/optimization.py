@@ -9,8 +9,9 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 from torch.optim import Optimizer
 
-from medtune.config import Component, instantiate
+from medtune.config import Component, instantiate, nearest
 from medtune.errors import ConfigError
+from medtune.models.parts import group_of
 from medtune.objectives.base import Stage
 from medtune.training.parts import TrainedParts
 
@@ -22,16 +23,16 @@ def make_optimizer(component: Component, parts: TrainedParts, trained: list[str]
         component: Any torch optimizer, or bitsandbytes'. Its ``lr`` holds where ``rates`` is silent.
         parts: Source of the parameters.
         trained: Parts to train.
-        rates: Part -> learning rate.
+        rates: Part -> learning rate; that of a group holds for each of its parts that has none of its own.
 
     Raises:
         ConfigError: If the optimizer has no rate, or cannot work on sharded parameters.
     """
     default = component.get("lr")
     groups: list[dict[str, Any]] = []
-    for part in trained:
+    for part in parts.rate_groups(trained, rates):
         members = parts.select([part])
-        rate = rates.get(part, default)
+        rate = rates.get(part, rates.get(group_of(part) or part, default))
         if rate is None:
             raise ConfigError(f"optimizer: give lr, or learning_rates.{part}")
         groups.append({"params": list(members.values()), "lr": rate, "part": part, "base_lr": rate})
@@ -61,12 +62,16 @@ def check_rates(
     Raises:
         ConfigError: Naming the part.
     """
-    trained = {part for stage in stages for part in parts.known(stage.trainable)}
+    asked = {part for stage in stages for part in parts.known(stage.trainable)}
+    trained = set(parts.expand(asked))
     for part in rates:
-        if part not in trained and idle.get(part) != []:
+        if trained.isdisjoint(parts.expand([part])) and idle.get(part) != []:
+            known = {*parts.members, *(group_of(name) or name for name in parts.members)}
+            hint = "" if part in known else nearest(part, sorted(known))
             raise ConfigError(
-                f"learning_rates.{part}: this run trains {', '.join(sorted(trained))}, not {part}; add it to "
+                f"learning_rates.{part}: this run trains {', '.join(sorted(asked))}, not {part}; add it to "
                 f"`trainable`, or leave the rate out (~learning_rates.{part})"
+                + (f"; {hint}" if hint.startswith("did") else "")
             )
 
 

@@ -1,6 +1,6 @@
 """The parts of what is trained: which parameters they hold, whether they train, whether a gradient reaches them."""
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -9,8 +9,10 @@ from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor
 
+from medtune.config import nearest
 from medtune.errors import ConfigError, TrainingError
 from medtune.models.common.interface import Trainable
+from medtune.models.parts import expand
 
 WRAPPERS = ("_checkpoint_wrapped_module.", "_orig_mod.")
 
@@ -22,9 +24,32 @@ def canonical(name: str) -> str:
     return name
 
 
+def check_parts(asked: Iterable[str], members: Mapping[str, list[str]]) -> list[str]:
+    """The parts and groups asked for, if each holds a parameter.
+
+    Args:
+        asked: Names, as in ``trainable``.
+        members: Part -> its parameters.
+
+    Raises:
+        ConfigError: Naming what the model has, and the nearest name.
+    """
+    names = list(asked)
+    have = [part for part, parameters in members.items() if parameters]
+    for part in names:
+        if not any(members.get(inner) for inner in expand([part], members)):
+            hint = nearest(part, have)
+            close = f"; {hint}" if hint.startswith("did") else ""
+            raise ConfigError(f"trainable: the model has no part {part!r}; it has {', '.join(have)}{close}")
+    return names
+
+
 @dataclass
 class TrainedParts:
     """Every parameter of the model and the objective, by part.
+
+    Wherever a part is asked for, a group may stand for all of its parts: ``adapter`` for ``adapter.vision``,
+    ``adapter.decoder`` and so on.
 
     Attributes:
         members: Part name -> names of its parameters; an objective's parts stand beside the model's.
@@ -42,20 +67,36 @@ class TrainedParts:
     def select(self, parts: Iterable[str]) -> dict[str, nn.Parameter]:
         """Name -> parameter of the named parts, in a fixed order."""
         named = self.named()
-        return {name: named[name] for part in self.known(parts) for name in self.members[part]}
+        return {name: named[name] for part in self.known(parts) for name in self.names_of(part)}
+
+    def names_of(self, part: str) -> list[str]:
+        """Parameters of a part; those of a group's parts in the order in which the model has them."""
+        if part in self.members:
+            return self.members[part]
+        own = {name for inner in self.expand([part]) for name in self.members[inner]}
+        return [name for name in self.named() if name in own]
+
+    def expand(self, parts: Iterable[str]) -> list[str]:
+        """The named parts, with the parts of a group in its place."""
+        return expand(parts, self.members)
+
+    def rate_groups(self, trained: Iterable[str], rates: Iterable[str]) -> list[str]:
+        """What gets a learning rate of its own: a group stays whole unless one of its parts is named beside it."""
+        trained = list(trained)
+        named = {*trained, *rates}
+        found: dict[str, None] = {}
+        for part in trained:
+            inner = self.expand([part])
+            found |= dict.fromkeys(inner if named.intersection(inner) else [part])
+        return list(found)
 
     def known(self, parts: Iterable[str]) -> list[str]:
         """The parts asked for; a ConfigError names what the model has when one is not there."""
-        asked = list(parts)
-        for part in asked:
-            if not self.members.get(part):
-                have = ", ".join(name for name, members in self.members.items() if members)
-                raise ConfigError(f"trainable: the model has no part {part!r}; it has {have}")
-        return asked
+        return check_parts(parts, self.members)
 
     def train_only(self, parts: Iterable[str]) -> None:
         """Make exactly these parts trainable; everything else is frozen."""
-        wanted = {name for part in self.known(parts) for name in self.members[part]}
+        wanted = {name for part in self.expand(self.known(parts)) for name in self.members[part]}
         for prefix, module in _unsharded_one_by_one(self.model):
             for name, parameter in module.named_parameters(prefix):
                 if parameter.is_floating_point():
@@ -65,15 +106,16 @@ class TrainedParts:
 
     def table(self, parts: Iterable[str]) -> str:
         """Parts with their total, trainable and frozen parameters, as text."""
-        trained, named = set(parts), self.named()
-        lines = [f"{'part':<12}{'parameters':>16}{'trainable':>16}{'frozen':>16}"]
+        trained, named = set(self.expand(parts)), self.named()
+        wide = max(12, *(len(part) + 2 for part in self.members))
+        lines = [f"{'part':<{wide}}{'parameters':>16}{'trainable':>16}{'frozen':>16}"]
         sums = [0, 0]
         for part, members in self.members.items():
             total = sum(named[name].numel() for name in members)
             live = total if part in trained else 0
             sums = [sums[0] + total, sums[1] + live]
-            lines.append(f"{part:<12}{total:>16,}{live:>16,}{total - live:>16,}")
-        lines.append(f"{'all':<12}{sums[0]:>16,}{sums[1]:>16,}{sums[0] - sums[1]:>16,}")
+            lines.append(f"{part:<{wide}}{total:>16,}{live:>16,}{total - live:>16,}")
+        lines.append(f"{'all':<{wide}}{sums[0]:>16,}{sums[1]:>16,}{sums[0] - sums[1]:>16,}")
         return "\n".join(lines)
 
 

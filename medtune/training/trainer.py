@@ -147,7 +147,7 @@ class Trainer:
         self.optimizer = optimization.make_optimizer(self.config.optimizer, self.parts, list(stage.trainable), rates)
         # Where some samples have no image, a gradient may come late; within an epoch every sample is seen.
         patience = WATCHED_STEPS if self.feed.checked.tiles.all() else max(WATCHED_STEPS, self.feed.steps_per_epoch)
-        self.watch = GradientWatch({part: self.parts.members[part] for part in stage.trainable}, patience)
+        self.watch = GradientWatch({part: self.parts.names_of(part) for part in stage.trainable}, patience)
         self._say(f"stage {stage.name}: {self.clock.length(index)} steps\n{self.parts.table(stage.trainable)}")
 
     @property
@@ -363,8 +363,8 @@ class Trainer:
         """Write a checkpoint of everything that may have changed so far. A collective."""
         for skipped in self.runtime.gather(self.skipped):
             self.skipped |= skipped
-        changed = {part for stage in self.clock.stages[: self.stage_index + 1] for part in stage.trainable}
-        live = self.parts.select(part for part in self.parts.members if part in changed)
+        trained = [part for stage in self.clock.stages[: self.stage_index + 1] for part in stage.trainable]
+        live = self.parts.select(self.parts.expand(trained))
         values = {
             "step": self.step,
             "stage": self.stage_index,

@@ -12,6 +12,7 @@ from medtune.models.adapters import merge_adapters
 from medtune.models.early_collate import existing_features
 from medtune.models.early_fusion import PARTS, EarlyFusionVLM
 from medtune.models.names import expected_shapes
+from medtune.models.parts import names_of
 from tests.models.tiny_early import PER_TILE, SIZE, tiny_early_vlm
 
 VOCAB = 40
@@ -189,7 +190,7 @@ def test_every_parameter_is_in_exactly_one_part(model, checkpointed):
     assert sorted(listed) == sorted(name for name, _ in model.named_parameters())
     assert all(name.startswith("encoder.vision.") for name in parts["vision"])
     assert parts["projection"] == ["encoder.projection.weight", "encoder.projection.bias"]
-    assert "decoder.tok_embeddings.weight" in parts["decoder"] and parts["adapter"] == []
+    assert "decoder.tok_embeddings.weight" in parts["decoder"] and names_of("adapter", parts) == []
     model.proxy = torch.nn.Linear(2, 2)
     with pytest.raises(ModelError, match="proxy.weight is in no part"):
         model.parts()
@@ -202,7 +203,7 @@ def test_adapters_alone_train_and_can_be_merged(batch):
         ["q_proj", "v_proj"], vocab_size=VOCAB, intermediate_dim=32, lora_rank=2, lora_alpha=8, **sizes
     )
     model = EarlyFusionVLM(decoder, plain.encoder, image_id=IMAGE, family=plain.family, adapters_only=True)
-    adapters = model.parts()["adapter"]
+    adapters = model.parts()["adapter.decoder"]
     parameters = dict(model.named_parameters())
     assert len(adapters) == 8 and {name for name, p in parameters.items() if p.requires_grad} == set(adapters)
     for name in adapters:

@@ -16,6 +16,7 @@ from medtune.models.mini import (
     mini_transform,
     qlora_mini_internvl,
 )
+from medtune.models.parts import names_of
 
 DECODERS = ["internlm2", "qwen2"]
 TOKENIZER = PACKAGE / "assets" / "mini_tokenizer"
@@ -64,7 +65,7 @@ def test_qlora_trains_its_adapters(decoder):
             for name, parameter in model.named_parameters():
                 if "lora_b" in name:
                     parameter += 0.01
-    adapters = model.parts()["adapter"]
+    adapters = names_of("adapter", model.parts())
     found = dict(model.named_parameters())
     assert all(found[name].grad.abs().max() > 0 for name in adapters)
     assert all(parameter.grad is None for name, parameter in found.items() if name not in adapters)

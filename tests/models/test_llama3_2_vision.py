@@ -32,7 +32,6 @@ def test_11b_has_the_published_parameters():
         "projection": 188_839_952,
         "fusion": 1_744_930_832,
         "decoder": 8_030_261_248,  # Llama-3.1-8B
-        "adapter": 0,
     }
     # The published file repeats positions per aspect ratio: 9 rows of 4 tiles instead of a table of 4 x 4.
     repeated = (9 * 4 - 4 * 4) * (1601 + 2) * 1280
@@ -69,7 +68,7 @@ def test_90b_is_of_its_size():
 def test_lora_adds_its_adapters_and_nothing_else(builder):
     plain = llama3_2_vision_11b if builder is lora_llama3_2_vision_11b else llama3_2_vision_90b
     parts = count(build(builder, ["q_proj", "v_proj"], lora_rank=4, lora_parts=["vision"]))
-    assert parts.pop("adapter") == 32 * 2 * 2 * 4 * 1280
+    assert parts.pop("adapter.vision") == 32 * 2 * 2 * 4 * 1280
     without = count(build(plain))
     assert all(parts[part] == without[part] for part in parts)
 

@@ -22,6 +22,7 @@ from medtune.models.llava._component_builders import LORA_PARTS
 from medtune.models.lora import ATTENTION
 from medtune.models.mini import lora_mini_llava, mini_llava, qlora_mini_llava
 from medtune.models.names import expected_shapes, is_adapter_key
+from medtune.models.parts import names_of
 
 SMALL = {"vocab_size": 300, "image_size": 16, "embed_dim": 32, "heads": 2, "vision_layers": 3, "decoder_layers": 2}
 IMAGE, PATCHES = 300, 4
@@ -57,7 +58,7 @@ UNUSED = 12_598_272  # the last of 24 layers, and the norm after it
 def test_sizes_are_the_published_ones(builder, total, projection, decoder):
     model = build(builder)
     parts = count(model)
-    assert parts == {"vision": 303_507_456 - UNUSED, "projection": projection, "decoder": decoder, "adapter": 0}
+    assert parts == {"vision": 303_507_456 - UNUSED, "projection": projection, "decoder": decoder}
     assert sum(size.numel() for size in expected_shapes(model).values()) == total == sum(parts.values()) + UNUSED
 
 
@@ -77,7 +78,7 @@ def test_published_layout_has_the_published_shapes():
 @pytest.mark.parametrize("builder", [lora_llava1_5_7b, lora_llava1_5_13b, qlora_llava1_5_7b, qlora_llava1_5_13b])
 def test_lora_adds_its_adapters_and_nothing_else(builder):
     parts = count(build(builder, ["q_proj", "v_proj"], lora_rank=4, lora_parts=["vision"], apply_lora_to_mlp=True))
-    assert parts.pop("adapter") == 23 * 4 * (2 * 2 * 1024 + 2 * 5 * 1024)
+    assert parts.pop("adapter.vision") == 23 * 4 * (2 * 2 * 1024 + 2 * 5 * 1024)
     without = count(build(llava1_5_13b if "13b" in str(builder) else llava1_5_7b))
     assert all(parts[part] == without[part] for part in parts)
 
@@ -90,7 +91,8 @@ def test_qlora_is_lora_with_a_quantised_base(builder):
 def test_only_adapters_train():
     model = lora_mini_llava(list(ATTENTION), apply_lora_to_mlp=True, lora_parts=LORA_PARTS, **SMALL)
     adapters = {name for name, p in model.named_parameters() if p.requires_grad}
-    assert adapters == set(model.parts()["adapter"]) == {n for n, _ in model.named_parameters() if is_adapter_key(n)}
+    assert adapters == set(names_of("adapter", model.parts()))
+    assert adapters == {n for n, _ in model.named_parameters() if is_adapter_key(n)}
     carried = {name.rsplit(".lora_", 1)[0] for name in adapters}
     # a tower of 3 layers of which 2 are used, with 6 maps each; 2 of the projection; 2 decoder layers with 7
     assert len(carried) == 2 * 6 + 2 + 2 * 7

@@ -140,7 +140,21 @@ def test_a_model_without_adapters_or_without_a_layout_is_refused(model, tmp_path
         ({"r": 4}, "the adapter has r=4, the model 2; set model.lora_rank"),
         ({"lora_alpha": 16}, "lora_alpha=16, the model 3; set model.lora_alpha"),
         ({"use_dora": True}, "use_dora cannot be read"),
-        ({"modules_to_save": ["lm_head"]}, "modules_to_save cannot be read"),
+        ({"use_rslora": True}, "use_rslora cannot be read"),
+        ({"use_rslora": True, "use_dora": True}, "use_dora, use_rslora cannot be read"),
+        ({"lora_bias": True}, "lora_bias cannot be read"),
+        ({"use_qalora": True}, "use_qalora cannot be read"),
+        ({"trainable_token_indices": [3]}, "trainable_token_indices cannot be read"),
+        ({"layer_replication": [[0, 2]]}, "layer_replication cannot be read"),
+        ({"target_parameters": ["a"]}, "target_parameters cannot be read"),
+        ({"alora_invocation_tokens": [1]}, "alora_invocation_tokens cannot be read"),
+        ({"init_lora_weights": "pissa_niter_4"}, "init_lora_weights=pissa_niter_4 cannot be read"),
+        ({"init_lora_weights": "olora"}, "init_lora_weights=olora cannot be read"),
+        ({"modules_to_save": ["lm_head"]}, r"no tensor of modules_to_save=\['lm_head'\]"),
+        ({"rank_pattern": {"q_proj": 5}}, "the adapter has r=5, the model 2; set model.lora_rank, or what lora_parts"),
+        ({"alpha_pattern": {r".*vision_model.*": 9}}, "lora_alpha=9, the model 3"),
+        ({"rank_pattern": {"(": 5}}, "rank and alpha of .* cannot be read"),
+        ({"lora_alpha": "much"}, "rank and alpha of .* cannot be read"),
         ({"bias": "all"}, "bias cannot be read"),
         ({"peft_type": "PREFIX_TUNING"}, "not the config of a LoRA adapter"),
     ],
@@ -149,6 +163,12 @@ def test_another_kind_of_adapter_is_named(saved, model, changes, said):
     change(saved, **changes)
     with pytest.raises(ModelError, match=said):
         load_peft(saved, model)
+
+
+def test_what_changes_no_formula_is_read(saved, model):
+    change(saved, init_lora_weights="gaussian", use_rslora=False, qalora_group_size=16, megatron_core="megatron.core",
+           rank_pattern={}, alpha_pattern={"no_such_module": 5})  # fmt: skip
+    assert same(load_peft(saved, model), adapters_of(model))
 
 
 def test_adapters_of_other_places_or_sizes_are_named(saved):

@@ -10,6 +10,7 @@ from torchtune.modules import TiedLinear
 
 from medtune.config import Component, instantiate
 from medtune.models.common.interface import BatchShape
+from medtune.models.parts import names_of
 from medtune.training import memory
 from tests.models.tiny_early import PER_TILE, SIZE, tiny_early_vlm
 
@@ -24,7 +25,7 @@ def build(device: str, name: str = "mini_vlm", **sizes: object):
 
 
 def members(model, *parts: str) -> set[str]:
-    return {name for part in parts for name in model.parts()[part]}
+    return {name for part in parts for name in names_of(part, model.parts())}
 
 
 @contextmanager

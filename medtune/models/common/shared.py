@@ -1,11 +1,13 @@
 """What both kinds of vision-language models do alike."""
 
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from medtune.models.adapters import adapters_off
 from medtune.models.common.interface import BatchShape
 
 
@@ -63,6 +65,10 @@ class SharedVLM:
         """Side of a tile in pixels, as the model's published config has it."""
         size = self.family.hf_config()["vision_config"]["image_size"]
         return int(size if isinstance(size, int) else size[0])
+
+    def adapters_off(self) -> AbstractContextManager[None]:
+        """A context in which the model is its base, without a copy; see :mod:`medtune.models.adapters`."""
+        return adapters_off(self)  # type: ignore[arg-type]
 
     def image_tokens(self, shape: BatchShape) -> int:
         """None: the decoder attends to images, which are no tokens."""

@@ -1,5 +1,6 @@
 """From sizes to modules: InternViT and its connector here, decoders by torchtune's builders."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, ClassVar
@@ -10,20 +11,18 @@ from torchtune.models.qwen2 import lora_qwen2, qwen2
 from torchtune.modules import (
     FeedForward,
     Fp32LayerNorm,
-    FrozenNF4Linear,
     MultiHeadAttention,
     TransformerDecoder,
     TransformerSelfAttentionLayer,
 )
 from torchtune.modules.common_utils import reparametrize_as_dtype_state_dict_post_hook
-from torchtune.modules.peft import LoRALinear
 
 from medtune.models.early_fusion import EarlyFusionVLM, ImageEncoder
 from medtune.models.internvl._convert_weights import internvl_family
 from medtune.models.internvl._peft import adapters_from_peft, adapters_to_peft
 from medtune.models.internvl._shape import InternVLShape, Layout
 from medtune.models.internvl._vision import Connector, InternViT, LayerScale
-from medtune.models.lora import ATTENTION, AdapterOptions
+from medtune.models.lora import ATTENTION, AdapterOptions, linear
 from medtune.models.names import expected_shapes, is_adapter_key
 
 LORA_PARTS = ("vision", "decoder")
@@ -35,6 +34,7 @@ class LoraOptions(AdapterOptions):
     """Adapters of InternVL. The connector carries none: it is trained whole or not at all."""
 
     known_parts: ClassVar[tuple[str, ...]] = LORA_PARTS
+    without_effect: ClassVar[Mapping[str, tuple[str, ...]]] = {"vision": ("output",)}
 
 
 def vision_encoder(shape: InternVLShape, lora: LoraOptions | None = None) -> ImageEncoder:
@@ -44,7 +44,7 @@ def vision_encoder(shape: InternVLShape, lora: LoraOptions | None = None) -> Ima
         shape: sizes.
         lora: adapters, or None for a plain model.
     """
-    adapted = lora if lora is not None and "vision" in lora.parts else None
+    adapted = lora.for_part("vision") if lora is not None else None
     layers = [_vision_layer(shape, adapted) for _ in range(shape.vision_layers)]
     vision = InternViT(layers, dim=shape.vision_dim, image_size=shape.image_size, patch_size=shape.patch_size)
     if adapted is not None and adapted.quantize_base:
@@ -56,7 +56,8 @@ def vision_encoder(shape: InternVLShape, lora: LoraOptions | None = None) -> Ima
 
 def _vision_layer(shape: InternVLShape, lora: LoraOptions | None) -> TransformerSelfAttentionLayer:
     dim, wide = shape.vision_dim, shape.vision_mlp_dim
-    maps = {name: _linear(dim, dim, lora, adapted=lora is not None and name in lora.attn_modules) for name in ATTENTION}
+    chosen = () if lora is None else lora.attn_modules
+    maps = {name: linear(dim, dim, lora, adapted=name in chosen, bias=True) for name in ATTENTION}
     in_mlp = lora is not None and lora.mlp
     attention = MultiHeadAttention(
         embed_dim=dim,
@@ -68,8 +69,8 @@ def _vision_layer(shape: InternVLShape, lora: LoraOptions | None) -> Transformer
         **maps,
     )
     mlp = FeedForward(
-        gate_proj=_linear(dim, wide, lora, adapted=in_mlp),
-        down_proj=_linear(wide, dim, lora, adapted=in_mlp),
+        gate_proj=linear(dim, wide, lora, adapted=in_mlp, bias=True),
+        down_proj=linear(wide, dim, lora, adapted=in_mlp, bias=True),
         activation=nn.GELU(),
     )
     return TransformerSelfAttentionLayer(
@@ -80,22 +81,6 @@ def _vision_layer(shape: InternVLShape, lora: LoraOptions | None) -> Transformer
         sa_scale=LayerScale(dim, shape.layer_scale),
         mlp_scale=LayerScale(dim, shape.layer_scale),
     )
-
-
-def _linear(wide: int, out: int, lora: LoraOptions | None, *, adapted: bool) -> nn.Module:
-    if lora is not None and adapted:
-        return LoRALinear(
-            wide,
-            out,
-            rank=lora.rank,
-            alpha=lora.alpha,
-            dropout=lora.dropout,
-            use_bias=True,
-            quantize_base=lora.quantize_base,
-        )
-    if lora is not None and lora.quantize_base:
-        return FrozenNF4Linear(wide, out, bias=True)
-    return nn.Linear(wide, out)
 
 
 def language_decoder(shape: InternVLShape, lora: LoraOptions | None = None) -> TransformerDecoder:
@@ -117,18 +102,10 @@ def language_decoder(shape: InternVLShape, lora: LoraOptions | None = None) -> T
         "rope_base": shape.rope_base,
     }
     plain, with_lora = (llama3, lora_llama3) if shape.decoder == "internlm2" else (qwen2, lora_qwen2)
-    if lora is None or "decoder" not in lora.parts:
+    adapted = lora.for_part("decoder") if lora is not None else None
+    if adapted is None:
         return plain(**sizes)
-    decoder = with_lora(
-        list(lora.attn_modules),
-        apply_lora_to_mlp=lora.mlp,
-        apply_lora_to_output=lora.output,
-        lora_rank=lora.rank,
-        lora_alpha=lora.alpha,
-        lora_dropout=lora.dropout,
-        quantize_base=lora.quantize_base,
-        **sizes,
-    )
+    decoder = with_lora(**adapted.torchtune(), **sizes)
     # torchtune gives every adapted layer a table of positions of its own: a gigabyte for 28 layers of 32,768 positions
     shared = decoder.layers[0].attn.pos_embeddings
     for layer in decoder.layers:

@@ -91,6 +91,14 @@ def disk_name(name: str) -> str:
     return name
 
 
+def live_name(name: str) -> str:
+    """The name in a live transformers 5 module of a tensor in a published file; the inverse of :func:`disk_name`."""
+    for live, disk in _LIVE_PREFIXES:
+        if name.startswith(disk):
+            return live + name[len(disk) :]
+    return name
+
+
 def table(shape: InternVLShape, layout: Layout) -> Table:
     """Every published tensor of a model of this shape -> the state-dict keys that it holds (three where packed)."""
     names = _vision_hf(shape) if layout == "hf" else _vision_original(shape)
@@ -281,6 +289,7 @@ def internvl_family(name: str, shape: InternVLShape, layout: Layout) -> ModelFam
         hf_to_tune=partial(hf_to_tune, shape=shape),
         tune_to_hf=partial(tune_to_hf, shape=shape, layout=layout),
         hf_config=partial(hf_config, shape, layout),
+        live_name=live_name if layout == "hf" else disk_name,  # OpenGVLab's modules are called as in its files
         also_reads=tuple(set(MODEL_TYPES.values()) - {MODEL_TYPES[layout]}),
         tokenizer_files=TOKENIZER_FILES + (_CODE_FILES if layout == "original" else ()),
     )

@@ -5,7 +5,7 @@ from functools import partial
 from medtune.models.early_fusion import EarlyFusionVLM
 from medtune.models.internvl._component_builders import LoraOptions, internvl_vlm
 from medtune.models.internvl._shape import InternVLShape, Layout
-from medtune.models.lora import ATTENTION
+from medtune.models.lora import ATTENTION, LoraParts
 
 # InternViT-300M-448px stands in both.
 _VISION = {
@@ -76,7 +76,7 @@ def lora_internvl2_2b(
     lora_alpha: float = 32.0,
     lora_dropout: float = 0.05,
     quantize_base: bool = False,
-    lora_parts: tuple[str, ...] | list[str] = ("decoder",),
+    lora_parts: LoraParts = ("decoder",),
     layout: Layout = "original",
 ) -> EarlyFusionVLM:
     """InternVL2-2B with low-rank adapters, the only trainable parameters until a recipe names more.
@@ -92,20 +92,13 @@ def lora_internvl2_2b(
         lora_alpha: scale of each adapter, divided by its rank.
         lora_dropout: dropout before each adapter.
         quantize_base: keep the linear maps of adapted parts as NF4 (QLoRA).
-        lora_parts: which of ``vision`` and ``decoder`` carry adapters. The connector is trained whole: name
+        lora_parts: which of ``vision`` and ``decoder`` carry adapters, or a mapping from them to what differs there
+            (``rank``, ``alpha``, ``dropout``, ``attn_modules``, ``mlp``, ``output``), as in
+            ``{vision: {rank: 32, alpha: 64}, decoder: {rank: 128, alpha: 256}}``. The connector is trained whole: name
             ``projection`` in ``trainable``.
         layout: see :func:`internvl2_2b`.
     """
-    lora = LoraOptions(
-        attn_modules=tuple(lora_attn_modules),
-        parts=tuple(lora_parts),
-        mlp=apply_lora_to_mlp,
-        output=apply_lora_to_output,
-        rank=lora_rank,
-        alpha=lora_alpha,
-        dropout=lora_dropout,
-        quantize_base=quantize_base,
-    )
+    lora = LoraOptions.from_arguments(locals())
     return internvl_vlm("internvl2_2b", INTERNVL2_2B, layout=layout, lora=lora)
 
 
@@ -117,20 +110,11 @@ def lora_internvl3_8b(
     lora_alpha: float = 32.0,
     lora_dropout: float = 0.05,
     quantize_base: bool = False,
-    lora_parts: tuple[str, ...] | list[str] = ("decoder",),
+    lora_parts: LoraParts = ("decoder",),
     layout: Layout = "hf",
 ) -> EarlyFusionVLM:
     """InternVL3-8B with low-rank adapters; arguments as for :func:`lora_internvl2_2b`."""
-    lora = LoraOptions(
-        attn_modules=tuple(lora_attn_modules),
-        parts=tuple(lora_parts),
-        mlp=apply_lora_to_mlp,
-        output=apply_lora_to_output,
-        rank=lora_rank,
-        alpha=lora_alpha,
-        dropout=lora_dropout,
-        quantize_base=quantize_base,
-    )
+    lora = LoraOptions.from_arguments(locals())
     return internvl_vlm("internvl3_8b", INTERNVL3_8B, layout=layout, lora=lora)
 
 

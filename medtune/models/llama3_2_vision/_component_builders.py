@@ -1,19 +1,22 @@
 """From sizes to modules: torchtune's component builders, with medtune's encoder and corrections."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import ClassVar
+from typing import Any, ClassVar, Self
 
 from torch import nn
+from torchtune.models.clip import clip_vision_encoder
+from torchtune.models.clip._component_builders import lora_clip_vision_encoder
 from torchtune.models.clip._position_embeddings import TiledTokenPositionalEmbedding, TilePositionalEmbedding
-from torchtune.models.llama3_2_vision import (
-    llama3_2_vision_decoder,
-    llama3_2_vision_encoder,
-    lora_llama3_2_vision_decoder,
-    lora_llama3_2_vision_encoder,
+from torchtune.models.llama3_2_vision import llama3_2_vision_decoder, lora_llama3_2_vision_decoder
+from torchtune.models.llama3_2_vision._component_builders import (
+    llama3_2_vision_projection_head,
+    lora_llama3_2_vision_projection_head,
 )
 from torchtune.modules import MultiHeadAttention, TransformerDecoder
 from torchtune.modules.common_utils import reparametrize_as_dtype_state_dict_post_hook
+from torchtune.modules.model_fusion import FusionLayer
 
 from medtune.errors import ModelError
 from medtune.models.llama3_2_vision._convert_weights import deep_fusion_family
@@ -21,7 +24,7 @@ from medtune.models.llama3_2_vision._encoder import EncoderMode, VisionEncoder
 from medtune.models.llama3_2_vision._fusion import correct_fusion_layers
 from medtune.models.llama3_2_vision._peft import adapters_from_peft, adapters_to_peft
 from medtune.models.llama3_2_vision._shape import DeepFusionShape
-from medtune.models.lora import AdapterOptions
+from medtune.models.lora import ATTENTION, AdapterOptions, adapt
 from medtune.models.names import expected_shapes, is_adapter_key
 from medtune.models.vlm import DeepFusionVLM
 
@@ -30,29 +33,21 @@ LORA_PARTS = ("vision", "fusion", "decoder")
 
 @dataclass(frozen=True)
 class LoraOptions(AdapterOptions):
-    """Adapters of Llama-3.2-Vision; ``fusion`` takes in the projection, and ``output`` its last map.
+    """Adapters of Llama-3.2-Vision; ``output`` means the last map of the projection too.
 
     Attributes:
         scaler_block_size: blocks of NF4's second quantisation in the encoder; None is torchao's default.
     """
 
-    known_parts: ClassVar[tuple[str, ...]] = LORA_PARTS
+    known_parts: ClassVar[tuple[str, ...]] = ("vision", "projection", "fusion", "decoder")
+    without_effect: ClassVar[Mapping[str, tuple[str, ...]]] = {"vision": ("output",)}
 
-    parts: tuple[str, ...] = LORA_PARTS
+    parts: tuple[str, ...] | Mapping[str, Mapping[str, Any] | None] = LORA_PARTS
     scaler_block_size: int | None = None
 
-    def common(self) -> dict:
-        """The arguments that torchtune's encoder and decoder builders share."""
-        return {
-            "fusion_lora": "fusion" in self.parts,
-            "lora_attn_modules": list(self.attn_modules),
-            "apply_lora_to_mlp": self.mlp,
-            "apply_lora_to_output": self.output,
-            "lora_rank": self.rank,
-            "lora_alpha": self.alpha,
-            "lora_dropout": self.dropout,
-            "quantize_base": self.quantize_base,
-        }
+    def for_part(self, part: str) -> Self | None:
+        """The options of one part, or None; the projection is adapted as ``fusion`` is where it is not named."""
+        return super().for_part("fusion" if part == "projection" and part not in self.parts else part)
 
 
 def vision_encoder(
@@ -71,31 +66,55 @@ def vision_encoder(
     """
     if not 1 <= pad_tiles <= shape.table_tiles:
         raise ModelError(f"tiles per image must lie between 1 and {shape.table_tiles}; got {pad_tiles}")
-    sizes = {
-        "patch_size": shape.patch_size,
-        "num_heads": shape.vision_heads,
-        "clip_embed_dim": shape.vision_dim,
-        "clip_num_layers": shape.vision_layers,
-        "clip_hidden_states": list(shape.hidden_states),
-        "num_layers_projection": shape.projection_layers,
-        "decoder_embed_dim": shape.dim,
-        "tile_size": shape.image_size,
-        "max_num_tiles": shape.table_tiles,
-    }
-    if lora is None:
-        stock = llama3_2_vision_encoder(**sizes)
-    else:
-        blocks = {"scaler_block_size": lora.scaler_block_size} if lora.scaler_block_size else {}
-        stock = lora_llama3_2_vision_encoder(encoder_lora="vision" in lora.parts, **lora.common(), **sizes, **blocks)
-        for module in stock.modules():
-            if isinstance(module, MultiHeadAttention):
-                module.is_causal = False  # torchtune's adapted layers take an image for text
-    _complete_tile_positions(stock.clip, shape)
-    encoder = VisionEncoder(stock.clip, stock.projection, mode=mode, pad_tiles=pad_tiles)
+    clip = _clip(shape, lora.for_part("vision") if lora is not None else None)
+    projection = _projection(shape, lora.for_part("projection") if lora is not None else None)
+    for module in (*clip.modules(), *projection.modules()):
+        if isinstance(module, MultiHeadAttention):
+            module.is_causal = False  # torchtune's adapted layers take an image for text
+    _complete_tile_positions(clip, shape)
+    encoder = VisionEncoder(clip, projection, mode=mode, pad_tiles=pad_tiles)
     if lora is not None and lora.quantize_base:
         # as torchtune's builder does for its own encoder: state dicts hold dense weights
         encoder._register_state_dict_hook(partial(reparametrize_as_dtype_state_dict_post_hook, offload_to_cpu=True))
     return encoder
+
+
+def _clip(shape: DeepFusionShape, lora: LoraOptions | None) -> nn.Module:
+    sizes = {
+        "tile_size": shape.image_size,
+        "patch_size": shape.patch_size,
+        "embed_dim": shape.vision_dim,
+        "num_layers": shape.vision_layers,
+        "num_heads": shape.vision_heads,
+        "activation": nn.GELU,
+        "out_indices": list(shape.hidden_states),
+        "max_num_tiles": shape.table_tiles,
+        "in_channels": 3,
+        "attn_bias": False,
+        "output_cls_projection": False,
+    }
+    return clip_vision_encoder(**sizes) if lora is None else lora_clip_vision_encoder(**sizes, **_encoder_lora(lora))
+
+
+def _projection(shape: DeepFusionShape, lora: LoraOptions | None) -> nn.Module:
+    sizes = {
+        "num_layers": shape.projection_layers,
+        "num_heads": shape.vision_heads,
+        "decoder_embed_dim": shape.dim,
+        "clip_embed_dim": shape.vision_dim,
+        "num_hidden_inputs": len(shape.hidden_states),
+    }
+    if lora is None:
+        return llama3_2_vision_projection_head(**sizes)
+    return lora_llama3_2_vision_projection_head(apply_lora_to_output=lora.output, **sizes, **_encoder_lora(lora))
+
+
+def _encoder_lora(lora: LoraOptions) -> dict[str, Any]:
+    """Options as torchtune's builders of the encoder's two halves name them."""
+    options = lora.torchtune()
+    del options["apply_lora_to_output"]
+    options["lora_modules"] = options.pop("lora_attn_modules")
+    return options | ({"scaler_block_size": lora.scaler_block_size} if lora.scaler_block_size else {})
 
 
 def _complete_tile_positions(clip: nn.Module, shape: DeepFusionShape) -> None:
@@ -131,12 +150,31 @@ def fusion_decoder(
         "rope_base": shape.rope_base,
         "intermediate_dim": shape.mlp_dim,
     }
-    if lora is None:
-        decoder = llama3_2_vision_decoder(**sizes)
-    else:
-        decoder = lora_llama3_2_vision_decoder(decoder_lora="decoder" in lora.parts, **lora.common(), **sizes)
+    decoder = llama3_2_vision_decoder(**sizes) if lora is None else _adapted_decoder(lora, sizes)
     correct_fusion_layers(decoder, hf_rows=hf_rows)
     return decoder
+
+
+def _adapted_decoder(lora: LoraOptions, sizes: dict[str, Any]) -> TransformerDecoder:
+    """By torchtune's builder, which knows one set of options; fusion layers with others are adapted after it."""
+    own, fusion = lora.for_part("decoder"), lora.for_part("fusion")
+    options = own or fusion or lora
+    alike = fusion is not None and fusion.same_as(options)
+    decoder = lora_llama3_2_vision_decoder(
+        decoder_lora=own is not None, fusion_lora=alike, **options.torchtune(), **sizes
+    )
+    if fusion is not None and not alike:
+        for layer in decoder.layers:
+            if isinstance(layer, FusionLayer):
+                _adapt_layer(layer.fusion_layer, fusion)
+    return decoder
+
+
+def _adapt_layer(layer: Any, lora: LoraOptions) -> None:
+    for name in ATTENTION:
+        adapt(layer.attn, name, lora, adapted=name in lora.attn_modules)
+    for name in ("w1", "w2", "w3"):
+        adapt(layer.mlp, name, lora, adapted=lora.mlp)
 
 
 def deep_fusion_vlm(

@@ -35,6 +35,14 @@ def disk_name(name: str) -> str:
     return name
 
 
+def live_name(name: str) -> str:
+    """The name in a live transformers 5 module of a tensor in a published file; the inverse of :func:`disk_name`."""
+    for live, disk in _LIVE_PREFIXES:
+        if name.startswith(disk):
+            return live + name[len(disk) :]
+    return name
+
+
 def _sizes(shape: DeepFusionShape) -> dict:
     return {
         "num_heads": shape.heads,
@@ -136,5 +144,6 @@ def deep_fusion_family(name: str, shape: DeepFusionShape) -> ModelFamily:
         hf_to_tune=partial(hf_to_tune, shape=shape),
         tune_to_hf=partial(tune_to_hf, shape=shape),
         hf_config=partial(hf_config, shape),
+        live_name=live_name,
         tokenizer_files=TOKENIZER_FILES,
     )

@@ -6,6 +6,7 @@ from medtune.errors import ModelError
 from medtune.models.llama3_2_vision._component_builders import LORA_PARTS, LoraOptions, deep_fusion_vlm
 from medtune.models.llama3_2_vision._encoder import EncoderMode
 from medtune.models.llama3_2_vision._shape import DeepFusionShape
+from medtune.models.lora import LoraParts
 from medtune.models.vlm import DeepFusionVLM
 
 _TABLE_TILES = 4
@@ -98,7 +99,7 @@ def lora_llama3_2_vision_11b(
     lora_alpha: float = 16.0,
     lora_dropout: float = 0.0,
     quantize_base: bool = False,
-    lora_parts: tuple[str, ...] | list[str] = LORA_PARTS,
+    lora_parts: LoraParts = LORA_PARTS,
     image_size: int = 560,
     max_num_tiles: int = 1,
     encoder_mode: EncoderMode = "checkpoint",
@@ -115,24 +116,16 @@ def lora_llama3_2_vision_11b(
         lora_alpha: scale of each adapter, divided by its rank.
         lora_dropout: dropout before each adapter.
         quantize_base: keep the linear maps of adapted parts as NF4 (QLoRA).
-        lora_parts: which of ``vision``, ``fusion`` (the projection included) and ``decoder`` carry adapters.
+        lora_parts: which of ``vision``, ``projection``, ``fusion`` (the projection included, unless it is named) and
+            ``decoder`` carry adapters, or a mapping from them to what differs there (``rank``, ``alpha``, ``dropout``,
+            ``attn_modules``, ``mlp``, ``output``), as in ``{vision: {rank: 32}, fusion: {rank: 8, alpha: 16}}``.
         image_size: see :func:`llama3_2_vision_11b`, also for the arguments that follow.
         max_num_tiles: the most tiles the transform makes of one image.
         encoder_mode: attention over padding in the vision encoder.
         pad_tiles: tiles that ``checkpoint`` mode pads each image to.
         hf_rows: transformers' rule for text before the first image.
     """
-    lora = LoraOptions(
-        attn_modules=tuple(lora_attn_modules),
-        parts=tuple(lora_parts),
-        mlp=apply_lora_to_mlp,
-        output=apply_lora_to_output,
-        rank=lora_rank,
-        alpha=lora_alpha,
-        dropout=lora_dropout,
-        quantize_base=quantize_base,
-        scaler_block_size=_SCALER_BLOCK if quantize_base else None,
-    )
+    lora = LoraOptions.from_arguments(locals(), scaler_block_size=_SCALER_BLOCK if quantize_base else None)
     return _build("llama3_2_vision_11b", _11b(image_size), max_num_tiles, encoder_mode, pad_tiles, hf_rows, lora)
 
 
@@ -144,7 +137,7 @@ def lora_llama3_2_vision_90b(
     lora_alpha: float = 16.0,
     lora_dropout: float = 0.0,
     quantize_base: bool = False,
-    lora_parts: tuple[str, ...] | list[str] = LORA_PARTS,
+    lora_parts: LoraParts = LORA_PARTS,
     image_size: int = 560,
     max_num_tiles: int = 1,
     encoder_mode: EncoderMode = "checkpoint",
@@ -152,17 +145,7 @@ def lora_llama3_2_vision_90b(
     hf_rows: bool = False,
 ) -> DeepFusionVLM:
     """Llama-3.2-90B-Vision with low-rank adapters; arguments as for :func:`lora_llama3_2_vision_11b`."""
-    lora = LoraOptions(
-        attn_modules=tuple(lora_attn_modules),
-        parts=tuple(lora_parts),
-        mlp=apply_lora_to_mlp,
-        output=apply_lora_to_output,
-        rank=lora_rank,
-        alpha=lora_alpha,
-        dropout=lora_dropout,
-        quantize_base=quantize_base,
-        scaler_block_size=_SCALER_BLOCK if quantize_base else None,
-    )
+    lora = LoraOptions.from_arguments(locals(), scaler_block_size=_SCALER_BLOCK if quantize_base else None)
     return _build("llama3_2_vision_90b", _90b(image_size), max_num_tiles, encoder_mode, pad_tiles, hf_rows, lora)
 
 

@@ -1,5 +1,6 @@
 """From sizes to modules: CLIP's layers, the projection, and torchtune's Llama-2 decoder."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import ClassVar
@@ -8,16 +9,15 @@ from torch import nn
 from torchtune.models.clip import clip_vision_encoder
 from torchtune.models.clip._text_encoder import QuickGELU
 from torchtune.models.llama2 import llama2, lora_llama2
-from torchtune.modules import FrozenNF4Linear, TransformerDecoder
+from torchtune.modules import TransformerDecoder
 from torchtune.modules.common_utils import reparametrize_as_dtype_state_dict_post_hook
-from torchtune.modules.peft import LoRALinear
 
 from medtune.models.early_fusion import EarlyFusionVLM, ImageEncoder
 from medtune.models.llava._convert_weights import llava_family
 from medtune.models.llava._peft import adapters_from_peft, adapters_to_peft
 from medtune.models.llava._shape import LlavaShape
 from medtune.models.llava._tower import ClipTower
-from medtune.models.lora import ATTENTION, AdapterOptions
+from medtune.models.lora import ATTENTION, AdapterOptions, adapt, linear
 from medtune.models.names import expected_shapes, is_adapter_key
 
 LORA_PARTS = ("vision", "projection", "decoder")
@@ -28,6 +28,10 @@ class LoraOptions(AdapterOptions):
     """Adapters of LLaVA; ``projection`` means both of its linear maps, which are never NF4."""
 
     known_parts: ClassVar[tuple[str, ...]] = LORA_PARTS
+    without_effect: ClassVar[Mapping[str, tuple[str, ...]]] = {
+        "vision": ("output",),
+        "projection": ("attn_modules", "mlp", "output"),
+    }
 
 
 def image_encoder(shape: LlavaShape, lora: LoraOptions | None = None) -> ImageEncoder:
@@ -52,41 +56,31 @@ def _tower(shape: LlavaShape, lora: LoraOptions | None) -> ClipTower:
         max_num_tiles=1,
     )
     last = clip.layers.pop(-1)
-    if lora is None or "vision" not in lora.parts:
+    adapted = lora.for_part("vision") if lora is not None else None
+    if adapted is None:
         return ClipTower(clip, last)
     # not by lora_clip_vision_encoder: it drops the biases of the attention maps that it adapts
     for layer in clip.layers:
         for name in ATTENTION:
-            _adapt(layer.attn, name, lora, adapted=name in lora.attn_modules)
+            adapt(layer.attn, name, adapted, adapted=name in adapted.attn_modules)
         for name in ("w1", "w2"):
-            _adapt(layer.mlp, name, lora, adapted=lora.mlp)
+            adapt(layer.mlp, name, adapted, adapted=adapted.mlp)
     tower = ClipTower(clip, last)
-    if lora.quantize_base:
+    if adapted.quantize_base:
         # as torchtune's builders do for their own models: state dicts hold dense weights
         hook = partial(reparametrize_as_dtype_state_dict_post_hook, dtype=tower.conv.weight.dtype, offload_to_cpu=True)
         tower._register_state_dict_hook(hook)
     return tower
 
 
-def _adapt(owner: nn.Module, name: str, lora: LoraOptions, *, adapted: bool) -> None:
-    """Put an adapted or quantised linear map in the place of a plain one."""
-    plain: nn.Linear = getattr(owner, name)
-    if adapted:
-        setattr(owner, name, _adapted(plain.in_features, plain.out_features, lora, quantize=lora.quantize_base))
-    elif lora.quantize_base:
-        setattr(owner, name, FrozenNF4Linear(plain.in_features, plain.out_features, bias=True))
-
-
-def _adapted(wide: int, out: int, lora: LoraOptions, *, quantize: bool = False) -> LoRALinear:
-    return LoRALinear(
-        wide, out, rank=lora.rank, alpha=lora.alpha, dropout=lora.dropout, use_bias=True, quantize_base=quantize
-    )
-
-
 def _projection(shape: LlavaShape, lora: LoraOptions | None) -> nn.Sequential:
     """Linear, GELU, linear (LLaVA-1.5, Liu et al. 2023); the adapted one stays dense, as it is small."""
-    linear = nn.Linear if lora is None or "projection" not in lora.parts else partial(_adapted, lora=lora)
-    return nn.Sequential(linear(shape.vision_dim, shape.dim), nn.GELU(), linear(shape.dim, shape.dim))
+    options = lora.for_part("projection") if lora is not None else None
+    first, second = (
+        linear(wide, shape.dim, options, adapted=True, bias=True, quantize=False)
+        for wide in (shape.vision_dim, shape.dim)
+    )
+    return nn.Sequential(first, nn.GELU(), second)
 
 
 def language_decoder(shape: LlavaShape, lora: LoraOptions | None = None) -> TransformerDecoder:
@@ -106,18 +100,8 @@ def language_decoder(shape: LlavaShape, lora: LoraOptions | None = None) -> Tran
         "max_seq_len": shape.max_seq_len,
         "norm_eps": 1e-5,
     }
-    if lora is None or "decoder" not in lora.parts:
-        return llama2(**sizes)
-    return lora_llama2(
-        list(lora.attn_modules),
-        apply_lora_to_mlp=lora.mlp,
-        apply_lora_to_output=lora.output,
-        lora_rank=lora.rank,
-        lora_alpha=lora.alpha,
-        lora_dropout=lora.dropout,
-        quantize_base=lora.quantize_base,
-        **sizes,
-    )
+    adapted = lora.for_part("decoder") if lora is not None else None
+    return llama2(**sizes) if adapted is None else lora_llama2(**adapted.torchtune(), **sizes)
 
 
 def llava_vlm(name: str, shape: LlavaShape, *, lora: LoraOptions | None = None) -> EarlyFusionVLM:

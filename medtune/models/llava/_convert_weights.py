@@ -34,6 +34,12 @@ _OTHER_NAMES = (
     ("lm_head.", f"{_DECODER}lm_head."),
     ("vision_model.", _TOWER),
 )
+_LIVE_PREFIXES = (
+    ("model.vision_tower.", _TOWER),
+    ("model.multi_modal_projector.", _PROJECTION),
+    ("model.language_model.", f"{_DECODER}model."),
+    ("lm_head.", f"{_DECODER}lm_head."),
+)
 _AUTHORS_MARK = "model.mm_projector."
 # CLIP's other half, and numbers that follow from the sizes.
 _NOT_WEIGHTS = ("text_model.", "text_projection.", "visual_projection.", "logit_scale")
@@ -70,6 +76,14 @@ def disk_name(name: str) -> str:
             return disk + name[len(other) :].removeprefix("vision_model.")
     if name.startswith("vision_tower.") and not name.startswith(_TOWER):
         return _TOWER + name.removeprefix("vision_tower.")  # as transformers 5 writes it
+    return name
+
+
+def live_name(name: str) -> str:
+    """The name in a live transformers 5 module of a tensor in a published file; the inverse of :func:`disk_name`."""
+    for live, disk in _LIVE_PREFIXES:
+        if name.startswith(disk):
+            return live + name[len(disk) :]
     return name
 
 
@@ -261,5 +275,6 @@ def llava_family(name: str, shape: LlavaShape) -> ModelFamily:
         hf_to_tune=partial(hf_to_tune, shape=shape),
         tune_to_hf=partial(tune_to_hf, shape=shape),
         hf_config=partial(hf_config, shape),
+        live_name=live_name,
         tokenizer_files=TOKENIZER_FILES,
     )

@@ -5,6 +5,7 @@ from functools import partial
 from medtune.models.early_fusion import EarlyFusionVLM
 from medtune.models.llava._component_builders import LoraOptions, llava_vlm
 from medtune.models.llava._shape import LlavaShape
+from medtune.models.lora import LoraParts
 
 IMAGE_SIZE, PATCH_SIZE = 336, 14  # CLIP ViT-L/14-336
 IMAGE_ID = 32_000  # the first row after Vicuna's vocabulary
@@ -50,7 +51,7 @@ def lora_llava1_5_7b(
     lora_alpha: float = 16.0,
     lora_dropout: float = 0.0,
     quantize_base: bool = False,
-    lora_parts: tuple[str, ...] | list[str] = ("decoder",),
+    lora_parts: LoraParts = ("decoder",),
 ) -> EarlyFusionVLM:
     """LLaVA-1.5-7B with low-rank adapters, the only trainable parameters.
 
@@ -64,18 +65,11 @@ def lora_llava1_5_7b(
         lora_alpha: scale of each adapter, divided by its rank.
         lora_dropout: dropout before each adapter.
         quantize_base: keep the linear maps of the adapted ``vision`` and ``decoder`` as NF4 (QLoRA).
-        lora_parts: which of ``vision``, ``projection`` and ``decoder`` carry adapters.
+        lora_parts: which of ``vision``, ``projection`` and ``decoder`` carry adapters, or a mapping from them to what
+            differs there (``rank``, ``alpha``, ``dropout``, ``attn_modules``, ``mlp``, ``output``), as in
+            ``{vision: {rank: 32, alpha: 64}, decoder: {rank: 128, alpha: 256}}``.
     """
-    lora = LoraOptions(
-        attn_modules=tuple(lora_attn_modules),
-        parts=tuple(lora_parts),
-        mlp=apply_lora_to_mlp,
-        output=apply_lora_to_output,
-        rank=lora_rank,
-        alpha=lora_alpha,
-        dropout=lora_dropout,
-        quantize_base=quantize_base,
-    )
+    lora = LoraOptions.from_arguments(locals())
     return llava_vlm("llava1_5_7b", _7B, lora=lora)
 
 
@@ -87,19 +81,10 @@ def lora_llava1_5_13b(
     lora_alpha: float = 16.0,
     lora_dropout: float = 0.0,
     quantize_base: bool = False,
-    lora_parts: tuple[str, ...] | list[str] = ("decoder",),
+    lora_parts: LoraParts = ("decoder",),
 ) -> EarlyFusionVLM:
     """LLaVA-1.5-13B with low-rank adapters; arguments as for :func:`lora_llava1_5_7b`."""
-    lora = LoraOptions(
-        attn_modules=tuple(lora_attn_modules),
-        parts=tuple(lora_parts),
-        mlp=apply_lora_to_mlp,
-        output=apply_lora_to_output,
-        rank=lora_rank,
-        alpha=lora_alpha,
-        dropout=lora_dropout,
-        quantize_base=quantize_base,
-    )
+    lora = LoraOptions.from_arguments(locals())
     return llava_vlm("llava1_5_13b", _13B, lora=lora)
 
 

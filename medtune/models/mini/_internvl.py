@@ -9,7 +9,7 @@ from medtune.models.early_fusion import EarlyFusionVLM
 from medtune.models.internvl._component_builders import LoraOptions, internvl_vlm
 from medtune.models.internvl._shape import DecoderKind, InternVLShape, Layout
 from medtune.models.internvl._vision import Connector
-from medtune.models.lora import ATTENTION
+from medtune.models.lora import ATTENTION, LoraParts
 
 _EMBEDDING_STD = 0.5
 _GELU_POWER = 0.425  # mean of gelu(x)^2 for a standard normal x
@@ -112,7 +112,7 @@ def lora_mini_internvl(
     lora_alpha: float = 16.0,
     lora_dropout: float = 0.0,
     quantize_base: bool = False,
-    lora_parts: tuple[str, ...] | list[str] = ("decoder",),
+    lora_parts: LoraParts = ("decoder",),
     image_size: int = 64,
     patch_size: int = 8,
     embed_dim: int = 128,
@@ -134,16 +134,7 @@ def lora_mini_internvl(
         vocab_size, image_size, patch_size, embed_dim, vision_layers, decoder_layers, heads, decoder, max_seq_len,
         layer_scale,
     )  # fmt: skip
-    lora = LoraOptions(
-        attn_modules=tuple(lora_attn_modules),
-        parts=tuple(lora_parts),
-        mlp=apply_lora_to_mlp,
-        output=apply_lora_to_output,
-        rank=lora_rank,
-        alpha=lora_alpha,
-        dropout=lora_dropout,
-        quantize_base=quantize_base,
-    )
+    lora = LoraOptions.from_arguments(locals())
     return _initialise(internvl_vlm("mini_internvl", shape, layout=layout, lora=lora))
 
 

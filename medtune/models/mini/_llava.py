@@ -13,6 +13,7 @@ from medtune.models.llama3_2_vision._transform import PLACEHOLDER
 from medtune.models.llava._component_builders import LoraOptions, llava_vlm
 from medtune.models.llava._images import SquareMode, SquareTiler
 from medtune.models.llava._shape import LlavaShape
+from medtune.models.lora import LoraParts
 from medtune.models.mini._tokenizer import MiniTokenizer
 
 _EMBEDDING_STD = 0.5
@@ -99,7 +100,7 @@ def lora_mini_llava(
     lora_alpha: float = 16.0,
     lora_dropout: float = 0.0,
     quantize_base: bool = False,
-    lora_parts: tuple[str, ...] | list[str] = ("decoder",),
+    lora_parts: LoraParts = ("decoder",),
     vocab_size: int = 1024,
     image_size: int = 64,
     patch_size: int = 8,
@@ -117,16 +118,7 @@ def lora_mini_llava(
     shape = _shape(
         vocab_size, image_size, patch_size, embed_dim, vision_layers, decoder_layers, heads, max_seq_len
     )  # fmt: skip
-    lora = LoraOptions(
-        attn_modules=tuple(lora_attn_modules),
-        parts=tuple(lora_parts),
-        mlp=apply_lora_to_mlp,
-        output=apply_lora_to_output,
-        rank=lora_rank,
-        alpha=lora_alpha,
-        dropout=lora_dropout,
-        quantize_base=quantize_base,
-    )
+    lora = LoraOptions.from_arguments(locals())
     return _initialise(llava_vlm("mini_llava", shape, lora=lora))
 
 

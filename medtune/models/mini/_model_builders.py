@@ -8,6 +8,7 @@ from torchtune.modules import TanhGate
 from medtune.models.llama3_2_vision._component_builders import LORA_PARTS, LoraOptions, deep_fusion_vlm
 from medtune.models.llama3_2_vision._encoder import EncoderMode
 from medtune.models.llama3_2_vision._shape import DeepFusionShape
+from medtune.models.lora import LoraParts
 from medtune.models.vlm import DeepFusionVLM
 
 _EMBEDDING_STD = 0.5
@@ -111,7 +112,7 @@ def lora_mini_vlm(
     lora_alpha: float = 16.0,
     lora_dropout: float = 0.0,
     quantize_base: bool = False,
-    lora_parts: tuple[str, ...] | list[str] = LORA_PARTS,
+    lora_parts: LoraParts = LORA_PARTS,
     image_size: int = 64,
     patch_size: int = 8,
     embed_dim: int = 128,
@@ -136,16 +137,7 @@ def lora_mini_vlm(
         vocab_size, image_size, patch_size, embed_dim, vision_layers, decoder_layers, heads, fusion_interval,
         projection_layers, max_num_tiles, max_seq_len,
     )  # fmt: skip
-    lora = LoraOptions(
-        attn_modules=tuple(lora_attn_modules),
-        parts=tuple(lora_parts),
-        mlp=apply_lora_to_mlp,
-        output=apply_lora_to_output,
-        rank=lora_rank,
-        alpha=lora_alpha,
-        dropout=lora_dropout,
-        quantize_base=quantize_base,
-    )
+    lora = LoraOptions.from_arguments(locals())
     model = deep_fusion_vlm("mini_vlm", shape, encoder_mode=encoder_mode, hf_rows=hf_rows, lora=lora)
     return _initialise(model, gate_init)
 
