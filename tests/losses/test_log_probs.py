@@ -176,8 +176,11 @@ def test_nothing_supervised_gives_zeros_and_a_backward_pass(kind: str) -> None:
 def test_ignored_rows_are_zero_and_have_no_gradient() -> None:
     hidden, _, head = problem("trained")
     states = hidden[0].detach().requires_grad_()
-    found = target_log_probs(states, torch.tensor([3, IGNORE_INDEX, 0, 1, 2, IGNORE_INDEX, 9]), head, 2)
+    targets = torch.tensor([3, IGNORE_INDEX, 0, 1, 2, IGNORE_INDEX, 9])
+    found = target_log_probs(states, targets, head, 2)
     (gradient,) = torch.autograd.grad(found.sum(), states)
+    with torch.no_grad():
+        assert torch.equal(found, target_log_probs(states, targets, head, 2)), "states may be leaves that are trained"
     assert found[[1, 5]].tolist() == [0.0, 0.0] and not gradient[[1, 5]].any()
     assert bool((found[[0, 2, 3, 4, 6]] < 0).all()) and bool((gradient[[0, 2, 3, 4, 6]] != 0).any(dim=1).all())
 

@@ -338,9 +338,10 @@ def test_runs_share_what_stands_before_anything_is_supervised() -> None:
     chosen = TokenRows(
         torch.tensor([[4, 5, 6, 7], [4, 5, 8, 9]]), sees, torch.tensor([[NO, NO, 6, 7], [NO, NO, NO, 9]])
     )
-    rejected = TokenRows(torch.tensor([[4, 5, 6], [4, 5, 8]]), sees, torch.tensor([[NO, NO, 6], [NO, NO, NO]]))
-    # first row: the answers begin with the same word, which each answers for; second: the shorter keeps one of its own
-    assert shared_length([chosen, rejected]).tolist() == [2, 2]
+    others = torch.tensor([[NO, NO, 6, 8], [NO, NO, NO, NO]])
+    rejected = TokenRows(torch.tensor([[4, 5, 6, 8], [4, 5, 8, 9]]), sees, others)
+    # first row: the answers begin with the same word, which each answers for; second: each run keeps one of its own
+    assert shared_length([chosen, rejected]).tolist() == [2, 3]
     longer = TokenRows(torch.tensor([[4, 5, 6, 7, 8], [4, 5, 8, 9, 9]]), sees)
     assert shared_length([TokenRows(chosen.tokens, sees), longer]).tolist() == [3, 3]
     filled = torch.tensor([[True, True, False, False], [True] * 4])

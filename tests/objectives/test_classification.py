@@ -11,7 +11,7 @@ import torch
 from medtune.data.preflight import preflight
 from medtune.datasets import jsonl_dataset
 from medtune.errors import ConfigError, DataError, ModelError
-from medtune.losses.labels import label_losses
+from medtune.losses.labels import label_losses, labels_right
 from medtune.models.tsm import PixelTransform, TaskModel, task_model
 from medtune.objectives.base import Stage
 from medtune.objectives.classification import Classification, LabelledImages
@@ -66,7 +66,8 @@ def test_a_step_sums_the_losses_of_its_images(tmp_path: Path) -> None:
     logits = model.encoder(batch["pixels"])
     losses = label_losses(logits, batch["target"], batch["among"], batch["multi_label"])
     assert output.loss_sum.item() == pytest.approx(losses.sum().item(), abs=1e-12)
-    assert output.weight == 9 and 0 <= output.metrics["accuracy"] <= 9
+    right = labels_right(logits, batch["target"], batch["among"], batch["multi_label"])
+    assert output.weight == 9 and output.metrics["accuracy"] == right.sum()
     assert batch["padding"].sum() == 9
 
 
@@ -77,6 +78,10 @@ def test_blank_items_weigh_nothing(tmp_path: Path) -> None:
     alone = method(model, items.collate(whole[:3], None))
     filled = method(model, items.collate([*whole[:3], items.blank(whole[3])], None))
     assert filled.weight == alone.weight == 3
+    everything = made(items, source, model)
+    known = method(model, items.collate(everything, None)).metrics["accuracy"]
+    blanks = [items.blank(item) for item in everything]
+    assert method(model, items.collate([*everything, *blanks], None)).metrics["accuracy"] == known > 0
     assert filled.loss_sum.item() == pytest.approx(alone.loss_sum.item(), abs=1e-6)
     alone.loss_sum.backward()
     first = [p.grad.clone() for p in model.parameters() if p.grad is not None]
