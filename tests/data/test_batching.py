@@ -96,3 +96,16 @@ def test_a_step_that_does_not_fit_is_refused():
     for step in ([], [1, 2, 3]):
         with pytest.raises(ConfigError, match="does not fit"):
             split_step(step, world=2, rank=0, accumulation=1, batch_size=1)
+
+
+def test_a_process_has_neighbours_of_a_round_in_their_order():
+    """Which samples share a micro-batch matters where one is the other's negative."""
+    shares = [split_step([10, 11, 12, 13, 14, 15, 16], 2, rank, 2, 2) for rank in (0, 1)]
+    assert shares[0] == [[(10, True), (11, True)], [(14, True), (15, True)]]
+    assert shares[1] == [[(12, True), (13, True)], [(16, True), (10, False)]]
+
+
+def test_a_weight_of_nothing_is_refused():
+    for weights in ([1.0, 0.0, 2.0], [1.0, float("nan"), 2.0], [1.0, 2.0]):
+        with pytest.raises(ValueError, match="weights must be positive numbers, one for each sample"):
+            BatchPlan([5, 5, 5], 1, seed=0, weights=weights)

@@ -45,9 +45,9 @@ def test_another_sampling_is_another_run_both_ways(plain: Path, tmp_path: Path) 
     assert launch(tiny(tmp_path, **uniform)) == [0]
     assert losses(tmp_path) != losses(plain)
     assert launch(tiny(tmp_path, **BALANCED)) == [2]
-    assert "sampling: 'uniform' there, 'balanced' here" in (tmp_path / "error_0.txt").read_text()
+    assert "sampling: uniform there, balanced here" in (tmp_path / "error_0.txt").read_text()
     assert launch(tiny(plain, **uniform)) == [2]
-    assert "sampling: 'balanced' there, 'uniform' here" in (plain / "error_0.txt").read_text()
+    assert "sampling: balanced there, uniform here" in (plain / "error_0.txt").read_text()
 
 
 def feed(folder: Path, shuffle: bool = True, **changed: Any) -> DataFeed:
