@@ -77,6 +77,16 @@ def test_clipping_is_torchs_over_the_model_and_the_proxy(parts: TrainedParts) ->
         torch.testing.assert_close(ours, parameter.grad, rtol=1e-6, atol=1e-9)
 
 
+def test_clipping_of_tiny_gradients_is_torchs_too() -> None:
+    """Where the norm is of the size of the 1e-6 in the denominator."""
+    ours, theirs = (torch.nn.Parameter(torch.zeros(2, dtype=torch.float64)) for _ in range(2))
+    ours.grad, theirs.grad = (torch.tensor([3e-6, 4e-6], dtype=torch.float64) for _ in range(2))
+    optimization.clip_gradients([ours], float(optimization.gradient_norm([ours])), 1e-6)
+    torch.nn.utils.clip_grad_norm_([theirs], 1e-6)
+    torch.testing.assert_close(ours.grad, theirs.grad, rtol=1e-6, atol=0)
+    torch.testing.assert_close(ours.grad, torch.tensor([0.5e-6, 4e-6 / 6], dtype=torch.float64), rtol=1e-6, atol=0)
+
+
 def test_a_small_gradient_is_left_alone(parts: TrainedParts) -> None:
     parameters = list(parts.select(["vision"]).values())
     before = [parameter.grad.clone() for parameter in parameters if parameter.grad is not None]

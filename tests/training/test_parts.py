@@ -1,0 +1,91 @@
+"""Parts: exactly those asked for train, the table's sums are right, a part without a gradient is found out in time."""
+
+import pytest
+import torch
+from torch import nn
+
+from medtune.errors import ConfigError, TrainingError
+from medtune.training.parts import GradientWatch, TrainedParts, canonical
+
+
+class Model(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.eye, self.text = nn.Linear(2, 3, bias=False), nn.Linear(3, 4)
+        self.codes = nn.Parameter(torch.zeros(5, dtype=torch.uint8), requires_grad=False)
+
+
+class Method(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.proxy = nn.Parameter(torch.zeros(7))
+
+
+@pytest.fixture
+def parts() -> TrainedParts:
+    members = {
+        "vision": ["eye.weight"],
+        "decoder": ["text.weight", "text.bias", "codes"],
+        "adapter": [],
+        "proxy": ["proxy"],
+    }
+    return TrainedParts(Model(), Method(), members)
+
+
+@pytest.mark.parametrize("wanted", [["vision"], ["proxy"], ["decoder", "proxy"], ["vision", "decoder", "proxy"], []])
+def test_exactly_the_parts_asked_for_train(wanted: list[str], parts: TrainedParts) -> None:
+    parts.train_only(["vision", "decoder", "proxy"])
+    parts.train_only(wanted)
+    training = {name for name, parameter in parts.named().items() if parameter.requires_grad}
+    assert training == {name for part in wanted for name in parts.members[part]} - {"codes"}, "4-bit codes never train"
+
+
+def test_the_table_adds_up(parts: TrainedParts) -> None:
+    rows = [line.replace(",", "").split() for line in parts.table(["vision", "proxy"]).splitlines()]
+    assert rows == [
+        ["part", "parameters", "trainable", "frozen"],
+        ["vision", "6", "6", "0"],
+        ["decoder", "21", "0", "21"],
+        ["adapter", "0", "0", "0"],
+        ["proxy", "7", "7", "0"],
+        ["all", "34", "13", "21"],
+    ]
+
+
+@pytest.mark.parametrize("part", ["adapter", "fusion"])
+def test_a_part_that_is_not_there_is_named_with_those_that_are(part: str, parts: TrainedParts) -> None:
+    with pytest.raises(ConfigError, match=f"has no part '{part}'; it has vision, decoder, proxy"):
+        parts.select(["vision", part])
+
+
+def test_names_without_wrappers() -> None:
+    assert canonical("a.0._checkpoint_wrapped_module._orig_mod.b") == "a.0.b"
+
+
+def watched(patience: int) -> tuple[GradientWatch, dict[str, nn.Parameter]]:
+    named = {name: nn.Parameter(torch.zeros(2)) for name in ("a", "b", "c")}
+    return GradientWatch({"first": ["a", "b"], "second": ["c"]}, patience), named
+
+
+def test_a_part_may_wait_for_its_gradient_as_long_as_the_patience_lasts() -> None:
+    watch, named = watched(3)
+    named["b"].grad = torch.tensor([0.0, 1.0])
+    named["c"].grad = torch.zeros(2)  # no gradient, as good as none
+    for _ in range(2):
+        watch.look(named, lambda seen: seen)
+    with pytest.raises(TrainingError, match="no gradient has reached second although"):
+        watch.look(named, lambda seen: seen)
+
+    watch, named = watched(3)
+    for step in range(9):
+        if step == 2:
+            named["a"].grad = named["c"].grad = torch.ones(2)
+        watch.look(named, lambda seen: seen)
+        named["a"].grad = named["c"].grad = None
+    assert not watch.waiting
+
+
+def test_a_gradient_on_another_process_counts() -> None:
+    watch, named = watched(1)
+    watch.look(named, lambda seen: seen + 1)
+    assert not watch.waiting
