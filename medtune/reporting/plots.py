@@ -17,13 +17,14 @@ COLOURS = ("#1a1a1a", "#2e9e4f", "#2563c4", "#d1342f", "#9bbf1f", "#8e44ad", "#e
 """One colour a run, in the order of the paper's Fig. 5: untuned black, FT green, InstFree blue, with RS red."""
 GREY = "#888888"
 _DASHES = ["-", "--", ":", "-."]
-_STYLE = {
+STYLE = {
     "font.size": 9,
     "font.family": "DejaVu Sans",
     "svg.hashsalt": "medtune",
     "text.parse_math": False,
     "axes.linewidth": 0.8,
 }
+"""Settings of every plot of a report."""
 
 
 def colour(index: int) -> str:
@@ -49,7 +50,7 @@ def radar_chart(runs: Sequence[Run], protocol: str) -> str | None:
     if len(attributes) < 3:
         return None
     angles = [2 * math.pi * index / len(attributes) for index in range(len(attributes))]
-    with matplotlib.rc_context(_STYLE):
+    with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(6.4, 6.0))
         axes: Any = figure.add_subplot(projection="polar")
         axes.set_theta_offset(math.pi / 2)
@@ -64,7 +65,7 @@ def radar_chart(runs: Sequence[Run], protocol: str) -> str | None:
             )
         _dress_radar(axes, angles, attributes)
         figure.legend(loc="lower center", ncols=3, frameon=False, bbox_to_anchor=(0.5, -0.06))
-        return _svg(figure)
+        return svg_text(figure)
 
 
 def _ring(run: Run, protocol: str, attributes: Sequence[str], metric: str) -> list[float]:
@@ -97,7 +98,7 @@ def accuracy_chart(runs: Sequence[Run]) -> str | None:
     if not protocols:
         return None
     shown = displays(results)
-    with matplotlib.rc_context(_STYLE):
+    with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(2.6 * len(protocols) + 1.2, 0.34 * len(runs) + 1.1))
         panels: Any = figure.subplots(1, len(protocols), sharey=True, squeeze=False)[0]
         for panel, protocol in zip(panels, protocols, strict=True):
@@ -111,7 +112,7 @@ def accuracy_chart(runs: Sequence[Run]) -> str | None:
             "accuracy, % (mean over attributes); dashed: majority of the training split, dotted: chance", fontsize=8
         )
         figure.tight_layout()
-        return _svg(figure)
+        return svg_text(figure)
 
 
 def _fill_panel(panel: Any, results: Sequence[dict[str, Any]], protocol: str, shown: Display) -> None:
@@ -166,7 +167,7 @@ def sweep_chart(
     if len(swept) < 2 or not titles:
         return None
     levels = [variant for variant in spreads if variant not in places]
-    with matplotlib.rc_context(_STYLE):
+    with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(2.5 * len(titles) + 0.6, 2.9))
         panels: Any = figure.subplots(1, len(titles), squeeze=False)[0]
         for panel, (name, title) in zip(panels, titles.items(), strict=True):
@@ -192,7 +193,7 @@ def sweep_chart(
             figure.legend(*panels[0].get_legend_handles_labels(), loc="lower right", frameon=False, fontsize=7.5)
         figure.supxlabel(axis, fontsize=9)
         figure.tight_layout()
-        return _svg(figure)
+        return svg_text(figure)
 
 
 def _level_lines(panel: Any, spreads: Mapping[str, Mapping[str, Any]], levels: Sequence[str], name: str) -> None:
@@ -214,7 +215,7 @@ def density_chart(densities: Mapping[str, tuple[Sequence[float], Sequence[float]
     """
     across = min(4, len(densities))
     down = math.ceil(len(densities) / across)
-    with matplotlib.rc_context(_STYLE):
+    with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(2.5 * across + 0.6, 2.1 * down + 0.5))
         panels: Any = figure.subplots(down, across, sharex=True, sharey=True, squeeze=False).ravel()
         for panel, (name, (own, other)) in zip(panels, densities.items(), strict=False):
@@ -233,7 +234,7 @@ def density_chart(densities: Mapping[str, tuple[Sequence[float], Sequence[float]
         figure.supxlabel("probability of the right response, geometric mean over its tokens", fontsize=8)
         figure.supylabel("density", fontsize=8)
         figure.tight_layout()
-        return _svg(figure)
+        return svg_text(figure)
 
 
 def training_curves(runs: Sequence[Run]) -> str | None:
@@ -245,7 +246,7 @@ def training_curves(runs: Sequence[Run]) -> str | None:
     held = [(place, run) for place, run in enumerate(runs) if _series(run, "loss")]
     if not held:
         return None
-    with matplotlib.rc_context(_STYLE):
+    with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(9.6, 3.0))
         panels: Any = figure.subplots(1, 2)
         parts = dict(zip(_learning_rates(held), _DASHES * 3, strict=False))
@@ -269,9 +270,10 @@ def training_curves(runs: Sequence[Run]) -> str | None:
         panels[0].legend(frameon=False, fontsize=8)
         for part, dashes in parts.items():
             panels[1].plot([], [], color=GREY, linestyle=dashes, label=part.removeprefix("lr/"))
-        panels[1].legend(frameon=False, fontsize=8)
+        if parts:
+            panels[1].legend(frameon=False, fontsize=8)
         figure.tight_layout()
-        return _svg(figure)
+        return svg_text(figure)
 
 
 def _learning_rates(held: Sequence[tuple[int, Run]]) -> list[str]:
@@ -298,7 +300,8 @@ def _wrapped(name: str) -> str:
     return " ".join(words[:half]) + "\n" + " ".join(words[half:])
 
 
-def _svg(figure: Figure) -> str:
+def svg_text(figure: Figure) -> str:
+    """A figure as SVG text, the same for the same figure."""
     buffer = io.StringIO()
     figure.savefig(buffer, format="svg", bbox_inches="tight", metadata={"Date": None})
     return buffer.getvalue()

@@ -17,6 +17,7 @@ from medtune.reporting.confusions import confusion_rows, confusion_tables
 from medtune.reporting.displays import displays
 from medtune.reporting.gallery import OpenImage, choose_cards, data_uri
 from medtune.reporting.pairs import paired_skips, paired_tables
+from medtune.reporting.progress import progress_sections
 from medtune.reporting.runs import Run, read_runs
 from medtune.reporting.sections import protocol_sections
 from medtune.reporting.worst import WORST, worst_cards
@@ -113,6 +114,7 @@ def render(
     )
     shown = displays(run.results for run in runs)
     radars = [(one.title, plots.radar_chart(runs, name)) for name, one in shown.items() if one.radar]
+    progress = progress_sections(runs, answers=samples > 0)
     return environment.get_template("report.html.j2").render(
         title=title,
         note=note,
@@ -120,7 +122,7 @@ def render(
         base=results["base"],
         headline=views.headline(runs, results["differences"]),
         overview=_picture(plots.accuracy_chart(runs)),
-        sections=[(one, _picture(one.picture or None)) for one in [*extra, *protocol_sections(runs)]],
+        sections=[(one, _picture(one.picture or None)) for one in [*extra, *protocol_sections(runs), *progress]],
         protocols=views.protocol_tables(runs),
         protocol_help=views.protocol_help(runs),
         radars=[(name, _picture(chart)) for name, chart in radars if chart],
