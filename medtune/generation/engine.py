@@ -15,7 +15,6 @@ from typing import Any, Literal, Self
 import torch
 from torch import Tensor
 
-from medtune.data.source import SampleSource
 from medtune.errors import ConfigError, DataError, MedtuneError
 from medtune.generation.batches import Plan, PromptBatch
 from medtune.generation.decoding import CachedDecoder
@@ -24,6 +23,7 @@ from medtune.generation.features import FeatureStore
 from medtune.generation.generator import ENCODED_AT_ONCE
 from medtune.generation.prefixes import find_shared
 from medtune.generation.prompt_extension import NoExtension, PromptExtension
+from medtune.generation.prompts import PromptMaker
 from medtune.generation.requests import Request
 from medtune.generation.sampling import Draws, Sampling, choose
 from medtune.generation.seams import AnswerModel, PromptTransform
@@ -145,8 +145,7 @@ class Engine:
         self._live: list[_Live] = []
         self._ids: set[str] = set()
         self._cancelled: set[str] = set()
-        # With its source, because keys hold the source's address, which must not be given to another one.
-        self._opened: dict[tuple[int, tuple[str, ...]], tuple[SampleSource, list]] = {}
+        self._prompts = PromptMaker(transform, self.extension)
         self._lock = Lock()
         self._pool = ThreadPoolExecutor(max_workers=1, thread_name_prefix="prepare")
         self._training = model.training
@@ -217,7 +216,7 @@ class Engine:
         self._waiting.clear()
         self._live.clear()
         self._ids.clear()
-        self._opened.clear()
+        self._prompts.forget(lambda key: True)
         self.model.train(self._training)
 
     def _take(self, logits: Tensor, rows: list[_Live]) -> list[TokenEvent]:
@@ -321,12 +320,7 @@ class Engine:
     def _prepare(self, request: Request) -> _Prompt:
         """Open and transform; runs in a thread of its own."""
         try:
-            key = (id(request.source), request.sample.images)
-            if key not in self._opened:
-                self._opened[key] = (request.source, request.source.open_images(request.sample))
-            images = self._opened[key][1]
-            item = self.transform(request.sample, images, inference=True)
-            return _Prompt(request, item, self.extension.prepare(request, images, item))
+            return _Prompt(request, *self._prompts(request))
         except MedtuneError:
             raise
         except Exception as error:  # whatever an image library raises is this request's own trouble
@@ -339,8 +333,7 @@ class Engine:
             requests = [live.request for live in self._live] + [waiting.request for waiting in self._waiting]
             samples = {(id(request.source), request.sample.images) for request in requests}
             self.features.keep({key for request in requests for key in request.image_keys})
-            for key in [key for key in list(self._opened) if key not in samples]:
-                del self._opened[key]
+            self._prompts.forget(lambda key: key not in samples)
 
 
 def _failed(request: Request, error: MedtuneError) -> TokenEvent:

@@ -22,6 +22,7 @@ from medtune.generation.packed_decoding import PackedDecoder
 from medtune.generation.planning import PlanKeys, Planner, WindowPlanner
 from medtune.generation.prefixes import SharedPrefixes, find_shared
 from medtune.generation.prompt_extension import NoExtension, PromptExtension
+from medtune.generation.prompts import PromptMaker
 from medtune.generation.requests import Generation, Request
 from medtune.generation.sampling import Chooser, Sampling
 from medtune.generation.scoring import score_continuations
@@ -107,7 +108,7 @@ class Generator:
         self.sampling, self.on_error = sampling, on_error
         self.extension = extension or NoExtension()
         self.features = FeatureStore(model, at_once=ENCODED_AT_ONCE)
-        self._images: dict[tuple[int, tuple[str, ...]], list] = {}
+        self._prompts = PromptMaker(transform, self.extension)
         self._beginnings: dict[int, int] = {}
         self._decoder = CachedDecoder(model, self.device, dtype, self.extension.before_forward)
 
@@ -151,7 +152,7 @@ class Generator:
             self.model.train(training)
             self._decoder.close()
             self.features.clear()
-            self._images.clear()
+            self._prompts.forget(lambda key: True)
 
     def _order(self, request: Request) -> tuple[int, int]:
         return self._bound(request), self.transform.token_count(request.sample)
@@ -181,17 +182,15 @@ class Generator:
         kept, items, prepared = [], [], []
         for request in plan.requests:
             try:
-                images = self._open(request)
-                item = self.transform(request.sample, images, inference=True)
-                prepared.append(self.extension.prepare(request, images, item))
+                item, made = self._prompts(request)
+                prepared.append(made)
                 items.append(item)
                 kept.append(request)
             except DataError as error:
                 if self.on_error is None:
                     raise
                 self.on_error(request, error)
-        for key in [key for key in self._images if any((key[0], path) in plan.last for path in key[1])]:
-            del self._images[key]
+        self._prompts.forget(lambda key: any((key[0], path) in plan.last for path in key[1]))
         if not kept:
             return None
         batch = self.transform.collate(items, pad_side="left")
@@ -204,12 +203,6 @@ class Generator:
             batch["vision_mask"],
             prepared,
         )
-
-    def _open(self, request: Request) -> list:
-        key = (id(request.source), request.sample.images)
-        if key not in self._images:
-            self._images[key] = request.source.open_images(request.sample)
-        return self._images[key]
 
     @torch.inference_mode()
     def _answer(self, batch: PromptBatch) -> list[Generation]:

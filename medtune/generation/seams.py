@@ -1,12 +1,13 @@
 """What a generator asks of a model and of its transform; every family of :mod:`medtune.models` answers to it."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any, Protocol, Self
 
 import torch
 from PIL import Image
 from torch import Tensor, nn
 
+from medtune.data.features import EncodedPicture
 from medtune.data.sample import Sample
 
 
@@ -64,8 +65,10 @@ class PromptTransform(Protocol):
     stop_ids: list[int]
     max_seq_len: int
 
-    def __call__(self, sample: Sample, images: list[Image.Image], *, inference: bool = False) -> dict[str, Any]:
-        """Tokens and tiles of one sample."""
+    def __call__(
+        self, sample: Sample, images: Sequence[Image.Image | EncodedPicture], *, inference: bool = False
+    ) -> dict[str, Any]:
+        """Tokens and tiles of one sample; an encoded picture's tiles are taken as they are."""
         ...
 
     def collate(self, items: list[dict], pad_side: Any = "right") -> dict[str, Any]:

@@ -9,6 +9,8 @@ import torch
 from medtune.errors import ConfigError, DataError
 from medtune.generation.batches import Plan
 from medtune.generation.generator import Generator
+from medtune.generation.prompt_extension import NoExtension
+from medtune.generation.prompts import PromptMaker
 from medtune.generation.requests import Generation, Request
 from medtune.generation.sampling import Sampling
 
@@ -129,6 +131,25 @@ def test_an_image_is_encoded_and_opened_once_in_a_window(setup, monkeypatch):
     monkeypatch.undo()
     for request in requests:
         assert shared[request.id].text == plain_answer(setup, request, 10)
+
+
+def test_an_image_is_cut_into_tiles_once(setup, monkeypatch):
+    """Measured beside a transform of its own for each request: the same tokens and tiles."""
+    requests = [setup.request(f"q{i}", "cell " * (i + 1), "large-3", "wide-1") for i in range(3)]
+    expected = [setup.transform(r.sample, setup.source.open_images(r.sample), inference=True) for r in requests]
+    cut, tiler = [], type(setup.transform.tiler).__call__
+    monkeypatch.setattr(type(setup.transform.tiler), "__call__", lambda *a: cut.append(1) or tiler(*a))
+    maker = PromptMaker(setup.transform, NoExtension())
+    found = [maker(request)[0] for request in requests]
+    assert len(cut) == 2
+    for one, two in zip(expected, found, strict=True):
+        assert one.keys() == two.keys()
+        assert one["tokens"] == two["tokens"]
+        assert one["id"] == two["id"]
+        assert all(torch.equal(a, b) for a, b in zip(one["images"], two["images"], strict=True))
+    batches = [setup.transform.collate(items, pad_side="left") for items in (expected, found)]
+    for name, value in batches[0]["vision"].items():
+        assert torch.equal(value, batches[1]["vision"][name])
 
 
 def test_pictures_are_let_go_after_their_last_use(setup):
