@@ -76,10 +76,15 @@ def test_validation_is_the_mean_over_supervised_tokens(tmp_path: Path) -> None:
 def test_validation_looks_at_the_held_out_samples_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     trainer = Trainer(tiny(tmp_path, **{**RUN, "validate_every_steps": 6, "max_steps": 2}))
     validated: list[str] = []
+    shown: list[list[list[int]]] = []
     original = Validation.measure
 
     def watched(self: Validation, model: Any, objective: Any, runtime: Any, seen: Any) -> Validated:
-        return original(self, model, objective, runtime, lambda batch: validated.extend(batch["ids"]))
+        def look(batch: dict[str, Any]) -> None:
+            validated.extend(batch["ids"])
+            shown.append(batch["tokens"].tolist())
+
+        return original(self, model, objective, runtime, look)
 
     monkeypatch.setattr(Validation, "measure", watched)
     assert trainer.run() == 0
@@ -88,6 +93,8 @@ def test_validation_looks_at_the_held_out_samples_alone(tmp_path: Path, monkeypa
     trained = {trainer.feed.source[index].id for index in range(22)}
     assert not held_out & trained
     assert set(validated) == held_out and len(validated) >= 12, "at the end of both stages"
+    first = [batch["tokens"].tolist() for batches in trainer.validation.epoch(0) for batch in batches]
+    assert shown == 2 * first, "each time with the words of the first epoch"
 
 
 def test_two_processes_validate_the_same(plain: Path, tmp_path: Path) -> None:
