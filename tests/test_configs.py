@@ -1,6 +1,7 @@
 """The packaged configs: the same values as ever, described, shallow, and no part of one copied from another."""
 
 import json
+import typing
 from pathlib import Path
 from typing import Any
 
@@ -8,7 +9,9 @@ import pytest
 from omegaconf import OmegaConf
 
 from medtune import config_composition
+from medtune.config import config_hash, load_config, to_plain
 from medtune.config_composition import CONFIGS, compose, packaged_configs, read_yaml, resolve_path
+from tests.recipe_modules import load_recipe
 
 GOLDEN: dict[str, Any] = json.loads((Path(__file__).parent / "golden/composed_configs_d377d55.json").read_text())
 """Every config of commit d377d55, interpolations resolved; data lie in /MEDTUNE_DATA, the package in /MEDTUNE."""
@@ -32,6 +35,46 @@ def test_a_config_of_old_composes_to_the_same_values(name: str, no_machine: None
             del expected[key]
     found = OmegaConf.to_container(OmegaConf.create(compose(resolve_path(name)).tree), resolve=True)
     assert json.dumps(found, sort_keys=True) == json.dumps(expected, sort_keys=True)
+
+
+@pytest.mark.parametrize(
+    ("saved", "name", "recipe", "overrides"),
+    [
+        ("train_instfree_mini", "instfree/mini", "instfree", []),
+        ("train_vitask_mini", "vitask/mini", "vitask", []),
+        ("train_sft_lora", "sft/llama3_2_vision_11b_lora_single_device", "sft", []),
+        ("train_tsm_mini", "tsm/mini", "tsm", []),
+        ("predict_openai_server", "predict/openai_server", "predict", []),
+        (
+            "predict_vitask_mini",
+            "predict/vitask_mini",
+            "predict",
+            ["exemplars.path=runs/vitask_mini/exemplar", "sampling.temperature=0.5"],
+        ),
+        ("sweep_vitask_mini", "sweep/vitask_mini", "sweep", []),
+    ],
+)
+def test_a_run_saves_the_values_and_has_the_hash_of_old(
+    saved: str, name: str, recipe: str, overrides: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MEDTUNE_DATA", "/data")
+    monkeypatch.setattr("medtune.config.PACKAGE", Path("/opt/medtune"))
+    main = load_recipe(recipe).main.__wrapped__
+    config_class = next(iter(typing.get_type_hints(main).values()))
+    today = load_config(name, config_class, overrides)
+    of_old = read_yaml(Path(__file__).parent / f"golden/configs_d377d55/{saved}.yaml")
+    kept = known_then(to_plain(today), of_old)
+    assert kept == of_old
+    assert config_hash(kept) == config_hash(of_old)
+
+
+def known_then(today: Any, of_old: Any) -> Any:
+    """Today's values without keys that were added since."""
+    if isinstance(today, dict) and isinstance(of_old, dict):
+        return {key: known_then(value, of_old[key]) for key, value in today.items() if key in of_old}
+    if isinstance(today, list) and isinstance(of_old, list) and len(today) == len(of_old):
+        return [known_then(one, other) for one, other in zip(today, of_old, strict=True)]
+    return today
 
 
 def test_all_configs_of_old_are_held() -> None:
