@@ -123,7 +123,9 @@ def _apply_override(tree: Any, override: str) -> None:
     current = OmegaConf.select(tree, key)
     if isinstance(value, str) and OmegaConf.is_dict(current) and "_component_" in current:
         key = f"{key}._component_"
-    OmegaConf.update(tree, key, value, force_add=True)
+    # a mapping that takes a list's place (model.lora_parts), or the other way round, cannot be merged with it
+    alike = OmegaConf.is_list(current) == OmegaConf.is_list(value)
+    OmegaConf.update(tree, key, value, force_add=True, merge=alike)
 
 
 def _override_value(text: str) -> Any:
