@@ -37,7 +37,9 @@ def apply_override(tree: Any, override: str) -> tuple[Keys, Any]:
     current = OmegaConf.select(tree, key)
     if isinstance(value, str) and OmegaConf.is_dict(current) and "_component_" in current:
         key = f"{key}._component_"
-    OmegaConf.update(tree, key, value, force_add=True)
+    # A mapping that takes a list's place (model.lora_parts), or the other way round, cannot be merged with it.
+    alike = OmegaConf.is_list(current) == OmegaConf.is_list(value)
+    OmegaConf.update(tree, key, value, force_add=True, merge=alike)
     return _keys(key), OmegaConf.to_container(value) if OmegaConf.is_config(value) else value
 
 

@@ -127,6 +127,12 @@ def test_plan_says_it_without_training(tmp_path: Path, capsys: pytest.CaptureFix
     save_config(tiny(tmp_path, **SFT_RUN, model=LORA, trainable=["adapter"]), config)
     assert main(["plan", str(config), "learning_rates={adapter.vision: 1.0e-4}"]) == 0
     assert "adapter.decoder" in capsys.readouterr().out
+    # a mapping may take the place of a list, one option of a part that of the mapping
+    parts = ["model.lora_parts=[vision, decoder]", "model.lora_parts={vision: {rank: 3}, decoder: null}"]
+    assert main(["plan", str(config), *parts, "model.lora_parts.vision.alpha=4"]) == 0
+    assert "adapter.fusion" not in capsys.readouterr().out
+    assert main(["plan", str(config), *parts, "model.lora_parts.vision.alfa=4"]) == 2
+    assert "lora_parts.vision: no option 'alfa' here; did you mean 'alpha'?" in capsys.readouterr().err
     assert main(["plan", str(config), "trainable=[adapter.visoin]"]) == 2
     assert "did you mean 'adapter.vision'?" in capsys.readouterr().err
 
