@@ -32,7 +32,7 @@ $(STAMP): pyproject.toml constraints.txt
 	@touch $@
 
 demo: $(STAMP) ## prepare, tune, predict, evaluate and report a small model (about five minutes on two cores)
-	$(BIN)/python -m medtune.demo
+	$(BIN)/python -m medtune.cli.demo
 
 test: $(STAMP) ## run the tests (under twenty minutes on two cores)
 	$(BIN)/python -m pytest -n $(WORKERS) --dist worksteal

@@ -24,8 +24,8 @@ from medtune.evaluation.provenance import stamp
 from medtune.evaluation.retention import COMPONENTS
 from medtune.evaluation.scoring import paired_difference
 from medtune.reporting.runs import Run, read_run
-from medtune.sweep import run_sweep
-from medtune.sweep_config import Chain, SweepConfig, chains
+from medtune.sweep.config import Chain, SweepConfig, chains
+from medtune.sweep.run import run_sweep
 
 SWEEP = "sweep/mini_tables"
 REFERENCES = ("ft", "instfree")

@@ -30,7 +30,7 @@ from PIL import Image
 
 from medtune.data.sample import Message, Sample
 from medtune.evaluation.provenance import commit, hardware, versions
-from medtune.generation.generator import Generator
+from medtune.generation.engine.generator import Generator
 from medtune.generation.requests import Request
 from medtune.models.mini import (
     mini_internvl,

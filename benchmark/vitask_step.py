@@ -42,15 +42,15 @@ from medtune.evaluation.provenance import stamp
 from medtune.losses.contrastive_response import contrastive_response
 from medtune.losses.cross_entropy import IGNORE_INDEX, shifted_targets, token_cross_entropy
 from medtune.losses.response_alignment import response_alignment
-from medtune.models.chat_template import llama3
-from medtune.models.early_transform import EarlyFusionTransform
+from medtune.models.classifier.tsm import LabelledSet, TaskModel
+from medtune.models.common.chat_template import llama3
+from medtune.models.common.early_transform import EarlyFusionTransform
 from medtune.models.internvl import lora_internvl2_2b
 from medtune.models.internvl._images import DynamicTiler
 from medtune.models.internvl._model_builders import INTERNVL2_2B
 from medtune.models.llama3_2_vision._transform import PLACEHOLDER
-from medtune.models.lora import ATTENTION
+from medtune.models.lora.options import ATTENTION
 from medtune.models.mini._tokenizer import MiniTokenizer
-from medtune.models.tsm import LabelledSet, TaskModel
 from medtune.modules.exemplar import TokenRows, exemplar_rows
 from medtune.objectives import VITask
 from medtune.objectives.base import Stage

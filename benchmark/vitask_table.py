@@ -19,9 +19,9 @@ from typing import Any
 from medtune.config import load_config
 from medtune.errors import DataError, MedtuneError
 from medtune.evaluation.provenance import stamp
-from medtune.sweep import run_sweep
-from medtune.sweep_config import SweepConfig, chains, row_title, rows_of
-from medtune.sweep_report import seed_differences, seeds_table
+from medtune.sweep.config import SweepConfig, chains, row_title, rows_of
+from medtune.sweep.report import seed_differences, seeds_table
+from medtune.sweep.run import run_sweep
 
 SWEEP = "sweep/vitask_mini"
 OUTPUT = Path(__file__).parent / "results" / "vitask_table.json"

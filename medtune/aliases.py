@@ -7,7 +7,35 @@ reader goes through this table. The three tables are flat: a value is a name of 
 from collections.abc import Mapping
 from typing import Any
 
-COMPONENTS: dict[str, str] = {}
+COMPONENTS: dict[str, str] = {
+    "medtune.generation.backend": "medtune.generation.backends.base",
+    "medtune.generation.batches": "medtune.generation.engine.batches",
+    "medtune.generation.decoding": "medtune.generation.engine.decoding",
+    "medtune.generation.features": "medtune.generation.engine.features",
+    "medtune.generation.generator": "medtune.generation.engine.generator",
+    "medtune.generation.sampling": "medtune.generation.engine.sampling",
+    "medtune.generation.scoring": "medtune.generation.engine.scoring",
+    "medtune.generation.server": "medtune.generation.backends.openai_api",
+    "medtune.generation.task_model": "medtune.generation.backends.task_model",
+    "medtune.generation.transformers_local": "medtune.generation.backends.transformers_local",
+    "medtune.models.adapter_names": "medtune.models.lora.names",
+    "medtune.models.adapters": "medtune.models.lora.merge",
+    "medtune.models.chat_template": "medtune.models.common.chat_template",
+    "medtune.models.early_collate": "medtune.models.common.early_collate",
+    "medtune.models.early_fusion": "medtune.models.common.early_fusion",
+    "medtune.models.early_transform": "medtune.models.common.early_transform",
+    "medtune.models.family": "medtune.models.common.family",
+    "medtune.models.names": "medtune.models.common.names",
+    "medtune.models.padding": "medtune.models.common.padding",
+    "medtune.models.peft": "medtune.models.lora.peft",
+    "medtune.models.rows": "medtune.models.common.rows",
+    "medtune.models.timm_models": "medtune.models.classifier.timm_models",
+    "medtune.models.tokenizer": "medtune.models.common.tokenizer",
+    "medtune.models.tsm": "medtune.models.classifier.tsm",
+    "medtune.models.vlm": "medtune.models.common.deep_fusion",
+    "medtune.objectives.vitask_items": "medtune.objectives.vitask.items",
+    "medtune.objectives.vitask_passes": "medtune.objectives.vitask.passes",
+}
 """Old dotted path -> new dotted path, for ``_component_``. The path of a module stands for every name beneath it."""
 
 PARTS: dict[str, str] = {}

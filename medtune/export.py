@@ -15,11 +15,11 @@ from torchtune.training import set_default_dtype
 
 from medtune.config import Component, build, instantiate
 from medtune.errors import CheckpointError, ConfigError, ModelError
-from medtune.models.adapters import merge_adapters, round_to_nf4
-from medtune.models.family import ModelFamily, StateDict
-from medtune.models.names import expected_shapes, is_adapter_key, state_dict_names
-from medtune.models.peft import WEIGHTS_NAME, peft_files, write_peft
-from medtune.models.peft_config import CONFIG_NAME
+from medtune.models.common.family import ModelFamily, StateDict
+from medtune.models.common.names import expected_shapes, is_adapter_key, state_dict_names
+from medtune.models.lora.merge import merge_adapters, round_to_nf4
+from medtune.models.lora.peft import WEIGHTS_NAME, peft_files, write_peft
+from medtune.models.lora.peft_config import CONFIG_NAME
 from medtune.models.weights import INDEX_NAME, SINGLE_NAME, load_weights, save_hf, save_tensors
 from medtune.training import checkpoints
 from medtune.training.building import DTYPES, adapter_start, base_fingerprint

@@ -31,9 +31,9 @@ from medtune.generation.answering import (
     plan,
     summarize,
 )
-from medtune.generation.backend import AnswerSettings, Backend, refuse_likelihoods
+from medtune.generation.backends.base import AnswerSettings, Backend, refuse_likelihoods
+from medtune.generation.engine.sampling import Sampling
 from medtune.generation.exemplars import ExemplarSource
-from medtune.generation.sampling import Sampling
 from medtune.generation.sharding import Progress, SharedLog, shard
 from medtune.training.runtime import Runtime
 

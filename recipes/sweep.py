@@ -4,8 +4,8 @@ tune run medtune/recipes/sweep.py --config sweep/mini_wbcatt output_dir=runs/swe
 """
 
 from medtune.config import recipe
-from medtune.sweep import run_sweep
-from medtune.sweep_config import SweepConfig
+from medtune.sweep.config import SweepConfig
+from medtune.sweep.run import run_sweep
 
 
 @recipe(SweepConfig)

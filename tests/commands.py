@@ -20,7 +20,8 @@ from typing import Any
 
 from PIL import Image
 
-from medtune import catalog, cli
+from medtune.cli import catalog
+from medtune.cli import main as cli
 from medtune.config import load_config, to_plain
 from medtune.datasets.medmnist import FACTS
 from medtune.datasets.wbcatt import ATTRIBUTES

@@ -7,9 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from medtune import __version__, catalog, doctor
-from medtune.cli import main
-from medtune.config_composition import compose, resolve_path
+from medtune import __version__
+from medtune.cli import catalog, doctor
+from medtune.cli.main import main
+from medtune.config.composition import compose, resolve_path
 from medtune.errors import ConfigError
 
 
@@ -32,7 +33,7 @@ def test_help_answers_in_under_a_second() -> None:
 def test_no_command_line_needs_torch_to_be_read(command: str) -> None:
     code = (
         "import sys\n"
-        "from medtune.cli import main\n"
+        "from medtune.cli.main import main\n"
         f"try: main(['{command}', '--help'])\n"
         "except SystemExit: pass\n"
         "heavy = {'torch', 'torchtune', 'omegaconf', 'pandas', 'numpy'} & set(sys.modules)\n"
@@ -44,7 +45,7 @@ def test_no_command_line_needs_torch_to_be_read(command: str) -> None:
 
 
 def test_listing_imports_nothing_heavy() -> None:
-    code = "import sys\nfrom medtune.cli import main\nmain(['ls'])\nsys.exit('torch' in sys.modules)"
+    code = "import sys\nfrom medtune.cli.main import main\nmain(['ls'])\nsys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True).returncode == 0
 
 

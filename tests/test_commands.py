@@ -12,9 +12,9 @@ from typing import Any
 
 import pytest
 
-from medtune import cli
+from medtune.cli import main as cli
 from medtune.config import CONFIGS, to_plain
-from medtune.config_text import show
+from medtune.config.text import show
 from medtune.training.plan import Plan, plan
 from tests import commands
 from tests.commands import DATA, SHORT, Tune, in_a_process, is_training, leaves, needs_real_weights, shortened

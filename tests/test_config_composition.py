@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from medtune.config import Component, load_config
-from medtune.config_composition import CONFIGS, compose, resolve_path
+from medtune.config.composition import CONFIGS, compose, resolve_path
 from medtune.errors import ConfigError
 from medtune.training.config import TrainConfig
 

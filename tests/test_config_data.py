@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
+from medtune.cli.doctor import check_data
 from medtune.config import UNSET, data_root, instantiate, load_config
-from medtune.doctor import check_data
 from medtune.errors import ConfigError, DataError
 from medtune.training.config import TrainConfig
 from tests.recipe_modules import load_recipe

@@ -10,8 +10,8 @@ import pytest
 import torch
 
 from medtune.config import Component, check_component
-from medtune.config_composition import Place
-from medtune.config_types import NUMBER, argument_hints, check_value, describe, fits
+from medtune.config.argument_types import NUMBER, argument_hints, check_value, describe, fits
+from medtune.config.composition import Place
 from medtune.errors import ConfigError
 
 

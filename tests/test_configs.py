@@ -8,9 +8,10 @@ from typing import Any
 import pytest
 from omegaconf import OmegaConf
 
-from medtune import config_composition
+from medtune.aliases import canonical
+from medtune.config import composition as config_composition
 from medtune.config import config_hash, load_config, to_plain
-from medtune.config_composition import CONFIGS, compose, packaged_configs, read_yaml, resolve_path
+from medtune.config.composition import CONFIGS, compose, packaged_configs, read_yaml, resolve_path
 from tests.recipe_modules import load_recipe
 
 GOLDEN: dict[str, Any] = json.loads((Path(__file__).parent / "golden/composed_configs_d377d55.json").read_text())
@@ -29,7 +30,7 @@ def no_machine(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.parametrize("name", sorted(GOLDEN))
 def test_a_config_of_old_composes_to_the_same_values(name: str, no_machine: None) -> None:
-    expected = dict(GOLDEN[name])
+    expected = canonical(GOLDEN[name])
     if name.startswith("evaluate/"):
         for key in FROM_THE_RECORD:
             del expected[key]
@@ -62,7 +63,7 @@ def test_a_run_saves_the_values_and_has_the_hash_of_old(
     main = load_recipe(recipe).main.__wrapped__
     config_class = next(iter(typing.get_type_hints(main).values()))
     today = load_config(name, config_class, overrides)
-    of_old = read_yaml(Path(__file__).parent / f"golden/configs_d377d55/{saved}.yaml")
+    of_old = canonical(read_yaml(Path(__file__).parent / f"golden/configs_d377d55/{saved}.yaml"))
     kept = known_then(to_plain(today), of_old)
     assert kept == of_old
     assert config_hash(kept) == config_hash(of_old)

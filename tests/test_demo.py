@@ -5,11 +5,11 @@ from pathlib import Path
 
 import pytest
 
-from medtune import demo
+from medtune.cli import demo
 from medtune.config import load_config, resolve_path
-from medtune.config_composition import compose
+from medtune.config.composition import compose
 from medtune.errors import MedtuneError
-from medtune.sweep import SweepConfig, run_sweep
+from medtune.sweep.run import SweepConfig, run_sweep
 
 SHORT = "train_overrides=[max_steps=2,objective.warmup_steps=1,batch_size=4]"
 

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from medtune import catalog
-from medtune.cli import parser
+from medtune.cli import catalog
+from medtune.cli.main import parser
 from medtune.config import load_config
 
 CHECKOUT = Path(__file__).resolve().parent.parent

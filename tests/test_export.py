@@ -10,13 +10,13 @@ import torch
 from safetensors.torch import load_file, save_file
 from torchtune.training import set_default_dtype
 
-from medtune.cli import main
+from medtune.cli.main import main
 from medtune.config import instantiate, save_config
 from medtune.data.writing import file_sha256
+from medtune.models.common.names import is_adapter_key, state_dict_names
+from medtune.models.common.parts import names_of
+from medtune.models.lora.peft import load_peft
 from medtune.models.mini import mini_vlm
-from medtune.models.names import is_adapter_key, state_dict_names
-from medtune.models.parts import names_of
-from medtune.models.peft import load_peft
 from medtune.models.weights import save_hf
 from medtune.training.building import build_model
 from medtune.training.checkpoints import TrainingState, save_checkpoint

@@ -15,7 +15,7 @@ import pytest
 import torch
 
 from medtune.config import instantiate, save_config
-from medtune.generation.generator import Generator
+from medtune.generation.engine.generator import Generator
 from medtune.generation.requests import Request
 from medtune.training.config import TrainConfig
 from tests.runs import CELLS, SFT, losses, metrics, tiny, weights

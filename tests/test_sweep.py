@@ -13,13 +13,13 @@ from typing import Any
 import pytest
 from omegaconf import OmegaConf
 
-from medtune import catalog, demo
+from medtune.cli import catalog, demo
 from medtune.config import instantiate, load_config, resolve_path
-from medtune.config_composition import compose
+from medtune.config.composition import compose
 from medtune.errors import ConfigError
-from medtune.sweep import data_overrides, filled, run_sweep
-from medtune.sweep_config import SweepConfig, chains, rows_of
-from medtune.sweep_report import over_seeds, write_pages
+from medtune.sweep.config import SweepConfig, chains, rows_of
+from medtune.sweep.report import over_seeds, write_pages
+from medtune.sweep.run import data_overrides, filled, run_sweep
 from medtune.training.config import TrainConfig
 from tests.datasets.medmnist_files import write_medmnist
 from tests.evaluation.ranked import write_run
@@ -323,7 +323,7 @@ def test_other_questions_stand_on_a_page_of_their_own(tmp_path: Path) -> None:
 KILLED = """
 import multiprocessing, sys, time
 from concurrent.futures import ProcessPoolExecutor
-from medtune import sweep
+from medtune.sweep import run as sweep
 
 def work(path):
     with open(path, "a") as file:

@@ -6,12 +6,13 @@ from types import SimpleNamespace
 
 import pytest
 
-from medtune import demo, sweep
+from medtune.cli import demo
 from medtune.config import load_config
 from medtune.errors import ConfigError, MedtuneError
-from medtune.sweep import filled, run_chain
-from medtune.sweep_config import SweepConfig, chains, rows_of
-from medtune.sweep_report import seed_differences, write_pages
+from medtune.sweep import run as sweep
+from medtune.sweep.config import SweepConfig, chains, rows_of
+from medtune.sweep.report import seed_differences, write_pages
+from medtune.sweep.run import filled, run_chain
 from tests.evaluation.ranked import write_run
 
 CHAIN = "[{recipe: instfree},{recipe: predict, overrides: ['checkpoint={weights}']},{recipe: evaluate}]"

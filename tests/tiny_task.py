@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from PIL import Image
 
-from medtune.models.tsm import LabelledSet, TaskModel
+from medtune.models.classifier.tsm import LabelledSet, TaskModel
 from medtune.models.weights import save_hf
 
 SETS = {

@@ -15,7 +15,7 @@ FINISH_REASONS = ("stop", "length", "content_filter", "tool_calls", "function_ca
 
 
 class SamplingOptions(Protocol):
-    """How tokens are drawn; :class:`medtune.generation.sampling.Sampling` is one."""
+    """How tokens are drawn; :class:`medtune.generation.engine.sampling.Sampling` is one."""
 
     @property
     def temperature(self) -> float:

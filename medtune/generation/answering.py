@@ -19,9 +19,9 @@ from medtune.errors import ConfigError, DataError, ModelError
 from medtune.evaluation.prediction import Prediction
 from medtune.evaluation.protocols.base import Query
 from medtune.evaluation.protocols.registry import plan_queries
-from medtune.generation.backend import Answerer, AnswerSettings
+from medtune.generation.backends.base import Answerer, AnswerSettings
+from medtune.generation.engine.generator import Generator
 from medtune.generation.exemplars import ExemplarSource
-from medtune.generation.generator import Generator
 from medtune.generation.identity import weights_identity
 from medtune.generation.requests import Generation, Request
 from medtune.generation.seams import AnswerModel

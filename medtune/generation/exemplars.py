@@ -8,7 +8,7 @@ from PIL import Image
 from torch import Tensor
 
 from medtune.errors import DataError
-from medtune.generation.batches import PromptBatch
+from medtune.generation.engine.batches import PromptBatch
 from medtune.generation.identity import weights_identity
 from medtune.generation.prompt_extension import PromptExtension
 from medtune.generation.requests import Request
@@ -16,7 +16,7 @@ from medtune.models.exemplars import load_connector, load_record
 from medtune.modules.exemplar import Exemplar, ExemplarConnector, TokenRows, exemplar_rows
 
 if TYPE_CHECKING:
-    from medtune.models.tsm import TaskModel
+    from medtune.models.classifier.tsm import TaskModel
 
 
 @dataclass(frozen=True)
@@ -48,7 +48,7 @@ class ExemplarSource:
         Raises:
             ModelError: If a folder does not hold what it should, or the connector was made for other features.
         """
-        from medtune.models.tsm import load_tsm  # timm takes seconds to import, and other runs need none
+        from medtune.models.classifier.tsm import load_tsm  # timm takes seconds to import, and other runs need none
 
         record = load_record(self.path)
         folder = self.tsm or record.tsm

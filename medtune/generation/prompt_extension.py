@@ -8,7 +8,7 @@ from PIL import Image
 from medtune.generation.requests import Request
 
 if TYPE_CHECKING:
-    from medtune.generation.batches import PromptBatch
+    from medtune.generation.engine.batches import PromptBatch
 
 
 class PromptExtension(Protocol):

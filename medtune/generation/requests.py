@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 from medtune.data.sample import Sample
 from medtune.data.source import SampleSource
-from medtune.generation.sampling import Sampling
+from medtune.generation.engine.sampling import Sampling
 
 
 @dataclass(frozen=True)

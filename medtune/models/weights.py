@@ -13,8 +13,8 @@ from torch import Tensor, nn
 
 from medtune.data.writing import replaced, write_whole
 from medtune.errors import ModelError
-from medtune.models.family import ModelFamily, StateDict
-from medtune.models.names import expected_shapes, is_adapter_key
+from medtune.models.common.family import ModelFamily, StateDict
+from medtune.models.common.names import expected_shapes, is_adapter_key
 
 SHARD_BYTES = 5 * 10**9
 INDEX_NAME = "model.safetensors.index.json"
@@ -155,7 +155,7 @@ def save_hf(
 
     Args:
         model_state: state dict of a plain model, on the CPU; adapters merged
-            (:func:`medtune.models.adapters.merge_adapters`).
+            (:func:`medtune.models.lora.merge.merge_adapters`).
         model_family: the model's ``family``.
         out_dir: made if need be. Weights of an earlier export in it are replaced.
         source_dir: folder of the base weights: its ``config.json`` and tokenizer files are copied.

@@ -3,6 +3,6 @@
 from medtune.objectives.classification import Classification
 from medtune.objectives.instfree import InstFree
 from medtune.objectives.sft import SFT
-from medtune.objectives.vitask import VITask
+from medtune.objectives.vitask.objective import VITask
 
 __all__ = ["SFT", "Classification", "InstFree", "VITask"]

@@ -16,7 +16,7 @@ from medtune.data.sample import Sample
 from medtune.data.source import SampleSource
 from medtune.errors import ConfigError, DataError, ModelError
 from medtune.losses.labels import label_losses, labels_right
-from medtune.models.tsm import LabelledSet, PixelTransform, TaskModel
+from medtune.models.classifier.tsm import LabelledSet, PixelTransform, TaskModel
 from medtune.objectives.base import Objective, Stage, StepOutput
 
 
@@ -140,13 +140,13 @@ class Classification(Objective):
             ModelError: if the model cannot be trained as it is.
         """
         if not isinstance(model, TaskModel):
-            raise ConfigError("objective: Classification trains medtune.models.tsm.task_model")
+            raise ConfigError("objective: Classification trains medtune.models.classifier.tsm.task_model")
         self._known = KnownLabels(model.sets)
         planned = all(parameter.is_meta for parameter in model.parameters())
         if not planned and model.missing:
             raise ModelError(model.missing[0])
         if not planned and not isinstance(transform, PixelTransform):
-            raise ConfigError("transform: Classification needs medtune.models.tsm.PixelTransform")
+            raise ConfigError("transform: Classification needs medtune.models.classifier.tsm.PixelTransform")
         if isinstance(transform, PixelTransform) and transform.settings() != model.transform.settings():
             raise ConfigError(
                 f"transform {transform.settings()} is not the model's {model.transform.settings()}; give both the "

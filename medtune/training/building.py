@@ -18,7 +18,7 @@ from torchtune.modules import TransformerCrossAttentionLayer, TransformerSelfAtt
 from medtune.config import instantiate
 from medtune.errors import ConfigError, ModelError
 from medtune.models.common.interface import Trainable
-from medtune.models.names import is_adapter_key, state_dict_names
+from medtune.models.common.names import is_adapter_key, state_dict_names
 from medtune.models.weights import load_weights
 from medtune.objectives.base import Objective
 from medtune.objectives.companions import load_companions

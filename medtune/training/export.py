@@ -11,7 +11,7 @@ from torch import Tensor
 
 from medtune.data.folders import write_folder
 from medtune.errors import CheckpointError
-from medtune.models.adapters import merge_adapters
+from medtune.models.lora.merge import merge_adapters
 from medtune.models.weights import save_hf
 from medtune.training.config import TrainConfig
 from medtune.training.run_folder import note_weights, refuse_foreign_files

@@ -23,7 +23,7 @@ from medtune.config import to_plain
 from medtune.data.features import EncodedSource, FeatureShards, PictureItems, Pictures, find_pictures
 from medtune.data.training_set import TrainingSet, epoch_loader
 from medtune.errors import ConfigError
-from medtune.models.names import is_adapter_key
+from medtune.models.common.names import is_adapter_key
 from medtune.objectives.base import Objective, PictureEncoder, Stage
 from medtune.training.building import DTYPES, base_fingerprint
 from medtune.training.config import TrainConfig

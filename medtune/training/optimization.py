@@ -11,7 +11,7 @@ from torch.optim import Optimizer
 
 from medtune.config import Component, instantiate, nearest
 from medtune.errors import ConfigError
-from medtune.models.parts import group_of
+from medtune.models.common.parts import group_of
 from medtune.objectives.base import Stage
 from medtune.training.parts import TrainedParts
 

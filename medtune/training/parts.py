@@ -12,7 +12,7 @@ from torch.distributed.tensor import DTensor
 from medtune.config import nearest
 from medtune.errors import ConfigError, TrainingError
 from medtune.models.common.interface import Trainable
-from medtune.models.parts import expand
+from medtune.models.common.parts import expand
 
 WRAPPERS = ("_checkpoint_wrapped_module.", "_orig_mod.")
 

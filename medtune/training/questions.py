@@ -17,7 +17,7 @@ from medtune.evaluation.prediction import Prediction
 from medtune.evaluation.protocols.base import Query, topic
 from medtune.evaluation.protocols.registry import plan_queries
 from medtune.evaluation.result import Number
-from medtune.generation.generator import Generator
+from medtune.generation.engine.generator import Generator
 from medtune.generation.requests import Request
 from medtune.training.config import QuestionsConfig, TrainConfig
 from medtune.training.runtime import Runtime

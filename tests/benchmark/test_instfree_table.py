@@ -9,7 +9,7 @@ import pytest
 
 from medtune.config import load_config
 from medtune.errors import DataError
-from medtune.sweep import SweepConfig
+from medtune.sweep.run import SweepConfig
 from tests.benchmark.scripts import script
 from tests.reporting.conftest import make_questions, write_run
 

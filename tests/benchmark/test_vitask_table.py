@@ -7,7 +7,7 @@ import pytest
 
 from medtune.config import load_config
 from medtune.errors import DataError
-from medtune.sweep_config import SweepConfig, chains, row_title, rows_of
+from medtune.sweep.config import SweepConfig, chains, row_title, rows_of
 from tests.benchmark.scripts import script
 from tests.evaluation.ranked import write_run
 

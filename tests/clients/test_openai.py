@@ -15,7 +15,7 @@ from medtune.clients.errors import RequestRefusedError, ServerFailedError, Serve
 from medtune.clients.messages import ChatRequest, Usage, content, data_uri
 from medtune.clients.openai import ChatClient, Endpoint
 from medtune.errors import ConfigError, DataError, MedtuneError, ModelError
-from medtune.generation.sampling import Sampling
+from medtune.generation.engine.sampling import Sampling
 from tests.clients.faulty_server import GOOD, FaultyServer, Reply, serve
 
 SECRET, PATIENT = "sk-very-secret", "Mrs Smith"

@@ -1,11 +1,9 @@
 """A check that is remembered finds at the next start what one from the beginning finds, and reads what has changed."""
 
-import json
 import multiprocessing
 import os
 import shutil
 import tarfile
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -15,7 +13,7 @@ from medtune.data import preflight_record
 from medtune.data.crops import CenterCropped
 from medtune.data.items import SampleItems
 from medtune.data.preflight import preflight
-from medtune.data.preflight_record import SUFFIX, Record, Table, file_stamps
+from medtune.data.preflight_record import SUFFIX, Record, Table
 from medtune.data.source import JsonlSource
 from medtune.datasets._mixture import MixtureSource
 from medtune.errors import DataError
@@ -367,37 +365,3 @@ def test_two_processes_at_once_leave_a_whole_record(folder):
         assert found is None or found.names == table.names
     assert [child.exitcode for child in children] == [0, 0]
     assert len(list((folder / "cache").iterdir())) == 1, "nothing is left beside it"
-
-
-def test_stamps_of_many_files_in_threads_or_not(folder, monkeypatch):
-    names = [os.fsencode(folder / f"images/{number % 12}.png") for number in range(50)]
-    plain = file_stamps(names)
-    assert plain.tolist()[10:12] == [[-1, -1]] * 2 and plain[0].tolist() == plain[12].tolist()
-    status = (folder / "images/1.png").stat()
-    assert plain[1].tolist() == [status.st_size, status.st_mtime_ns]
-    monkeypatch.setattr(preflight_record, "_CHUNK", 4)
-    assert np.array_equal(file_stamps(names), plain)
-    monkeypatch.setattr(preflight_record, "_SLOW_STAT", -1.0)
-    assert np.array_equal(file_stamps(names), plain)
-    assert file_stamps([]).shape == (0, 2)
-    assert file_stamps([b"a\0b", b"x" * 5000]).tolist() == [[-1, -1]] * 2
-
-
-def test_names_that_are_not_utf8_or_stand_alone(tmp_path):
-    for names in ([b"/a/\xff\xfe.png", b"/a/b.png"], [b"/only"], []):
-        count = len(names)
-        table = Table.of(np.zeros((1, 7)), {}, np.array([count]), names, np.arange(2 * count).reshape(-1, 2))
-        record = Record(Path(tmp_path), "x", {"names": json.dumps(len(names))}, pytest.fail)
-        record.save(table)
-        found = record.load(1)
-        assert found.names == table.names and found.stamps.tolist() == table.stamps.tolist()
-        assert sorted(table.names) == sorted(names)
-
-
-def test_a_file_that_two_rows_saw_differently_counts_as_changed():
-    """Of several processes a later row may have seen the older file."""
-    stamps = np.array([[3, 9], [5, 7], [3, 8], [5, 7]])
-    table = Table.of(np.zeros((3, 7)), {}, np.array([2, 1, 1]), [b"/a", b"/b", b"/a", b"/b"], stamps)
-    found = dict(zip(table.names, table.stamps.tolist(), strict=True))
-    assert found[b"/b"] == [5, 7] and found[b"/a"] not in ([3, 9], [3, 8], [-1, -1])
-    assert table.rows_of(np.array([name == b"/a" for name in table.names])).tolist() == [0, 1]

@@ -4,10 +4,10 @@ import pytest
 import torch
 
 from medtune.errors import ModelError
-from medtune.generation.batches import PromptBatch
-from medtune.generation.generator import Generator
+from medtune.generation.engine.batches import PromptBatch
+from medtune.generation.engine.generator import Generator
 from medtune.generation.requests import Generation
-from medtune.models.adapter_bank import AdapterBank, _linear_maps
+from medtune.models.lora.bank import AdapterBank, _linear_maps
 from tests.models.banked import alone, random_adapter
 
 

@@ -7,7 +7,7 @@ import torch
 
 from medtune.data.sample import Message, Sample
 from medtune.errors import DataError
-from medtune.generation.batches import ahead, causal, left_pad, plan_batches
+from medtune.generation.engine.batches import ahead, causal, left_pad, plan_batches
 from medtune.generation.requests import Request
 
 

@@ -2,10 +2,10 @@
 
 import torch
 
-from medtune.generation.batches import Plan, PromptBatch
-from medtune.generation.decoding import CachedDecoder
-from medtune.generation.engine_cache import SelfAttentionCache
-from medtune.generation.features import FeatureStore
+from medtune.generation.engine.batches import Plan, PromptBatch
+from medtune.generation.engine.continuous_cache import SelfAttentionCache
+from medtune.generation.engine.decoding import CachedDecoder
+from medtune.generation.engine.features import FeatureStore
 from medtune.generation.requests import Request
 
 FORCED = [[5, 60, 7, 88], [120, 9, 33, 33], [2, 250, 41, 17]]

@@ -7,12 +7,12 @@ import pytest
 import torch
 
 from medtune.errors import ConfigError, DataError
-from medtune.generation.engine import Engine, TokenEvent
-from medtune.generation.engine_text import TextStream
-from medtune.generation.generator import Generator
+from medtune.generation.engine.continuous import Engine, TokenEvent
+from medtune.generation.engine.continuous_text import TextStream
+from medtune.generation.engine.generator import Generator
+from medtune.generation.engine.sampling import Sampling
 from medtune.generation.prompt_extension import NoExtension
 from medtune.generation.requests import Generation, Request
-from medtune.generation.sampling import Sampling
 
 
 def alone(setup, request: Request, **options) -> Generation:
@@ -70,7 +70,7 @@ def test_each_answer_equals_that_of_its_request_alone(setup, seed):
 
 
 def test_questions_on_one_image_are_taken_in_together(setup, monkeypatch):
-    monkeypatch.setattr("medtune.generation.prefixes.WORTH", 3.0)
+    monkeypatch.setattr("medtune.generation.engine.prefixes.WORTH", 3.0)
     requests = [setup.request(f"q{i}", f"what is {'cell ' * i}", "wide-2") for i in range(6)]
     requests.append(setup.request("other", "size", "large-1", "square-2"))
     expected = {request.id: alone(setup, request, max_new_tokens=5).text for request in requests}

@@ -2,7 +2,7 @@
 
 import torch
 
-from medtune.generation.engine_cache import CrossAttentionCache, Cursor, SelfAttentionCache, SlotCaches
+from medtune.generation.engine.continuous_cache import CrossAttentionCache, Cursor, SelfAttentionCache, SlotCaches
 
 LIKE = torch.zeros(1, 2, 1, 3)
 

@@ -7,10 +7,10 @@ import pytest
 import torch
 
 from medtune.errors import DataError, ModelError
+from medtune.generation.engine.generator import Generator
 from medtune.generation.exemplars import ExemplarSource
-from medtune.generation.generator import Generator
+from medtune.models.classifier.tsm import load_tsm
 from medtune.models.exemplars import ExemplarRecord, save_exemplars
-from medtune.models.tsm import load_tsm
 from medtune.modules.exemplar import ExemplarConnector
 from tests.tiny_task import write_tsm
 

@@ -7,8 +7,8 @@ from dataclasses import replace
 import pytest
 import torch
 
-from medtune.generation.engine import Engine
-from medtune.generation.generator import Generator
+from medtune.generation.engine.continuous import Engine
+from medtune.generation.engine.generator import Generator
 from medtune.models.mini import (
     mini_internvl,
     mini_internvl_transform,
@@ -53,7 +53,7 @@ def test_answers_under_random_arrivals_equal_those_alone(family, seed):
 
 
 def test_questions_on_one_image_read_it_once(family, monkeypatch):
-    monkeypatch.setattr("medtune.generation.prefixes.WORTH", 2.0)
+    monkeypatch.setattr("medtune.generation.engine.prefixes.WORTH", 2.0)
     requests = [
         family.request(f"{image}/{i}", f"what {'cell ' * i}", image, max_new_tokens=6)
         for image in ("wide-1", "large-2")

@@ -7,12 +7,12 @@ import pytest
 import torch
 
 from medtune.errors import ConfigError, DataError
-from medtune.generation.batches import Plan
-from medtune.generation.generator import Generator
+from medtune.generation.engine.batches import Plan
+from medtune.generation.engine.generator import Generator
+from medtune.generation.engine.prompts import PromptMaker
+from medtune.generation.engine.sampling import Sampling
 from medtune.generation.prompt_extension import NoExtension
-from medtune.generation.prompts import PromptMaker
 from medtune.generation.requests import Generation, Request
-from medtune.generation.sampling import Sampling
 
 
 def answers(setup, requests: list[Request], batch_size: int, **options) -> dict[str, Generation]:

@@ -5,14 +5,14 @@ from dataclasses import replace
 import pytest
 import torch
 
-from medtune.generation import packed_decoding, prefixes
-from medtune.generation.batches import Plan, PromptBatch, left_pad
-from medtune.generation.decoding import CachedDecoder
+from medtune.generation.engine.batches import Plan, PromptBatch, left_pad
+from medtune.generation.engine.continuous import packed_decoding, prefixes
+from medtune.generation.engine.decoding import CachedDecoder
+from medtune.generation.engine.features import FeatureStore
+from medtune.generation.engine.generator import Generator
+from medtune.generation.engine.packed_decoding import PackedDecoder, pack
+from medtune.generation.engine.prefixes import SharedPrefixes, find_shared
 from medtune.generation.exemplars import ExemplarSource
-from medtune.generation.features import FeatureStore
-from medtune.generation.generator import Generator
-from medtune.generation.packed_decoding import PackedDecoder, pack
-from medtune.generation.prefixes import SharedPrefixes, find_shared
 from medtune.generation.prompt_extension import NoExtension
 from medtune.models.exemplars import ExemplarRecord, save_exemplars
 from medtune.modules.exemplar import ExemplarConnector

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from medtune.errors import ConfigError
-from medtune.generation.sampling import Chooser, Sampling, draw
+from medtune.generation.engine.sampling import Chooser, Sampling, draw
 
 LOGITS = torch.tensor([0.1, 0.5, 0.15, 0.25]).log()
 

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from medtune.generation.scoring import score_continuations
+from medtune.generation.engine.scoring import score_continuations
 
 OPTIONS = [[11, 12, 13], [14], [15, 16]]
 

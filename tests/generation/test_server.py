@@ -11,10 +11,10 @@ import torch
 
 from medtune.data.sample import Message, Sample
 from medtune.errors import ConfigError, DataError, ModelError
-from medtune.generation.backend import AnswerSettings
+from medtune.generation.backends.base import AnswerSettings
+from medtune.generation.backends.openai_api import OpenAIServer
+from medtune.generation.engine.sampling import Sampling
 from medtune.generation.requests import Request
-from medtune.generation.sampling import Sampling
-from medtune.generation.server import OpenAIServer
 from tests.generation.chat_server import MODEL, answer_to, images_of, prompt_of, serve
 
 SETTINGS = AnswerSettings(max_new_tokens=20, device=torch.device("cpu"), dtype=torch.float32)

@@ -10,11 +10,11 @@ import torch
 from medtune.datasets import jsonl_dataset
 from medtune.errors import ConfigError, DataError, ModelError
 from medtune.evaluation.protocols.registry import plan_queries
-from medtune.generation.backend import AnswerSettings
+from medtune.generation.backends.base import AnswerSettings
+from medtune.generation.backends.task_model import TaskModelBackend
+from medtune.generation.engine.sampling import Sampling
 from medtune.generation.requests import Generation, Request
-from medtune.generation.sampling import Sampling
-from medtune.generation.task_model import TaskModelBackend
-from medtune.models.tsm import LabelledSet, TaskModel, load_tsm
+from medtune.models.classifier.tsm import LabelledSet, TaskModel, load_tsm
 from medtune.models.weights import save_hf
 from tests.labelled_pictures import CLASSES, TINY_VIT, write
 

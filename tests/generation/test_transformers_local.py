@@ -12,9 +12,9 @@ from transformers import AutoProcessor, LlavaForConditionalGeneration
 
 from medtune.data.randomness import sample_rng
 from medtune.errors import ConfigError, DataError, ModelError
-from medtune.generation.backend import AnswerSettings
-from medtune.generation.sampling import Sampling, draw
-from medtune.generation.transformers_local import TransformersCheckpoint
+from medtune.generation.backends.base import AnswerSettings
+from medtune.generation.backends.transformers_local import TransformersCheckpoint
+from medtune.generation.engine.sampling import Sampling, draw
 from tests.generation.test_server import Pixels, request
 from tests.generation.tiny_comparators import save_tiny_blip2, save_tiny_qwen
 from tests.generation.tiny_llava import save_tiny_llava

@@ -8,8 +8,8 @@ import torch
 from torch import nn
 from torchtune.modules.peft import LoRALinear
 
-from medtune.models.adapter_bank import _linear_maps
-from medtune.models.adapters import Adapter, Strength
+from medtune.models.lora.bank import _linear_maps
+from medtune.models.lora.merge import Adapter, Strength
 
 
 def random_adapter(model: nn.Module, prefixes: Iterable[str], rank: int, alpha: float, seed: int) -> Adapter:

@@ -6,10 +6,10 @@ import pytest
 import torch
 
 from medtune.errors import ModelError
-from medtune.models.adapter_bank import AdapterBank, _linear_maps
-from medtune.models.adapters import Adapter, Strength, adapted_layers, adapter_of
+from medtune.models.lora.bank import AdapterBank, _linear_maps
+from medtune.models.lora.merge import Adapter, Strength, adapted_layers, adapter_of
+from medtune.models.lora.peft import read_peft, save_peft
 from medtune.models.mini import lora_mini_llava, mini_internvl, mini_llava, mini_vlm, qlora_mini_llava
-from medtune.models.peft import read_peft, save_peft
 from tests.models.banked import alone, random_adapter
 
 SIZES = {"vocab_size": 300, "image_size": 16, "patch_size": 4, "vision_layers": 2, "decoder_layers": 2,

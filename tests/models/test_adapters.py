@@ -4,9 +4,9 @@ import pytest
 import torch
 from torchao.dtypes.nf4tensor import NF4Tensor
 
-from medtune.models.adapters import adapted_layers, merge_adapters, round_to_nf4
+from medtune.models.common.names import is_adapter_key
+from medtune.models.lora.merge import adapted_layers, merge_adapters, round_to_nf4
 from medtune.models.mini import lora_mini_vlm, mini_vlm, qlora_mini_vlm
-from medtune.models.names import is_adapter_key
 
 SIZES = {"vision_layers": 2, "decoder_layers": 2}
 

@@ -10,7 +10,8 @@ from torchtune.training import set_activation_checkpointing
 
 from medtune.config import instantiate
 from medtune.errors import ModelError
-from medtune.models.adapters import adapted_layers, adapters_off
+from medtune.models.common.parts import require_adapters_only
+from medtune.models.lora.merge import adapted_layers, adapters_off
 from medtune.models.mini import (
     lora_mini_internvl,
     lora_mini_llava,
@@ -20,7 +21,6 @@ from medtune.models.mini import (
     mini_vlm,
     qlora_mini_llava,
 )
-from medtune.models.parts import require_adapters_only
 from tests.runs import LORA, SFT, TINY, launch, tiny
 
 SIZES = {"vocab_size": 300, "image_size": 16, "patch_size": 4, "vision_layers": 2, "decoder_layers": 2}

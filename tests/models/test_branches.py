@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from medtune.errors import ModelError
 from medtune.losses.vitask import response_rows
-from medtune.models.branches import Branch, PackedRows, pack, pack_runs, shared_length
+from medtune.models.common.branches import Branch, PackedRows, pack, pack_runs, shared_length
 from medtune.modules.exemplar import TokenRows, insert_placeholders
 
 NO, PAD, IMAGE, SLOT, WIDTH, VOCABULARY = -100, 0, 1, 2, 8, 23

@@ -10,7 +10,7 @@ import pytest
 
 from medtune.data.sample import Message, Sample
 from medtune.errors import DataError, ModelError
-from medtune.models.chat_template import (
+from medtune.models.common.chat_template import (
     VICUNA_SYSTEM,
     ChatTemplate,
     answer_ids,
@@ -20,8 +20,8 @@ from medtune.models.chat_template import (
     llama3,
     vicuna,
 )
+from medtune.models.common.tokenizer import FastTokenizer, SentencePieceTokenizer, TextTokenizer
 from medtune.models.mini import MiniTokenizer
-from medtune.models.tokenizer import FastTokenizer, SentencePieceTokenizer, TextTokenizer
 from tests.models.tiny_tokenizers import CHATML_MARKS, llama2, qwen2
 
 CHINESE = "\u4f60\u662f InternVL, \u52a9\u624b\u3002"

@@ -8,11 +8,11 @@ from torchtune.modules.common_utils import delete_kv_caches
 from torchtune.training import set_activation_checkpointing
 
 from medtune.errors import ModelError
-from medtune.models.adapters import merge_adapters
-from medtune.models.early_collate import existing_features
-from medtune.models.early_fusion import PARTS, EarlyFusionVLM
-from medtune.models.names import expected_shapes
-from medtune.models.parts import names_of
+from medtune.models.common.early_collate import existing_features
+from medtune.models.common.early_fusion import PARTS, EarlyFusionVLM
+from medtune.models.common.names import expected_shapes
+from medtune.models.common.parts import names_of
+from medtune.models.lora.merge import merge_adapters
 from tests.models.tiny_early import PER_TILE, SIZE, tiny_early_vlm
 
 VOCAB = 40

@@ -9,8 +9,8 @@ from PIL import Image
 
 from medtune.data.sample import Message, Sample
 from medtune.errors import DataError, ModelError
-from medtune.models.chat_template import SampleTooLong
-from medtune.models.early_collate import existing_features
+from medtune.models.common.chat_template import SampleTooLong
+from medtune.models.common.early_collate import existing_features
 from tests.models.tiny_early import PER_TILE, SIZE, tiny_early_transform
 
 USER = Message("user", "What is the cell size?")
@@ -99,8 +99,8 @@ def test_the_placeholder_is_one_token_each(transform):
 
 
 def test_a_placeholder_that_is_split_and_a_missing_token_are_refused(tokenizer_dir, transform):
-    from medtune.models.chat_template import chatml
-    from medtune.models.early_transform import EarlyFusionTransform
+    from medtune.models.common.chat_template import chatml
+    from medtune.models.common.early_transform import EarlyFusionTransform
 
     options = {"image_id": 1, "tokens_per_tile": 4, "max_seq_len": 9}
     with pytest.raises(ModelError, match="placeholder '\u7ec6'"):

@@ -9,6 +9,7 @@ from torch.nn import functional as F
 
 from medtune.config import PACKAGE
 from medtune.data.sample import Message, Sample
+from medtune.models.common.parts import names_of
 from medtune.models.mini import (
     lora_mini_internvl,
     mini_internvl,
@@ -16,7 +17,6 @@ from medtune.models.mini import (
     mini_transform,
     qlora_mini_internvl,
 )
-from medtune.models.parts import names_of
 
 DECODERS = ["internlm2", "qwen2"]
 TOKENIZER = PACKAGE / "assets" / "mini_tokenizer"

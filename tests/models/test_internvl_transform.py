@@ -14,7 +14,7 @@ from transformers.models.internvl.video_processing_internvl import InternVLVideo
 
 from medtune.data.sample import Message, Sample
 from medtune.errors import ModelError
-from medtune.models.chat_template import SampleTooLong
+from medtune.models.common.chat_template import SampleTooLong
 from medtune.models.internvl import internvl2_transform, internvl3_transform
 from medtune.models.internvl._images import IMAGENET_MEAN, IMAGENET_STD
 from medtune.models.internvl._transform import INTERNVL2_SYSTEM, INTERNVL3_SYSTEM

@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from medtune.errors import ModelError
+from medtune.models.common.names import expected_shapes
 from medtune.models.llama3_2_vision import (
     VisionEncoder,
     llama3_2_vision_11b,
@@ -12,7 +13,6 @@ from medtune.models.llama3_2_vision import (
     lora_llama3_2_vision_90b,
     qlora_llama3_2_vision_11b,
 )
-from medtune.models.names import expected_shapes
 
 
 def count(model):

@@ -9,7 +9,9 @@ from torchtune.modules import TransformerSelfAttentionLayer
 from torchtune.training import set_activation_checkpointing
 
 from medtune.errors import ModelError
-from medtune.models.early_fusion import EarlyFusionVLM
+from medtune.models.common.early_fusion import EarlyFusionVLM
+from medtune.models.common.names import expected_shapes, is_adapter_key
+from medtune.models.common.parts import names_of
 from medtune.models.llava import (
     llava1_5_7b,
     llava1_5_13b,
@@ -19,10 +21,8 @@ from medtune.models.llava import (
     qlora_llava1_5_13b,
 )
 from medtune.models.llava._component_builders import LORA_PARTS
-from medtune.models.lora import ATTENTION
+from medtune.models.lora.options import ATTENTION
 from medtune.models.mini import lora_mini_llava, mini_llava, qlora_mini_llava
-from medtune.models.names import expected_shapes, is_adapter_key
-from medtune.models.parts import names_of
 
 SMALL = {"vocab_size": 300, "image_size": 16, "embed_dim": 32, "heads": 2, "vision_layers": 3, "decoder_layers": 2}
 IMAGE, PATCHES = 300, 4

@@ -14,7 +14,7 @@ from transformers.models.llava.image_processing_pil_llava import LlavaImageProce
 
 from medtune.data.sample import Message, Sample
 from medtune.errors import DataError, ModelError
-from medtune.models.chat_template import SampleTooLong
+from medtune.models.common.chat_template import SampleTooLong
 from medtune.models.llava import SquareTiler, llava1_5_transform
 from medtune.models.mini import mini_llava_transform
 from tests.models.tiny_tokenizers import llama2

@@ -7,10 +7,10 @@ import torch
 
 from medtune.errors import ModelError
 from medtune.models import internvl, llama3_2_vision, llava, mini
-from medtune.models.adapters import adapted_layers
 from medtune.models.llama3_2_vision._component_builders import LoraOptions as DeepOptions
 from medtune.models.llava._component_builders import LoraOptions as LlavaOptions
-from medtune.models.lora import _ARGUMENTS, ATTENTION, AdapterOptions
+from medtune.models.lora.merge import adapted_layers
+from medtune.models.lora.options import _ARGUMENTS, ATTENTION, AdapterOptions
 from medtune.models.mini import lora_mini_internvl, lora_mini_llava, lora_mini_vlm, qlora_mini_vlm
 
 SIZES = {"image_size": 16, "patch_size": 4, "vision_layers": 2, "decoder_layers": 2, "embed_dim": 32, "heads": 2}

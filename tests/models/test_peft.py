@@ -8,9 +8,9 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from medtune.errors import ModelError
+from medtune.models.common.names import is_adapter_key
+from medtune.models.lora.peft import CONFIG_NAME, WEIGHTS_NAME, load_peft, save_peft
 from medtune.models.mini import lora_mini_vlm, mini_vlm, qlora_mini_vlm
-from medtune.models.names import is_adapter_key
-from medtune.models.peft import CONFIG_NAME, WEIGHTS_NAME, load_peft, save_peft
 
 SIZES = {"image_size": 16, "vision_layers": 2, "decoder_layers": 4, "embed_dim": 32, "heads": 2}
 EVERYWHERE = {"apply_lora_to_mlp": True, "apply_lora_to_output": True}

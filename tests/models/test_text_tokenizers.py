@@ -7,7 +7,7 @@ import pytest
 from tokenizers import AddedToken, Tokenizer
 
 from medtune.errors import ModelError
-from medtune.models.tokenizer import FastTokenizer, SentencePieceTokenizer, single_token, special_ids
+from medtune.models.common.tokenizer import FastTokenizer, SentencePieceTokenizer, single_token, special_ids
 from tests.models.conftest import SENTENCES
 from tests.models.tiny_tokenizers import CHATML_MARKS, llama2, qwen2
 

@@ -5,10 +5,10 @@ import pickle
 import pytest
 
 from medtune.errors import ModelError
+from medtune.models.common.tokenizer import SPECIAL_TOKENS, JsonTokenizer
 from medtune.models.llama3_2_vision._tokenizer import llama3_chat_tokenizer
 from medtune.models.llama3_2_vision._transform import PLACEHOLDER
 from medtune.models.mini import MiniTokenizer, mini_vlm, train_mini_tokenizer
-from medtune.models.tokenizer import SPECIAL_TOKENS, JsonTokenizer
 from tests.models.conftest import SENTENCES, VOCAB
 
 

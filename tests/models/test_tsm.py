@@ -13,7 +13,7 @@ from timm.data.transforms_factory import create_transform
 from torch import nn
 
 from medtune.errors import ConfigError, DataError, ModelError
-from medtune.models.tsm import LabelledSet, PixelTransform, TaskModel, label_sets, load_tsm, task_model
+from medtune.models.classifier.tsm import LabelledSet, PixelTransform, TaskModel, label_sets, load_tsm, task_model
 from medtune.models.weights import save_hf
 from tests.labelled_pictures import TINY_VIT, rows, write
 

@@ -6,9 +6,9 @@ from torchtune.modules import TransformerCrossAttentionLayer, TransformerSelfAtt
 from torchtune.training import set_activation_checkpointing
 
 from medtune.errors import ModelError
+from medtune.models.common.deep_fusion import PARTS
+from medtune.models.common.parts import names_of
 from medtune.models.mini import lora_mini_vlm, mini_vlm, qlora_mini_vlm
-from medtune.models.parts import names_of
-from medtune.models.vlm import PARTS
 
 VOCAB = 300
 SIZES = {"image_size": 16, "vision_layers": 2, "decoder_layers": 2, "embed_dim": 32, "heads": 2}

@@ -10,9 +10,9 @@ from torchtune.modules import TransformerSelfAttentionLayer
 from torchtune.training import set_activation_checkpointing
 
 from medtune.errors import ModelError
-from medtune.models.adapters import merge_adapters
+from medtune.models.common.names import expected_shapes, state_dict_names
+from medtune.models.lora.merge import merge_adapters
 from medtune.models.mini import lora_mini_vlm, mini_vlm, qlora_mini_vlm
-from medtune.models.names import expected_shapes, state_dict_names
 from medtune.models.weights import INDEX_NAME, load_weights, save_hf
 
 SIZES = {"image_size": 16, "vision_layers": 2, "decoder_layers": 2, "embed_dim": 32, "heads": 2}

@@ -9,10 +9,10 @@ from torchtune.models.llama2 import llama2
 from torchtune.models.qwen2 import qwen2
 from torchvision.transforms.v2 import functional as F
 
-from medtune.models.chat_template import llama3
-from medtune.models.early_fusion import EarlyFusionVLM, ImageEncoder
-from medtune.models.early_transform import EarlyFusionTransform
-from medtune.models.family import ModelFamily
+from medtune.models.common.chat_template import llama3
+from medtune.models.common.early_fusion import EarlyFusionVLM, ImageEncoder
+from medtune.models.common.early_transform import EarlyFusionTransform
+from medtune.models.common.family import ModelFamily
 from medtune.models.mini import MiniTokenizer
 
 SIZE = 8

@@ -12,7 +12,7 @@ from medtune.data.preflight import preflight
 from medtune.datasets import jsonl_dataset
 from medtune.errors import ConfigError, DataError, ModelError
 from medtune.losses.labels import label_losses, labels_right
-from medtune.models.tsm import PixelTransform, TaskModel, task_model
+from medtune.models.classifier.tsm import PixelTransform, TaskModel, task_model
 from medtune.objectives.base import Stage
 from medtune.objectives.classification import Classification, LabelledImages
 from tests.labelled_pictures import TINY_VIT, rows, write

@@ -12,11 +12,11 @@ from torch import Tensor
 
 from medtune.config import instantiate
 from medtune.data.randomness import sample_rng
+from medtune.models.classifier.tsm import load_tsm
 from medtune.models.exemplars import ExemplarRecord, load_connector, load_record
-from medtune.models.tsm import load_tsm
 from medtune.objectives.base import Stage
-from medtune.objectives.vitask import VITask
-from medtune.objectives.vitask_items import NegativeIndex
+from medtune.objectives.vitask.items import NegativeIndex
+from medtune.objectives.vitask.objective import VITask
 from tests.objectives.tiny_vitask import CHOSEN, batch_of, bound, close, family, loss_and_gradients, one_row
 from tests.tiny_task import task_rows, write_task
 

@@ -16,11 +16,11 @@ from medtune.data.features import EncodedPicture
 from medtune.data.sample import Message, Sample
 from medtune.data.training_set import TrainingSet
 from medtune.errors import DataError, ModelError
-from medtune.models.tsm import LabelledSet
+from medtune.models.classifier.tsm import LabelledSet
 from medtune.objectives.base import keep_sample
 from medtune.objectives.companions import load_companions
-from medtune.objectives.vitask import VITask
-from medtune.objectives.vitask_items import NegativeIndex, VITaskItems, question_key, response_key
+from medtune.objectives.vitask.items import NegativeIndex, VITaskItems, question_key, response_key
+from medtune.objectives.vitask.objective import VITask
 from tests.objectives.tiny_vitask import ALIGN, CONTRAST, batch_of, bound, close, family, loss_and_gradients
 from tests.tiny_task import SETS, task_rows, write_task, write_tsm
 

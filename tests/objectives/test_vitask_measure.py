@@ -14,7 +14,7 @@ from medtune.data.preflight import preflight
 from medtune.data.randomness import sample_rng
 from medtune.data.training_set import TrainingSet
 from medtune.errors import DataError
-from medtune.models.tsm import load_tsm
+from medtune.models.classifier.tsm import load_tsm
 from tests.objectives.tiny_vitask import ALIGN, CONTRAST, bound, family
 from tests.tiny_task import task_rows, write_task
 

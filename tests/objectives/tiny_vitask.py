@@ -13,7 +13,7 @@ from medtune.data.sample import Sample
 from medtune.data.training_set import TrainingSet
 from medtune.objectives.base import Stage
 from medtune.objectives.companions import load_companions
-from medtune.objectives.vitask import VITask
+from medtune.objectives.vitask.objective import VITask
 
 TOKENIZER = Path(__file__).parents[2] / "medtune" / "assets" / "mini_tokenizer"
 SIZES = {"embed_dim": 16, "vision_layers": 1, "decoder_layers": 2, "image_size": 16}

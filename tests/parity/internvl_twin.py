@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 from transformers import InternVLForConditionalGeneration
 
-from medtune.models.early_collate import collate_early
-from medtune.models.early_fusion import EarlyFusionVLM
+from medtune.models.common.early_collate import collate_early
+from medtune.models.common.early_fusion import EarlyFusionVLM
 from medtune.models.internvl._component_builders import internvl_vlm
 from medtune.models.internvl._shape import InternVLShape
 from medtune.models.weights import save_hf

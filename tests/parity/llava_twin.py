@@ -7,8 +7,8 @@ import torch
 from torch import Tensor
 from transformers import LlavaForConditionalGeneration
 
-from medtune.models.early_collate import collate_early
-from medtune.models.early_fusion import EarlyFusionVLM
+from medtune.models.common.early_collate import collate_early
+from medtune.models.common.early_fusion import EarlyFusionVLM
 from medtune.models.llava._component_builders import llava_vlm
 from medtune.models.llava._shape import LlavaShape
 from medtune.models.weights import save_hf

@@ -8,10 +8,10 @@ import torch
 from torch import Tensor
 from transformers import MllamaConfig, MllamaForConditionalGeneration
 
+from medtune.models.common.deep_fusion import DeepFusionVLM
 from medtune.models.llama3_2_vision._collate import BatchLayout, collate
 from medtune.models.llama3_2_vision._component_builders import deep_fusion_vlm
 from medtune.models.llama3_2_vision._shape import DeepFusionShape
-from medtune.models.vlm import DeepFusionVLM
 from medtune.models.weights import save_hf
 
 SHAPE = DeepFusionShape(

@@ -12,8 +12,8 @@ from peft import PeftModel
 from safetensors import safe_open
 from torch import Tensor, nn
 
-from medtune.models.names import expected_shapes, is_adapter_key
-from medtune.models.peft import WEIGHTS_NAME, save_peft
+from medtune.models.common.names import expected_shapes, is_adapter_key
+from medtune.models.lora.peft import WEIGHTS_NAME, save_peft
 
 
 @pytest.fixture(autouse=True)

@@ -4,10 +4,10 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from medtune.models.adapters import merge_adapters
 from medtune.models.internvl._component_builders import LoraOptions
 from medtune.models.internvl._convert_weights import table
-from medtune.models.lora import ATTENTION
+from medtune.models.lora.merge import merge_adapters
+from medtune.models.lora.options import ATTENTION
 from medtune.models.weights import load_weights, save_hf
 from tests.parity.internvl_twin import (
     SHAPES,

@@ -12,8 +12,8 @@ from medtune.models.internvl import lora_internvl2_2b, lora_internvl3_8b
 from medtune.models.internvl._component_builders import LoraOptions
 from medtune.models.internvl._convert_weights import table
 from medtune.models.internvl._peft import module_names
-from medtune.models.lora import ATTENTION
-from medtune.models.peft import WEIGHTS_NAME, load_peft, save_peft
+from medtune.models.lora.options import ATTENTION
+from medtune.models.lora.peft import WEIGHTS_NAME, load_peft, save_peft
 from tests.parity.internvl_twin import SHAPES, batch_of, item, our_logits, their_logits, tiny, twin, worst
 from tests.parity.peft_twin import adapters_of, assert_fits, in_peft, linear_maps, torchao_passed_over  # noqa: F401
 

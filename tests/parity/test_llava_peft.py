@@ -8,12 +8,12 @@ import torch
 from transformers import LlavaConfig, LlavaForConditionalGeneration
 
 from medtune.errors import ModelError
-from medtune.models.adapters import merge_adapters
 from medtune.models.llava import lora_llava1_5_7b, lora_llava1_5_13b
 from medtune.models.llava._component_builders import LORA_PARTS, LoraOptions
 from medtune.models.llava._peft import module_names
-from medtune.models.lora import ATTENTION
-from medtune.models.peft import CONFIG_NAME, load_peft, save_peft
+from medtune.models.lora.merge import merge_adapters
+from medtune.models.lora.options import ATTENTION
+from medtune.models.lora.peft import CONFIG_NAME, load_peft, save_peft
 from tests.parity.llava_twin import IMAGE, SHAPE, batch_of, item, our_logits, their_logits, tiny, twin, worst
 from tests.parity.peft_twin import adapters_of, assert_fits, in_peft, linear_maps, torchao_passed_over  # noqa: F401
 

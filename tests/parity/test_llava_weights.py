@@ -9,11 +9,11 @@ from safetensors.torch import load_file, save_file
 from transformers import LlavaForConditionalGeneration
 
 from medtune.errors import ModelError
-from medtune.models.adapters import merge_adapters
+from medtune.models.common.names import expected_shapes
 from medtune.models.llava import original_names
 from medtune.models.llava._component_builders import LORA_PARTS, LoraOptions
-from medtune.models.lora import ATTENTION
-from medtune.models.names import expected_shapes
+from medtune.models.lora.merge import merge_adapters
+from medtune.models.lora.options import ATTENTION
 from medtune.models.weights import load_weights, save_hf
 from tests.parity.llava_twin import IMAGE, SHAPE, batch_of, item, kept, our_logits, their_logits, tiny, twin, worst
 

@@ -7,11 +7,11 @@ import pytest
 import torch
 from transformers import MllamaConfig, MllamaForConditionalGeneration
 
-from medtune.models.adapters import merge_adapters
 from medtune.models.llama3_2_vision import lora_llama3_2_vision_11b, lora_llama3_2_vision_90b
 from medtune.models.llama3_2_vision._component_builders import LoraOptions
 from medtune.models.llama3_2_vision._peft import module_names
-from medtune.models.peft import CONFIG_NAME, load_peft, save_peft
+from medtune.models.lora.merge import merge_adapters
+from medtune.models.lora.peft import CONFIG_NAME, load_peft, save_peft
 from tests.parity.mllama_twin import IMAGE, SHAPE, batch_of, item, our_logits, their_logits, tiny, twin, worst
 from tests.parity.peft_twin import adapters_of, assert_fits, in_peft, linear_maps, torchao_passed_over  # noqa: F401
 

@@ -11,14 +11,14 @@ from peft import PeftModel
 from torch import Tensor
 
 from medtune.errors import ModelError
+from medtune.models.common.names import is_adapter_key, state_dict_names
+from medtune.models.common.parts import names_of
 from medtune.models.internvl._component_builders import LoraOptions as InternVLOptions
 from medtune.models.llama3_2_vision._component_builders import LoraOptions as MllamaOptions
 from medtune.models.llava._component_builders import LoraOptions as LlavaOptions
-from medtune.models.lora import ATTENTION
-from medtune.models.names import is_adapter_key, state_dict_names
-from medtune.models.parts import names_of
-from medtune.models.peft import load_peft, read_peft, save_peft
-from medtune.models.peft_config import CONFIG_NAME
+from medtune.models.lora.options import ATTENTION
+from medtune.models.lora.peft import load_peft, read_peft, save_peft
+from medtune.models.lora.peft_config import CONFIG_NAME
 from tests.parity import internvl_twin, llava_twin, mllama_twin
 from tests.parity.peft_twin import adapters_of, in_peft, torchao_passed_over  # noqa: F401
 

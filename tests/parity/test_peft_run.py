@@ -12,10 +12,10 @@ from safetensors.torch import load_file
 from torch import Tensor
 from transformers import LlavaForConditionalGeneration
 
-from medtune.cli import main
+from medtune.cli.main import main
 from medtune.config import instantiate
-from medtune.models.parts import names_of
-from medtune.models.peft import load_peft
+from medtune.models.common.parts import names_of
+from medtune.models.lora.peft import load_peft
 from medtune.models.weights import save_hf
 from tests.parity.peft_twin import torchao_passed_over  # noqa: F401
 from tests.runs import SFT, largest_difference, launch, metrics, tiny

@@ -4,9 +4,9 @@ import pytest
 import torch
 from transformers import MllamaForConditionalGeneration
 
-from medtune.models.adapters import merge_adapters
+from medtune.models.common.names import expected_shapes
 from medtune.models.llama3_2_vision._component_builders import LoraOptions
-from medtune.models.names import expected_shapes
+from medtune.models.lora.merge import merge_adapters
 from medtune.models.weights import load_weights, save_hf
 from tests.parity.mllama_twin import IMAGE, batch_of, item, our_logits, randomise, their_logits, tiny, twin, worst
 

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from omegaconf import OmegaConf
 
-from medtune.cli import main as medtune
+from medtune.cli.main import main as medtune
 from medtune.evaluation.prediction import read_predictions, write_predictions
 from medtune.recipes import evaluate, predict, prepare, sft
 from tests.datasets.medmnist_files import write_medmnist

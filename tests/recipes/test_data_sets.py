@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from omegaconf import OmegaConf
 
-from medtune.cli import main as medtune
+from medtune.cli.main import main as medtune
 from medtune.recipes import evaluate, instfree, predict, prepare
 from tests.recipes.doors import DOORS
 from tests.runs import TINY

@@ -17,8 +17,8 @@ from safetensors.torch import save_file
 from torch import nn
 
 from medtune.config import load_config
-from medtune.config_composition import packaged_configs
-from medtune.generation.generator import Generator
+from medtune.config.composition import packaged_configs
+from medtune.generation.engine.generator import Generator
 from medtune.models.mini import mini_vlm, train_mini_tokenizer
 
 CHECKOUT = Path(__file__).resolve().parents[2]

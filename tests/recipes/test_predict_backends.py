@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from medtune.generation.server import ServerAnswers
+from medtune.generation.backends.openai_api import ServerAnswers
 from medtune.recipes import evaluate, predict
 from tests.generation.chat_server import images_of, prompt_of, serve
 from tests.generation.tiny_llava import save_tiny_llava

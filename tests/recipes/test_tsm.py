@@ -11,7 +11,7 @@ import pytest
 from omegaconf import OmegaConf
 from safetensors.torch import load_file
 
-from medtune.cli import main as medtune
+from medtune.cli.main import main as medtune
 from medtune.config import build
 from medtune.recipes import evaluate, predict, prepare, tsm
 from medtune.training.config import TrainConfig
@@ -29,13 +29,13 @@ def drawn(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     path = write(tmp_path_factory.mktemp("drawn"))
     return {
         "model": {
-            "_component_": "medtune.models.tsm.task_model",
+            "_component_": "medtune.models.classifier.tsm.task_model",
             "sets": path,
             "architecture": "vit_tiny_patch16_224",
             "image_size": 8,
             **TINY_VIT,
         },
-        "transform": {"_component_": "medtune.models.tsm.PixelTransform", "image_size": 8},
+        "transform": {"_component_": "medtune.models.classifier.tsm.PixelTransform", "image_size": 8},
         "dataset": dataset(path),
         "dataset_val": dataset(path),
         "objective": {"_component_": "medtune.objectives.Classification", "flip": ["cells"]},

@@ -8,8 +8,8 @@ from medtune.config import load_config
 from medtune.data.folders import RECORD
 from medtune.errors import ConfigError
 from medtune.reporting.report import write_report
-from medtune.sweep import run_sweep
-from medtune.sweep_config import SweepConfig
+from medtune.sweep.config import SweepConfig
+from medtune.sweep.run import run_sweep
 from tests.datasets.owners import skincon_rows, write_picture, write_skincon
 from tests.reliability.test_stale import questions, run
 

@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
-from medtune.cli import main
+from medtune.cli.main import main
 from medtune.training.building import base_fingerprint
 from tests.datasets.owners import skincon_rows, write_picture, write_skincon
 from tests.reliability.faults import said

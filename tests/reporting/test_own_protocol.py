@@ -20,8 +20,8 @@ from medtune.reporting.comparison import compare, compare_over_seeds
 from medtune.reporting.displays import displays
 from medtune.reporting.report import write_report
 from medtune.reporting.runs import read_run
-from medtune.sweep_config import SweepConfig, chains, rows_of
-from medtune.sweep_report import write_pages
+from medtune.sweep.config import SweepConfig, chains, rows_of
+from medtune.sweep.report import write_pages
 from tests.evaluation.counting import PATH, Counting, Registered, off_by, pictures
 from tests.evaluation.ranked import save_run
 

@@ -8,10 +8,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from medtune.cli import main
+from medtune.cli.main import main
 from medtune.config import Component, instantiate, save_config
 from medtune.errors import ConfigError
-from medtune.models.parts import expand, group_of, names_of
+from medtune.models.common.parts import expand, group_of, names_of
 from medtune.objectives.base import Stage
 from medtune.objectives.sft import SFT
 from medtune.training.building import adapter_start, build_model

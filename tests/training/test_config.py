@@ -87,7 +87,7 @@ def test_plan_and_the_trainer_find_it(tmp_path: Path, monkeypatch: pytest.Monkey
 
 
 def test_plan_says_what_type_is_expected(capsys: pytest.CaptureFixture[str]) -> None:
-    from medtune.cli import main
+    from medtune.cli.main import main
 
     assert main(["plan", "instfree/mini", "objective.alpha=abc"]) == 2
     told = capsys.readouterr().err

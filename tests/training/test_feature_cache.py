@@ -81,9 +81,9 @@ def uneven_shards() -> None:
 def no_pixels() -> None:
     """Make a run fail that decodes a picture or encodes several."""
     from medtune.data.images import ImageRoot
-    from medtune.models.early_fusion import EarlyFusionVLM
-    from medtune.models.tsm import TaskModel
-    from medtune.models.vlm import DeepFusionVLM
+    from medtune.models.classifier.tsm import TaskModel
+    from medtune.models.common.deep_fusion import DeepFusionVLM
+    from medtune.models.common.early_fusion import EarlyFusionVLM
 
     def refused(*_: Any, **__: Any) -> None:
         raise AssertionError("a picture was looked at")

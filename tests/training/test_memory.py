@@ -10,7 +10,7 @@ from torchtune.modules import TiedLinear
 
 from medtune.config import Component, instantiate
 from medtune.models.common.interface import BatchShape
-from medtune.models.parts import names_of
+from medtune.models.common.parts import names_of
 from medtune.training import memory
 from tests.models.tiny_early import PER_TILE, SIZE, tiny_early_vlm
 

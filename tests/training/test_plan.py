@@ -11,10 +11,10 @@ import pytest
 import torch
 from PIL import Image
 
-from medtune import catalog
-from medtune.cli import main
+from medtune.cli import catalog
+from medtune.cli.main import main
 from medtune.config import PACKAGE, load_config
-from medtune.config_composition import compose
+from medtune.config.composition import compose
 from medtune.errors import ConfigError
 from medtune.models.common.interface import BatchShape
 from medtune.training import memory

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from medtune.cli import main as medtune
+from medtune.cli.main import main as medtune
 from medtune.training.plan import Plan, plan
 from tests.labelled_pictures import write
 

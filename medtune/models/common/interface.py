@@ -12,8 +12,8 @@ from typing import Any, Protocol
 
 from torch import Tensor, nn
 
-from medtune.models.family import ModelFamily
-from medtune.models.rows import Replacement
+from medtune.models.common.family import ModelFamily
+from medtune.models.common.rows import Replacement
 
 
 @dataclass(frozen=True)
@@ -112,7 +112,7 @@ class Trainable(Protocol):
 
 
 class VLM(Trainable, Protocol):
-    """A vision-language model of any family; see :class:`medtune.models.vlm.DeepFusionVLM` for the arguments."""
+    """A vision-language model of any family; the methods' arguments are told where they are implemented."""
 
     decoder: Any
     encoder: Any

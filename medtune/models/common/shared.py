@@ -7,8 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from medtune.models.adapters import adapters_off
 from medtune.models.common.interface import BatchShape
+from medtune.models.lora.merge import adapters_off
 
 
 class _MetaEmbeddings(nn.Module):
@@ -67,7 +67,7 @@ class SharedVLM:
         return int(size if isinstance(size, int) else size[0])
 
     def adapters_off(self) -> AbstractContextManager[None]:
-        """A context in which the model is its base, without a copy; see :mod:`medtune.models.adapters`."""
+        """A context in which the model is its base, without a copy; see :mod:`medtune.models.lora.merge`."""
         return adapters_off(self)  # type: ignore[arg-type]
 
     def image_tokens(self, shape: BatchShape) -> int:

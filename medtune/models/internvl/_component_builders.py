@@ -17,13 +17,13 @@ from torchtune.modules import (
 )
 from torchtune.modules.common_utils import reparametrize_as_dtype_state_dict_post_hook
 
-from medtune.models.early_fusion import EarlyFusionVLM, ImageEncoder
+from medtune.models.common.early_fusion import EarlyFusionVLM, ImageEncoder
+from medtune.models.common.names import expected_shapes, is_adapter_key
 from medtune.models.internvl._convert_weights import internvl_family
 from medtune.models.internvl._peft import adapters_from_peft, adapters_to_peft
 from medtune.models.internvl._shape import InternVLShape, Layout
 from medtune.models.internvl._vision import Connector, InternViT, LayerScale
-from medtune.models.lora import ATTENTION, AdapterOptions, linear
-from medtune.models.names import expected_shapes, is_adapter_key
+from medtune.models.lora.options import ATTENTION, AdapterOptions, linear
 
 LORA_PARTS = ("vision", "decoder")
 _VISION_EPS = 1e-6

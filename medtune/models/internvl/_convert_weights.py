@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from medtune.errors import ModelError
-from medtune.models.family import ModelFamily, StateDict
+from medtune.models.common.family import ModelFamily, StateDict
 from medtune.models.internvl._config import MODEL_TYPES, hf_config
 from medtune.models.internvl._shape import InternVLShape, Layout
 

@@ -2,10 +2,10 @@
 
 from functools import partial
 
-from medtune.models.early_fusion import EarlyFusionVLM
+from medtune.models.common.early_fusion import EarlyFusionVLM
 from medtune.models.internvl._component_builders import LoraOptions, internvl_vlm
 from medtune.models.internvl._shape import InternVLShape, Layout
-from medtune.models.lora import ATTENTION, LoraParts
+from medtune.models.lora.options import ATTENTION, LoraParts
 
 # InternViT-300M-448px stands in both.
 _VISION = {

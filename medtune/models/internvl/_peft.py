@@ -3,10 +3,10 @@
 from functools import partial
 
 from medtune.errors import ModelError
-from medtune.models.adapter_names import from_peft, to_peft
-from medtune.models.family import StateDict
+from medtune.models.common.family import StateDict
 from medtune.models.internvl._convert_weights import disk_name, reorder_rotary
 from medtune.models.internvl._shape import InternVLShape, Layout
+from medtune.models.lora.names import from_peft, to_peft
 
 _QKV = {"attn.q_proj": "q_proj", "attn.k_proj": "k_proj", "attn.v_proj": "v_proj"}
 _DECODER = {

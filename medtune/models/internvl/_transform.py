@@ -3,12 +3,12 @@
 from pathlib import Path
 
 from medtune.errors import ModelError
-from medtune.models.chat_template import ChatTemplate, chatml
-from medtune.models.early_transform import EarlyFusionTransform
+from medtune.models.common.chat_template import ChatTemplate, chatml
+from medtune.models.common.early_transform import EarlyFusionTransform
+from medtune.models.common.tokenizer import FastTokenizer, SentencePieceTokenizer, TextTokenizer, single_token
 from medtune.models.internvl._images import DynamicTiler
 from medtune.models.internvl._model_builders import INTERNVL2_2B, INTERNVL3_8B
 from medtune.models.internvl._shape import InternVLShape
-from medtune.models.tokenizer import FastTokenizer, SentencePieceTokenizer, TextTokenizer, single_token
 
 IMAGE_START, IMAGE_END, IMAGE_CONTEXT = "<img>", "</img>", "<IMG_CONTEXT>"
 # What the published models were tuned with ("you are InternVL, made by ..."), written whenever a sample has none.

@@ -1,6 +1,6 @@
 """Llama-3.2-Vision, and the parts that every model of its shape shares."""
 
-from medtune.models.chat_template import SampleTooLong
+from medtune.models.common.chat_template import SampleTooLong
 from medtune.models.llama3_2_vision._encoder import VisionEncoder
 from medtune.models.llama3_2_vision._model_builders import (
     llama3_2_vision_11b,

@@ -1,8 +1,8 @@
 """Llama-3's chat layout: a sample's messages as tokens, and which of them are learned."""
 
 from medtune.data.sample import IMAGE_TAG, Message, Sample
-from medtune.models.chat_template import IGNORE, prompt_messages
-from medtune.models.tokenizer import ChatTokenizer
+from medtune.models.common.chat_template import IGNORE, prompt_messages
+from medtune.models.common.tokenizer import ChatTokenizer
 
 
 def lay_out(tokenizer: ChatTokenizer, sample: Sample, *, inference: bool = False) -> tuple[list[int], list[int]]:

@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from medtune.models.padding import PadSide, row_place, stack_rows, stack_tiles
+from medtune.models.common.padding import PadSide, row_place, stack_rows, stack_tiles
 
 
 @dataclass(frozen=True)

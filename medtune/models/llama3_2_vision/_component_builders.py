@@ -19,14 +19,14 @@ from torchtune.modules.common_utils import reparametrize_as_dtype_state_dict_pos
 from torchtune.modules.model_fusion import FusionLayer
 
 from medtune.errors import ModelError
+from medtune.models.common.deep_fusion import DeepFusionVLM
+from medtune.models.common.names import expected_shapes, is_adapter_key
 from medtune.models.llama3_2_vision._convert_weights import deep_fusion_family
 from medtune.models.llama3_2_vision._encoder import EncoderMode, VisionEncoder
 from medtune.models.llama3_2_vision._fusion import correct_fusion_layers
 from medtune.models.llama3_2_vision._peft import adapters_from_peft, adapters_to_peft
 from medtune.models.llama3_2_vision._shape import DeepFusionShape
-from medtune.models.lora import ATTENTION, AdapterOptions, adapt
-from medtune.models.names import expected_shapes, is_adapter_key
-from medtune.models.vlm import DeepFusionVLM
+from medtune.models.lora.options import ATTENTION, AdapterOptions, adapt
 
 LORA_PARTS = ("vision", "fusion", "decoder")
 

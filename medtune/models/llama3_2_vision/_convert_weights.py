@@ -4,7 +4,7 @@ from functools import partial
 
 from torchtune.models.llama3_2_vision._convert_weights import llama3_vision_hf_to_tune, llama3_vision_tune_to_hf
 
-from medtune.models.family import ModelFamily, StateDict
+from medtune.models.common.family import ModelFamily, StateDict
 from medtune.models.llama3_2_vision._shape import DeepFusionShape
 
 TOKENIZER_FILES = (

@@ -3,11 +3,11 @@
 from functools import partial
 
 from medtune.errors import ModelError
+from medtune.models.common.deep_fusion import DeepFusionVLM
 from medtune.models.llama3_2_vision._component_builders import LORA_PARTS, LoraOptions, deep_fusion_vlm
 from medtune.models.llama3_2_vision._encoder import EncoderMode
 from medtune.models.llama3_2_vision._shape import DeepFusionShape
-from medtune.models.lora import LoraParts
-from medtune.models.vlm import DeepFusionVLM
+from medtune.models.lora.options import LoraParts
 
 _TABLE_TILES = 4
 # NF4's second quantisation: torchao's default of 256 does not divide the 1280-wide weights over 1, 2, 4, 6 or 8 GPUs

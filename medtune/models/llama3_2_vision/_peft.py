@@ -4,10 +4,10 @@ from functools import partial
 
 from torch import Tensor
 
-from medtune.models.adapter_names import from_peft, to_peft
-from medtune.models.family import StateDict
+from medtune.models.common.family import StateDict
 from medtune.models.llama3_2_vision._convert_weights import disk_name
 from medtune.models.llama3_2_vision._shape import DeepFusionShape
+from medtune.models.lora.names import from_peft, to_peft
 
 _ATTENTION = {"q_proj": "q_proj", "k_proj": "k_proj", "v_proj": "v_proj", "output_proj": "o_proj"}
 _GATED_MLP = {"w1": "gate_proj", "w2": "down_proj", "w3": "up_proj"}

@@ -5,7 +5,7 @@ from pathlib import Path
 from torchtune.models.llama3 import Llama3Tokenizer
 
 from medtune.errors import ModelError
-from medtune.models.tokenizer import ChatTokenizer, JsonTokenizer
+from medtune.models.common.tokenizer import ChatTokenizer, JsonTokenizer
 
 _CANDIDATES = ("original/tokenizer.model", "tokenizer.model", "tokenizer.json")
 

@@ -10,13 +10,13 @@ from medtune.data.features import EncodedPicture
 from medtune.data.items import Sizes
 from medtune.data.sample import Sample
 from medtune.errors import DataError
-from medtune.models.chat_template import IGNORE, SampleTooLong
+from medtune.models.common.chat_template import IGNORE, SampleTooLong
+from medtune.models.common.padding import PadSide
+from medtune.models.common.tokenizer import ChatTokenizer, single_token
 from medtune.models.llama3_2_vision._chat import lay_out
 from medtune.models.llama3_2_vision._collate import BatchLayout, collate
 from medtune.models.llama3_2_vision._images import ImageTiler, ResizeMode
 from medtune.models.llama3_2_vision._tokenizer import llama3_chat_tokenizer
-from medtune.models.padding import PadSide
-from medtune.models.tokenizer import ChatTokenizer, single_token
 
 PLACEHOLDER = "\u2460"  # a circled one: a single token of Llama-3's vocabulary that no report uses
 

@@ -12,13 +12,13 @@ from torchtune.models.llama2 import llama2, lora_llama2
 from torchtune.modules import TransformerDecoder
 from torchtune.modules.common_utils import reparametrize_as_dtype_state_dict_post_hook
 
-from medtune.models.early_fusion import EarlyFusionVLM, ImageEncoder
+from medtune.models.common.early_fusion import EarlyFusionVLM, ImageEncoder
+from medtune.models.common.names import expected_shapes, is_adapter_key
 from medtune.models.llava._convert_weights import llava_family
 from medtune.models.llava._peft import adapters_from_peft, adapters_to_peft
 from medtune.models.llava._shape import LlavaShape
 from medtune.models.llava._tower import ClipTower
-from medtune.models.lora import ATTENTION, AdapterOptions, adapt, linear
-from medtune.models.names import expected_shapes, is_adapter_key
+from medtune.models.lora.options import ATTENTION, AdapterOptions, adapt, linear
 
 LORA_PARTS = ("vision", "projection", "decoder")
 

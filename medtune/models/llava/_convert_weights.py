@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from medtune.errors import ModelError
-from medtune.models.family import ModelFamily, StateDict
+from medtune.models.common.family import ModelFamily, StateDict
 from medtune.models.llava._shape import LlavaShape
 
 TOKENIZER_FILES = (

@@ -2,10 +2,10 @@
 
 from functools import partial
 
-from medtune.models.early_fusion import EarlyFusionVLM
+from medtune.models.common.early_fusion import EarlyFusionVLM
 from medtune.models.llava._component_builders import LoraOptions, llava_vlm
 from medtune.models.llava._shape import LlavaShape
-from medtune.models.lora import LoraParts
+from medtune.models.lora.options import LoraParts
 
 IMAGE_SIZE, PATCH_SIZE = 336, 14  # CLIP ViT-L/14-336
 IMAGE_ID = 32_000  # the first row after Vicuna's vocabulary

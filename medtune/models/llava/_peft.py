@@ -4,10 +4,10 @@ from functools import partial
 
 from torch import Tensor
 
-from medtune.models.adapter_names import from_peft, to_peft
-from medtune.models.family import StateDict
+from medtune.models.common.family import StateDict
 from medtune.models.llava._convert_weights import disk_name, rotary_heads, rotary_rows
 from medtune.models.llava._shape import LlavaShape
+from medtune.models.lora.names import from_peft, to_peft
 
 _CLIP = {
     "attn.q_proj": "self_attn.q_proj",

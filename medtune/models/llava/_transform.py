@@ -4,11 +4,11 @@ from dataclasses import replace
 from pathlib import Path
 
 from medtune.errors import ModelError
-from medtune.models.chat_template import VICUNA_SYSTEM, vicuna
-from medtune.models.early_transform import EarlyFusionTransform
+from medtune.models.common.chat_template import VICUNA_SYSTEM, vicuna
+from medtune.models.common.early_transform import EarlyFusionTransform
+from medtune.models.common.tokenizer import FastTokenizer, SentencePieceTokenizer, TextTokenizer, single_token
 from medtune.models.llava._images import SquareMode, SquareTiler
 from medtune.models.llava._model_builders import IMAGE_ID, IMAGE_SIZE, PATCH_SIZE
-from medtune.models.tokenizer import FastTokenizer, SentencePieceTokenizer, TextTokenizer, single_token
 
 IMAGE_TOKEN = "<image>"
 # Rare characters, the likeliest first to be one token each in a vocabulary of 32,000: a circled one, a disc, an arrow

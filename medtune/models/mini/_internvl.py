@@ -5,11 +5,11 @@ from functools import partial
 from torch import nn
 from torchtune.models.llama3._model_utils import scale_hidden_dim_for_mlp
 
-from medtune.models.early_fusion import EarlyFusionVLM
+from medtune.models.common.early_fusion import EarlyFusionVLM
 from medtune.models.internvl._component_builders import LoraOptions, internvl_vlm
 from medtune.models.internvl._shape import DecoderKind, InternVLShape, Layout
 from medtune.models.internvl._vision import Connector
-from medtune.models.lora import ATTENTION, LoraParts
+from medtune.models.lora.options import ATTENTION, LoraParts
 
 _EMBEDDING_STD = 0.5
 _GELU_POWER = 0.425  # mean of gelu(x)^2 for a standard normal x

@@ -2,8 +2,8 @@
 
 from pathlib import Path
 
-from medtune.models.chat_template import llama3
-from medtune.models.early_transform import EarlyFusionTransform
+from medtune.models.common.chat_template import llama3
+from medtune.models.common.early_transform import EarlyFusionTransform
 from medtune.models.internvl._images import DynamicTiler
 from medtune.models.internvl._shape import SHUFFLE
 from medtune.models.llama3_2_vision._transform import PLACEHOLDER

@@ -6,14 +6,14 @@ from typing import Any
 
 from torch import nn
 
-from medtune.models.chat_template import llama3
-from medtune.models.early_fusion import EarlyFusionVLM
-from medtune.models.early_transform import EarlyFusionTransform
+from medtune.models.common.chat_template import llama3
+from medtune.models.common.early_fusion import EarlyFusionVLM
+from medtune.models.common.early_transform import EarlyFusionTransform
 from medtune.models.llama3_2_vision._transform import PLACEHOLDER
 from medtune.models.llava._component_builders import LoraOptions, llava_vlm
 from medtune.models.llava._images import SquareMode, SquareTiler
 from medtune.models.llava._shape import LlavaShape
-from medtune.models.lora import LoraParts
+from medtune.models.lora.options import LoraParts
 from medtune.models.mini._tokenizer import MiniTokenizer
 
 _EMBEDDING_STD = 0.5

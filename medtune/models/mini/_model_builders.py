@@ -5,11 +5,11 @@ from functools import partial
 from torch import nn
 from torchtune.modules import TanhGate
 
+from medtune.models.common.deep_fusion import DeepFusionVLM
 from medtune.models.llama3_2_vision._component_builders import LORA_PARTS, LoraOptions, deep_fusion_vlm
 from medtune.models.llama3_2_vision._encoder import EncoderMode
 from medtune.models.llama3_2_vision._shape import DeepFusionShape
-from medtune.models.lora import LoraParts
-from medtune.models.vlm import DeepFusionVLM
+from medtune.models.lora.options import LoraParts
 
 _EMBEDDING_STD = 0.5
 

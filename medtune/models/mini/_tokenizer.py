@@ -10,8 +10,8 @@ from tokenizers.pre_tokenizers import ByteLevel, Sequence, Split
 from tokenizers.trainers import BpeTrainer
 
 from medtune.errors import ModelError
+from medtune.models.common.tokenizer import SPECIAL_TOKENS, JsonTokenizer
 from medtune.models.llama3_2_vision._transform import PLACEHOLDER
-from medtune.models.tokenizer import SPECIAL_TOKENS, JsonTokenizer
 
 _IMAGE = "<|image|>"
 _BYTES = 256

@@ -1,0 +1,1 @@
+"""The command ``medtune``: what it does, finds and checks."""

@@ -1,0 +1,155 @@
+"""The ``medtune`` command: ``ls``, ``cp``, ``show``, ``plan``, ``doctor``, ``export`` and ``report``.
+
+It only reads arguments. Each command imports what it needs when it runs, so that ``medtune --help`` answers at once.
+Training, prediction and evaluation are recipes, launched by ``tune run medtune/recipes/NAME.py --config NAME``.
+"""
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from medtune import __version__
+from medtune.errors import ConfigError, MedtuneError
+
+USER_ERROR = 2
+
+
+def _ls(arguments: argparse.Namespace) -> int:
+    from medtune.cli.catalog import describe
+
+    print(describe(arguments.name))
+    return 0
+
+
+def _cp(arguments: argparse.Namespace) -> int:
+    from medtune.cli.catalog import copy
+
+    print(copy(arguments.name, arguments.destination, force=arguments.force))
+    return 0
+
+
+def _show(arguments: argparse.Namespace) -> int:
+    from medtune.config.text import show
+
+    print(show(arguments.config, arguments.overrides), end="")
+    return 0
+
+
+def _plan(arguments: argparse.Namespace) -> int:
+    from medtune.training.plan import plan
+
+    result = plan(arguments.config, arguments.overrides, gpus=arguments.gpus)
+    print(result.text())
+    if result.problems:
+        print(f"error: {'; '.join(result.problems)}", file=sys.stderr)
+    return USER_ERROR if result.problems else 0
+
+
+def _doctor(_: argparse.Namespace) -> int:
+    from medtune.cli.doctor import examine, render
+
+    findings = examine()
+    print(render(findings))
+    return 1 if any(finding.status == "FAIL" for finding in findings) else 0
+
+
+def _export(arguments: argparse.Namespace) -> int:
+    from medtune.export import export
+
+    export(
+        arguments.source, arguments.to, arguments.out, base=arguments.base, force=arguments.force, dtype=arguments.dtype
+    )
+    return 0
+
+
+def _report(arguments: argparse.Namespace) -> int:
+    from medtune.data.images import ImageRoot
+    from medtune.reporting.report import write_report
+
+    if (arguments.samples > 0) != (arguments.images is not None):
+        raise ConfigError("--samples N shows images: give it together with --images FOLDER_OR_TAR")
+    root = None if arguments.images is None else ImageRoot(arguments.images)
+    opener = None if root is None else lambda path: root.load(path, "report")
+    page = write_report(
+        arguments.runs, arguments.out, title=arguments.title, samples=arguments.samples, open_image=opener
+    )
+    print(f"report: {page}")
+    return 0
+
+
+def parser() -> argparse.ArgumentParser:
+    """The command's arguments."""
+    root = argparse.ArgumentParser(
+        prog="medtune",
+        description="Post-training of vision-language models on medical images.",
+        epilog="Recipes are launched with: tune run medtune/recipes/NAME.py --config NAME_OR_PATH [key=value ...]",
+    )
+    root.add_argument("--version", action="version", version=f"medtune {__version__}")
+    commands = root.add_subparsers(title="commands", dest="command", required=True, metavar="COMMAND")
+
+    ls = commands.add_parser("ls", help="list the recipes and configs, each with its launch line")
+    ls.add_argument("name", nargs="?", help="only this recipe, or one config with its whole header")
+    ls.set_defaults(run=_ls)
+
+    cp = commands.add_parser("cp", help="copy a recipe, or a config with all its values, here to edit it")
+    cp.add_argument("name", help="a recipe (instfree) or a config (instfree/mini)")
+    cp.add_argument("destination", nargs="?", type=Path, default=Path("."), help="file or folder (default: here)")
+    cp.add_argument("-f", "--force", action="store_true", help="overwrite the destination")
+    cp.set_defaults(run=_cp)
+
+    show = commands.add_parser("show", help="print a config composed with its bases, and where each block comes from")
+    show.add_argument("config", help="a packaged config (instfree/mini) or a path")
+    show.add_argument("overrides", nargs="*", help="key=value, as for the recipe")
+    show.set_defaults(run=_show)
+
+    plan = commands.add_parser("plan", help="what a training config would do: parts, data, tokens, memory per GPU")
+    plan.add_argument("config", help="a packaged config (instfree/mini) or a path")
+    plan.add_argument("overrides", nargs="*", help="key=value, as for the recipe")
+    plan.add_argument("--gpus", type=int, help="processes to plan for (default: what the config's launch line says)")
+    plan.set_defaults(run=_plan)
+
+    doctor = commands.add_parser("doctor", help="check versions, devices, disk and data, and say what mends them")
+    doctor.set_defaults(run=_doctor)
+
+    export = commands.add_parser("export", help="write a run's weights: merged, or as a PEFT adapter")
+    export.add_argument("source", type=Path, metavar="RUN_OR_CHECKPOINT", help="output_dir of a run, or its step_N")
+    export.add_argument("--to", required=True, choices=("hf", "peft", "torchtune"), help="what is written")
+    export.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder to write")
+    export.add_argument("--base", metavar="DIR", help="base weights, where the run's config no longer names them")
+    export.add_argument("--dtype", choices=("fp32", "bf16"), help="type of the written tensors (default: the run's)")
+    export.add_argument("-f", "--force", action="store_true", help="replace an earlier export")
+    export.set_defaults(run=_export)
+
+    report = commands.add_parser("report", help="one self-contained HTML page of evaluated runs")
+    report.add_argument("runs", nargs="+", type=Path, help="folders of runs, each with its results")
+    report.add_argument("--out", type=Path, default=Path("report/report.html"), help="default: report/report.html")
+    report.add_argument("--title", default="medtune report", help="heading of the page")
+    report.add_argument("--samples", type=int, default=0, metavar="N", help="show N questions with image and answers")
+    report.add_argument("--images", type=Path, metavar="ROOT", help="folder or .tar that the images are read from")
+    report.set_defaults(run=_report)
+    return root
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command.
+
+    Args:
+        argv: The arguments after the command's name; the process's own by default.
+
+    Returns:
+        The exit status: 0, 1 when ``doctor`` found something broken, 2 for an error that the user can mend.
+    """
+    arguments = parser().parse_args(argv)
+    try:
+        return arguments.run(arguments)
+    except MedtuneError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return USER_ERROR
+    except BrokenPipeError:  # `medtune ls | head`
+        sys.stderr.close()
+        return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,71 @@
+"""What the command line changes in a config: ``key=value`` (dots go deeper, the value is YAML) and ``~key``."""
+
+import re
+from collections.abc import Sequence
+from typing import Any
+
+from omegaconf import OmegaConf
+
+from medtune.config.composition import Composed, Keys, forget, leaves
+from medtune.errors import ConfigError
+
+
+def apply_override(tree: Any, override: str) -> tuple[Keys, Any]:
+    """Change an OmegaConf tree in place.
+
+    Args:
+        tree: The composed config.
+        override: ``key=value`` or ``~key``. A text given for a component names another callable.
+
+    Returns:
+        The place that was written, and the value as plain lists and scalars; of what was deleted null.
+
+    Raises:
+        ConfigError: If it has neither form, or deletes what is not there.
+    """
+    if override.startswith("~"):
+        key = override[1:]
+        if OmegaConf.select(tree, key) is None:
+            raise ConfigError(f"override {override!r}: there is no key {key!r} to delete")
+        parent, _, leaf = key.rpartition(".")
+        del (OmegaConf.select(tree, parent) if parent else tree)[leaf]
+        return _keys(key), None
+    key, separator, text = override.partition("=")
+    if not separator or not key:
+        raise ConfigError(f"override {override!r} is not of the form key=value")
+    value = _value(text)
+    current = OmegaConf.select(tree, key)
+    if isinstance(value, str) and OmegaConf.is_dict(current) and "_component_" in current:
+        key = f"{key}._component_"
+    # A mapping that takes a list's place (model.lora_parts), or the other way round, cannot be merged with it.
+    alike = OmegaConf.is_list(current) == OmegaConf.is_list(value)
+    OmegaConf.update(tree, key, value, force_add=True, merge=alike)
+    return _keys(key), OmegaConf.to_container(value) if OmegaConf.is_config(value) else value
+
+
+def overridden(composed: Composed, overrides: Sequence[str]) -> Any:
+    """The OmegaConf tree of a composed config with its overrides; ``composed.origins`` learns of them."""
+    tree = OmegaConf.create(composed.tree)
+    for override in overrides:
+        place, value = apply_override(tree, override)
+        if not isinstance(value, dict):  # a mapping is merged into what was there
+            forget(place, composed.origins)
+        source = f"{composed.path}, override {override!r}"
+        composed.origins.update(dict.fromkeys(leaves(value, place), source))
+    return tree
+
+
+def _keys(key: str) -> Keys:
+    return tuple(re.findall(r"[^.\[\]]+", key))
+
+
+def _value(text: str) -> Any:
+    """The text of an override as YAML; what is no YAML, such as a lone comma, stands for itself."""
+    if not text.strip():
+        return None
+    try:
+        return OmegaConf.create(f"value: {text}").value
+    except Exception as error:
+        if type(error).__module__.startswith("yaml"):
+            return text
+        raise

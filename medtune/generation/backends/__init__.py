@@ -1,0 +1,1 @@
+"""Whoever answers in place of medtune's own generator."""

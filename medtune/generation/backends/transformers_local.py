@@ -1,0 +1,166 @@
+"""Answers of a checkpoint folder that transformers can run; needs the extra ``transformers``.
+
+The folder is all that is read: nothing is downloaded, no code of the folder is run, and only safetensors are loaded.
+"""
+
+from collections.abc import Container, Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar
+
+import torch
+from PIL import Image
+from torch import Tensor
+
+from medtune.data.randomness import sample_rng
+from medtune.errors import ConfigError, DataError, ModelError
+from medtune.generation.backends.base import AnswerSettings
+from medtune.generation.chat import Part, Turn, chat_turns
+from medtune.generation.engine.sampling import Sampling, draw
+from medtune.generation.identity import weights_identity
+from medtune.generation.requests import Generation, Request
+
+# What decides a prompt's tokens and pixels, beside the weights.
+READ_BESIDE = ("*.json", "*.jinja", "*.model", "*.txt")
+
+
+@dataclass(frozen=True)
+class TransformersCheckpoint:
+    """A model and processor in transformers' layout, asked one request after another.
+
+    Attributes:
+        path: The folder.
+        template: How a question is written for models without a chat template, for example
+            ``"Question: {prompt} Answer:"`` (BLIP-2); null takes the checkpoint's own chat template.
+    """
+
+    remote: ClassVar[bool] = False
+    path: str
+    template: str | None = None
+
+    def __post_init__(self) -> None:
+        if not (Path(self.path) / "config.json").is_file():
+            raise ConfigError(f"backend.path {self.path} is not a folder with a config.json; download the model first")
+        if self.template is not None and self.template.count("{prompt}") != 1:
+            raise ConfigError("backend.template must hold {prompt} once, where the question stands")
+
+    def identity(self) -> dict[str, Any]:
+        """Every file that the answers depend on, and the template."""
+        return {"files": weights_identity(self.path, beside=READ_BESIDE), "template": self.template}
+
+    def open(self, settings: AnswerSettings) -> "LocalAnswers":
+        """Load the processor and the model.
+
+        Raises:
+            ConfigError: If transformers is not installed, or there is neither a chat template nor a ``template``.
+            ModelError: If the folder holds nothing that transformers loads without code of the folder.
+        """
+        try:
+            import transformers
+        except ImportError:
+            raise ConfigError("a local checkpoint needs transformers: pip install 'medtune[transformers]'") from None
+        where = {"local_files_only": True, "trust_remote_code": False}
+        try:
+            processor = transformers.AutoProcessor.from_pretrained(self.path, **where)
+            model = transformers.AutoModelForImageTextToText.from_pretrained(
+                self.path, dtype=settings.dtype, use_safetensors=True, **where
+            )
+        except (OSError, ValueError, KeyError, ImportError, RuntimeError) as error:
+            reason = str(error).strip().splitlines()
+            raise ModelError(f"transformers cannot load {self.path}: {reason[0] if reason else error!r}") from error
+        if self.template is None and not getattr(processor, "chat_template", None):
+            raise ConfigError(f"{self.path} has no chat template; give backend.template='Question: {{prompt}} Answer:'")
+        return LocalAnswers(model.to(settings.device).eval(), processor, settings, self.template)
+
+
+class LocalAnswers:
+    """Answers of one loaded model.
+
+    Args:
+        model: Of ``AutoModelForImageTextToText``, on its device.
+        processor: Of ``AutoProcessor``.
+        settings: How to answer.
+        template: See :class:`TransformersCheckpoint`.
+    """
+
+    def __init__(self, model: Any, processor: Any, settings: AnswerSettings, template: str | None) -> None:
+        self.model, self.processor, self.settings, self.template = model, processor, settings, template
+        self.images_encoded = 0
+        ends = model.generation_config.eos_token_id
+        self._stops = frozenset(ends if isinstance(ends, list) else [ends])
+
+    def batches(self, requests: Iterable[Request], done: Container[str] = frozenset()) -> Iterator[list[Generation]]:
+        """Yield one answer at a time.
+
+        Raises:
+            DataError: For a request that cannot be used, unless the settings skip those.
+        """
+        for request in requests:
+            if request.id in done:
+                continue
+            try:
+                answer = self._answer(request)
+            except DataError as error:
+                self.settings.refuse(request, error)
+                continue
+            self.images_encoded += len(request.sample.images)
+            yield [answer]
+
+    @torch.inference_mode()
+    def _answer(self, request: Request) -> Generation:
+        turns = chat_turns(request.sample, request.source.open_images(request.sample))
+        inputs = self._inputs(turns, request).to(self.settings.device, self.settings.dtype)
+        # A checkpoint's own settings may draw tokens or punish repetitions: all models are asked alike.
+        written = self.model.generate(
+            **inputs,
+            max_new_tokens=self.settings.bound(request),
+            do_sample=False,
+            num_beams=1,
+            repetition_penalty=1.0,
+            temperature=None,
+            top_p=None,
+            top_k=None,
+            logits_processor=self._processors(request),
+        )
+        tokens = _new_tokens(written[0], inputs["input_ids"][0])
+        stopped = bool(tokens) and tokens[-1] in self._stops
+        text = self.processor.tokenizer.decode(tokens, skip_special_tokens=True)
+        return Generation(request.id, text, len(tokens) - stopped, stopped)
+
+    def _processors(self, request: Request) -> list[Any]:
+        sampling = self.settings.sampling_of(request)
+        return [] if sampling is None else [_DrawnToken(request.id, sampling)]
+
+    def _inputs(self, turns: list[Turn], request: Request) -> Any:
+        if self.template is None:
+            chat = [{"role": turn.role, "content": [_content(part) for part in turn.parts]} for turn in turns]
+            return self.processor.apply_chat_template(
+                chat, tokenize=True, return_dict=True, return_tensors="pt", add_generation_prompt=True
+            )
+        if len(turns) != 1:
+            raise DataError(f"request {request.id!r} has {len(turns)} turns, of which backend.template can write one")
+        pictures = [part for part in turns[0].parts if isinstance(part, Image.Image)]
+        question = "\n".join(part for part in turns[0].parts if isinstance(part, str))
+        text = self.template.replace("{prompt}", question)
+        return self.processor(images=pictures or None, text=text, return_tensors="pt")
+
+
+class _DrawnToken:
+    """Leaves one token possible at each step: the one that medtune's own generator would draw from these logits."""
+
+    def __init__(self, request_id: str, sampling: Sampling) -> None:
+        self.sampling, self._stream = sampling, sample_rng(sampling.seed, 0, 0, stream=request_id)
+
+    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
+        uniform = torch.tensor([self._stream.random()], dtype=torch.float32, device=scores.device)
+        return torch.full_like(scores, -torch.inf).scatter(1, draw(scores, uniform, self.sampling)[:, None], 0.0)
+
+
+def _content(part: Part) -> dict[str, Any]:
+    return {"type": "text", "text": part} if isinstance(part, str) else {"type": "image", "image": part}
+
+
+def _new_tokens(written: Tensor, prompt: Tensor) -> list[int]:
+    """What was added to the prompt; models that write elsewhere than behind it return the answer alone."""
+    same = len(written) >= len(prompt) and torch.equal(written[: len(prompt)], prompt)
+    return written[len(prompt) :].tolist() if same else written.tolist()

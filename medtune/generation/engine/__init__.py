@@ -1,0 +1,1 @@
+"""Answers of a model in memory: prompts, batches, caches, sampling."""

@@ -1,0 +1,340 @@
+"""Requests that come and go while others are being answered, each with its tokens as they are made.
+
+The generator answers batches; the engine serves. A step reads one token for every request that is being answered,
+takes in waiting requests where there is room, and lets finished ones go. Each row has keys and values at a position of
+its own (:mod:`medtune.generation.engine.continuous_cache`), so that an answer is the one the request would get alone.
+"""
+
+from collections import deque
+from collections.abc import Hashable
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field
+from threading import Lock
+from typing import Any, Literal, Self
+
+import torch
+from torch import Tensor
+
+from medtune.errors import ConfigError, DataError, MedtuneError
+from medtune.generation.engine.batches import Plan, PromptBatch
+from medtune.generation.engine.continuous_text import TextStream
+from medtune.generation.engine.decoding import CachedDecoder
+from medtune.generation.engine.features import FeatureStore
+from medtune.generation.engine.generator import ENCODED_AT_ONCE
+from medtune.generation.engine.prefixes import find_shared
+from medtune.generation.engine.prompts import PromptMaker
+from medtune.generation.engine.sampling import Draws, Sampling, choose
+from medtune.generation.prompt_extension import NoExtension, PromptExtension
+from medtune.generation.requests import Request
+from medtune.generation.seams import AnswerModel, PromptTransform
+
+Reason = Literal["stop", "length", "cancelled", "error"]
+
+
+@dataclass(frozen=True)
+class TokenEvent:
+    """What happened to a request in one step.
+
+    Attributes:
+        id: Of the request.
+        token: The token that was made; None for events without one, such as the end by a stop token.
+        text_delta: Text that became complete; the sum over all events is the answer.
+        finished: Whether this is the request's last event.
+        reason: Why it is: a stop token, the bound of tokens, :meth:`Engine.cancel`, or an error.
+        error: What was wrong with the request.
+    """
+
+    id: str
+    token: int | None = None
+    text_delta: str = ""
+    finished: bool = False
+    reason: Reason | None = None
+    error: MedtuneError | None = None
+
+
+@dataclass(frozen=True)
+class _Prompt:
+    """A request with what the transform and the extension made of it."""
+
+    request: Request
+    item: dict[str, Any]
+    prepared: Any
+
+
+@dataclass(frozen=True)
+class _Waiting:
+    """A request that has no row yet, and its prompt in the making."""
+
+    request: Request
+    prompt: Future[_Prompt]
+
+
+@dataclass
+class _Live:
+    """A request that is being answered; its place in the engine's list is its row.
+
+    Attributes:
+        request: What is asked.
+        bound: Most tokens it may say.
+        draws: How its tokens are chosen.
+        text: Its tokens and their text.
+        ended: True once no other token is wanted.
+    """
+
+    request: Request
+    bound: int
+    draws: Draws
+    text: TextStream
+    ended: bool = field(default=False)
+
+    def take(self, token: int, stop_ids: frozenset[int]) -> TokenEvent:
+        """The next token."""
+        name = self.request.id
+        if token in stop_ids:
+            self.ended = True
+            return TokenEvent(name, None, self.text.end(), True, "stop")
+        delta = self.text.add(token)
+        if len(self.text.tokens) < self.bound:
+            return TokenEvent(name, token, delta)
+        self.ended = True
+        return TokenEvent(name, token, delta + self.text.end(), True, "length")
+
+
+class Engine:
+    """Answers requests that come at any time.
+
+    ``submit`` and ``cancel`` may be called from other threads than ``step``. While an engine is open, the model must
+    not be used otherwise.
+
+    Args:
+        model: A VLM on ``device`` in ``dtype``; it keeps its mode and has no caches once the engine is closed.
+        transform: The model's transform.
+        slots: Requests that are answered at the same time.
+        max_new_tokens: Bound for requests that have none of their own.
+        device: Where the model is.
+        dtype: Of pictures and caches.
+        sampling: Of requests that have none of their own; None for greedy answers.
+        extension: What a method adds to prompts. Requests of another group wait until the present one is answered.
+        share_prefix: Read what several prompts that are taken in together begin with once.
+
+    Raises:
+        ConfigError: For sizes below one.
+    """
+
+    def __init__(
+        self,
+        model: AnswerModel,
+        transform: PromptTransform,
+        *,
+        slots: int = 8,
+        max_new_tokens: int = 64,
+        device: torch.device | str = "cpu",
+        dtype: torch.dtype = torch.float32,
+        sampling: Sampling | None = None,
+        extension: PromptExtension | None = None,
+        share_prefix: bool = True,
+    ) -> None:
+        if slots < 1 or max_new_tokens < 1:
+            raise ConfigError(f"slots {slots} or max_new_tokens {max_new_tokens} is too small")
+        self.model, self.transform, self.slots, self.max_new_tokens = model, transform, slots, max_new_tokens
+        self.device, self.dtype = torch.device(device), dtype
+        self.sampling, self.extension, self.share_prefix = sampling, extension or NoExtension(), share_prefix
+        self.features = FeatureStore(model, at_once=ENCODED_AT_ONCE)
+        self._decoder = CachedDecoder(model, self.device, dtype, self.extension.before_forward)
+        self._waiting: deque[_Waiting] = deque()
+        self._live: list[_Live] = []
+        self._ids: set[str] = set()
+        self._cancelled: set[str] = set()
+        self._prompts = PromptMaker(transform, self.extension)
+        self._lock = Lock()
+        self._pool = ThreadPoolExecutor(max_workers=1, thread_name_prefix="prepare")
+        self._training = model.training
+        model.train(False)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.close()
+
+    @property
+    def idle(self) -> bool:
+        """Whether no request waits or is being answered."""
+        return not self._ids
+
+    @property
+    def tokens_read(self) -> int:
+        """Tokens of prompts that went through the decoder so far; what is shared counts once."""
+        return self._decoder.tokens_read
+
+    def submit(self, request: Request) -> None:
+        """Queue a request; its events come from :meth:`step`.
+
+        Raises:
+            DataError: If a request of this id is in the engine, or if likelihoods are wanted, which it does not give.
+        """
+        if request.id in self._ids:
+            raise DataError(f"request {request.id!r} is being answered already; give each request an id of its own")
+        if request.continuations:
+            raise DataError(f"request {request.id!r} wants continuations scored; ask a generator for likelihoods")
+        with self._lock:
+            self._ids.add(request.id)
+            self._waiting.append(_Waiting(request, self._pool.submit(self._prepare, request)))
+
+    def cancel(self, name: str) -> bool:
+        """End a request at the next step.
+
+        Returns:
+            False if there is no such request, or no longer.
+        """
+        known = name in self._ids
+        if known:
+            self._cancelled.add(name)
+        return known
+
+    @torch.inference_mode()
+    def step(self) -> list[TokenEvent]:
+        """Make one token for each request that is being answered, and take in waiting ones.
+
+        Returns:
+            One event per request that has something to tell; at least one, unless the engine is idle.
+        """
+        events = self._end_cancelled()
+        if self._live:
+            logits = self._decoder.step([live.text.tokens[-1] for live in self._live])
+            events += self._take(logits, self._live)
+        events += self._admit()
+        self._forget()
+        self._ids -= {event.id for event in events if event.finished}
+        return events
+
+    def close(self) -> None:
+        """Drop all requests and leave the model as it was found."""
+        self._pool.shutdown(wait=True, cancel_futures=True)
+        self._decoder.close()
+        self.features.clear()
+        self._waiting.clear()
+        self._live.clear()
+        self._ids.clear()
+        self._prompts.forget(lambda key: True)
+        self.model.train(self._training)
+
+    def _take(self, logits: Tensor, rows: list[_Live]) -> list[TokenEvent]:
+        """Choose a token for each of the last ``len(rows)`` rows, and free the rows that end."""
+        stop_ids = frozenset(self.transform.stop_ids)
+        chosen = choose(logits, [live.draws for live in rows]).tolist()
+        events = [live.take(token, stop_ids) for live, token in zip(rows, chosen, strict=True)]
+        self._drop_ended()
+        return events
+
+    def _drop_ended(self) -> None:
+        for row in reversed(range(len(self._live))):
+            if self._live[row].ended:
+                self._decoder.drop(row)
+                self._live[row] = self._live[-1]
+                self._live.pop()
+
+    def _end_cancelled(self) -> list[TokenEvent]:
+        names, self._cancelled = self._cancelled, set()
+        events = []
+        for live in self._live:
+            if live.request.id in names:
+                live.ended = True
+                events.append(TokenEvent(live.request.id, None, live.text.end(), True, "cancelled"))
+        self._drop_ended()
+        for waiting in [waiting for waiting in self._waiting if waiting.request.id in names]:
+            waiting.prompt.cancel()
+            self._waiting.remove(waiting)
+            events.append(TokenEvent(waiting.request.id, finished=True, reason="cancelled"))
+        return events
+
+    def _admit(self) -> list[TokenEvent]:
+        """Give rows to waiting requests, in the order in which they came, and make their first tokens."""
+        events: list[TokenEvent] = []
+        ready: list[_Prompt] = []
+        while self._waiting and len(self._live) + len(ready) < self.slots and self._fits(self._waiting[0], ready):
+            waiting = self._waiting[0]
+            if not waiting.prompt.done() and (self._live or ready or events):
+                break
+            self._waiting.popleft()
+            try:
+                prompt = waiting.prompt.result()
+            except MedtuneError as error:
+                events.append(_failed(waiting.request, error))
+                continue
+            if self._bound(prompt.request, len(prompt.item["tokens"])) < 1:
+                events.append(TokenEvent(prompt.request.id, finished=True, reason="length"))
+            else:
+                ready.append(prompt)
+        return [*events, *self._read(ready)] if ready else events
+
+    def _fits(self, waiting: _Waiting, ready: list[_Prompt]) -> bool:
+        """Whether a request may share a forward pass with those that have a row."""
+        others = [live.request for live in self._live] + [prompt.request for prompt in ready]
+        key = self.extension.group_key
+        return not others or key(others[0]) == key(waiting.request)
+
+    def _read(self, prompts: list[_Prompt]) -> list[TokenEvent]:
+        """Read prompts together; where that fails, one by one, so that only what is at fault fails."""
+        try:
+            live, logits = self._prefill(prompts)
+        except MedtuneError as error:
+            if len(prompts) == 1:
+                return [_failed(prompts[0].request, error)]
+            return [event for prompt in prompts for event in self._read([prompt])]
+        self._live += live
+        return self._take(logits, live)
+
+    def _prefill(self, prompts: list[_Prompt]) -> tuple[list[_Live], Tensor]:
+        requests = [prompt.request for prompt in prompts]
+        made = self.transform.collate([prompt.item for prompt in prompts], pad_side="left")
+        plan, prepared = Plan(requests, frozenset()), [prompt.prepared for prompt in prompts]
+        batch = PromptBatch(
+            plan, requests, made["tokens"], made["padding"], made["vision"], made["vision_mask"], prepared
+        ).to(self.device, self.dtype)
+        features = self.features(batch)
+        batch = self.extension.extend(batch).without_pixels()
+        shared = find_shared(batch, self._prefix_keys(batch), self.transform.image_id) if self.share_prefix else None
+        if shared is not None:
+            batch, features = batch.select(shared.order), None if features is None else features[shared.order]
+        live = [self._begin(request, length) for request, length in zip(batch.requests, batch.lengths, strict=True)]
+        columns = max(length + one.bound for length, one in zip(batch.lengths, live, strict=True))
+        return live, self._decoder.admit(batch, features, columns, shared)
+
+    def _prefix_keys(self, batch: PromptBatch) -> list[Hashable]:
+        return [(tuple(request.image_keys), self.extension.prefix_key(request)) for request in batch.requests]
+
+    def _begin(self, request: Request, length: int) -> _Live:
+        bound = self._bound(request, length)
+        if bound < 1:
+            raise DataError(f"request {request.id!r}: its prompt leaves no room for an answer; shorten it")
+        return _Live(request, bound, Draws(request.id, request.sampling or self.sampling), TextStream(self._decode))
+
+    def _decode(self, tokens: list[int]) -> str:
+        return self.transform.decode(tokens)
+
+    def _bound(self, request: Request, length: int) -> int:
+        wanted = self.max_new_tokens if request.max_new_tokens is None else request.max_new_tokens
+        return min(wanted, self.transform.max_seq_len - length)
+
+    def _prepare(self, request: Request) -> _Prompt:
+        """Open and transform; runs in a thread of its own."""
+        try:
+            return _Prompt(request, *self._prompts(request))
+        except MedtuneError:
+            raise
+        except Exception as error:  # whatever an image library raises is this request's own trouble
+            name = type(error).__name__
+            raise DataError(f"request {request.id!r} could not be prepared ({name}); check its images") from error
+
+    def _forget(self) -> None:
+        """Let go of images that no request in the engine shows."""
+        with self._lock:
+            requests = [live.request for live in self._live] + [waiting.request for waiting in self._waiting]
+            samples = {(id(request.source), request.sample.images) for request in requests}
+            self.features.keep({key for request in requests for key in request.image_keys})
+            self._prompts.forget(lambda key: key not in samples)
+
+
+def _failed(request: Request, error: MedtuneError) -> TokenEvent:
+    return TokenEvent(request.id, finished=True, reason="error", error=error)

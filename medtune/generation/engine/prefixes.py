@@ -1,0 +1,125 @@
+"""Beginnings that several prompts of a batch share, and whether reading them once is worth a pass of its own."""
+
+from collections.abc import Hashable, Sequence
+from dataclasses import dataclass
+from itertools import chain
+
+import torch
+
+from medtune.generation.engine.batches import PromptBatch
+
+# A second pass costs its launch and a copy of keys and values; below this share of the tokens it pays.
+WORTH = 0.8
+
+
+@dataclass(frozen=True)
+class SharedPrefixes:
+    """How a batch is read in two passes: common beginnings first, then the rest of every row.
+
+    All lists are for the batch in the order ``order``.
+
+    Attributes:
+        order: Rows of the batch; those that read a beginning come first.
+        readers: How many rows read a beginning.
+        reader: The row that reads each row's beginning, below ``readers``.
+        length: Tokens of each row's beginning, fewer than the row has; 0 only where no reader is needed.
+        images: Image tokens within each row's beginning.
+        images_left: Whether a row has image tokens after its beginning.
+    """
+
+    order: list[int]
+    readers: int
+    reader: list[int]
+    length: list[int]
+    images: list[int]
+    images_left: bool
+
+    @property
+    def tokens(self) -> int:
+        """Tokens of the first pass, padding left out."""
+        return sum(self.length[: self.readers])
+
+
+def find_shared(batch: PromptBatch, keys: Sequence[Hashable], image_id: int) -> SharedPrefixes | None:
+    """Find what rows have in common at their beginnings.
+
+    Rows belong together if their keys and their tokens up to the last image token are equal. Rows without a partner are
+    cut too, so that the second pass is as narrow as the others' ends allow.
+
+    Args:
+        batch: Left-padded prompts as the model reads them.
+        keys: One per row; equal keys mean that equal tokens have equal embeddings.
+        image_id: The token that stands for an image, or for one feature of it.
+
+    Returns:
+        None where two passes would read more than ``WORTH`` of the tokens of one, padding included.
+    """
+    prompts = [batch.prompt(row) for row in range(len(batch.requests))]
+    groups = _groups(prompts, keys, image_id)
+    if len(groups) == len(prompts):
+        return None
+    longest = [_common(batch, group, prompts) for group in groups]
+    least = 1 if batch.vision_mask.dim() == 3 else 0  # cross-attention takes its images in the first pass
+    best, cost = None, WORTH * len(prompts) * max(map(len, prompts))
+    for ends in sorted({_end(prompts, group) - length for group, length in zip(groups, longest, strict=True)}):
+        cut = _cut(prompts, groups, longest, ends, least)
+        if cut is not None and _cost(cut, ends, len(prompts)) <= cost:
+            best, cost = cut, _cost(cut, ends, len(prompts))
+    return None if best is None else _shared(best, prompts, image_id)
+
+
+def _groups(prompts: Sequence[list[int]], keys: Sequence[Hashable], image_id: int) -> list[list[int]]:
+    """Rows that show the same images in the same place."""
+    groups: dict[Hashable, list[int]] = {}
+    for row, (prompt, key) in enumerate(zip(prompts, keys, strict=True)):
+        head = len(prompt) - prompt[::-1].index(image_id) if image_id in prompt else 0
+        groups.setdefault((key, tuple(prompt[:head])), []).append(row)
+    return list(groups.values())
+
+
+def _common(batch: PromptBatch, group: list[int], prompts: Sequence[list[int]]) -> int:
+    """Tokens that all rows of a group begin with; one token of each is left over, as its state gives the answer."""
+    most = min(len(prompts[row]) for row in group) - 1
+    heads = torch.tensor([prompts[row][:most] for row in group])
+    return int((heads == heads[0]).all(dim=0).cumprod(dim=0).sum())
+
+
+def _end(prompts: Sequence[list[int]], group: list[int]) -> int:
+    return max(len(prompts[row]) for row in group)
+
+
+Cut = list[tuple[list[int], int]]
+
+
+def _cut(
+    prompts: Sequence[list[int]], groups: list[list[int]], longest: list[int], ends: int, least: int
+) -> Cut | None:
+    """(rows, length of what they share) such that no row has more than ``ends`` tokens left."""
+    cut: Cut = []
+    for group, common in zip(groups, longest, strict=True):
+        end = _end(prompts, group)
+        if end - common <= ends:
+            cut.append((group, min(common, max(end - ends, least))))
+        else:
+            cut += [([row], max(len(prompts[row]) - ends, least)) for row in group]
+    fits = all(least <= length < len(prompts[row]) for rows, length in cut for row in rows)
+    return cut if fits else None
+
+
+def _cost(cut: Cut, ends: int, rows: int) -> int:
+    lengths = [length for _, length in cut if length]
+    return len(lengths) * max(lengths, default=0) + rows * ends
+
+
+def _shared(cut: Cut, prompts: Sequence[list[int]], image_id: int) -> SharedPrefixes:
+    cut = sorted(cut, key=lambda item: -item[1])
+    reading = [item for item in cut if item[1]]
+    others = [[(row, place) for row in rows[1:]] for place, (rows, _) in enumerate(reading)]
+    alone = [(row, 0) for rows, length in cut if not length for row in rows]
+    placed = [*((rows[0], place) for place, (rows, _) in enumerate(reading)), *chain.from_iterable(others), *alone]
+    order, reader = [row for row, _ in placed], [place for _, place in placed]
+    held = {row: length for rows, length in cut for row in rows}
+    length = [held[row] for row in order]
+    images = [prompts[row][:end].count(image_id) for row, end in zip(order, length, strict=True)]
+    left = any(image_id in prompts[row][end:] for row, end in zip(order, length, strict=True))
+    return SharedPrefixes(order, len(reading), reader, length, images, left)

@@ -1,0 +1,141 @@
+"""The one seam between training methods and models whose decoder looks at images through cross-attention."""
+
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor, nn
+from torchtune.modules import TransformerDecoder
+from torchtune.modules.model_fusion import DeepFusionModel, FusionEmbedding, FusionLayer
+
+from medtune.errors import ModelError
+from medtune.models.common.family import ModelFamily
+from medtune.models.common.interface import BatchShape
+from medtune.models.common.parts import sort_parameters
+from medtune.models.common.rows import Replacement, replace_rows, train_adapters_only
+from medtune.models.common.shared import SharedVLM
+
+PARTS = ("vision", "projection", "fusion", "decoder")
+
+
+class DeepFusionVLM(SharedVLM, DeepFusionModel):
+    """A torchtune deep-fusion model opened where training methods need it.
+
+    ``forward`` stays torchtune's. ``encode``, ``hidden`` and ``logits`` are its three steps, so that an image can be
+    encoded once for several texts, embeddings can be replaced by learned vectors, and logits can be made in chunks.
+
+    Args:
+        decoder: the language model with its fusion layers.
+        encoder: vision transformer and projection.
+        family: converters and config of this model.
+        adapters_only: train nothing but LoRA parameters; otherwise everything is trainable until a recipe freezes
+            parts by name (see :meth:`parts`).
+    """
+
+    def __init__(
+        self, decoder: TransformerDecoder, encoder: nn.Module, *, family: ModelFamily, adapters_only: bool = False
+    ) -> None:
+        super().__init__(decoder, encoder, decoder_trainable=True, encoder_trainable=True, fusion_trainable=True)
+        self.family = family
+        if adapters_only:
+            train_adapters_only(self)
+
+    @property
+    def embed_dim(self) -> int:
+        """Width of the decoder's embeddings."""
+        return self.decoder.num_heads * self.decoder.head_dim
+
+    def encode(self, vision: dict[str, Tensor]) -> Tensor:
+        """Turn a batch's ``vision`` tensors into features.
+
+        Args:
+            vision: ``images`` [b, i, t, c, h, w], ``aspect_ratio`` [b, i, 2] and ``tiles`` [b, i] (real tiles per
+                image, 0 for a padding image), as the collator gives them.
+
+        Returns:
+            Features [b, s_e, d] with s_e = i * t * tokens per tile, in that order.
+        """
+        return self.encoder(**vision)
+
+    def hidden(
+        self,
+        tokens: Tensor,
+        features: Tensor | None = None,
+        *,
+        vision_mask: Tensor | None = None,
+        replace: Replacement | None = None,
+        mask: Tensor | None = None,
+        input_pos: Tensor | None = None,
+    ) -> Tensor:
+        """Run the decoder up to and with its final norm.
+
+        Args:
+            tokens: token ids [b, s].
+            features: from :meth:`encode`, or None for text alone (and for cached decoding steps).
+            vision_mask: [b, s, s_e], True where a token may attend to a feature. A row of False passes through the
+                fusion layers unchanged.
+            replace: (where [b, s] bool, rows [k, d]): token embeddings to overwrite, rows in row-major order of
+                ``where``. Gradients reach ``rows``.
+            mask: self-attention mask [b, s, keys], True = may attend; None is causal.
+            input_pos: positions [b, s]; None counts from 0.
+
+        Returns:
+            Final hidden states [b, s, d].
+
+        Raises:
+            ModelError: if ``tokens`` are longer than the model, or ``replace`` does not hold one row per place.
+        """
+        decoder = self.decoder
+        if tokens.shape[1] > decoder.max_seq_len:
+            raise ModelError(f"a batch of {tokens.shape[1]} tokens is longer than the model's {decoder.max_seq_len}")
+        h = decoder.tok_embeddings(tokens)
+        if replace is not None:
+            h = replace_rows(h, *replace)
+        for layer in decoder.layers:
+            h = layer(h, mask=mask, encoder_input=features, encoder_mask=vision_mask, input_pos=input_pos)
+        return decoder.norm(h)
+
+    def parts(self) -> dict[str, list[str]]:
+        """Sort every parameter into exactly one part.
+
+        Returns:
+            part -> names as in ``named_parameters``. ``vision`` is the image transformer, ``projection`` what maps
+            its output to the decoder's width, ``fusion`` the cross-attention layers and the embeddings of image
+            tokens, ``decoder`` the language model; ``adapter.vision`` and so on the LoRA parameters that stand there.
+
+        Raises:
+            ModelError: if a parameter belongs to none of them (something was attached to the model).
+        """
+        # By identity, not by name: activation checkpointing inserts a level into names, on which torchtune's own
+        # get_fusion_params fails.
+        fusion = {id(p) for module in _fusion_modules(self.decoder) for p in module.parameters()}
+
+        def part_of(name: str, parameter: nn.Parameter) -> str:
+            if name.startswith("decoder."):
+                return "fusion" if id(parameter) in fusion else "decoder"
+            return _encoder_part(name)
+
+        return sort_parameters(self, PARTS, part_of)
+
+    def meta_vision(self, shape: BatchShape) -> dict[str, Tensor]:
+        """What :meth:`encode` takes, on the meta device; aspect ratios are looked up, so they are real."""
+        b, i, t = shape.batch, shape.images, shape.tiles
+        return {
+            "images": torch.empty(b, i, t, 3, shape.size, shape.size, device="meta"),
+            "tiles": torch.empty(b, i, dtype=torch.long, device="meta"),
+            "aspect_ratio": torch.tensor([t, 1]).expand(b, i, 2),
+        }
+
+
+def _fusion_modules(decoder: nn.Module) -> Iterator[nn.Module]:
+    for module in decoder.modules():
+        if isinstance(module, FusionLayer):
+            yield module.fusion_layer
+        elif isinstance(module, FusionEmbedding):
+            yield module.fusion_embedding
+
+
+def _encoder_part(name: str) -> str:
+    for prefix, part in (("encoder.clip.", "vision"), ("encoder.projection.", "projection")):
+        if name.startswith(prefix):
+            return part
+    raise ModelError(f"parameter {name} is in no part of the model ({', '.join(PARTS)})")

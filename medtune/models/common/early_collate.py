@@ -1,0 +1,65 @@
+"""Samples with different numbers of tokens, images and tiles as one batch, for models that read images as tokens."""
+
+import torch
+from torch import Tensor
+
+from medtune.models.common.padding import PadSide, stack_rows, stack_tiles
+
+
+def collate_early(
+    items: list[dict],
+    *,
+    pad_id: int,
+    tile_size: int,
+    tokens_per_tile: int,
+    pad_side: PadSide = "right",
+    images: int = 1,
+    tiles: int = 1,
+    dtype: torch.dtype = torch.float32,
+    feature_width: int | None = None,
+) -> dict:
+    """Pad and stack.
+
+    Args:
+        items: transformed samples.
+        pad_id: fills short rows.
+        tile_size: side of a tile in pixels.
+        tokens_per_tile: features of one tile, k.
+        pad_side: side on which short rows are filled; left for generation.
+        images: at least so many images per sample.
+        tiles: at least so many tiles per image.
+        dtype: of the images.
+        feature_width: d, where the items' images are features [tiles, k, d].
+
+    Returns:
+        ``tokens``, ``labels``, ``padding`` [b, s]; ``vision`` with ``images`` [b, i, t, 3, h, w] and ``tiles`` [b, i]
+        (real tiles, 0 where a sample has no such image); ``vision_mask`` [b, i * t * k], True at features that exist;
+        ``ids``. Where the images are features, ``features`` [b, i * t * k, d] instead of ``vision``, zero where there
+        is no tile.
+    """
+    images = max(images, 1, *(len(item["images"]) for item in items))
+    tiles = max([tiles, 1, *(len(image) for item in items for image in item["images"])])
+    shape = (3, tile_size, tile_size) if feature_width is None else (tokens_per_tile, feature_width)
+    stacked, count = stack_tiles(items, images, tiles, shape, dtype)
+    pixels = {"vision": {"images": stacked, "tiles": count}}
+    return {
+        **stack_rows(items, pad_id, pad_side),
+        **(pixels if feature_width is None else {"features": stacked.flatten(1, 3)}),
+        "vision_mask": existing_features(count, tiles, tokens_per_tile),
+        "ids": [item["id"] for item in items],
+    }
+
+
+def existing_features(tiles: Tensor, most: int, tokens_per_tile: int) -> Tensor:
+    """Which features of a padded batch are of real tiles.
+
+    Args:
+        tiles: real tiles per image [b, i].
+        most: tiles that every image is padded to, t.
+        tokens_per_tile: features of one tile, k.
+
+    Returns:
+        [b, i * t * k] bool.
+    """
+    real = torch.arange(most, device=tiles.device) < tiles.unsqueeze(-1)
+    return real.repeat_interleave(tokens_per_tile, dim=-1).flatten(1)

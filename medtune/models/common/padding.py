@@ -1,0 +1,64 @@
+"""Rows of different lengths as one batch: the part of collation that every family shares."""
+
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from medtune.models.common.chat_template import IGNORE
+
+PadSide = Literal["right", "left"]
+
+
+def row_place(tokens: int, length: int, pad_side: PadSide) -> slice:
+    """Where a row of ``tokens`` stands in one of ``length``."""
+    return slice(length - tokens, length) if pad_side == "left" else slice(0, tokens)
+
+
+def stack_rows(items: list[dict], pad_id: int, pad_side: PadSide) -> dict[str, Tensor]:
+    """Pad and stack what is text.
+
+    Args:
+        items: each with ``tokens`` and ``labels``, equally long lists.
+        pad_id: fills short rows.
+        pad_side: the side that is filled; left for generation.
+
+    Returns:
+        ``tokens``, ``labels`` and ``padding`` (True = real token), all [b, s].
+    """
+    length = max(len(item["tokens"]) for item in items)
+    shape = (len(items), length)
+    tokens, labels = torch.full(shape, pad_id), torch.full(shape, IGNORE)
+    padding = torch.zeros(shape, dtype=torch.bool)
+    for row, item in enumerate(items):
+        place = row_place(len(item["tokens"]), length, pad_side)
+        tokens[row, place] = torch.tensor(item["tokens"])
+        labels[row, place] = torch.tensor(item["labels"])
+        padding[row, place] = True
+    return {"tokens": tokens, "labels": labels, "padding": padding}
+
+
+def stack_tiles(
+    items: list[dict], images: int, tiles: int, shape: tuple[int, ...], dtype: torch.dtype
+) -> tuple[Tensor, Tensor]:
+    """Pad and stack what belongs to tiles.
+
+    Zero images stand in where there are none, so that every process of a sharded run takes the same graph.
+
+    Args:
+        items: each with ``images``, a list of tensors [tiles, *shape].
+        images: images that every sample is padded to, i.
+        tiles: tiles that every image is padded to, t.
+        shape: of one tile.
+        dtype: of the result.
+
+    Returns:
+        The tiles [b, i, t, *shape], and how many of each image's are real, [b, i].
+    """
+    stacked = torch.zeros(len(items), images, tiles, *shape, dtype=dtype)
+    count = torch.zeros(len(items), images, dtype=torch.long)
+    for row, item in enumerate(items):
+        for column, image in enumerate(item["images"]):
+            stacked[row, column, : len(image)] = image
+            count[row, column] = len(image)
+    return stacked, count

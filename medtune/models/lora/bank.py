@@ -1,0 +1,296 @@
+"""Several low-rank adapters on one base model, and a choice of one of them for each row of a batch.
+
+All adapters of a linear map stand side by side: ``A`` [R, in] and ``B`` [out, R] with R the sum of their ranks. A row
+keeps the part of ``A x`` that belongs to its adapter and the rest of it is set to zero, so that each row computes
+y = W x + (alpha / r) B' A' x with the A' and B' of its own adapter (LoRA, Hu et al. 2021, Eq. 3). Ranks, scales and
+places of the adapters may differ, shapes do not depend on the choice, and a row without an adapter computes what the
+base computes, to the bit.
+"""
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torchtune.modules.peft import LoRALinear
+
+from medtune.config import nearest
+from medtune.errors import ModelError
+from medtune.models.common.early_fusion import EarlyFusionVLM, encoded_tiles
+from medtune.models.common.names import state_dict_names
+from medtune.models.lora.merge import Adapter
+
+BASE = -1
+"""The index that stands for no adapter."""
+_ENCODER = "encoder."
+_OUTPUT = "decoder.output"
+Rows = Tensor | Sequence[int | str | None]
+
+
+class AdapterBank:
+    """Puts several adapters beside the linear maps of a model; for answering, not for training.
+
+    The model's parts, names and state dict stay as they are: the adapters are added by hooks. Adapters that the model
+    brings along (one that was built with LoRA) are switched off. Within :meth:`route` each row of a pass has its
+    adapter; a pass outside is refused. :meth:`close` takes the adapters away.
+
+    The rows of the batch must stay where they are. Who repeats or reorders them, or runs a part of them, says so by
+    :meth:`rows`. Image features depend on the row where an adapter stands in the image encoder: then they are made by
+    :meth:`encode`, and cannot be shared by rows with different adapters.
+
+    Args:
+        model: A VLM in the family that the adapters are for; its base may be NF4.
+        adapters: name -> adapter, from :func:`medtune.models.lora.peft.read_peft` or
+            :func:`medtune.models.lora.merge.adapter_of`.
+
+    Attributes:
+        names: of the adapters, in the order of their indices.
+        adapts_encoder: whether one of them stands in the image encoder, so that features belong to a row.
+
+    Raises:
+        ModelError: if there is no adapter, or one of them belongs to another model, is not finite, or changes what
+            cannot be chosen per row (the output head, or tensors that were trained whole).
+    """
+
+    def __init__(self, model: Any, adapters: Mapping[str, Adapter]) -> None:
+        if not adapters:
+            raise ModelError("an adapter bank needs at least one adapter")
+        self.model, self.names = model, tuple(adapters)
+        modules = _linear_maps(model)
+        for name, adapter in adapters.items():
+            _check(name, adapter, modules)
+        self._route: _Route | None = None
+        self._encoding: _Route | None = None
+        self._own = [module for module in model.modules() if isinstance(module, LoRALinear)]
+        self._disabled = [layer.disabled for layer in self._own]
+        for layer in self._own:
+            layer.disabled = True
+        self._hooks = []
+        for prefix in sorted({prefix for adapter in adapters.values() for prefix in adapter.strengths}):
+            wide = _Wide.of(prefix, list(adapters.values()), modules[prefix])
+            self._hooks.append(modules[prefix].register_forward_hook(self._hook(wide)))
+        self.adapts_encoder = any(
+            prefix.startswith(_ENCODER) for adapter in adapters.values() for prefix in adapter.strengths
+        )
+
+    def index(self, name: str) -> int:
+        """The index of an adapter.
+
+        Raises:
+            ModelError: naming the nearest, if there is none of this name.
+        """
+        if name not in self.names:
+            raise ModelError(f"the bank holds no adapter {name!r}; {nearest(name, self.names)}")
+        return self.names.index(name)
+
+    @contextmanager
+    def route(self, rows: Rows) -> Iterator[None]:
+        """Within the context row i of every pass has the adapter ``rows[i]``.
+
+        Args:
+            rows: for each row of the batch an index (-1 is the base) or a name (None is the base).
+
+        Raises:
+            ModelError: if an adapter is not in the bank; and, by the passes within, if they have another number of
+                rows.
+        """
+        chosen = [self._chosen(row) for row in (rows.tolist() if isinstance(rows, Tensor) else rows)]
+        before, self._route = self._route, _Route(tuple(chosen))
+        try:
+            yield
+        finally:
+            self._route = before
+
+    def _chosen(self, row: int | str | None) -> int:
+        if row is None:
+            return BASE
+        index = self.index(row) if isinstance(row, str) else int(row)
+        if not BASE <= index < len(self.names):
+            raise ModelError(f"the bank holds adapters 0 to {len(self.names) - 1} (-1 is the base), not {index}")
+        return index
+
+    @contextmanager
+    def rows(self, order: Tensor | Sequence[int]) -> Iterator[None]:
+        """Within the context row i of a pass is row ``order[i]`` of the batch that is routed.
+
+        Raises:
+            ModelError: outside of :meth:`route`, or if the batch has no such row.
+        """
+        chosen = self._routed().chosen
+        picked = [int(row) for row in order]
+        if picked and not 0 <= min(picked) <= max(picked) < len(chosen):
+            raise ModelError(f"rows {min(picked)} to {max(picked)} of a batch of {len(chosen)} were asked for")
+        with self.route([chosen[row] for row in picked]):
+            yield
+
+    def encode(self, vision: dict[str, Tensor]) -> Tensor:
+        """The model's ``encode`` where each tile has the adapter of its row; see there.
+
+        Raises:
+            ModelError: outside of :meth:`route`, or if the pictures belong to another number of rows.
+        """
+        route = self._routed()
+        b, i, t = vision["images"].shape[:3]
+        if b != len(route.chosen):
+            raise ModelError(f"pictures of {b} rows were encoded under a route of {len(route.chosen)}")
+        if isinstance(self.model, EarlyFusionVLM):
+            owners = (encoded_tiles(vision) // (i * t)).tolist()
+        else:
+            owners = [row for row in range(b) for _ in range(i)]
+        self._encoding = _Route(tuple(route.chosen[row] for row in owners))
+        try:
+            return self.model.encode(vision)
+        finally:
+            self._encoding = None
+
+    def close(self) -> None:
+        """Take the adapters away; the model is what it was."""
+        for hook in self._hooks:
+            hook.remove()
+        self._hooks = []
+        for layer, disabled in zip(self._own, self._disabled, strict=True):
+            layer.disabled = disabled
+        self._own, self._disabled = [], []
+
+    def _routed(self) -> "_Route":
+        if self._route is None:
+            raise ModelError("a model with an adapter bank was called outside of `with bank.route(...)`")
+        return self._route
+
+    def _hook(self, wide: "_Wide") -> Any:
+        def add(module: nn.Module, arguments: tuple[Tensor, ...], output: Tensor) -> Tensor:
+            if not wide.prefix.startswith(_ENCODER):
+                return wide.add(arguments[0], output, self._routed())
+            if self._encoding is None:
+                raise ModelError(
+                    f"an adapter stands in the image encoder ({wide.prefix}), so that a picture's features depend on "
+                    "the row; encode by the bank, and share no features between rows"
+                )
+            return wide.add(arguments[0], output, self._encoding)
+
+        return add
+
+
+@dataclass
+class _Route:
+    """The adapter of each row, and what the layers made of it."""
+
+    chosen: tuple[int, ...]
+    made: dict[tuple[str, int], tuple[Tensor, Tensor] | None] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class _Wide:
+    """The adapters of one linear map.
+
+    Attributes:
+        prefix: of the map in state dicts.
+        a: [R, in], the A of every adapter that stands here, one below the other.
+        b: [out, R], their B, side by side.
+        owner: [R], the index of the adapter that a row of ``a`` belongs to.
+        scales: alpha / rank by index, and 0 for the base at the end; 0 for adapters that do not stand here.
+    """
+
+    prefix: str
+    a: Tensor
+    b: Tensor
+    owner: Tensor
+    scales: Tensor
+
+    @staticmethod
+    def of(prefix: str, adapters: Sequence[Adapter], module: nn.Module) -> "_Wide":
+        place, dtype = _place(module)
+        there = [(index, adapter) for index, adapter in enumerate(adapters) if prefix in adapter.strengths]
+        scales = [0.0] * (len(adapters) + 1)
+        for index, adapter in there:
+            scales[index] = adapter.strengths[prefix].alpha / adapter.strengths[prefix].rank
+        a, b = (
+            torch.cat([adapter.state[f"{prefix}.{side}.weight"].to(place, dtype) for _, adapter in there], dim=dim)
+            for side, dim in (("lora_a", 0), ("lora_b", 1))
+        )
+        owner = [index for index, adapter in there for _ in range(adapter.strengths[prefix].rank)]
+        return _Wide(prefix, a, b, torch.tensor(owner, device=place), torch.tensor(scales, device=place))
+
+    def add(self, x: Tensor, output: Tensor, route: _Route) -> Tensor:
+        """``output`` and, for each row, what its adapter adds to it.
+
+        Raises:
+            ModelError: if ``x`` has another number of rows than the route.
+        """
+        if x.shape[0] != len(route.chosen):
+            # a route of one row would be stretched over all of them, and nothing would say so
+            raise ModelError(f"{self.prefix}: a pass of {x.shape[0]} rows under a route of {len(route.chosen)}")
+        key = (self.prefix, x.ndim)
+        if key not in route.made:
+            route.made[key] = self._of(route, x.ndim)
+        made = route.made[key]
+        if made is None:
+            return output
+        others, scale = made
+        h = F.linear(x, self.a).masked_fill(others, 0)
+        # the scale in fp32 and apart from the masks, as an adapter alone is scaled: bf16 then rounds the same
+        return output + (scale * F.linear(h, self.b)).to(output.dtype)
+
+    def _of(self, route: _Route, ndim: int) -> tuple[Tensor, Tensor] | None:
+        """(what is not the row's own [b, 1, R], its scale [b, 1, 1]), or None where no row has an adapter here."""
+        if not set(route.chosen) & set(self.owner.tolist()):
+            return None
+        chosen = torch.tensor(route.chosen, device=self.owner.device)
+        middle = (1,) * (ndim - 2)
+        others = (self.owner[None] != chosen[:, None]).view(len(chosen), *middle, -1)
+        return others, self.scales[chosen].view(len(chosen), *middle, 1)
+
+
+def _linear_maps(model: nn.Module) -> dict[str, nn.Module]:
+    """State-dict prefix -> linear map, plain, quantised or with an adapter of its own."""
+    keys = state_dict_names(model)
+    return {
+        keys[f"{name}.weight"].removesuffix(".weight"): module
+        for name, module in model.named_modules()
+        if isinstance(module, nn.Linear | LoRALinear) and not name.endswith((".lora_a", ".lora_b"))
+    }
+
+
+def _place(module: Any) -> tuple[torch.device, torch.dtype]:
+    """Where a linear map computes, and in what type: of NF4 the one that it was made from."""
+    return module.weight.device, module.weight.dtype
+
+
+def _check(name: str, adapter: Adapter, modules: Mapping[str, nn.Module]) -> None:
+    if adapter.whole:
+        raise ModelError(
+            f"adapter {name!r} changes {len(adapter.whole)} tensors as a whole (first: {min(adapter.whole)}), which "
+            "cannot be chosen per row; serve it merged, or train adapters alone"
+        )
+    wanted = {f"{prefix}.{side}.weight" for prefix in adapter.strengths for side in ("lora_a", "lora_b")}
+    if adapter.state.keys() != wanted or not wanted:
+        odd = sorted(adapter.state.keys() ^ wanted)
+        raise ModelError(f"adapter {name!r} is not whole: tensors and strengths differ at {odd[:1] or 'nothing'}")
+    for prefix, strength in adapter.strengths.items():
+        if prefix == _OUTPUT:
+            raise ModelError(
+                f"adapter {name!r} stands on the output head, which is called with single positions, not with the "
+                "batch's rows; serve it merged, or train it without apply_lora_to_output"
+            )
+        if prefix not in modules:
+            raise ModelError(
+                f"adapter {name!r}: the model has no linear map {prefix}; is it of another family or size?"
+            )
+        out, wide = _size(modules[prefix])
+        a, b = adapter.state[f"{prefix}.lora_a.weight"], adapter.state[f"{prefix}.lora_b.weight"]
+        found, fitting = (tuple(a.shape), tuple(b.shape)), ((strength.rank, wide), (out, strength.rank))
+        if found != fitting:
+            raise ModelError(f"adapter {name!r}: {prefix} has A and B of {found}, the model needs {fitting}")
+        # zero times infinity is not a number: it would reach the rows of every other adapter
+        if not (math.isfinite(strength.alpha) and a.isfinite().all() and b.isfinite().all()):
+            raise ModelError(f"adapter {name!r}: {prefix} is not finite")
+
+
+def _size(module: Any) -> tuple[int, int]:
+    if isinstance(module, LoRALinear):
+        return module.out_dim, module.in_dim
+    return module.out_features, module.in_features

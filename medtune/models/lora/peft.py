@@ -1,0 +1,195 @@
+"""Adapters in PEFT's format, written and read without PEFT: it refuses the torchao that torchtune needs."""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import nn
+
+from medtune.data.writing import write_whole
+from medtune.errors import ModelError
+from medtune.models.common.family import ModelFamily, StateDict
+from medtune.models.common.names import expected_shapes, is_adapter_key
+from medtune.models.lora.merge import Adapter, Strength, adapted_layers
+from medtune.models.lora.names import PREFIX
+from medtune.models.lora.peft_config import CONFIG_NAME, read_config, strength_of, strengths_config
+from medtune.models.lora.peft_whole import whole_from_peft, whole_to_peft
+from medtune.models.weights import save_tensors
+
+WEIGHTS_NAME = "adapter_model.safetensors"
+_SIDES = (".lora_A.weight", ".lora_B.weight")
+
+
+def save_peft(
+    adapters: StateDict, model: nn.Module, out_dir: str | Path, base: str | None, *, whole: StateDict | None = None
+) -> Path:
+    """Write ``adapter_model.safetensors`` and ``adapter_config.json``, as ``PeftModel.from_pretrained`` reads them.
+
+    The config names every adapted module in full, because self- and cross-attention cannot be told apart by the last
+    part of a name. It is written last: a folder without it is not an adapter.
+
+    Args:
+        adapters: every adapter tensor of the model by state-dict key, on the CPU, and nothing else.
+        model: gives family, rank, alpha and dropout of each adapter; may live on the meta device.
+        out_dir: made if need be.
+        base: path or hub name of the base weights, which goes into the config.
+        whole: tensors that were trained whole beside the adapters, for ``modules_to_save``.
+
+    Returns:
+        ``out_dir``.
+
+    Raises:
+        ModelError: if the model has no adapters, the family has no PEFT layout, tensors are missing or left over, or
+            PEFT has no place for ``whole``.
+    """
+    return write_peft(peft_files(adapters, model, base, whole=whole), out_dir)
+
+
+def peft_files(
+    adapters: StateDict, model: nn.Module, base: str | None, *, whole: StateDict | None = None
+) -> tuple[StateDict, dict[str, Any]]:
+    """The tensors and the config that :func:`save_peft` writes; arguments and errors are the same."""
+    to_peft, _ = _layout(model.family)  # type: ignore[arg-type]
+    layers = adapted_layers(model)
+    if not layers:
+        raise ModelError("the model has no adapters")
+    _check(adapters, model, "the state")
+    tensors = to_peft(adapters)
+    names = {_prefix(ours): _module(theirs) for ours, theirs in zip(adapters, tensors, strict=True)}
+    saved, modules = whole_to_peft(whole or {}, model, names.values())
+    config = {
+        "peft_type": "LORA",
+        "task_type": "CAUSAL_LM",
+        "base_model_name_or_path": base,
+        "inference_mode": True,
+        "bias": "none",
+        "fan_in_fan_out": False,
+        "target_modules": sorted(names.values()),
+        **strengths_config({names[prefix]: layer for prefix, layer in layers.items()}),
+        **({"modules_to_save": modules} if modules else {}),
+    }
+    return {**tensors, **saved}, config
+
+
+def write_peft(files: tuple[StateDict, dict[str, Any]], out_dir: str | Path) -> Path:
+    """Write what :func:`peft_files` made, the config last."""
+    tensors, config = files
+    out = Path(out_dir)
+    out.mkdir(parents=True, exist_ok=True)
+    (out / CONFIG_NAME).unlink(missing_ok=True)
+    save_tensors(tensors, out / WEIGHTS_NAME)
+    write_whole(out / CONFIG_NAME, json.dumps(config, indent=2) + "\n")
+    return out
+
+
+def read_peft(folder: str | Path, family: ModelFamily) -> Adapter:
+    """Read an adapter folder of PEFT's, whoever wrote it and wherever in the model its adapters stand.
+
+    Args:
+        folder: holds ``adapter_config.json`` and ``adapter_model.safetensors``.
+        family: of the model that the adapter is for.
+
+    Raises:
+        ModelError: if files are missing or torn, the adapter is of a kind other than plain LoRA, or a tensor is not of
+            this model.
+    """
+    _, from_peft = _layout(family)
+    folder = Path(folder)
+    config = read_config(folder)
+    file = folder / WEIGHTS_NAME
+    try:
+        # beside an adapter of lm_head PEFT also saves the frozen weight that it stands on
+        tensors = {name: tensor for name, tensor in load_file(file).items() if ".base_layer." not in name}
+    except (SafetensorError, OSError) as error:
+        raise ModelError(f"{file} cannot be read ({error}); pickled adapters are not read") from error
+    saved = {name: tensor for name, tensor in tensors.items() if not name.endswith(_SIDES)}
+    if not config.get("modules_to_save"):
+        saved = {}
+    elif not saved:
+        raise ModelError(f"{file} holds no tensor of modules_to_save={config['modules_to_save']}")
+    adapters = {name: tensor for name, tensor in tensors.items() if name not in saved}
+    state = from_peft(adapters)
+    strengths = {
+        _prefix(ours): strength_of(config, _module(theirs), folder)
+        for ours, theirs in zip(state, adapters, strict=True)
+        if ".lora_a." in ours
+    }
+    return Adapter(state, strengths, whole_from_peft(saved, family))
+
+
+def load_peft(folder: str | Path, model: nn.Module) -> StateDict:
+    """Read an adapter folder of PEFT's, whoever wrote it, for a model that was built with adapters in the same places.
+
+    Args:
+        folder: holds ``adapter_config.json`` and ``adapter_model.safetensors``.
+        model: the model that the adapters are for; may live on the meta device.
+
+    Returns:
+        State-dict key -> tensor, on the CPU, ready for ``load_state_dict(..., strict=False)``: the adapters, and what
+        was trained whole beside them.
+
+    Raises:
+        ModelError: if files are missing or torn, the adapter is of a kind that the model cannot hold, a rank or an
+            alpha is another, or tensors are missing or left over.
+    """
+    adapter = read_peft(folder, model.family)  # type: ignore[arg-type]
+    _check_names(adapter.state, model, str(folder))
+    _check_strengths(adapter.strengths, model, str(folder))
+    _check_shapes({**adapter.state, **adapter.whole}, expected_shapes(model), str(folder))
+    return {**adapter.state, **adapter.whole}
+
+
+def _prefix(key: str) -> str:
+    return key.partition(".lora_")[0]
+
+
+def _module(name: str) -> str:
+    plain = name.removeprefix(PREFIX)
+    for side in _SIDES:
+        plain = plain.removesuffix(side)
+    return plain
+
+
+def _layout(family: ModelFamily) -> tuple[Any, Any]:
+    if family.adapters_to_peft is None or family.adapters_from_peft is None:
+        raise ModelError(f"{family.name} has no known layout in PEFT's format; merge its adapters instead")
+    return family.adapters_to_peft, family.adapters_from_peft
+
+
+def _check(adapters: StateDict, model: nn.Module, where: str) -> None:
+    _check_names(adapters, model, where)
+    _check_shapes(adapters, expected_shapes(model), where)
+
+
+def _check_names(adapters: StateDict, model: nn.Module, where: str) -> None:
+    expected = {key for key in expected_shapes(model) if is_adapter_key(key)}
+    missing, extra = sorted(expected - adapters.keys()), sorted(adapters.keys() - expected)
+    if missing or extra:
+        raise ModelError(
+            f"{where} does not hold the model's adapters: {len(missing)} tensors missing (first: {missing[:1]}), "
+            f"{len(extra)} that the model has no adapter for (first: {extra[:1]}); check lora_parts, "
+            "lora_attn_modules, apply_lora_to_mlp and apply_lora_to_output"
+        )
+
+
+def _check_shapes(state: StateDict, expected: Mapping[str, torch.Size], where: str) -> None:
+    for key, tensor in state.items():
+        if key not in expected or torch.Size(tensor.shape) != expected[key]:
+            have = list(expected[key]) if key in expected else "no such tensor"
+            raise ModelError(f"{where}: {key} is {list(tensor.shape)}, the model has {have}")
+
+
+def _check_strengths(found: Mapping[str, Strength], model: nn.Module, where: str) -> None:
+    for prefix, layer in adapted_layers(model).items():
+        there, here = found[prefix], Strength(layer.rank, float(layer.alpha))
+        for name, key, builder in (("rank", "r", "lora_rank"), ("alpha", "lora_alpha", "lora_alpha")):
+            a, b = getattr(there, name), getattr(here, name)
+            if a != b:
+                raise ModelError(
+                    f"{where}: the adapter has {key}={a:g}, the model {b:g}; set model.{builder}, or what lora_parts "
+                    f"says of {prefix}"
+                )

@@ -1,0 +1,242 @@
+"""Several variants of one experiment, tuned, asked and scored side by side, and one report of them all.
+
+Every step is a recipe that can be run by itself; the commands are written to ``commands.txt``. What all variants need
+(``before``) comes first, in order. A variant is then a chain (train, and for each way of asking predict, evaluate; or
+steps of its own) in a process of its own. All of them resume, so a killed sweep goes on when it is started again.
+"""
+
+import contextlib
+import multiprocessing
+import multiprocessing.connection
+import os
+import shlex
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from concurrent.futures import Future, ProcessPoolExecutor, as_completed
+from importlib import import_module
+from pathlib import Path
+
+from medtune.data.folders import claim
+from medtune.errors import MedtuneError
+from medtune.sweep.config import PLACEHOLDER, Ask, Asked, Chain, Step, SweepConfig, Variant, chains, data_of, rows_of
+
+# A chain whose sweep was killed writes a checkpoint within these, or ends without.
+GRACE_SECONDS = 60
+WRITES = ("commands.txt", "seeds.json", "seed_differences.json")  # the report claims its own
+
+
+def run_recipe(folder: Path, name: str, arguments: list[str]) -> None:
+    """Run one recipe with ``--config arguments[0]`` and overrides, and note the command that does the same.
+
+    Raises:
+        MedtuneError: If it fails; its own message stands where its output goes.
+    """
+    line = shlex.join(["tune", "run", f"medtune/recipes/{name}.py", "--config", *arguments])
+    noted = folder / "commands.txt"
+    if not noted.is_file() or line not in noted.read_text(encoding="utf-8").splitlines():
+        with noted.open("a", encoding="utf-8") as file:
+            file.write(line + "\n")
+    print(f"$ {line}", flush=True)
+    status = import_module(f"medtune.recipes.{name}").main(["--config", *arguments])
+    if status:
+        raise MedtuneError(f"the {name} step ended with status {status}")
+
+
+def data_overrides(
+    config: SweepConfig, node: str, file: str, variant: Variant | None = None, ask: Ask | None = None
+) -> list[str]:
+    """Overrides that point a config's dataset node at a prepared file, those of ask, variant or sweep."""
+    prepared, images = data_of(config, variant, ask)
+    return [
+        f"{node}.source={Path(prepared) / file}",
+        f"{node}.image_root={images}",
+        f"{node}.center_crop={config.center_crop}",
+    ]
+
+
+def run_step(config: SweepConfig, step: Step) -> None:
+    """Run a recipe that all variants need; output goes to ``logs/before.log``."""
+    root = Path(config.output_dir)
+    with _output_to(root / "logs" / "before.log"):
+        run_recipe(root, step.recipe, [step.config, *filled(step.overrides, config)])
+
+
+def run_chain(config: SweepConfig, chain: Chain) -> None:
+    """Tune (unless it is the base), then predict and evaluate in each way; output goes to the chain's log."""
+    root, run = Path(config.output_dir), chain.folder
+    run.mkdir(parents=True, exist_ok=True)
+    with _output_to(root / "logs" / f"{run.name}.log"):
+        if chain.variant.steps is not None:
+            _run_steps(config, chain, chain.variant.steps)
+            return
+        weights = []
+        if chain.variant.train is not None:
+            own = [f"seed={chain.seed}", f"output_dir={run}", *config.train_overrides, *chain.variant.train]
+            data = data_overrides(config, "dataset", "train.jsonl", chain.variant)
+            run_recipe(root, config.recipe, [config.train, *data, *filled(own, config, chain)])
+            weights = [f"checkpoint={run / 'weights'}"]
+        for row in rows_of(config, chain):
+            _ask(config, row, weights)
+
+
+def _ask(config: SweepConfig, row: Asked, weights: list[str]) -> None:
+    root, ask, out, chain = Path(config.output_dir), row.ask, row.folder, row.chain
+    asked = [*data_overrides(config, "questions", "test.jsonl", chain.variant, ask), *weights, f"output_dir={out}"]
+    how = filled([*config.predict_overrides, *ask.predict_overrides], config, chain, ask)
+    run_recipe(root, "predict", [ask.predict or config.predict, *asked, *how])
+    prepared, _ = data_of(config, chain.variant, ask)
+    scored = [f"predictions={out / 'predictions.jsonl'}", f"prepared_dir={prepared}", f"output={out}"]
+    how = filled([*config.evaluate_overrides, *ask.evaluate_overrides], config, chain, ask)
+    run_recipe(root, "evaluate", [config.evaluate, *scored, f"name='{row.title}'", *how])
+
+
+def _run_steps(config: SweepConfig, chain: Chain, steps: list[Step]) -> None:
+    """Run a variant's own steps, each in its folder; the last evaluate writes into the run's."""
+    root, variant, earlier = Path(config.output_dir), chain.variant, dict[str, Path]()
+    for place, step in enumerate(steps):
+        folder = variant.folder_of(place, chain.folder)
+        known = {f"step:{name}": str(path) for name, path in earlier.items()}
+        if any("{weights}" in override for override in step.overrides):
+            known["weights"] = str(_weights(earlier.values(), step))
+        name, own = _own_config(config, chain, step, earlier)
+        own += [f"{'output' if step.recipe == 'evaluate' else 'output_dir'}={folder}"]
+        own += [f"name='{chain.title}'"] if step.recipe == "evaluate" else []
+        run_recipe(root, step.recipe, [step.config or name, *own, *filled(step.overrides, config, chain, known=known)])
+        earlier[step.called] = folder
+
+
+def _own_config(config: SweepConfig, chain: Chain, step: Step, earlier: Mapping[str, Path]) -> tuple[str, list[str]]:
+    """The sweep's own config, data and overrides for a step that names no config."""
+    if step.config:
+        return "", []
+    if step.recipe == "predict":
+        data = data_overrides(config, "questions", "test.jsonl", chain.variant)
+        return config.predict, [*data, *filled(config.predict_overrides, config, chain)]
+    if step.recipe == "evaluate":
+        prepared, _ = data_of(config, chain.variant)
+        answers = [path for path in earlier.values() if (path / "predictions.jsonl").is_file()]
+        scored = [f"predictions={path / 'predictions.jsonl'}" for path in answers[-1:]]
+        return config.evaluate, [*scored, f"prepared_dir={prepared}", *filled(config.evaluate_overrides, config, chain)]
+    data = data_overrides(config, "dataset", "train.jsonl", chain.variant)
+    return config.train, [*data, f"seed={chain.seed}", *filled(config.train_overrides, config, chain)]
+
+
+def _weights(earlier: Iterable[Path], step: Step) -> Path:
+    """The weights of the last earlier step that wrote some.
+
+    Raises:
+        MedtuneError: There are none.
+    """
+    found = [folder / "weights" for folder in earlier if (folder / "weights").exists()]
+    if not found:
+        raise MedtuneError(
+            f"step {step.called!r} asks for {{weights}}, but no earlier step wrote any; see its overrides"
+        )
+    return found[-1]
+
+
+def filled(
+    overrides: Iterable[str],
+    config: SweepConfig,
+    chain: Chain | None = None,
+    ask: Ask | None = None,
+    known: Mapping[str, str] | None = None,
+) -> list[str]:
+    """Overrides with what their placeholders stand for; ``{run}`` and ``{seed}`` are known where there is a chain.
+
+    Args:
+        overrides: The overrides.
+        config: The sweep.
+        chain: The variant with its seed.
+        ask: The way of asking.
+        known: More names, with what they stand for.
+    """
+    prepared, images = data_of(config, chain.variant if chain else None, ask)
+    places = {"sweep": config.output_dir, "prepared": prepared, "images": images, **(known or {})}
+    if chain is not None:
+        places |= {"run": str(chain.folder), "seed": str(chain.seed)}
+    return [PLACEHOLDER.sub(lambda found: places.get(found[1], found[0]), override) for override in overrides]
+
+
+@contextlib.contextmanager
+def _output_to(path: Path) -> Iterator[None]:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("a", encoding="utf-8") as log, contextlib.redirect_stdout(log), contextlib.redirect_stderr(log):
+        yield
+
+
+def run_sweep(config: SweepConfig, say: Callable[[str], None] = print) -> Path:
+    """Run every chain and write the report.
+
+    Args:
+        config: The sweep.
+        say: Told of each step and chain that is done.
+
+    Returns:
+        The HTML report; ``results.json``, ``results.csv`` and ``seeds.json`` stand beside it. Other pages lie in
+        ``pages``, each in a folder of its own.
+
+    Raises:
+        MedtuneError: Naming the chain that failed and its log.
+    """
+    from medtune.sweep.report import write_pages
+
+    root = Path(config.output_dir)
+    claim(root, "sweep", WRITES, _is_sweep)
+    # Imported before forking, so that each chain starts at once.
+    steps = [*config.before, *(step for variant in config.variants for step in variant.steps or [])]
+    for name in dict.fromkeys([*(step.recipe for step in steps), config.recipe, "predict", "evaluate"]):
+        import_module(f"medtune.recipes.{name}")
+    every = chains(config)
+    # Tuning takes longest, so it goes first.
+    order = sorted(every, key=lambda chain: chain.variant.train is None and chain.variant.steps is None)
+    context = multiprocessing.get_context("fork")
+    with ProcessPoolExecutor(config.processes, mp_context=context, initializer=_begin_worker) as pool:
+        for step in config.before:
+            _wait(pool, pool.submit(run_step, config, step), f"{step.recipe} ({step.config})", root / "logs/before.log")
+            say(f"{step.recipe} ({step.config}): done")
+        waiting = {pool.submit(run_chain, config, chain): chain for chain in order}
+        for future in as_completed(waiting):
+            chain = waiting[future]
+            _wait(pool, future, chain.title, root / "logs" / f"{chain.folder.name}.log")
+            say(f"{chain.title}: {_done(chain.variant)}")
+    return write_pages(config, every)
+
+
+def _is_sweep(folder: Path) -> bool:
+    """Whether a folder without a record is that of a sweep, or a demo has prepared its data there."""
+    noted = folder / "commands.txt"
+    return noted.is_file() and noted.read_text(encoding="utf-8", errors="replace").startswith("tune run medtune/")
+
+
+def _done(variant: Variant) -> str:
+    if variant.steps is not None:
+        return ", ".join(step.called for step in variant.steps)
+    return "scored" if variant.train is None else "tuned, asked and scored"
+
+
+def _wait(pool: ProcessPoolExecutor, future: Future[None], title: str, log: Path) -> None:
+    error = future.exception()
+    if error is not None:
+        pool.shutdown(cancel_futures=True)
+        raise MedtuneError(f"{title}: {error}; see {log}") from error
+
+
+def _begin_worker() -> None:
+    """Chains share the cores; more threads than idle cores make small models many times slower."""
+    import torch
+
+    torch.set_num_threads(1)
+    threading.Thread(target=_end_with_the_sweep, daemon=True).start()
+
+
+def _end_with_the_sweep() -> None:
+    """A sweep that was killed must leave no chain behind that still writes into its folders."""
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    multiprocessing.connection.wait([parent.sentinel])
+    os.kill(os.getpid(), signal.SIGTERM)  # a training run writes its checkpoint
+    time.sleep(GRACE_SECONDS)
+    os._exit(1)
