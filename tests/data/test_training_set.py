@@ -168,3 +168,17 @@ def test_workers_outlive_a_signal_but_not_the_run(tmp_path, checkout, where):
     )
     assert "served" in done.stdout and "training failed" in done.stderr
     assert time.monotonic() - began < 100
+
+
+def test_the_next_usable_sample_stands_in(source, tmp_path):
+    for name in ("4.png", "5.png"):
+        (tmp_path / "images" / name).unlink()
+    item = TrainingSet(source, SampleItems(unchanged), LetterTransform(), 5, "skip")[0, 4, True]
+    assert item["id"] == "s6" and set(item["labels"]) == {-100} and [id for id, _ in item["skipped"]] == ["s4"]
+
+
+def test_other_items_of_the_same_samples(source):
+    first = TrainingSet(source, SampleItems(unchanged), LetterTransform(), 5, "skip")
+    other = first.with_items(SampleItems(shuffle_letters))
+    assert other.items == SampleItems(shuffle_letters) != first.items
+    assert all(getattr(other, name) is getattr(first, name) for name in ("source", "transform", "seed", "on_error"))
