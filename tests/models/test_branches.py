@@ -7,12 +7,17 @@ from typing import Any
 
 import pytest
 import torch
+from PIL import Image
 from torch import Tensor, nn
+from torch.nn.functional import logsigmoid
 
+from medtune.data.sample import Message, Sample
 from medtune.errors import ModelError
+from medtune.losses.log_probs import sequence_log_probs
 from medtune.losses.vitask import response_rows
 from medtune.models.common.branches import Branch, PackedRows, pack, pack_runs, shared_length
 from medtune.modules.exemplar import TokenRows, insert_placeholders
+from tests.objectives.tiny_vitask import family
 
 NO, PAD, IMAGE, SLOT, WIDTH, VOCABULARY = -100, 0, 1, 2, 8, 23
 
@@ -227,16 +232,52 @@ def test_gradients_of_packed_runs_are_those_of_each_run() -> None:
     features, slots = torch.randn(len(rows), 3, WIDTH).double(), torch.randn(len(rows), WIDTH).double()
     hidden = run(model, packed.rows, features, slots, mask=packed.mask, input_pos=packed.input_pos)
     sums, _ = packed.log_probs(hidden, model.logits, 3)
-    loss = -torch.nn.functional.logsigmoid(sums[:, 0] - sums[:, 1]).sum()
+    loss = -logsigmoid(sums[:, 0] - sums[:, 1]).sum()
     alone = [run(model, one, features, slots) for one in runs]
     plain = torch.zeros((), dtype=torch.float64)
     for row, one in enumerate(rows):
         first, second = (log_prob(model, alone[i][row], [*one.labels, *one.branches[i][1]]) for i in range(2))
-        plain = plain - torch.nn.functional.logsigmoid(first - second)
+        plain = plain - logsigmoid(first - second)
     ours, theirs = (torch.autograd.grad(one, list(model.parameters()), allow_unused=True) for one in (loss, plain))
     for first_gradient, second_gradient in zip(ours, theirs, strict=True):
         if second_gradient is not None:
             torch.testing.assert_close(first_gradient, second_gradient, rtol=0, atol=1e-10)
+
+
+@pytest.mark.parametrize("name", ["cross-attention", "internvl"])
+def test_a_preference_pair_on_models_of_both_kinds(name: str) -> None:
+    """Two responses to one question on one picture: sums and gradients of packed rows and of whole rows alone."""
+    model, transform = family(name)
+    picture = Image.new("RGB", (16, 16), (220, 30, 30))
+    answers = [("red", "leaf green"), ("a long red answer", "red")]
+
+    def collated(which: int) -> dict[str, Any]:
+        turns = [(Message("user", "Name it."), Message("assistant", pair[which])) for pair in answers]
+        return transform.collate([transform(Sample("a", ("a.png",), two), [picture]) for two in turns])
+
+    batches = [collated(which) for which in range(2)]
+    features = model.encode(batches[0]["vision"])
+    runs = [TokenRows(b["tokens"], b["vision_mask"], b["labels"], b["padding"]) for b in batches]
+    packed = pack_runs(runs, shared_length(runs), pad_id=transform.pad_id)
+    rows = packed.rows
+    mask_and_positions = {"mask": packed.mask, "input_pos": packed.input_pos}
+    hidden = model.hidden(rows.tokens, features, vision_mask=rows.vision_mask, **mask_and_positions)
+    sums, counts = packed.log_probs(hidden, model.logits, 3)
+    alone = [
+        sequence_log_probs(model.hidden(r.tokens, features, vision_mask=r.vision_mask), r.labels, model.logits)
+        for r in runs
+    ]
+    plain = torch.stack([found for found, _ in alone], dim=1)
+    assert torch.equal(counts, torch.stack([count for _, count in alone], dim=1)) and bool((counts > 1).all())
+    torch.testing.assert_close(sums, plain, rtol=1e-6, atol=1e-5)
+    inputs = [p for p in model.parameters() if p.requires_grad]
+    ours, theirs = (
+        torch.autograd.grad(-logsigmoid(one[:, 0] - one[:, 1]).sum(), inputs, retain_graph=True, allow_unused=True)
+        for one in (sums, plain)
+    )
+    for first, second in zip(ours, theirs, strict=True):
+        if second is not None:
+            torch.testing.assert_close(first, second, rtol=1e-4, atol=1e-5)
 
 
 def early() -> TokenRows:
