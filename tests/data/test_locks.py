@@ -66,3 +66,27 @@ def test_a_forked_child_neither_has_the_lock_nor_lifts_it(tmp_path: Path) -> Non
         process.join()
         assert process.exitcode == 7
     lock.close()
+
+
+def hold_with_a_worker(path: Path, ready, over) -> None:
+    lock = FileLock(path, TAKEN)
+    if os.fork() == 0:
+        ready.set()
+        over.wait(20)
+        os._exit(0)
+    signal.pause()
+    lock.close()
+
+
+def test_a_worker_that_outlives_a_killed_run_does_not_keep_the_lock(tmp_path: Path) -> None:
+    context = multiprocessing.get_context("fork")
+    ready, over = context.Event(), context.Event()
+    child = context.Process(target=hold_with_a_worker, args=(tmp_path / ".lock", ready, over), daemon=True)
+    child.start()
+    assert ready.wait(20)
+    os.kill(child.pid, signal.SIGKILL)
+    child.join()
+    try:
+        FileLock(tmp_path / ".lock", TAKEN).close()
+    finally:
+        over.set()
