@@ -241,7 +241,7 @@ def test_a_card_shows_what_was_asked_on_its_own_image_with_marks():
     shown = with_examples(displays([made.results]))
     long = make_card([run(predictions=[answer("1", text="x" * 400)])], answer("1"), None, shown)
     assert long.answers[0][2][0].text == "x" * 220 + " …" and long.answers[0][2][0].verdict == ""
-    described = run(rows=[row("1.png", "description", read=1, in_format=0)], predictions=said, retention=results)
+    described = run(rows=[row("1.png", "description", read=0, in_format=0)], predictions=said, retention=results)
     assert make_card([described], answer("1"), None, shown).answers[0][2][1].verdict == "wrong"
 
 
