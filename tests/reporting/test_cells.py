@@ -137,7 +137,9 @@ def test_a_swap_that_costs_is_green():
     cost = {"accuracy_macro": number(0.2), "drop_macro": number(0.3, [0.1, 0.5]), "answer_differs": number(0.8)}
     table = swapped_table([run(protocols={"open": protocol(0.5, swapped=cost)})])
     assert [one.value for one in table.rows[0].cells] == ["50.0", "20.0", "+30.0"] and table.note == "80.0"
-    assert table.rows[0].cells[2].tone == "good" and table.columns[2] == "Open question: cost"
+    assert table.rows[0].cells[2].tone == "good" and table.columns == [
+        f"Open question: {one}" for one in ("true", "swapped", "cost")
+    ]
     assert swapped_table([run()]) is None
 
 
