@@ -180,6 +180,7 @@ def test_numbers_of_each_answer_and_of_a_set_draw_images_too() -> None:
         Measure("error", "mm", False, "an error"),
         Measure("largest", "mm", False, "the largest", largest),
         Measure("square", "fraction", False, "mean square", mean_square),
+        Measure("area", "mm2", False, "mean square", mean_square),
     )
     found = score_measures(rows, told, draws=110, seed=8)["overall"]
     images = [one.images for one in rows]
@@ -199,7 +200,12 @@ def test_numbers_of_each_answer_and_of_a_set_draw_images_too() -> None:
         values = [mean_square(one) for one in groups.values()]
         return float(np.mean([one for one in values if one is not None]))
 
-    assert found["square_macro"].interval == pytest.approx(by_hand(images, over_attributes, 110, 8))
+    for name in ("square_macro", "area_macro"):
+        assert found[name].interval == pytest.approx(by_hand(images, over_attributes, 110, 8))
+    assert (
+        found["error_macro"].definition == "mean over the 2 attributes of an error; interval by a bootstrap over images"
+    )
+    assert found["error_micro"].definition == "an error; interval by a bootstrap over images"
     assert found["square_micro"].value == pytest.approx(mean_square(rows)) and found["square_macro"].n == 18
     assert found["largest_micro"].value == 4.0 and found["largest_micro"].interval is not None
     alone = score_measures([one for one in rows if one.images == ("0.png",)], told, draws=20)["overall"]

@@ -96,6 +96,8 @@ def test_yes_no_verdicts(questions, answer, vocabulary):
 def test_description_is_asked_once_an_image_and_never_swapped(questions):
     queries = plan_queries(questions, ["description"], swapped=["description"])
     assert [query.id for query in queries] == [f"{i}.png/description" for i in range(4)]
+    swapped = dataclasses.replace(questions[0], meta={**questions[0].meta, "swapped": True})
+    assert build_protocol("description").plan(swapped) == []
 
 
 def test_the_plan_names_each_query_once(questions):

@@ -70,7 +70,9 @@ def test_baselines_of_one_question_of_none_and_of_an_unknown_split():
     assert chance([verdict("1"), verdict("2", chance=0.5)]).value == pytest.approx(0.375)
     known = majority([verdict("1", prior=True), verdict("2", prior=False)])
     assert (known.value, known.n, known.higher_is_better) == (0.5, 2, None)
-    assert majority([verdict("1", prior=True), verdict("2", prior=None)]).value is None
+    unknown = [verdict("1", prior=True), verdict("2", "type", prior=None)]
+    assert majority(unknown).value is None
+    assert score_protocol(unknown, draws=5)["overall"]["majority_macro"].value == 1.0, "an unknown one is left out"
 
 
 def test_a_paired_difference_is_the_mean_over_attributes():

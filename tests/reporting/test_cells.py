@@ -137,7 +137,9 @@ def test_a_swap_that_costs_is_green():
     cost = {"accuracy_macro": number(0.2), "drop_macro": number(0.3, [0.1, 0.5]), "answer_differs": number(0.8)}
     table = swapped_table([run(protocols={"open": protocol(0.5, swapped=cost)})])
     assert [one.value for one in table.rows[0].cells] == ["50.0", "20.0", "+30.0"] and table.note == "80.0"
-    assert table.rows[0].cells[2].tone == "good" and table.columns[2] == "Open question: cost"
+    assert table.rows[0].cells[2].tone == "good" and table.columns == [
+        f"Open question: {one}" for one in ("true", "swapped", "cost")
+    ]
     assert swapped_table([run()]) is None
 
 
@@ -159,6 +161,8 @@ def test_protocols_are_shown_in_their_order_and_one_that_is_not_known_by_its_fir
     results = {"protocols": {"alien": {"overall": {"mood": number(1.0)}}, "open": {}}, "retention": {"composite": {}}}
     found = displays([results])
     assert list(found) == ["open", "alien"] and found["alien"].main == "mood"
+    told = [{**results, "display": {"alien": Display(title).to_dict()}} for title in ("First", "Second")]
+    assert displays(told)["alien"].title == "First"
 
 
 def test_a_difference_is_the_run_minus_the_base_on_true_images():
@@ -217,6 +221,11 @@ def test_confusion_counts_true_images_and_unread_answers():
     first, second = (one.tables[0].table for one in confusion_tables([made]))
     assert first.counts == ((1, 0), (0, 0)) and first.unread == (1, 0)
     assert second.counts == ((0, 1), (0, 0)) and second.unread == (0, 1)
+    both = {"open": protocol(0.5), "classification": protocol(0.5)}
+    told = {"breast": {"task": "multi_class", "classes": ["b", "a", "never"]}}
+    rows = [row("1", task, attribute="breast") for task in both]
+    opened, classified = confusion_tables([run(protocols=both, rows=rows, vocabulary={"sets": told})])
+    assert opened.tables[0].table.gold == ("a",) and classified.tables[0].table.gold == ("b", "a", "never")
 
 
 def answer(name, task="open", text="It is a.", **meta):
@@ -241,7 +250,7 @@ def test_a_card_shows_what_was_asked_on_its_own_image_with_marks():
     shown = with_examples(displays([made.results]))
     long = make_card([run(predictions=[answer("1", text="x" * 400)])], answer("1"), None, shown)
     assert long.answers[0][2][0].text == "x" * 220 + " …" and long.answers[0][2][0].verdict == ""
-    described = run(rows=[row("1.png", "description", read=1, in_format=0)], predictions=said, retention=results)
+    described = run(rows=[row("1.png", "description", read=0, in_format=0)], predictions=said, retention=results)
     assert make_card([described], answer("1"), None, shown).answers[0][2][1].verdict == "wrong"
 
 
@@ -265,6 +274,8 @@ def test_losses_are_half_at_most_and_the_rest_goes_by_how_many_are_wrong():
 
 def test_a_protocol_that_says_nothing_of_right_and_wrong_ranks_no_case():
     assert not Examples(mark="in_format").ranks and not Examples(per_image=True).ranks and Examples().ranks
+    asked = [run("a", {"yes_no": protocol(0.5)}, [row("1", "yes_no")]), run("b", rows=[row("1")])]
+    assert worst_task(asked) == "open", "one run that was asked is enough"
     only = run(protocols={}, rows=[row("1.png", "description", in_format=0)], retention={"description": number(0.0)})
     assert worst_task([only]) is None
 
