@@ -52,6 +52,7 @@ QUESTIONS = (
 VOCABULARY = 1024
 # Processor time counts no waiting for other programs, yet all threads: medtune's, that prepares prompts, costs full.
 CLOCKS: dict[str, Callable[[], float]] = {"wall": time.perf_counter, "processor": time.process_time}
+NOTES = {"wall": "meant for a machine without other work", "processor": "a machine that ran other work; see its load"}
 ATTRIBUTES = (
     "cell size", "cell shape", "nucleus shape", "nuclear cytoplasmic ratio", "chromatin density", "cytoplasm vacuole",
     "cytoplasm texture", "cytoplasm colour", "granule type", "granule colour", "granularity", "kind of cell",
@@ -268,6 +269,7 @@ def main() -> None:
         "command": " ".join(["python", "benchmark/predict.py", *sys.argv[1:]]),
         "commit": commit(),
         "versions": versions(),
+        "machine": NOTES[arguments.clock],
         "machine_load": {"at": "the end, 1, 5 and 15 minutes", "processes": os.getloadavg()},
         "hardware": {**hardware(), "gpu": torch.cuda.get_device_name() if arguments.device == "cuda" else None},
     }
