@@ -24,7 +24,7 @@ from medtune.evaluation.provenance import stamp
 from medtune.evaluation.retention import COMPONENTS
 from medtune.evaluation.scoring import paired_difference
 from medtune.reporting.runs import Run, read_run
-from medtune.sweep.config import Chain, SweepConfig, chains
+from medtune.sweep.config import SweepConfig, SweepRun, chains
 from medtune.sweep.run import run_sweep
 
 SWEEP = "sweep/mini_tables"
@@ -105,7 +105,7 @@ def finished(config: SweepConfig) -> tuple[list[Model], list[str]]:
     return list(models.values()), missing
 
 
-def _read(chain: Chain) -> Run:
+def _read(chain: SweepRun) -> Run:
     run = read_run(chain.folder, chain.title)
     if not run.verdicts:
         raise DataError(f"{chain.folder}: verdicts.csv is missing; run the evaluate recipe again")
@@ -150,7 +150,7 @@ def spread(model: Model, name: str) -> dict[str, Any]:
     return {"mean": statistics.fmean(values), "deviation": deviation, "seeds": len(values), "values": values}
 
 
-def difference(model: Model, reference: Model, name: str, draws: int = DRAWS) -> dict[str, Any] | None:
+def difference(model: Model, reference: Model, name: str, resamples: int = DRAWS) -> dict[str, Any] | None:
     """``model`` minus ``reference`` on the same questions, pooled over the seeds that both have.
 
     A seed is paired with the same seed, the untuned base with each. One draw of the bootstrap takes whole images with
@@ -174,7 +174,7 @@ def difference(model: Model, reference: Model, name: str, draws: int = DRAWS) ->
         by_seed[str(seed)] = value(first, name) - value(second, name)
     if not values:
         return None
-    number = paired_difference(values, cells, images, "", draws, 0)
+    number = paired_difference(values, cells, images, "", resamples, 0)
     text = f"{name} of {model.title} minus that of {reference.title}, paired by question and seed, mean over "
     text += f"{len(by_seed)} seeds; interval by a bootstrap over images, seeds as they are"
     return {**replace(number, definition=text).to_dict(), "by_seed": by_seed}
@@ -189,7 +189,7 @@ def _paired_runs(model: Model, reference: Model) -> dict[int | None, tuple[Run, 
     return pairs
 
 
-def table(config: SweepConfig, draws: int = DRAWS) -> dict[str, Any]:
+def table(config: SweepConfig, resamples: int = DRAWS) -> dict[str, Any]:
     """Everything that the finished runs say, as plain JSON values."""
     models, missing = finished(config)
     by_name = {model.name: model for model in models}
@@ -203,7 +203,7 @@ def table(config: SweepConfig, draws: int = DRAWS) -> dict[str, Any]:
             "title": model.title,
             "measures": {name: spread(model, name) for name in asked},
             "differences": {
-                one: {name: difference(model, reference, name, draws) for name in asked}
+                one: {name: difference(model, reference, name, resamples) for name in asked}
                 for one, reference in against.items()
             },
             "paper": {"accuracy": paper, "deviation": deviation},

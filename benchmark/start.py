@@ -31,7 +31,7 @@ from medtune.evaluation.provenance import stamp
 from medtune.objectives import InstFree
 from medtune.training.checking import check_record
 from medtune.training.config import TrainConfig
-from medtune.training.data import DataFeed
+from medtune.training.data import BatchLoader
 from medtune.training.runtime import Runtime
 
 ROWS = 377_110
@@ -88,17 +88,17 @@ def settings(folder: Path, file: str, workers: int, remembered: bool) -> TrainCo
     return build(TrainConfig, values, "benchmark")
 
 
-def start(folder: Path, file: str, workers: int, remembered: bool) -> tuple[float, DataFeed]:
+def start(folder: Path, file: str, workers: int, remembered: bool) -> tuple[float, BatchLoader]:
     """Seconds until batches are planned."""
     config = settings(folder, file, workers, remembered)
     method, transform = InstFree(mode="text", shuffle_separator="."), instantiate(config.transform)
     began = time.perf_counter()
     method.bind(None, transform, 0)
-    feed = DataFeed(config.dataset, method, transform, config, Runtime.start("cpu"), method.stages((), 1, None))
+    feed = BatchLoader(config.dataset, method, transform, config, Runtime.start("cpu"), method.stages((), 1, None))
     return time.perf_counter() - began, feed
 
 
-def remember(folder: Path, like: DataFeed) -> None:
+def remember(folder: Path, like: BatchLoader) -> None:
     """Write the record of all rows, each as long as one of the rows that were read."""
     config = settings(folder, "rows.jsonl", 2, remembered=True)
     source = instantiate(config.dataset)

@@ -13,7 +13,7 @@ from medtune.data.folders import claim
 from medtune.data.writing import file_sha256, write_whole
 from medtune.evaluation.asked import Asked, what_was_asked
 from medtune.evaluation.baselines import read_majority
-from medtune.evaluation.evaluation import SCHEMA, evaluate, number_rows, to_csv, verdict_rows
+from medtune.evaluation.evaluation import SCHEMA, evaluate, metric_rows, to_csv, verdict_rows
 from medtune.evaluation.prediction import Prediction, read_predictions
 from medtune.evaluation.protocols.registry import majority_of_use
 from medtune.evaluation.provenance import commit, hardware, versions
@@ -73,7 +73,7 @@ def main(config: EvaluateConfig) -> None:
         swapped=asked.swapped or [],
         limit=asked.limit,
         seed=asked.seed or 0,
-        draws=config.bootstrap_draws,
+        resamples=config.bootstrap_draws,
         on_missing=config.on_missing,
         on_extra=config.on_extra,
     )
@@ -88,7 +88,7 @@ def main(config: EvaluateConfig) -> None:
     }
     results = {**evaluation.results, "provenance": provenance}
     claim(output, "evaluate", WRITES, _is_evaluation)
-    write_whole(output / "numbers.csv", to_csv(number_rows(results)))
+    write_whole(output / "numbers.csv", to_csv(metric_rows(results)))
     write_whole(output / "verdicts.csv", to_csv(verdict_rows(evaluation.verdicts)))
     write_whole(output / "results.json", json.dumps(results, indent=2, ensure_ascii=False) + "\n")
     print(summary_table([results]))

@@ -155,7 +155,7 @@ def predict(config: PredictConfig, backend: Backend, runtime: Runtime) -> int:
     def say(text: str) -> None:
         print(text, file=sys.stderr)
 
-    runtime.by_main(lambda: claim_folder(path.parent, "predict", WRITES, _is_prediction))
+    runtime.on_rank0(lambda: claim_folder(path.parent, "predict", WRITES, _is_prediction))
     with SharedLog(path, lambda: identity(config, source, backend), runtime, say) as log:
         try:
             summary = answer_share(config, source, queries, log, skipped, backend)

@@ -81,8 +81,8 @@ def keys_of_results() -> set[str]:
             elif query.continuations or query.task == "classification":
                 scores = [0.0] * max(len(query.continuations), len(query.meta.get("classes", [])))
             rows.append(answered(query, query.references[0] if query.references else "A cell is shown.", scores))
-        walk(evaluate(samples, rows, {**MAJORITY, "cell size": "big"}, name="a", draws=3, **asked).results)
-    walk(evaluate(many(), answers(1.0, **BOTH), MAJORITY, name="a", draws=3, **BOTH).results)
+        walk(evaluate(samples, rows, {**MAJORITY, "cell size": "big"}, name="a", resamples=3, **asked).results)
+    walk(evaluate(many(), answers(1.0, **BOTH), MAJORITY, name="a", resamples=3, **BOTH).results)
     return found
 
 

@@ -165,7 +165,7 @@ def test_a_variant_without_training_has_one_seed_and_is_paired_with_every_one(tm
     rows = [row for chain in every for row in rows_of(config, chain)]
     for row in rows:
         write_run(row.folder, row.title, 1.0 + row.chain.seed)
-    found = seed_differences(rows, draws=10)
+    found = seed_differences(rows, resamples=10)
     assert list(found) == ["Own"] and set(found["Own"]["classification"]["by_seed"]) == {"0", "1"}
 
 

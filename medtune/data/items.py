@@ -10,8 +10,8 @@ from PIL import Image
 from medtune.data.sample import Sample
 from medtune.data.source import SampleSource, place
 from medtune.errors import DataError
+from medtune.losses.cross_entropy import IGNORE_INDEX
 
-IGNORED = -100
 SampleTransform = Callable[[Sample, random.Random], Sample]
 Sizes = list[tuple[int, int]]
 
@@ -124,7 +124,7 @@ class SampleItems:
             DataError: if nothing of it is supervised.
         """
         item = dict(transform(shown, images))
-        if all(label == IGNORED for label in item["labels"]):
+        if all(label == IGNORE_INDEX for label in item["labels"]):
             raise DataError(
                 f"{place(source, sample)}: nothing of the sample is supervised; it needs an assistant message "
                 "with text."
@@ -144,7 +144,7 @@ class SampleItems:
 
     def blank(self, item: dict[str, Any]) -> dict[str, Any]:
         """Return the item with every label ignored."""
-        return {**item, "labels": [IGNORED] * len(item["labels"])}
+        return {**item, "labels": [IGNORE_INDEX] * len(item["labels"])}
 
     def collate(self, items: list[dict[str, Any]], transform: Any) -> dict[str, Any]:
         """Return the transform's batch."""

@@ -9,7 +9,7 @@ import numpy as np
 from medtune.errors import DataError
 from medtune.evaluation.metrics import proportion
 from medtune.evaluation.protocols.base import Verdict
-from medtune.evaluation.result import Number
+from medtune.evaluation.result import Metric
 
 CHANCE = "expected accuracy of a blind guess, 1/number of options for each question"
 MAJORITY = "accuracy of always answering the attribute's most frequent value in the training split"
@@ -33,13 +33,13 @@ def read_majority(path: str | Path) -> dict[str, str]:
     return values
 
 
-def chance(verdicts: Sequence[Verdict]) -> Number:
+def chance(verdicts: Sequence[Verdict]) -> Metric:
     """Mean chance over the questions; exact, hence without an interval."""
     value = float(np.mean([one.chance for one in verdicts])) if verdicts else None
-    return Number(value, "fraction", None, len(verdicts), None, CHANCE)
+    return Metric(value, "fraction", None, len(verdicts), None, CHANCE)
 
 
-def majority(verdicts: Sequence[Verdict]) -> Number:
+def majority(verdicts: Sequence[Verdict]) -> Metric:
     """Accuracy of the training split's majority value on the same questions; undefined where one's is not known."""
     priors = [one.prior for one in verdicts]
     known = [] if None in priors else [bool(one) for one in priors]

@@ -12,7 +12,7 @@ from medtune.evaluation.measures import MEASURE
 from medtune.evaluation.prediction import Prediction
 from medtune.evaluation.protocols.base import EvaluationProtocol, Verdict, Vocabulary
 from medtune.evaluation.protocols.registry import PROTOCOLS, REGISTRY, build_protocols, plan_queries
-from medtune.evaluation.result import Number, is_number
+from medtune.evaluation.result import Metric, is_metric
 from medtune.evaluation.retention import COMPONENTS, retention
 
 SCHEMA = "medtune-results-1"
@@ -42,7 +42,7 @@ def evaluate(
     swapped: Sequence[str] = (),
     limit: int | None = None,
     seed: int = 0,
-    draws: int = 1000,
+    resamples: int = 1000,
     on_missing: Literal["error", "wrong"] = "error",
     on_extra: Literal["error", "ignore"] = "error",
 ) -> Evaluation:
@@ -57,7 +57,7 @@ def evaluate(
         swapped: Protocols that were asked on swapped images too.
         limit: Take only the first questions, as predict was told.
         seed: Seed that predict was given (yes/no coins, swap); it seeds the bootstrap as well.
-        draws: Bootstrap draws.
+        resamples: Bootstrap draws.
         on_missing: See :func:`medtune.evaluation.matching.match_predictions`.
         on_extra: See there.
 
@@ -75,7 +75,7 @@ def evaluate(
     facts: dict[str, Any] = {}
     for task, protocol in asked.items():
         held = [one for one in verdicts if one.task == task]
-        numbers = protocol.score(held, vocabulary, draws=draws, seed=seed)
+        numbers = protocol.score(held, vocabulary, resamples=resamples, seed=seed)
         if numbers is not None:
             scored[task] = numbers
         facts |= protocol.facts(held)
@@ -85,7 +85,7 @@ def evaluate(
         "schema": SCHEMA,
         "name": name,
         "protocols": scored,
-        "retention": retention(verdicts, draws=draws, seed=seed, components=components),
+        "retention": retention(verdicts, resamples=resamples, seed=seed, components=components),
         "counts": {"questions": len(samples), "images": len({one.images for one in samples}), **counts},
         "vocabulary": {"attributes": list(vocabulary.attributes), "majority": vocabulary.majority, **facts},
         **({"display": others} if others else {}),
@@ -101,19 +101,19 @@ def _vocabulary(samples: Sequence[Sample], majority: dict[str, str], asked: Sequ
 
 def plain(node: Any) -> Any:
     """Turn a tree that holds numbers into plain JSON values."""
-    if isinstance(node, Number):
+    if isinstance(node, Metric):
         return node.to_dict()
     if isinstance(node, dict):
         return {key: plain(value) for key, value in node.items()}
     return [plain(one) for one in node] if isinstance(node, list | tuple) else node
 
 
-def number_rows(results: dict[str, Any]) -> list[dict[str, Any]]:
+def metric_rows(results: dict[str, Any]) -> list[dict[str, Any]]:
     """Flatten every number of a results tree into one table row: run, where it stands, value, interval, n, unit."""
     rows: list[dict[str, Any]] = []
 
     def walk(node: Any, path: tuple[str, ...]) -> None:
-        if is_number(node):
+        if is_metric(node):
             low, high = node["interval"] or (None, None)
             protocol, group, attribute = _place(path)
             rows.append(

@@ -13,7 +13,7 @@ import numpy as np
 from medtune.evaluation.metrics import bootstrap_interval, drawn_weights, macro, proportion
 from medtune.evaluation.protocols.base import Pair, Verdict
 from medtune.evaluation.resampled import percentile_ends
-from medtune.evaluation.result import Number
+from medtune.evaluation.result import Metric
 from medtune.evaluation.scoring import BOOTSTRAP, Numbers, by_attribute, paired_difference
 
 Interval = tuple[float, float] | None
@@ -42,14 +42,14 @@ class Measure:
 
 
 def score_measures(
-    verdicts: Sequence[Verdict], measures: Sequence[Measure], *, draws: int = 1000, seed: int = 0
+    verdicts: Sequence[Verdict], measures: Sequence[Measure], *, resamples: int = 1000, seed: int = 0
 ) -> dict[str, Any]:
     """Score one model's verdicts by any measures, the first being the one that a swap of images is judged by.
 
     Args:
         verdicts: On the true and on swapped images.
         measures: The numbers to compute.
-        draws: Bootstrap draws.
+        resamples: Bootstrap draws.
         seed: Seed of the draws.
 
     Returns:
@@ -57,28 +57,28 @@ def score_measures(
     """
     true, swapped = ([one for one in verdicts if one.swapped is side] for side in (False, True))
     return {
-        "overall": _overall(true, measures, draws, seed),
+        "overall": _overall(true, measures, resamples, seed),
         "attributes": {
             name: {
-                **{one.name: _number(rows, one, draws, seed, macro_over=False) for one in measures},
+                **{one.name: _number(rows, one, resamples, seed, macro_over=False) for one in measures},
                 "unread": _unread(rows),
             }
             for name, rows in by_attribute(true).items()
         },
-        "swapped": _swapped(true, swapped, measures, draws, seed) if swapped else None,
+        "swapped": _swapped(true, swapped, measures, resamples, seed) if swapped else None,
     }
 
 
 def compare_measures(
-    pairs: Mapping[int, Sequence[Pair]], measures: Iterable[Measure], base: str, *, draws: int = 1000, seed: int = 0
-) -> dict[str, Number]:
+    pairs: Mapping[int, Sequence[Pair]], measures: Iterable[Measure], base: str, *, resamples: int = 1000, seed: int = 0
+) -> dict[str, Metric]:
     """Paired differences of the measures of a set, mean over attributes (and training seeds), by ``<name>_macro``.
 
     Args:
         pairs: Training seed to pairs of rows of ``verdicts.csv`` on the same queries.
         measures: Those without ``of_set`` are passed over: ``display.paired`` takes one of them.
         base: Name of the run that is subtracted.
-        draws: Bootstrap draws; both runs are taken on the same ones.
+        resamples: Bootstrap draws; both runs are taken on the same ones.
         seed: Seed of the draws.
     """
     sides = [
@@ -89,12 +89,12 @@ def compare_measures(
     for one in measures:
         if one.of_set is None or not sides[0]:
             continue
-        before, before_drawn = _over_draws(sides[0], one.of_set, draws, seed)
-        after, after_drawn = _over_draws(sides[1], one.of_set, draws, seed)
+        before, before_drawn = _over_draws(sides[0], one.of_set, resamples, seed)
+        after, after_drawn = _over_draws(sides[1], one.of_set, resamples, seed)
         value = None if before is None or after is None else after - before
         ends = None if after_drawn is None or before_drawn is None else _ends(after_drawn - before_drawn, "", 0)
         text = f"{one.definition}; minus that of {base}, paired by question; mean over attributes; {BOOTSTRAP}"
-        found[f"{one.name}_macro"] = Number(
+        found[f"{one.name}_macro"] = Metric(
             value, difference_unit(one.unit), one.higher_is_better, len(sides[1]), ends, text
         )
     return found
@@ -127,28 +127,28 @@ MEASURE = "measure:"
 """Begins the names of the columns of ``verdicts.csv`` that hold per-sample numbers."""
 
 
-def _overall(rows: Sequence[Verdict], measures: Sequence[Measure], draws: int, seed: int) -> Numbers:
+def _overall(rows: Sequence[Verdict], measures: Sequence[Measure], resamples: int, seed: int) -> Numbers:
     numbers: Numbers = {}
     for one in measures:
-        numbers[f"{one.name}_macro"] = _number(rows, one, draws, seed, macro_over=True)
-        numbers[f"{one.name}_micro"] = _number(rows, one, draws, seed, macro_over=False)
+        numbers[f"{one.name}_macro"] = _number(rows, one, resamples, seed, macro_over=True)
+        numbers[f"{one.name}_micro"] = _number(rows, one, resamples, seed, macro_over=False)
     return {**numbers, "unread": _unread(rows)}
 
 
-def _unread(rows: Sequence[Verdict]) -> Number:
+def _unread(rows: Sequence[Verdict]) -> Metric:
     return proportion([one.predicted is None for one in rows], UNREAD, higher_is_better=False)
 
 
-def _number(rows: Sequence[Verdict], measure: Measure, draws: int, seed: int, *, macro_over: bool) -> Number:
+def _number(rows: Sequence[Verdict], measure: Measure, resamples: int, seed: int, *, macro_over: bool) -> Metric:
     """One number, mean over attributes or over all rows at once."""
     groups = by_attribute(rows)
     text = f"mean over the {len(groups)} attributes of {measure.definition}" if macro_over else measure.definition
     text += f"; {BOOTSTRAP}"
     if measure.of_set is not None:
         held = [(one.attribute if macro_over else "", one) for one in rows]
-        value, drawn = _over_draws(held, measure.of_set, draws, seed)
+        value, drawn = _over_draws(held, measure.of_set, resamples, seed)
         ends = None if drawn is None else _ends(drawn, measure.unit, len({one.images for one in rows}))
-        return Number(value, measure.unit, measure.higher_is_better, len(rows), ends, text)
+        return Metric(value, measure.unit, measure.higher_is_better, len(rows), ends, text)
     known = [one for one in rows if measure.name in one.measures]
     values = [one.measures[measure.name] for one in known]
     cells = [one.attribute if macro_over else "" for one in known]
@@ -158,14 +158,14 @@ def _number(rows: Sequence[Verdict], measure: Measure, draws: int, seed: int, *,
     mean = float(np.mean([np.mean(by_cell[cell]) for cell in sorted(by_cell)])) if known else None
     images = [one.images for one in known]
     binary = measure.unit == "fraction" and set(values) <= {0.0, 1.0}
-    interval = bootstrap_interval(values, cells, images, macro, draws=draws, seed=seed, binary=binary)
-    return Number(mean, measure.unit, measure.higher_is_better, len(known), interval, text)
+    interval = bootstrap_interval(values, cells, images, macro, resamples=resamples, seed=seed, binary=binary)
+    return Metric(mean, measure.unit, measure.higher_is_better, len(known), interval, text)
 
 
 def _over_draws(
     held: Sequence[tuple[Hashable, Verdict]],
     of_set: Callable[[Sequence[Verdict]], float | None],
-    draws: int,
+    resamples: int,
     seed: int,
 ) -> tuple[float | None, np.ndarray | None]:
     """Mean over groups of a number of a set: its value, and its values on each draw of images, NaN where undefined.
@@ -173,7 +173,7 @@ def _over_draws(
     Args:
         held: Group and verdict.
         of_set: The number of a set.
-        draws: Number of draws.
+        resamples: Number of draws.
         seed: Seed of the draws.
     """
     verdicts = [one for _, one in held]
@@ -192,7 +192,7 @@ def _over_draws(
     point = None if np.isnan(value) else value
     if len(names) < 2 or point is None:
         return point, None
-    drawn = [mean(weights[cluster]) for block in drawn_weights(len(names), draws, seed) for weights in block]
+    drawn = [mean(weights[cluster]) for block in drawn_weights(len(names), resamples, seed) for weights in block]
     return point, np.asarray(drawn)
 
 
@@ -208,10 +208,10 @@ def _ends(drawn: np.ndarray, unit: str, clusters: int) -> Interval:
 
 
 def _swapped(
-    true: Sequence[Verdict], swapped: Sequence[Verdict], measures: Sequence[Measure], draws: int, seed: int
+    true: Sequence[Verdict], swapped: Sequence[Verdict], measures: Sequence[Measure], resamples: int, seed: int
 ) -> Numbers:
     """The measures on other images, and how much worse the first one of each answer is there, paired by question."""
-    numbers = _overall(swapped, measures, draws, seed)
+    numbers = _overall(swapped, measures, resamples, seed)
     main = measures[0]
     on_true = {one.sample_id: one for one in true if main.name in one.measures}
     pairs = [(on_true[one.sample_id], one) for one in swapped if one.sample_id in on_true and main.name in one.measures]
@@ -222,7 +222,7 @@ def _swapped(
             [first.attribute for first, _ in pairs],
             [first.images for first, _ in pairs],
             f"{main.name} on true images against swapped ones, positive where the swap makes it worse",
-            draws,
+            resamples,
             seed,
         )
         numbers["drop_macro"] = replace(number, unit=difference_unit(main.unit))

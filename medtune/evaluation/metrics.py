@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 from scipy.stats import binomtest
 from sklearn.metrics import recall_score
 
-from medtune.evaluation.result import Number
+from medtune.evaluation.result import Metric
 
 Reduce = Callable[[NDArray[np.float64]], NDArray[np.float64]]
 UNREAD = "\x00unread"
@@ -17,13 +17,13 @@ UNREAD = "\x00unread"
 
 def proportion(
     correct: Sequence[bool], definition: str, *, unit: str = "fraction", higher_is_better: bool | None = True
-) -> Number:
+) -> Metric:
     """Share of true entries with Wilson's 95% interval (scipy); undefined for no entries."""
     n, k = len(correct), int(sum(bool(one) for one in correct))
     if n == 0:
-        return Number(None, unit, higher_is_better, 0, None, definition)
+        return Metric(None, unit, higher_is_better, 0, None, definition)
     interval = binomtest(k, n).proportion_ci(confidence_level=0.95, method="wilson")
-    return Number(k / n, unit, higher_is_better, n, (float(interval.low), float(interval.high)), definition)
+    return Metric(k / n, unit, higher_is_better, n, (float(interval.low), float(interval.high)), definition)
 
 
 def balanced_accuracy(gold: Sequence[str], predicted: Sequence[str | None]) -> float:
@@ -40,7 +40,7 @@ def bootstrap_interval(
     clusters: Sequence[object],
     reduce: Reduce,
     *,
-    draws: int = 1000,
+    resamples: int = 1000,
     seed: int = 0,
     binary: bool = True,
 ) -> tuple[float, float] | None:
@@ -54,7 +54,7 @@ def bootstrap_interval(
         cells: The group of each answer, e.g. its attribute.
         clusters: The image of each answer.
         reduce: Cell means ``[draws, c]`` to statistic ``[draws]``; cells are in sorted order.
-        draws: Number of draws.
+        resamples: Number of draws.
         seed: Seed of the draws.
         binary: The values are 0 and 1. When they are all equal every draw is alike and the bootstrap would claim
             certainty: Wilson's interval for as many trials as there are clusters is taken then.
@@ -73,7 +73,7 @@ def bootstrap_interval(
     total = np.bincount(flat, weights=np.asarray(values, dtype=np.float64), minlength=k * c).reshape(k, c)
     count = np.bincount(flat, minlength=k * c).reshape(k, c).astype(np.float64)
     statistics = []
-    for weights in drawn_weights(k, draws, seed):
+    for weights in drawn_weights(k, resamples, seed):
         with np.errstate(invalid="ignore", divide="ignore"):
             means = (weights @ total) / (weights @ count)
         statistics.append(reduce(means))
@@ -81,18 +81,18 @@ def bootstrap_interval(
     return float(low), float(high)
 
 
-def drawn_weights(clusters: int, draws: int, seed: int) -> Iterator[NDArray[np.float64]]:
+def drawn_weights(clusters: int, resamples: int, seed: int) -> Iterator[NDArray[np.float64]]:
     """Yield how often each cluster is drawn, ``[up to 100, clusters]`` at a time, so that many images fit in memory.
 
     Args:
         clusters: How many clusters there are; each draw takes as many, with replacement.
-        draws: Number of draws in all.
+        resamples: Number of draws in all.
         seed: Seed of the draws.
     """
     rng = np.random.default_rng(seed)
-    for start in range(0, draws, 100):
+    for start in range(0, resamples, 100):
         shares = np.full(clusters, 1.0 / clusters)
-        yield rng.multinomial(clusters, shares, size=min(100, draws - start)).astype(np.float64)
+        yield rng.multinomial(clusters, shares, size=min(100, resamples - start)).astype(np.float64)
 
 
 def macro(means: NDArray[np.float64]) -> NDArray[np.float64]:

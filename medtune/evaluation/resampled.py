@@ -75,7 +75,7 @@ def intervals(
     tables: Mapping[str, LabelTable],
     clusters: Sequence[object],
     *,
-    draws: int = 1000,
+    resamples: int = 1000,
     seed: int = 0,
     only: Sequence[str] = (),
 ) -> dict[str, tuple[float, float]]:
@@ -84,7 +84,7 @@ def intervals(
     Args:
         tables: Set to its images. A set that a draw does not hold is left out of that draw.
         clusters: The image of each row, set after set.
-        draws: Number of draws.
+        resamples: Number of draws.
         seed: Seed of the draws.
         only: Names of the statistics; empty takes those of the first set.
 
@@ -99,7 +99,7 @@ def intervals(
     functions = [{name: one for name, one in _resampled(table).items() if not only or name in only} for table in held]
     ends = np.cumsum([0, *(len(table.gold) for table in held)])
     statistics: dict[str, list[Array]] = {name: [] for name in functions[0]}
-    for weights in drawn_weights(len(names), draws, seed):
+    for weights in drawn_weights(len(names), resamples, seed):
         counts = weights[:, cluster]
         for name, drawn in statistics.items():
             values = [one[name](counts[:, ends[at] : ends[at + 1]]) for at, one in enumerate(functions)]
@@ -113,7 +113,7 @@ def f1_difference(
     second: Mapping[str, LabelTable],
     clusters: Sequence[object],
     *,
-    draws: int = 1000,
+    resamples: int = 1000,
     seed: int = 0,
 ) -> tuple[float | None, tuple[float, float] | None]:
     """Macro-F1, mean over sets, of the second model minus that of the first, with a bootstrap over images.
@@ -122,7 +122,7 @@ def f1_difference(
         first: Set to the first model's images.
         second: The same images, in the same order, as the second model answered them.
         clusters: The image of each row, set after set.
-        draws: Number of draws; both models are taken on the same ones.
+        resamples: Number of draws; both models are taken on the same ones.
         seed: Seed of the draws.
     """
     names, cluster = np.unique(np.asarray([repr(one) for one in clusters]), return_inverse=True)
@@ -133,7 +133,7 @@ def f1_difference(
     if value is None or len(names) < 2:
         return value, None
     drawn = []
-    for weights in drawn_weights(len(names), draws, seed):
+    for weights in drawn_weights(len(names), resamples, seed):
         counts = weights[:, cluster]
         drawn.append(_f1_over_sets(sides[1], counts) - _f1_over_sets(sides[0], counts))
     low, high = np.nanquantile(np.concatenate(drawn), [0.025, 0.975])

@@ -10,7 +10,7 @@ _FIELDS = ("value", "unit", "higher_is_better", "n", "interval", "definition")
 
 
 @dataclass(frozen=True)
-class Number:
+class Metric:
     """One reported number.
 
     Args:
@@ -43,7 +43,7 @@ class Number:
         }
 
     @classmethod
-    def from_dict(cls, row: dict[str, Any], where: str = "results") -> "Number":
+    def from_dict(cls, row: dict[str, Any], where: str = "results") -> "Metric":
         """Read a number back.
 
         Raises:
@@ -56,6 +56,6 @@ class Number:
         return cls(row["value"], row["unit"], row["higher_is_better"], row["n"], interval, row["definition"])
 
 
-def is_number(node: object) -> bool:
-    """Tell whether a node of a results tree is a number written by :meth:`Number.to_dict`."""
+def is_metric(node: object) -> bool:
+    """Tell whether a node of a results tree is a number written by :meth:`Metric.to_dict`."""
     return isinstance(node, dict) and all(name in node for name in _FIELDS)

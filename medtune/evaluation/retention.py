@@ -9,20 +9,20 @@ from collections.abc import Mapping, Sequence
 from medtune.evaluation.metrics import bootstrap_interval, macro, proportion
 from medtune.evaluation.protocols.base import Verdict
 from medtune.evaluation.protocols.registry import REGISTRY
-from medtune.evaluation.result import Number
+from medtune.evaluation.result import Metric
 
 COMPONENTS: dict[str, str] = {name: one.retention for name, one in REGISTRY.items() if one.retention}
 """Component (a protocol's name) and its definition."""
 
 
 def retention(
-    verdicts: Sequence[Verdict], *, draws: int = 1000, seed: int = 0, components: Mapping[str, str] = COMPONENTS
-) -> dict[str, Number]:
+    verdicts: Sequence[Verdict], *, resamples: int = 1000, seed: int = 0, components: Mapping[str, str] = COMPONENTS
+) -> dict[str, Metric]:
     """Compute the component rates and their plain mean, ``composite``, on the true images.
 
     Args:
         verdicts: Verdicts of one model; components without an answer are left out of the composite.
-        draws: Bootstrap draws of the composite's interval; images are drawn.
+        resamples: Bootstrap draws of the composite's interval; images are drawn.
         seed: Seed of the draws.
         components: Protocol's name to the definition of its rate, in the order of the results.
 
@@ -39,9 +39,9 @@ def retention(
         [one.task for one in held],
         [one.images for one in held],
         macro,
-        draws=draws,
+        resamples=resamples,
         seed=seed,
     )
     mean = sum(rates[name].value or 0.0 for name in names) / len(names)
     definition = f"plain mean of the rates: {', '.join(names)}; interval by a bootstrap over images"
-    return {**rates, "composite": Number(mean, "fraction", True, len(held), interval, definition)}
+    return {**rates, "composite": Metric(mean, "fraction", True, len(held), interval, definition)}

@@ -8,20 +8,20 @@ import numpy as np
 from medtune.evaluation.baselines import CHANCE, MAJORITY, chance, majority
 from medtune.evaluation.metrics import balanced_accuracy, bootstrap_interval, macro, nested_macro, proportion
 from medtune.evaluation.protocols.base import Verdict
-from medtune.evaluation.result import Number
+from medtune.evaluation.result import Metric
 
-Numbers = dict[str, Number]
+Numbers = dict[str, Metric]
 VerdictT = TypeVar("VerdictT", bound=Verdict)
 SHARE = "share of right answers over the questions, unread ones wrong; Wilson interval"
 BOOTSTRAP = "interval by a bootstrap over images"
 
 
-def score_protocol(verdicts: Sequence[Verdict], *, draws: int = 1000, seed: int = 0) -> dict[str, Any]:
+def score_protocol(verdicts: Sequence[Verdict], *, resamples: int = 1000, seed: int = 0) -> dict[str, Any]:
     """Score one protocol's verdicts of one model.
 
     Args:
         verdicts: On the true and on swapped images.
-        draws: Bootstrap draws.
+        resamples: Bootstrap draws.
         seed: Seed of the draws.
 
     Returns:
@@ -31,21 +31,23 @@ def score_protocol(verdicts: Sequence[Verdict], *, draws: int = 1000, seed: int 
     swapped = [one for one in verdicts if one.swapped]
     groups = by_attribute(true)
     return {
-        "overall": _overall(true, draws, seed),
-        "attributes": {name: _attribute(rows, draws, seed) for name, rows in groups.items()},
-        "swapped": swap_numbers(true, swapped, _overall(swapped, draws, seed), draws, seed) if swapped else None,
+        "overall": _overall(true, resamples, seed),
+        "attributes": {name: _attribute(rows, resamples, seed) for name, rows in groups.items()},
+        "swapped": swap_numbers(true, swapped, _overall(swapped, resamples, seed), resamples, seed)
+        if swapped
+        else None,
     }
 
 
-def _attribute(rows: list[Verdict], draws: int, seed: int) -> Numbers:
+def _attribute(rows: list[Verdict], resamples: int, seed: int) -> Numbers:
     gold = [one.gold for one in rows]
     interval = bootstrap_interval(
-        [one.correct for one in rows], gold, [one.images for one in rows], macro, draws=draws, seed=seed
+        [one.correct for one in rows], gold, [one.images for one in rows], macro, resamples=resamples, seed=seed
     )
     balanced = balanced_accuracy(gold, [one.predicted for one in rows])
     return {
         "accuracy": proportion([one.correct for one in rows], SHARE),
-        "balanced_accuracy": Number(
+        "balanced_accuracy": Metric(
             balanced, "fraction", True, len(rows), interval, f"mean recall over the gold values; {BOOTSTRAP}"
         ),
         "chance": chance(rows),
@@ -54,7 +56,7 @@ def _attribute(rows: list[Verdict], draws: int, seed: int) -> Numbers:
     }
 
 
-def _overall(rows: list[Verdict], draws: int, seed: int) -> Numbers:
+def _overall(rows: list[Verdict], resamples: int, seed: int) -> Numbers:
     groups = list(by_attribute(rows).values())
     over = f"mean over the {len(groups)} attributes of"
 
@@ -62,15 +64,15 @@ def _overall(rows: list[Verdict], draws: int, seed: int) -> Numbers:
         known = [value for value in values if value is not None]
         return float(np.mean(known)) if known else None
 
-    def number(value: float | None, better: bool | None, interval: tuple[float, float] | None, text: str) -> Number:
-        return Number(value, "fraction", better, len(rows), interval, text)
+    def number(value: float | None, better: bool | None, interval: tuple[float, float] | None, text: str) -> Metric:
+        return Metric(value, "fraction", better, len(rows), interval, text)
 
     balanced = mean([balanced_accuracy([v.gold for v in group], [v.predicted for v in group]) for group in groups])
     return {
         "accuracy_macro": number(
             mean([float(np.mean([one.correct for one in group])) for group in groups]),
             True,
-            macro_interval(rows, [float(one.correct) for one in rows], draws, seed),
+            macro_interval(rows, [float(one.correct) for one in rows], resamples, seed),
             f"{over} the share of right answers, unread ones wrong; {BOOTSTRAP}",
         ),
         "accuracy_micro": proportion(
@@ -80,7 +82,7 @@ def _overall(rows: list[Verdict], draws: int, seed: int) -> Numbers:
         "balanced_accuracy_macro": number(
             balanced,
             True,
-            _balanced_interval(rows, draws, seed),
+            _balanced_interval(rows, resamples, seed),
             f"{over} the mean recall over gold values; {BOOTSTRAP}",
         ),
         "chance_macro": number(mean([chance(group).value for group in groups]), None, None, f"{over} {CHANCE}"),
@@ -88,7 +90,7 @@ def _overall(rows: list[Verdict], draws: int, seed: int) -> Numbers:
         "majority_macro": number(
             mean([majority(group).value for group in groups]),
             None,
-            macro_interval(rows, [float(bool(one.prior)) for one in rows], draws, seed),
+            macro_interval(rows, [float(bool(one.prior)) for one in rows], resamples, seed),
             f"{over} {MAJORITY}; {BOOTSTRAP}",
         ),
         "majority_micro": majority(rows),
@@ -97,7 +99,7 @@ def _overall(rows: list[Verdict], draws: int, seed: int) -> Numbers:
 
 
 def swap_numbers(
-    true: Sequence[Verdict], swapped: Sequence[Verdict], overall: Numbers, draws: int, seed: int
+    true: Sequence[Verdict], swapped: Sequence[Verdict], overall: Numbers, resamples: int, seed: int
 ) -> Numbers:
     """Accuracy on swapped images, and what the swap costs on the questions that were asked both ways.
 
@@ -105,7 +107,7 @@ def swap_numbers(
         true: Verdicts on the true images.
         swapped: Verdicts on swapped images.
         overall: Overall numbers of the swapped ones, ``accuracy_macro`` and ``accuracy_micro`` among them.
-        draws: Bootstrap draws.
+        resamples: Bootstrap draws.
         seed: Seed of the draws.
     """
     on_true = {one.sample_id: one for one in true}
@@ -118,7 +120,7 @@ def swap_numbers(
             [first.attribute for first, _ in pairs],
             [first.images for first, _ in pairs],
             "accuracy on true images minus on swapped ones",
-            draws,
+            resamples,
             seed,
         ),
         "answer_differs": proportion(
@@ -130,8 +132,8 @@ def swap_numbers(
 
 
 def paired_difference(
-    values: Sequence[float], attributes: Sequence[str], images: Sequence[object], text: str, draws: int, seed: int
-) -> Number:
+    values: Sequence[float], attributes: Sequence[str], images: Sequence[object], text: str, resamples: int, seed: int
+) -> Metric:
     """Mean over attributes of a paired difference, with an interval by a bootstrap over images.
 
     Args:
@@ -139,7 +141,7 @@ def paired_difference(
         attributes: The attribute of each pair.
         images: The image of each pair.
         text: What was subtracted from what.
-        draws: Bootstrap draws.
+        resamples: Bootstrap draws.
         seed: Seed of the draws.
     """
     groups: dict[str, list[float]] = {}
@@ -147,32 +149,34 @@ def paired_difference(
         groups.setdefault(attribute, []).append(value)
     mean = float(np.mean([np.mean(group) for group in groups.values()])) if groups else None
     interval = (
-        bootstrap_interval(values, attributes, images, macro, draws=draws, seed=seed, binary=False) if groups else None
+        bootstrap_interval(values, attributes, images, macro, resamples=resamples, seed=seed, binary=False)
+        if groups
+        else None
     )
     definition = f"mean over the {len(groups)} attributes of {text}, paired by question; {BOOTSTRAP}"
-    return Number(mean, "difference of fractions", True, len(values), interval, definition)
+    return Metric(mean, "difference of fractions", True, len(values), interval, definition)
 
 
-def _unread(rows: list[Verdict]) -> Number:
+def _unread(rows: list[Verdict]) -> Metric:
     text = "share of answers from which no answer could be read; they count as wrong"
     return proportion([one.predicted is None for one in rows], text, higher_is_better=False)
 
 
 def macro_interval(
-    rows: Sequence[Verdict], values: Sequence[float], draws: int, seed: int
+    rows: Sequence[Verdict], values: Sequence[float], resamples: int, seed: int
 ) -> tuple[float, float] | None:
     """Interval of the mean over attributes of the mean of 0/1 values, one for each verdict."""
     attributes, images = [one.attribute for one in rows], [one.images for one in rows]
-    return bootstrap_interval(values, attributes, images, macro, draws=draws, seed=seed)
+    return bootstrap_interval(values, attributes, images, macro, resamples=resamples, seed=seed)
 
 
-def _balanced_interval(rows: list[Verdict], draws: int, seed: int) -> tuple[float, float] | None:
+def _balanced_interval(rows: list[Verdict], resamples: int, seed: int) -> tuple[float, float] | None:
     cells = [(one.attribute, one.gold) for one in rows]
     if not cells:
         return None
     groups = [attribute for attribute, _ in sorted(set(cells), key=repr)]  # the order of bootstrap_interval's cells
     values, images = [float(one.correct) for one in rows], [one.images for one in rows]
-    return bootstrap_interval(values, cells, images, nested_macro(groups), draws=draws, seed=seed)
+    return bootstrap_interval(values, cells, images, nested_macro(groups), resamples=resamples, seed=seed)
 
 
 def by_attribute(rows: Iterable[VerdictT]) -> dict[str, list[VerdictT]]:

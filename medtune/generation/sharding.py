@@ -36,11 +36,11 @@ class World(Protocol):
         """Every process's value, on every process."""
         ...
 
-    def by_main(self, work: Callable[[], T]) -> T:
+    def on_rank0(self, work: Callable[[], T]) -> T:
         """What the first process finds, or its error, on every process."""
         ...
 
-    def together(self, work: Callable[[], T]) -> T:
+    def on_all_ranks(self, work: Callable[[], T]) -> T:
         """Do work on this process; an error of any process is raised on all."""
         ...
 
@@ -54,11 +54,11 @@ class Alone:
         """The value alone."""
         return [value]
 
-    def by_main(self, work: Callable[[], T]) -> T:
+    def on_rank0(self, work: Callable[[], T]) -> T:
         """Do the work."""
         return work()
 
-    def together(self, work: Callable[[], T]) -> T:
+    def on_all_ranks(self, work: Callable[[], T]) -> T:
         """Do the work."""
         return work()
 
@@ -130,8 +130,8 @@ class SharedLog:
         self.path, self.world, self.say = path, world or Alone(), say
         self._log: PredictionLog | None = None
         try:
-            self.done: set[str] = self.world.by_main(lambda: self._open_first(identity))
-            self.world.together(self._open_part)
+            self.done: set[str] = self.world.on_rank0(lambda: self._open_first(identity))
+            self.world.on_all_ranks(self._open_part)
         except BaseException:
             self.close()
             raise

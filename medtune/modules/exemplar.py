@@ -9,10 +9,10 @@ from torch import Tensor, nn
 from torch.nn.utils import skip_init
 
 from medtune.errors import ModelError
+from medtune.losses.cross_entropy import IGNORE_INDEX
 
 Exemplar = Literal["cls", "all", "replace", "none"]
 EXEMPLARS = ("cls", "all", "replace", "none")
-IGNORED = -100
 
 
 class ExemplarConnector(nn.Module):
@@ -95,7 +95,7 @@ def insert_placeholders(rows: TokenRows, *, image_id: int, placeholder_id: int, 
     where = (column > last) & (column <= last + count)
     source = torch.where(column <= last, column, torch.where(where, last, column - count))
     taken = take_columns(rows, source)
-    labels = None if taken.labels is None else taken.labels.masked_fill(where, IGNORED)
+    labels = None if taken.labels is None else taken.labels.masked_fill(where, IGNORE_INDEX)
     return replace(taken, tokens=taken.tokens.masked_fill(where, placeholder_id), labels=labels, placeholders=where)
 
 
@@ -129,7 +129,7 @@ def hide_images(
     return replace(
         taken,
         tokens=taken.tokens.masked_fill(free, pad_id),
-        labels=None if taken.labels is None else taken.labels.masked_fill(free, IGNORED),
+        labels=None if taken.labels is None else taken.labels.masked_fill(free, IGNORE_INDEX),
         padding=None if taken.padding is None else taken.padding & ~free,
     )
 
@@ -168,7 +168,7 @@ def widen(rows: TokenRows, width: int, pad_id: int) -> TokenRows:
     return TokenRows(
         nn.functional.pad(rows.tokens, (0, more), value=pad_id),
         vision_mask,
-        None if rows.labels is None else nn.functional.pad(rows.labels, (0, more), value=IGNORED),
+        None if rows.labels is None else nn.functional.pad(rows.labels, (0, more), value=IGNORE_INDEX),
         None if rows.padding is None else nn.functional.pad(rows.padding, (0, more)),
         None if rows.placeholders is None else nn.functional.pad(rows.placeholders, (0, more)),
     )

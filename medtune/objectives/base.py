@@ -50,7 +50,7 @@ class Stage:
 
 
 @dataclass(frozen=True)
-class PictureEncoder:
+class AuxiliaryEncoder:
     """A frozen model of a method's own that looks at pictures beside the model, one by one.
 
     Attributes:
@@ -129,7 +129,7 @@ class Objective(nn.Module):
         """
         return SampleItems(self.sample_transform())
 
-    def picture_encoder(self) -> PictureEncoder | None:
+    def auxiliary_encoder(self) -> AuxiliaryEncoder | None:
         """The method's own encoder, of whose features a cache is kept beside the model's; None where it has none."""
         return None
 

@@ -10,7 +10,7 @@ from medtune.evaluation.measures import MEASURE, difference_unit
 from medtune.evaluation.paired import mcnemar
 from medtune.evaluation.protocols.base import EvaluationProtocol, Pair
 from medtune.evaluation.protocols.registry import REGISTRY
-from medtune.evaluation.result import Number
+from medtune.evaluation.result import Metric
 from medtune.evaluation.scoring import paired_difference
 from medtune.reporting.displays import displays
 from medtune.reporting.runs import Run
@@ -18,13 +18,13 @@ from medtune.reporting.runs import Run
 Row = dict[str, str]
 
 
-def compare(base: Run, run: Run, *, draws: int = 1000, seed: int = 0) -> dict[str, Any]:
+def compare(base: Run, run: Run, *, resamples: int = 1000, seed: int = 0) -> dict[str, Any]:
     """Differences ``run`` minus ``base`` on the true images, where both were asked the same questions.
 
     Args:
         base: The run to compare with.
         run: The run to compare.
-        draws: Bootstrap draws.
+        resamples: Bootstrap draws.
         seed: Seed of the draws.
 
     Returns:
@@ -47,7 +47,7 @@ def compare(base: Run, run: Run, *, draws: int = 1000, seed: int = 0) -> dict[st
         if not pairs:
             continue
         if one.headline:
-            numbers[task] = _differences(pairs, task, one, base, run, draws, seed)
+            numbers[task] = _differences(pairs, task, one, base, run, resamples, seed)
         if task in components:
             parts[task] = pairs
     lost = [task for task in skipped if task in components]
@@ -55,12 +55,12 @@ def compare(base: Run, run: Run, *, draws: int = 1000, seed: int = 0) -> dict[st
         skipped["retention"] = f"its component {lost[0]!r} was asked on different questions"
     elif parts:
         held = [pair for task in components for pair in parts.get(task, [])]
-        numbers["retention"] = plain(_retention(held, base.name, draws, seed))
+        numbers["retention"] = plain(_retention(held, base.name, resamples, seed))
     return {**numbers, "skipped": skipped} if skipped else numbers
 
 
 def compare_over_seeds(
-    base: Mapping[int, Run], runs: Mapping[int, Run], *, draws: int = 1000, seed: int = 0
+    base: Mapping[int, Run], runs: Mapping[int, Run], *, resamples: int = 1000, seed: int = 0
 ) -> dict[str, Any]:
     """Differences of a model tuned with several seeds minus another one, the answers of all seeds pooled.
 
@@ -70,7 +70,7 @@ def compare_over_seeds(
     Args:
         base: The model to compare with, by seed.
         runs: The model to compare, by seed; seeds that only one of them has are left out.
-        draws: Bootstrap draws.
+        resamples: Bootstrap draws.
         seed: Seed of the draws.
 
     Returns:
@@ -88,9 +88,9 @@ def compare_over_seeds(
         first, second = next(iter(shared.values()))
         name = f"{first.name}, mean over {len(pairs)} seeds"
         pooled = [pair for held in pairs.values() for pair in held]
-        macro = _macro(pooled, _numbers(second, task, shown), shown, name, draws, seed)
+        macro = _macro(pooled, _numbers(second, task, shown), shown, name, resamples, seed)
         numbers[task] = {**plain(macro), "by_seed": _by_seed(shared, task, shown.main)}
-        for key, number in _of_protocol(task, pairs, second, name, draws, seed).items():
+        for key, number in _of_protocol(task, pairs, second, name, resamples, seed).items():
             numbers[task][key] = {**plain(number), "by_seed": _by_seed(shared, task, key)}
     return numbers
 
@@ -136,12 +136,12 @@ def _protocol(task: str) -> EvaluationProtocol:
 
 
 def _of_protocol(
-    task: str, pairs: Mapping[int, list[Pair]], run: Run, base: str, draws: int, seed: int
-) -> dict[str, Number]:
+    task: str, pairs: Mapping[int, list[Pair]], run: Run, base: str, resamples: int, seed: int
+) -> dict[str, Metric]:
     """What a packaged protocol compares beside the number of each answer."""
     if task not in REGISTRY:
         return {}
-    return _protocol(task).compare(pairs, run.results.get("vocabulary", {}), base, draws=draws, seed=seed)
+    return _protocol(task).compare(pairs, run.results.get("vocabulary", {}), base, resamples=resamples, seed=seed)
 
 
 def _numbers(run: Run, task: str, shown: Display) -> dict[str, Any]:
@@ -151,12 +151,12 @@ def _numbers(run: Run, task: str, shown: Display) -> dict[str, Any]:
 
 
 def _differences(
-    pairs: list[Pair], task: str, shown: Display, base: Run, run: Run, draws: int, seed: int
+    pairs: list[Pair], task: str, shown: Display, base: Run, run: Run, resamples: int, seed: int
 ) -> dict[str, Any]:
     held = _numbers(run, task, shown)
-    macro = _macro(pairs, held, shown, base.name, draws, seed)
+    macro = _macro(pairs, held, shown, base.name, resamples, seed)
     values, images = _gains(pairs, shown.paired), [first["images"] for first, _ in pairs]
-    micro = paired_difference(values, [""] * len(pairs), images, "", draws, seed)
+    micro = paired_difference(values, [""] * len(pairs), images, "", resamples, seed)
     what = "share of right answers" if shown.paired == "correct" else shown.paired.removeprefix(MEASURE)
     text = f"{what} over the questions minus that of {base.name}, paired by question"
     micro = _as(replace(micro, definition=f"{text}; interval by a bootstrap over images"), held, shown)
@@ -164,11 +164,11 @@ def _differences(
     if shown.paired == "correct":
         right = ([pair[side]["correct"] == "1" for pair in pairs] for side in (0, 1))
         found["mcnemar"] = mcnemar(*right).to_dict()
-    others = _of_protocol(task, {0: pairs}, run, base.name, draws, seed)
+    others = _of_protocol(task, {0: pairs}, run, base.name, resamples, seed)
     return {**found, **{key: plain(number) for key, number in others.items()}}
 
 
-def _as(number: Number, held: Mapping[str, Any], shown: Display) -> Number:
+def _as(number: Metric, held: Mapping[str, Any], shown: Display) -> Metric:
     """A difference with unit and direction of the number that it is of; one of right answers has them already."""
     if shown.paired == "correct":
         return number
@@ -180,24 +180,24 @@ def _gains(pairs: list[Pair], column: str) -> list[float]:
     return [float(second[column]) - float(first[column]) for first, second in pairs]
 
 
-def _macro(pairs: list[Pair], held: Mapping[str, Any], shown: Display, base: str, draws: int, seed: int) -> Number:
+def _macro(pairs: list[Pair], held: Mapping[str, Any], shown: Display, base: str, resamples: int, seed: int) -> Metric:
     images = [first["images"] for first, _ in pairs]
     attributes = [first["attribute"] for first, _ in pairs]
     what = "accuracy" if shown.paired == "correct" else shown.paired.removeprefix(MEASURE)
     number = paired_difference(
-        _gains(pairs, shown.paired), attributes, images, f"{what} minus that of {base}", draws, seed
+        _gains(pairs, shown.paired), attributes, images, f"{what} minus that of {base}", resamples, seed
     )
     return _as(number, held, shown)
 
 
-def _retention(pairs: list[Pair], base: str, draws: int, seed: int) -> Number:
+def _retention(pairs: list[Pair], base: str, resamples: int, seed: int) -> Metric:
     """The composite is a mean over components, which take the attributes' place."""
     number = paired_difference(
         _gains(pairs, "in_format"),
         [first["task"] for first, _ in pairs],
         [first["images"] for first, _ in pairs],
         "",
-        draws,
+        resamples,
         seed,
     )
     text = f"composite retention minus that of {base}, paired by query; interval by a bootstrap over images"

@@ -10,7 +10,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from medtune.data.folders import claim
 from medtune.data.writing import write_whole
 from medtune.errors import DataError
-from medtune.evaluation.evaluation import number_rows, to_csv
+from medtune.evaluation.evaluation import metric_rows, to_csv
 from medtune.reporting import plots, views
 from medtune.reporting.comparison import compare
 from medtune.reporting.confusions import confusion_rows, confusion_tables
@@ -72,7 +72,7 @@ def write_report(
     )
     claim(out.parent, "report", [out.name, "results.json", "results.csv", "confusion.csv"], _is_report)
     write_whole(out.with_name("results.json"), json.dumps(results, indent=2, ensure_ascii=False) + "\n")
-    write_whole(out.with_name("results.csv"), to_csv([row for run in results["runs"] for row in number_rows(run)]))
+    write_whole(out.with_name("results.csv"), to_csv([row for run in results["runs"] for row in metric_rows(run)]))
     write_whole(out.with_name("confusion.csv"), to_csv(confusion_rows(loaded)))
     write_whole(out, page)
     return out

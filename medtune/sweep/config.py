@@ -44,7 +44,7 @@ class Step:
 
 
 @dataclass
-class Ask:
+class EvalSetting:
     """One way of asking a model.
 
     Attributes:
@@ -124,7 +124,9 @@ class SweepConfig:
     recipe: str = field(default="instfree", metadata={"help": "training recipe"})
     evaluate: str = field(default="evaluate/default", metadata={"help": "evaluate config"})
     before: list[Step] = field(default_factory=list, metadata={"help": "recipes to run first, once, in order"})
-    asks: list[Ask] = field(default_factory=list, metadata={"help": "ways of asking each variant; empty is one way"})
+    asks: list[EvalSetting] = field(
+        default_factory=list, metadata={"help": "ways of asking each variant; empty is one way"}
+    )
     center_crop: float = field(default=1.0, metadata={"help": "share of each image's sides that is kept"})
     axis: str = field(
         default="", metadata={"help": "name of the value that variants carry as x; draws accuracies against it"}
@@ -211,7 +213,7 @@ class SweepConfig:
 
 
 @dataclass(frozen=True)
-class Chain:
+class SweepRun:
     """One variant with one seed.
 
     Attributes:
@@ -230,7 +232,7 @@ class Chain:
 
 
 @dataclass(frozen=True)
-class Asked:
+class ReportRow:
     """One row of the report: a chain's model, asked in one way.
 
     Attributes:
@@ -240,8 +242,8 @@ class Asked:
         title: Name in the report.
     """
 
-    chain: Chain
-    ask: Ask
+    chain: SweepRun
+    ask: EvalSetting
     folder: Path
     title: str
 
@@ -259,20 +261,20 @@ def check_placeholders(overrides: Iterable[str], known: Collection[str], where: 
             raise ValueError(f"{where}: {{{stray[0]}}} in {override!r} stands for nothing; known are {listed}")
 
 
-def asks_of(config: SweepConfig, variant: Variant) -> list[Ask]:
+def asks_of(config: SweepConfig, variant: Variant) -> list[EvalSetting]:
     """The ways in which a variant is asked, in the sweep's order; one with steps of its own asks in its own way."""
     if variant.steps is not None:
-        return [Ask("steps")]
-    every = config.asks or [Ask("plain")]
+        return [EvalSetting("steps")]
+    every = config.asks or [EvalSetting("plain")]
     return [ask for ask in every if variant.asks is None or ask.name in variant.asks]
 
 
-def row_title(variant: Variant, ask: Ask) -> str:
+def row_title(variant: Variant, ask: EvalSetting) -> str:
     """A variant's title with an ask's, without the seed."""
     return f"{variant.title}, {ask.title}" if ask.title else variant.title
 
 
-def chains(config: SweepConfig) -> list[Chain]:
+def chains(config: SweepConfig) -> list[SweepRun]:
     """Every chain of a sweep, variant by variant; the untuned base has no seed."""
     found = []
     for variant in config.variants:
@@ -281,20 +283,20 @@ def chains(config: SweepConfig) -> list[Chain]:
             alone = len(seeds) == 1
             name = variant.name if alone else f"{variant.name}_seed{seed}"
             suffix = "" if alone else f", seed {seed}"
-            found.append(Chain(variant, seed, Path(config.output_dir) / name, variant.title + suffix, suffix))
+            found.append(SweepRun(variant, seed, Path(config.output_dir) / name, variant.title + suffix, suffix))
     return found
 
 
-def rows_of(config: SweepConfig, chain: Chain) -> list[Asked]:
+def rows_of(config: SweepConfig, chain: SweepRun) -> list[ReportRow]:
     """Every row that a chain gives."""
     found = []
     for place, ask in enumerate(asks_of(config, chain.variant)):
         folder = chain.folder / ask.name if place else chain.folder
-        found.append(Asked(chain, ask, folder, row_title(chain.variant, ask) + chain.suffix))
+        found.append(ReportRow(chain, ask, folder, row_title(chain.variant, ask) + chain.suffix))
     return found
 
 
-def data_of(config: SweepConfig, variant: Variant | None = None, ask: Ask | None = None) -> tuple[str, str]:
+def data_of(config: SweepConfig, variant: Variant | None = None, ask: EvalSetting | None = None) -> tuple[str, str]:
     """Folder of prepared data and place of their images: the ask's, else the variant's, else the sweep's.
 
     Each of the two is looked for by itself, and ``{prepared}`` in the second stands for the first.

@@ -14,10 +14,10 @@ from medtune.reporting.report import write_report
 from medtune.reporting.runs import Run, read_run
 from medtune.reporting.seeds import differences_section, seeds_section, sets_section
 from medtune.reporting.summary import is_share
-from medtune.sweep.config import Asked, Chain, SweepConfig, data_of, row_title, rows_of
+from medtune.sweep.config import ReportRow, SweepConfig, SweepRun, data_of, row_title, rows_of
 
 
-def write_pages(config: SweepConfig, every: Sequence[Chain]) -> Path:
+def write_pages(config: SweepConfig, every: Sequence[SweepRun]) -> Path:
     """Write ``report.html`` and, for asks that name a page, ``pages/<page>/report.html``.
 
     Beside each stand ``seeds.json`` and ``seed_differences.json``.
@@ -39,7 +39,7 @@ def write_pages(config: SweepConfig, every: Sequence[Chain]) -> Path:
     return written.get("", next(iter(written.values())))
 
 
-def _write_page(config: SweepConfig, rows: Sequence[Asked], out: Path, page: str) -> Path:
+def _write_page(config: SweepConfig, rows: Sequence[ReportRow], out: Path, page: str) -> Path:
     first = {row_title(row.chain.variant, row.ask): row for row in reversed(rows)}
     titles = list(dict.fromkeys(row_title(row.chain.variant, row.ask) for row in rows))
     table = seeds_table(rows)
@@ -66,7 +66,7 @@ def _write_page(config: SweepConfig, rows: Sequence[Asked], out: Path, page: str
     return out
 
 
-def over_seeds(config: SweepConfig, every: Sequence[Chain]) -> dict[str, Any]:
+def over_seeds(config: SweepConfig, every: Sequence[SweepRun]) -> dict[str, Any]:
     """Mean and standard deviation over seeds of the numbers of every row of a sweep, whatever its page.
 
     Returns:
@@ -75,13 +75,13 @@ def over_seeds(config: SweepConfig, every: Sequence[Chain]) -> dict[str, Any]:
     return seeds_table([row for chain in every for row in rows_of(config, chain)])
 
 
-def seed_differences(rows: Sequence[Asked], base: str = "", draws: int = 1000) -> dict[str, dict[str, Any]]:
+def seed_differences(rows: Sequence[ReportRow], base: str = "", resamples: int = 1000) -> dict[str, dict[str, Any]]:
     """Paired differences of every row from one of them, over the seeds that both have.
 
     Args:
         rows: Rows with their seeds. A model that was not tuned by the sweep is paired with every seed.
         base: Title, without the seed, of the row to compare with; empty takes the first.
-        draws: Bootstrap draws.
+        resamples: Bootstrap draws.
 
     Returns:
         Row title without the seed -> what :func:`medtune.reporting.comparison.compare_over_seeds` gives; empty where
@@ -97,10 +97,10 @@ def seed_differences(rows: Sequence[Asked], base: str = "", draws: int = 1000) -
         held = seeds if row.chain.variant.one_seed else [row.chain.seed]
         runs.setdefault(title, {}).update(dict.fromkeys(held, run))
     first = runs.pop(base or next(iter(runs)))
-    return {title: compare_over_seeds(first, held, draws=draws) for title, held in runs.items()}
+    return {title: compare_over_seeds(first, held, resamples=resamples) for title, held in runs.items()}
 
 
-def seeds_table(rows: Sequence[Asked]) -> dict[str, Any]:
+def seeds_table(rows: Sequence[ReportRow]) -> dict[str, Any]:
     """Mean and standard deviation over seeds of each row's numbers that its protocols follow, and of retention.
 
     Returns:
@@ -116,7 +116,7 @@ def seeds_table(rows: Sequence[Asked]) -> dict[str, Any]:
     return {title: {name: _spread(held) for name, held in numbers.items()} for title, numbers in table.items()}
 
 
-def _results(row: Asked) -> dict[str, Any]:
+def _results(row: ReportRow) -> dict[str, Any]:
     results: dict[str, Any] = json.loads((row.folder / "results.json").read_text(encoding="utf-8"))
     return results
 

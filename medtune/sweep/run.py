@@ -20,7 +20,18 @@ from pathlib import Path
 
 from medtune.data.folders import claim
 from medtune.errors import MedtuneError
-from medtune.sweep.config import PLACEHOLDER, Ask, Asked, Chain, Step, SweepConfig, Variant, chains, data_of, rows_of
+from medtune.sweep.config import (
+    PLACEHOLDER,
+    EvalSetting,
+    ReportRow,
+    Step,
+    SweepConfig,
+    SweepRun,
+    Variant,
+    chains,
+    data_of,
+    rows_of,
+)
 
 # A chain whose sweep was killed writes a checkpoint within these, or ends without.
 GRACE_SECONDS = 60
@@ -45,7 +56,7 @@ def run_recipe(folder: Path, name: str, arguments: list[str]) -> None:
 
 
 def data_overrides(
-    config: SweepConfig, node: str, file: str, variant: Variant | None = None, ask: Ask | None = None
+    config: SweepConfig, node: str, file: str, variant: Variant | None = None, ask: EvalSetting | None = None
 ) -> list[str]:
     """Overrides that point a config's dataset node at a prepared file, those of ask, variant or sweep."""
     prepared, images = data_of(config, variant, ask)
@@ -63,7 +74,7 @@ def run_step(config: SweepConfig, step: Step) -> None:
         run_recipe(root, step.recipe, [step.config, *filled(step.overrides, config)])
 
 
-def run_chain(config: SweepConfig, chain: Chain) -> None:
+def run_chain(config: SweepConfig, chain: SweepRun) -> None:
     """Tune (unless it is the base), then predict and evaluate in each way; output goes to the chain's log."""
     root, run = Path(config.output_dir), chain.folder
     run.mkdir(parents=True, exist_ok=True)
@@ -81,7 +92,7 @@ def run_chain(config: SweepConfig, chain: Chain) -> None:
             _ask(config, row, weights)
 
 
-def _ask(config: SweepConfig, row: Asked, weights: list[str]) -> None:
+def _ask(config: SweepConfig, row: ReportRow, weights: list[str]) -> None:
     root, ask, out, chain = Path(config.output_dir), row.ask, row.folder, row.chain
     asked = [*data_overrides(config, "questions", "test.jsonl", chain.variant, ask), *weights, f"output_dir={out}"]
     how = filled([*config.predict_overrides, *ask.predict_overrides], config, chain, ask)
@@ -92,7 +103,7 @@ def _ask(config: SweepConfig, row: Asked, weights: list[str]) -> None:
     run_recipe(root, "evaluate", [config.evaluate, *scored, f"name='{row.title}'", *how])
 
 
-def _run_steps(config: SweepConfig, chain: Chain, steps: list[Step]) -> None:
+def _run_steps(config: SweepConfig, chain: SweepRun, steps: list[Step]) -> None:
     """Run a variant's own steps, each in its folder; the last evaluate writes into the run's."""
     root, variant, earlier = Path(config.output_dir), chain.variant, dict[str, Path]()
     for place, step in enumerate(steps):
@@ -107,7 +118,7 @@ def _run_steps(config: SweepConfig, chain: Chain, steps: list[Step]) -> None:
         earlier[step.called] = folder
 
 
-def _own_config(config: SweepConfig, chain: Chain, step: Step, earlier: Mapping[str, Path]) -> tuple[str, list[str]]:
+def _own_config(config: SweepConfig, chain: SweepRun, step: Step, earlier: Mapping[str, Path]) -> tuple[str, list[str]]:
     """The sweep's own config, data and overrides for a step that names no config."""
     if step.config:
         return "", []
@@ -140,8 +151,8 @@ def _weights(earlier: Iterable[Path], step: Step) -> Path:
 def filled(
     overrides: Iterable[str],
     config: SweepConfig,
-    chain: Chain | None = None,
-    ask: Ask | None = None,
+    chain: SweepRun | None = None,
+    ask: EvalSetting | None = None,
     known: Mapping[str, str] | None = None,
 ) -> list[str]:
     """Overrides with what their placeholders stand for; ``{run}`` and ``{seed}`` are known where there is a chain.

@@ -71,7 +71,7 @@ def build_companions(objective: Objective, config: TrainConfig, runtime: Runtime
         MedtuneError: If one cannot be loaded, on every process.
     """
     companions = objective.companions()
-    found = runtime.together(lambda: load_companions(companions))
+    found = runtime.on_all_ranks(lambda: load_companions(companions))
     for model in found.values():
         model.to(runtime.device)
     for name, companion in companions.items():

@@ -45,11 +45,11 @@ class QuestionsConfig:
     batch_size: int = key(16, "prompts answered together")
     max_new_tokens: int = key(32, "longest answer")
     answers: int = key(8, "answers written to metrics.jsonl at each validation; 0 writes none")
-    draws: int = key(300, "draws of each bootstrap interval")
+    resamples: int = key(300, "draws of each bootstrap interval")
 
     def __post_init__(self) -> None:
         """Refuse sizes that no set can have."""
-        for name in ("limit", "batch_size", "max_new_tokens", "draws"):
+        for name in ("limit", "batch_size", "max_new_tokens", "resamples"):
             if getattr(self, name) < 1:
                 raise ValueError(f"questions.{name} must be at least 1, got {getattr(self, name)}")
         if self.answers < 0 or not self.protocols:

@@ -18,7 +18,7 @@ from medtune.training.config import TrainConfig
 from medtune.training.runtime import Runtime
 
 
-class DataFeed:
+class BatchLoader:
     """One data set, from its builder to the micro-batches of this process.
 
     Args:
@@ -42,8 +42,8 @@ class DataFeed:
         shuffle: bool = True,
     ) -> None:
         self.config, self.runtime = config, runtime
-        self.source = runtime.together(lambda: instantiate(component))
-        self.checked: Preflight = runtime.by_main(
+        self.source = runtime.on_all_ranks(lambda: instantiate(component))
+        self.checked: Preflight = runtime.on_rank0(
             lambda: preflight(
                 self.source,
                 transform,
@@ -55,7 +55,7 @@ class DataFeed:
             )
         )
         # Those of all stages now, so that what cannot be is found before the first step.
-        self._items: dict[str, Items] = runtime.together(
+        self._items: dict[str, Items] = runtime.on_all_ranks(
             lambda: {stage.name: objective.items(self.source, self.checked.indices, stage) for stage in stages}
         )
         self.dataset = TrainingSet(self.source, self._items[stages[0].name], transform, config.seed, config.on_error)
@@ -69,7 +69,7 @@ class DataFeed:
             bucket=config.bucket,
             tiles=self.checked.tiles,
             indices=self.checked.indices,
-            weights=runtime.by_main(lambda: balanced_weights(self._reports())) if balanced else None,
+            weights=runtime.on_rank0(lambda: balanced_weights(self._reports())) if balanced else None,
         )
 
     def _reports(self) -> Iterator[str]:
@@ -100,7 +100,7 @@ class DataFeed:
         pin = runtime.device.type == "cuda"
         batches = epoch_loader(self.dataset, shares, epoch, config.num_workers, start_step, pin)
         for _ in shares[start_step:]:
-            yield runtime.together(lambda: next(batches))
+            yield runtime.on_all_ranks(lambda: next(batches))
 
 
 def on_device(value: Any, device: torch.device) -> Any:

@@ -34,7 +34,7 @@ def export_weights(model: Any, config: TrainConfig, runtime: Runtime, folder: Pa
         ConfigError: If the folder holds files that no run wrote.
     """
     state = runtime.collect(model.state_dict().items())
-    runtime.by_main(lambda: _write(merge_adapters(state, model), model, config, folder))
+    runtime.on_rank0(lambda: _write(merge_adapters(state, model), model, config, folder))
     if runtime.device.type == "cuda":
         torch.cuda.empty_cache()
 

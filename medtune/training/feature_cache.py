@@ -24,10 +24,10 @@ from medtune.data.features import EncodedSource, FeatureShards, PictureItems, Pi
 from medtune.data.training_set import TrainingSet, epoch_loader
 from medtune.errors import ConfigError
 from medtune.models.common.names import is_adapter_key
-from medtune.objectives.base import Objective, PictureEncoder, Stage
+from medtune.objectives.base import AuxiliaryEncoder, Objective, Stage
 from medtune.training.building import DTYPES, base_fingerprint
 from medtune.training.config import TrainConfig
-from medtune.training.data import DataFeed, on_device
+from medtune.training.data import BatchLoader, on_device
 from medtune.training.parts import TrainedParts
 from medtune.training.precompute import SHARD_BYTES, Batches, Made, PrecomputeStore
 from medtune.training.precompute import readable_size as readable_size
@@ -66,7 +66,7 @@ def check_frozen(stages: Iterable[Stage], parts: TrainedParts, transform: Any) -
 
 
 def use_features(
-    feed: DataFeed, folder: Path, model: Any, objective: Objective, runtime: Runtime, say: Callable[[str], None]
+    feed: BatchLoader, folder: Path, model: Any, objective: Objective, runtime: Runtime, say: Callable[[str], None]
 ) -> None:
     """Give a data set's batches features in place of pixels, made now as far as they are not on disk. A collective.
 
@@ -85,8 +85,8 @@ def use_features(
     """
     transform: Any = feed.dataset.transform
     config = feed.config
-    pictures = runtime.by_main(lambda: find_pictures(feed.source, feed.checked.indices.tolist(), transform))
-    kept = _Kept.of(pictures, transform, model, objective.picture_encoder(), DTYPES[config.dtype])
+    pictures = runtime.on_rank0(lambda: find_pictures(feed.source, feed.checked.indices.tolist(), transform))
+    kept = _Kept.of(pictures, transform, model, objective.auxiliary_encoder(), DTYPES[config.dtype])
     if not len(pictures):
         raise ConfigError("feature_cache: no sample has an image; set it to null")
     store = PrecomputeStore(
@@ -122,11 +122,11 @@ class _Kept:
     pictures: Pictures
     tile: tuple[int, int]
     dtype: torch.dtype
-    own: PictureEncoder | None
+    own: AuxiliaryEncoder | None
     own_shape: tuple[int, ...]
 
     @staticmethod
-    def of(pictures: Pictures, transform: Any, model: Any, own: PictureEncoder | None, dtype: torch.dtype) -> "_Kept":
+    def of(pictures: Pictures, transform: Any, model: Any, own: AuxiliaryEncoder | None, dtype: torch.dtype) -> "_Kept":
         tile = (transform.tokens_per_tile, model.embed_dim)
         shape = () if own is None else tuple(own.features(own.pixels(Image.new("RGB", (8, 8)))[None]).shape[1:])
         return _Kept(pictures, tile, dtype, own, shape)
@@ -146,7 +146,7 @@ class _Kept:
 
 
 def cache_identity(
-    config: TrainConfig, model: Any, own: PictureEncoder | None, transform: Any, feed: DataFeed, pictures: Pictures
+    config: TrainConfig, model: Any, own: AuxiliaryEncoder | None, transform: Any, feed: BatchLoader, pictures: Pictures
 ) -> dict[str, Any]:
     """Everything that decides the features, as plain values."""
     component = to_plain(config.model)
@@ -178,7 +178,7 @@ class _Encoding:
     """
 
     def __init__(
-        self, feed: DataFeed, pictures: Pictures, model: Any, own: PictureEncoder | None, runtime: Runtime
+        self, feed: BatchLoader, pictures: Pictures, model: Any, own: AuxiliaryEncoder | None, runtime: Runtime
     ) -> None:
         self.feed, self.pictures, self.model, self.own, self.runtime = feed, pictures, model, own, runtime
 
@@ -195,7 +195,7 @@ class _Encoding:
             tqdm(total=len(steps), desc="encode pictures", unit="batch", disable=not self.runtime.is_main) as bar,
         ):
             for batch in batches:
-                (found,) = self.runtime.together(lambda: next(loaded))
+                (found,) = self.runtime.on_all_ranks(lambda: next(loaded))
                 yield self._encode(found, batch)
                 bar.update()
         self.model.train()

@@ -21,11 +21,11 @@ from medtune.objectives.base import Objective, Stage
 from medtune.objectives.companions import load_companions
 from medtune.training import memory
 from medtune.training.building import DTYPES
-from medtune.training.clock import Clock
 from medtune.training.config import TrainConfig, check_loggers
 from medtune.training.feature_cache import check_frozen, readable_size
 from medtune.training.optimization import check_rates
 from medtune.training.parts import TrainedParts
+from medtune.training.progress import Progress
 
 GB = 1e9
 MEASURED_ROWS = 5000
@@ -171,7 +171,7 @@ def _data_text(
         reason = "not measured: the tokenizer is not here" if transform is None else "not found"
         return "\n".join([f"training rows        {reason}", *lines])
     checked = data.checked
-    clock = Clock(tuple(stages), len(BatchPlan([1] * data.rows, batch, config.seed)))
+    clock = Progress(tuple(stages), len(BatchPlan([1] * data.rows, batch, config.seed)))
     lengths = f"mean {data.mean_tokens:.0f}, longest {checked.longest.max()}"
     kind = ", those of images among them" if model.images_as_tokens else " of text; images add none"
     usable = f"({len(checked.lengths):,} rows measured, {len(checked.problems)} unusable)"

@@ -87,7 +87,7 @@ class PrecomputeStore:
     ) -> None:
         self.folder, self.sizes, self.runtime = folder, sizes, runtime
         self.key, self.what, self.shard_bytes = key, what, shard_bytes
-        self.identity: dict[str, Any] = runtime.by_main(lambda: json.loads(json.dumps(identity())))
+        self.identity: dict[str, Any] = runtime.on_rank0(lambda: json.loads(json.dumps(identity())))
 
     def starts(self) -> np.ndarray:
         """The borders of the shards, as they were made or as they shall be: the first item of each, and the end.
@@ -95,7 +95,7 @@ class PrecomputeStore:
         Raises:
             ConfigError: If the folder holds items of something else, naming each key with both values.
         """
-        return self.runtime.by_main(self._starts)
+        return self.runtime.on_rank0(self._starts)
 
     def fill(self, shards: Shards, make: Make, *, batch_size: int, described: str, say: Callable[[str], None]) -> None:
         """Make what is missing; its size is told, and room for it is looked for, before anything is written.
@@ -110,15 +110,15 @@ class PrecomputeStore:
         Raises:
             ConfigError: If the disk has too little room, or another run is making the items.
         """
-        if not self.runtime.by_main(lambda: self._announce(shards, described, say)):
+        if not self.runtime.on_rank0(lambda: self._announce(shards, described, say)):
             return
         with self._alone():
-            missing = self.runtime.by_main(lambda: self._claim(shards))
+            missing = self.runtime.on_rank0(lambda: self._claim(shards))
             shares = self.shares(shards, missing, batch_size)
             with closing(make([batch for share in shares for batch in share.batches])) as made:
                 for share in shares:
                     items = [item for _ in share.batches for item in next(made)]
-                    self.runtime.together(lambda share=share, items=items: _write(shards, share, items))  # type: ignore[misc]
+                    self.runtime.on_all_ranks(lambda share=share, items=items: _write(shards, share, items))  # type: ignore[misc]
                 if next(made, None) is not None:  # it has come to its own end, and put its model back
                     raise ValueError("more batches were made than asked for")
 
@@ -194,7 +194,7 @@ class PrecomputeStore:
             f"{self.key}: another run is making the {self.what} in {self.folder}; start again when it is done, or name "
             "another folder"
         )
-        self.runtime.by_main(lambda: held.append(FileLock(self.folder / ".lock", taken)))
+        self.runtime.on_rank0(lambda: held.append(FileLock(self.folder / ".lock", taken)))
         try:
             yield
         finally:

@@ -12,11 +12,11 @@ from medtune.config import instantiate
 from medtune.data.sample import Sample
 from medtune.data.source import SampleSource
 from medtune.errors import ConfigError
-from medtune.evaluation.evaluation import evaluate, number_rows
+from medtune.evaluation.evaluation import evaluate, metric_rows
 from medtune.evaluation.prediction import Prediction
 from medtune.evaluation.protocols.base import Query, topic
 from medtune.evaluation.protocols.registry import plan_queries
-from medtune.evaluation.result import Number
+from medtune.evaluation.result import Metric
 from medtune.generation.engine.generator import Generator
 from medtune.generation.requests import Request
 from medtune.training.config import QuestionsConfig, TrainConfig
@@ -32,7 +32,7 @@ class Answered:
         answers: id and text of the first few answers.
     """
 
-    metrics: dict[str, Number]
+    metrics: dict[str, Metric]
     answers: list[dict[str, str]]
 
     def row(self) -> dict[str, Any]:
@@ -62,11 +62,11 @@ class QuestionSet:
         assert config.questions is not None
         self.settings: QuestionsConfig = config.questions
         self.transform, self.device = transform, runtime.device
-        self.source: SampleSource = runtime.together(lambda: instantiate(self.settings.source))
+        self.source: SampleSource = runtime.on_all_ranks(lambda: instantiate(self.settings.source))
         if not len(self.source):
             raise ConfigError(f"questions.source: {self.source.name} holds no question")
         self.samples = [self.source[index] for index in chosen(len(self.source), self.settings.limit)]
-        self.queries: list[Query] = runtime.together(lambda: plan_queries(self.samples, self.settings.protocols))
+        self.queries: list[Query] = runtime.on_all_ranks(lambda: plan_queries(self.samples, self.settings.protocols))
 
     def ask(self, model: Any, dtype: torch.dtype) -> Answered:
         """Answer greedily and score; every process of a sharded run must call.
@@ -106,7 +106,7 @@ class QuestionSet:
             majority(self.samples),
             name="questions",
             protocols=self.settings.protocols,
-            draws=self.settings.draws,
+            resamples=self.settings.resamples,
         ).results
         shown = [{"id": one.id, "answer": one.prediction} for one in predictions if one.prediction]
         return Answered(overall_metrics(results), shown[: self.settings.answers])
@@ -128,10 +128,10 @@ def majority(samples: Sequence[Sample]) -> dict[str, str]:
     return {name: min(found, key=lambda value: (-found[value], value)) for name, found in counts.items()}
 
 
-def overall_metrics(results: dict[str, Any]) -> dict[str, Number]:
+def overall_metrics(results: dict[str, Any]) -> dict[str, Metric]:
     """``protocol/metric`` -> number, of those over all questions that say whether higher is better."""
     return {
-        f"{row['protocol']}/{row['metric']}": Number(
+        f"{row['protocol']}/{row['metric']}": Metric(
             row["value"],
             row["unit"],
             row["higher_is_better"],
@@ -139,6 +139,6 @@ def overall_metrics(results: dict[str, Any]) -> dict[str, Number]:
             None if row["low"] is None else (row["low"], row["high"]),
             row["definition"],
         )
-        for row in number_rows(results)
+        for row in metric_rows(results)
         if row["group"] == "overall" and row["higher_is_better"] is not None
     }

@@ -121,7 +121,7 @@ class Runtime:
                 kept[name] = full.to("cpu", copy=True).contiguous()
         return kept
 
-    def together(self, work: Callable[[], T]) -> T:
+    def on_all_ranks(self, work: Callable[[], T]) -> T:
         """Do ``work`` on this process; an error that a user can mend, on any process, is raised on all.
 
         Without it the others would wait in their next collective for a process that has gone.
@@ -140,9 +140,9 @@ class Runtime:
             raise kind(message) from error
         return result
 
-    def by_main(self, work: Callable[[], T]) -> T:
+    def on_rank0(self, work: Callable[[], T]) -> T:
         """What the first process finds (it must be picklable), on every process; its error too."""
-        found = self.gather(self.together(lambda: work() if self.is_main else None))
+        found = self.gather(self.on_all_ranks(lambda: work() if self.is_main else None))
         return found[0]
 
     def stop(self) -> None:

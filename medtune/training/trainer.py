@@ -23,15 +23,15 @@ from medtune.errors import MedtuneError, TrainingError
 from medtune.models.common.interface import Trainable
 from medtune.objectives.base import Objective, Stage
 from medtune.training import building, feature_cache, optimization
-from medtune.training.clock import Clock, rate_factor
+from medtune.training.checkpointer import Checkpointer, identity, put_back
 from medtune.training.config import TrainConfig, check_loggers
-from medtune.training.data import DataFeed, on_device
+from medtune.training.data import BatchLoader, on_device
 from medtune.training.export import export_weights
 from medtune.training.parts import GradientWatch, TrainedParts
+from medtune.training.progress import Progress, rate_factor
 from medtune.training.questions import QuestionSet
 from medtune.training.run_folder import claim_run_folder
 from medtune.training.runtime import Runtime
-from medtune.training.snapshots import Snapshots, identity, put_back
 from medtune.training.telemetry import Telemetry
 from medtune.training.validation import EarlyStopping, Validation
 
@@ -69,7 +69,7 @@ class Trainer:
         """
         config, runtime = self.config, self.runtime
         check_loggers(config)
-        runtime.by_main(self._claim_folder)
+        runtime.on_rank0(self._claim_folder)
         self.transform = instantiate(config.transform)
         self.transform.dtype = building.DTYPES[config.dtype]
         self.objective: Objective = instantiate(config.objective)
@@ -84,11 +84,11 @@ class Trainer:
         self.held_out = self._feed(config.dataset_val, stages, shuffle=False) if config.dataset_val else None
         questions = QuestionSet(config, self.transform, runtime) if config.questions else None
         self.validation = Validation(config, self.held_out, questions)
-        self.clock = Clock(stages, self.feed.steps_per_epoch)
+        self.clock = Progress(stages, self.feed.steps_per_epoch)
         building.finish(self.model, config, runtime)
         self.offload = building.offloading(self.model, config, runtime)
         self._use_features(stages)
-        self.snapshots = Snapshots(config, runtime, identity(config, self.feed, self.held_out))
+        self.snapshots = Checkpointer(config, runtime, identity(config, self.feed, self.held_out))
         self._resume()
         self.telemetry = Telemetry(
             self.folder, config.loggers, config, self.clock.total, self.step, active=runtime.is_main
@@ -96,8 +96,8 @@ class Trainer:
         if runtime.is_main:
             save_config(config, self.folder / "config.yaml")
 
-    def _feed(self, component: Any, stages: tuple[Stage, ...], shuffle: bool = True) -> DataFeed:
-        return DataFeed(component, self.objective, self.transform, self.config, self.runtime, stages, shuffle)
+    def _feed(self, component: Any, stages: tuple[Stage, ...], shuffle: bool = True) -> BatchLoader:
+        return BatchLoader(component, self.objective, self.transform, self.config, self.runtime, stages, shuffle)
 
     def _use_features(self, stages: tuple[Stage, ...]) -> None:
         """Image features from disk, where the config names a folder for them."""
@@ -379,7 +379,7 @@ class Trainer:
     def _finish(self, seconds: float) -> None:
         if self.config.export != "none":
             export_weights(self.model, self.config, self.runtime, self.folder / "weights")
-            self.runtime.by_main(lambda: self.objective.export(self.folder))
+            self.runtime.on_rank0(lambda: self.objective.export(self.folder))
         for skipped in self.runtime.gather(self.skipped):
             self.skipped |= skipped
         feeds = [self.feed] + ([self.held_out] if self.held_out else [])

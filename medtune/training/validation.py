@@ -12,7 +12,7 @@ from medtune.errors import ConfigError
 from medtune.objectives.base import Objective
 from medtune.training.building import DTYPES
 from medtune.training.config import LOSS, TrainConfig
-from medtune.training.data import DataFeed, on_device
+from medtune.training.data import BatchLoader, on_device
 from medtune.training.questions import Answered, QuestionSet
 from medtune.training.runtime import Runtime
 
@@ -101,7 +101,7 @@ class Validation:
         ConfigError: If ``monitor`` names what this run does not measure.
     """
 
-    def __init__(self, config: TrainConfig, feed: DataFeed | None, questions: QuestionSet | None) -> None:
+    def __init__(self, config: TrainConfig, feed: BatchLoader | None, questions: QuestionSet | None) -> None:
         self.config, self.feed, self.questions = config, feed, questions
         wants_questions = "/" in config.monitor
         if wants_questions and questions is not None:
@@ -147,7 +147,7 @@ class Validation:
 
 @torch.no_grad()
 def validation_metrics(
-    model: Any, objective: Objective, feed: DataFeed, runtime: Runtime, seen: Callable[[dict[str, Any]], None]
+    model: Any, objective: Objective, feed: BatchLoader, runtime: Runtime, seen: Callable[[dict[str, Any]], None]
 ) -> dict[str, float]:
     """Mean loss and metrics over the validation set, the same on every process.
 

@@ -33,7 +33,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def collected(folder: Path) -> dict:
-    return table.table(sweep(folder), draws=200)
+    return table.table(sweep(folder), resamples=200)
 
 
 def accuracy(run: Path, task: str) -> dict[str, list[float]]:
@@ -87,10 +87,10 @@ def test_images_are_drawn_with_the_answers_of_all_seeds(tmp_path: Path) -> None:
     for seed in (0, 1):
         write_run(tmp_path / f"ft_seed{seed}", questions, "FT", 0)
         write_run(tmp_path / f"instfree_seed{seed}", questions, "InstFree", 0)
-    twice = table.table(sweep(tmp_path), draws=200)["models"]["instfree"]["differences"]["ft"]
+    twice = table.table(sweep(tmp_path), resamples=200)["models"]["instfree"]["differences"]["ft"]
     for chain in ("ft", "instfree"):
         (tmp_path / f"{chain}_seed1" / "results.json").unlink()
-    once = table.table(sweep(tmp_path), draws=200)["models"]["instfree"]["differences"]["ft"]
+    once = table.table(sweep(tmp_path), resamples=200)["models"]["instfree"]["differences"]["ft"]
     for name in ("open/accuracy_macro", "retention"):
         assert twice[name]["interval"] == pytest.approx(once[name]["interval"])
         assert twice[name]["n"] == 2 * once[name]["n"]
@@ -114,7 +114,7 @@ def test_a_sweep_that_asks_less_gives_fewer_columns(folder: Path, tmp_path: Path
         composite = {**results["retention"]["composite"], "value": sum(one["value"] for one in kept.values()) / 2}
         results["retention"] = {**kept, "composite": composite}
         (run / "results.json").write_text(json.dumps(results))
-    result = table.table(sweep(tmp_path), draws=50)
+    result = table.table(sweep(tmp_path), resamples=50)
     measures = result["models"]["instfree"]["measures"]
     assert set(measures) == {f"{t}/accuracy_{k}" for t in ("open", "multiple_choice") for k in ("macro", "micro")} | {
         "retention"

@@ -8,8 +8,8 @@ def test_the_four_decide_alone():
 
 
 def test_each_of_the_four_matters():
-    draws = {sample_rng(*key).random() for key in product((0, 1, 12), (0, 1, 21), (0, 1, 2), ("", "a"))}
-    assert len(draws) == 3 * 3 * 3 * 2
+    resamples = {sample_rng(*key).random() for key in product((0, 1, 12), (0, 1, 21), (0, 1, 2), ("", "a"))}
+    assert len(resamples) == 3 * 3 * 3 * 2
 
 
 def test_the_draw_is_the_same_on_every_machine_and_version():

@@ -22,7 +22,7 @@ from medtune.evaluation.protocols.base import (
     user_turn,
     verdict_frame,
 )
-from medtune.evaluation.result import Number
+from medtune.evaluation.result import Metric
 
 
 def root_mean_square(verdicts: Sequence[Verdict]) -> float | None:
@@ -78,9 +78,9 @@ class Counting(EvaluationProtocol):
         return Verdict(**verdict_frame(row), predicted=predicted, in_format=predicted is not None, measures=measures)
 
     def score(
-        self, verdicts: Sequence[Verdict], vocabulary: Vocabulary, *, draws: int, seed: int
+        self, verdicts: Sequence[Verdict], vocabulary: Vocabulary, *, resamples: int, seed: int
     ) -> dict[str, Any] | None:
-        return score_measures(verdicts, (ERROR, EXACT, RMSE), draws=draws, seed=seed)
+        return score_measures(verdicts, (ERROR, EXACT, RMSE), resamples=resamples, seed=seed)
 
 
 class Swapped(Counting):
@@ -102,9 +102,15 @@ class Registered(Counting):
     name = "registered"
 
     def compare(
-        self, pairs: Mapping[int, Sequence[Pair]], vocabulary: Mapping[str, Any], base: str, *, draws: int, seed: int
-    ) -> dict[str, Number]:
-        return compare_measures(pairs, (ERROR, RMSE), base, draws=draws, seed=seed)
+        self,
+        pairs: Mapping[int, Sequence[Pair]],
+        vocabulary: Mapping[str, Any],
+        base: str,
+        *,
+        resamples: int,
+        seed: int,
+    ) -> dict[str, Metric]:
+        return compare_measures(pairs, (ERROR, RMSE), base, resamples=resamples, seed=seed)
 
 
 PATH = f"{__name__}.Counting"

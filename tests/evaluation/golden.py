@@ -10,7 +10,7 @@ from typing import Any
 
 from medtune.data.labels import label_text
 from medtune.data.sample import Sample
-from medtune.evaluation.evaluation import evaluate, number_rows, to_csv, verdict_rows
+from medtune.evaluation.evaluation import evaluate, metric_rows, to_csv, verdict_rows
 from medtune.evaluation.prediction import Prediction
 from medtune.evaluation.protocols.base import Query
 from medtune.evaluation.protocols.registry import PROTOCOLS, plan_queries
@@ -40,11 +40,11 @@ def _case(samples: list[Sample], say: Any, majority: dict[str, str], **asked: li
     rng = random.Random(7)
     rows = [say(query, rng) for query in plan_queries(samples, asked.get("protocols", PROTOCOLS),
                                                       swapped=asked.get("swapped", []), seed=3)]  # fmt: skip
-    done = evaluate(samples, rows, majority, name="golden", seed=3, draws=40, **asked)
+    done = evaluate(samples, rows, majority, name="golden", seed=3, resamples=40, **asked)
     return {
         "results": done.results,
         "verdicts": to_csv(verdict_rows(done.verdicts)).splitlines(),
-        "numbers": [row["metric"] for row in number_rows(done.results)],
+        "numbers": [row["metric"] for row in metric_rows(done.results)],
     }
 
 

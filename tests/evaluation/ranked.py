@@ -7,7 +7,7 @@ from typing import Any
 
 from medtune.data.labels import Target
 from medtune.data.sample import Sample
-from medtune.evaluation.evaluation import evaluate, number_rows, to_csv, verdict_rows
+from medtune.evaluation.evaluation import evaluate, metric_rows, to_csv, verdict_rows
 from medtune.evaluation.prediction import Prediction, write_predictions
 from medtune.evaluation.protocols.base import Query, Verdict
 from medtune.evaluation.protocols.registry import plan_queries
@@ -46,12 +46,12 @@ def save_run(folder: Path, results: dict[str, Any], verdicts: list[Verdict], row
     folder.mkdir(parents=True)
     (folder / "results.json").write_text(json.dumps(results))
     (folder / "verdicts.csv").write_text(to_csv(verdict_rows(verdicts)))
-    (folder / "numbers.csv").write_text(to_csv(number_rows(results)))
+    (folder / "numbers.csv").write_text(to_csv(metric_rows(results)))
     write_predictions(folder / "predictions.jsonl", rows)
     return folder
 
 
 def write_run(folder: Path, name: str, gap: float, asked: dict[str, list[str]] = BOTH) -> Path:
     rows = answers(gap, **asked)
-    done = evaluate(many(), rows, MAJORITY, name=name, draws=30, **asked)
+    done = evaluate(many(), rows, MAJORITY, name=name, resamples=30, **asked)
     return save_run(folder, done.results, done.verdicts, rows)

@@ -5,7 +5,7 @@ import pytest
 from sklearn.metrics import accuracy_score, cohen_kappa_score, f1_score
 
 from medtune.errors import ConfigError, DataError
-from medtune.evaluation.evaluation import evaluate, number_rows, to_csv, verdict_rows
+from medtune.evaluation.evaluation import evaluate, metric_rows, to_csv, verdict_rows
 from medtune.evaluation.prediction import Prediction
 from medtune.evaluation.protocols.base import Vocabulary, question_meta
 from medtune.evaluation.protocols.registry import PROTOCOLS, build_protocol, plan_queries
@@ -26,7 +26,7 @@ def score(questions, texts=(), scores=None, majority=MAJORITY, swapped=(), **opt
     if scores is not None:
         rows = [dataclasses.replace(row, meta={**row.meta, "scores": scores(row)}) for row in rows]
     return evaluate(
-        questions, rows, majority, name="x", protocols=["classification"], swapped=swapped, draws=50, **options
+        questions, rows, majority, name="x", protocols=["classification"], swapped=swapped, resamples=50, **options
     )
 
 
@@ -119,7 +119,7 @@ def test_scores_give_an_area_under_the_curve(questions):
     assert done.results["protocols"]["classification"]["attributes"]["breast"]["auc_macro"]["value"] == 0.5
     queries = plan_queries(questions, ["classification"])
     some = [answered(query, scores=[0.0, 1.0] if query.id == queries[0].id else None) for query in queries]
-    done = evaluate(questions, some, MAJORITY, name="x", protocols=["classification"], draws=50)
+    done = evaluate(questions, some, MAJORITY, name="x", protocols=["classification"], resamples=50)
     assert "auc_macro" not in done.results["protocols"]["classification"]["attributes"]["breast"], (
         "not all rows have some"
     )
@@ -136,7 +136,7 @@ def test_swapping_costs_the_model_that_looks(questions):
     assert queries[15].id == "breast/test/0/classification/swapped"
     looks = [answered(query, query.meta.get("shown_answer")) for query in queries]
     done = evaluate(
-        questions, looks, MAJORITY, name="x", protocols=["classification"], swapped=["classification"], draws=50
+        questions, looks, MAJORITY, name="x", protocols=["classification"], swapped=["classification"], resamples=50
     )
     swapped = done.results["protocols"]["classification"]["swapped"]
     assert swapped["drop_macro"]["value"] == pytest.approx(1 - swapped["accuracy_macro"]["value"])
@@ -158,7 +158,7 @@ def test_a_set_without_a_training_split_has_no_majority(questions):
 
 
 def test_missing_answers_are_out_of_vocabulary(questions):
-    done = evaluate(questions, [], MAJORITY, name="x", protocols=["classification"], on_missing="wrong", draws=50)
+    done = evaluate(questions, [], MAJORITY, name="x", protocols=["classification"], on_missing="wrong", resamples=50)
     overall = done.results["protocols"]["classification"]["overall"]
     assert overall["accuracy_macro"]["value"] == overall["f1_macro"]["value"] == 0.0
     assert overall["out_of_vocabulary"]["value"] == 1.0
@@ -171,7 +171,7 @@ def test_a_classifiers_row_needs_no_more_than_the_format_says(questions):
                     "scores": [0.1] * len(one.meta["classes"])})
         for one, query in zip(questions, plan_queries(questions, ["classification"]), strict=True)
     ]  # fmt: skip
-    done = evaluate(questions, rows, MAJORITY, name="x", protocols=["classification"], draws=50)
+    done = evaluate(questions, rows, MAJORITY, name="x", protocols=["classification"], resamples=50)
     assert done.results["protocols"]["classification"]["overall"]["accuracy_macro"]["value"] == 1.0
     other = dataclasses.replace(rows[0], meta={**rows[0].meta, "classes": BREAST[::-1]})
     with pytest.raises(DataError, match="disagree on its classes"):
@@ -202,7 +202,7 @@ def test_questions_with_one_right_class_can_be_asked_otherwise(questions):
 def test_results_are_plain_json_and_every_number_says_what_it_is(questions):
     done = score(questions, swapped=["classification"])
     json.dumps(done.results, allow_nan=False)
-    rows = number_rows(done.results)
+    rows = metric_rows(done.results)
     assert {row["attribute"] for row in rows} == {"", "breast", "chest", "retina"}
     assert all(row["definition"] and row["n"] for row in rows if row["value"] is not None)
     secret = score(questions, ["SECRET"] * 15)

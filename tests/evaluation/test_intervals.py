@@ -14,20 +14,22 @@ from medtune.evaluation.resampled import LabelTable, f1_difference, intervals, p
 from medtune.evaluation.scoring import macro_interval, paired_difference, score_protocol
 
 
-def draws_of(images: Sequence[object], draws: int, seed: int) -> list[list[int]]:
+def draws_of(images: Sequence[object], resamples: int, seed: int) -> list[list[int]]:
     """Places of the answers in each draw: as many images as there are, with replacement, all answers of each."""
     names = sorted({repr(one) for one in images})
     rng = np.random.default_rng(seed)
     found = []
-    for start in range(0, draws, 100):
-        for row in rng.multinomial(len(names), [1 / len(names)] * len(names), size=min(100, draws - start)):
+    for start in range(0, resamples, 100):
+        for row in rng.multinomial(len(names), [1 / len(names)] * len(names), size=min(100, resamples - start)):
             times = dict(zip(names, row.tolist(), strict=True))
             found.append([at for at, one in enumerate(images) for _ in range(times[repr(one)])])
     return found
 
 
-def by_hand(images: Sequence[object], statistic: Callable[[list[int]], float], draws: int, seed: int) -> list[float]:
-    values = [statistic(places) for places in draws_of(images, draws, seed)]
+def by_hand(
+    images: Sequence[object], statistic: Callable[[list[int]], float], resamples: int, seed: int
+) -> list[float]:
+    values = [statistic(places) for places in draws_of(images, resamples, seed)]
     return np.quantile([one for one in values if not np.isnan(one)], [0.025, 0.975]).tolist()
 
 
@@ -56,8 +58,8 @@ def test_an_interval_is_the_quantiles_of_draws_of_images_with_1_and_with_9_quest
     rows = verdicts()
     values, images = [float(one.correct) for one in rows], [one.images for one in rows]
     expected = by_hand(images, lambda places: float(np.mean([values[at] for at in places])), 230, 5)
-    assert bootstrap_interval(values, [""] * len(rows), images, macro, draws=230, seed=5) == pytest.approx(expected)
-    apart = bootstrap_interval(values, [""] * len(rows), range(len(rows)), macro, draws=230, seed=5)
+    assert bootstrap_interval(values, [""] * len(rows), images, macro, resamples=230, seed=5) == pytest.approx(expected)
+    apart = bootstrap_interval(values, [""] * len(rows), range(len(rows)), macro, resamples=230, seed=5)
     assert apart != pytest.approx(expected, abs=0.02), "questions are no images"
 
 
@@ -79,11 +81,11 @@ def test_equal_answers_have_wilsons_interval_over_images_not_answers() -> None:
 
 
 def test_two_images_are_enough_and_one_is_not() -> None:
-    assert bootstrap_interval([1.0, 0.0], ["a", "a"], ["x", "y"], macro, draws=50) == (0.0, 1.0)
+    assert bootstrap_interval([1.0, 0.0], ["a", "a"], ["x", "y"], macro, resamples=50) == (0.0, 1.0)
     assert bootstrap_interval([1.0, 1.0], ["a", "a"], ["x", "x"], macro) is None
     table = LabelTable.of("multi_class", 2, [[0], [1]], [[0], [0]])
-    assert intervals({"a": table}, ["x", "x"], draws=20) == {} and intervals({"a": table}, ["x", "y"], draws=20)
-    value, ends = f1_difference({"a": table}, {"a": table}, ["x", "x"], draws=20)
+    assert intervals({"a": table}, ["x", "x"], resamples=20) == {} and intervals({"a": table}, ["x", "y"], resamples=20)
+    value, ends = f1_difference({"a": table}, {"a": table}, ["x", "x"], resamples=20)
     assert (value, ends) == (0.0, None)
 
 
@@ -99,9 +101,9 @@ def test_intervals_of_f1_and_of_its_difference_are_quantiles_by_hand() -> None:
         score: float = f1_score(gold[places], answers[places], labels=[0, 1, 2], average="macro", zero_division=np.nan)
         return score
 
-    found = intervals({"": first}, images, draws=130, seed=2)["f1_macro"]
+    found = intervals({"": first}, images, resamples=130, seed=2)["f1_macro"]
     assert found == pytest.approx(by_hand(images, lambda places: f1(places, read), 130, 2))
-    value, ends = f1_difference({"": first}, {"": second}, images, draws=130, seed=2)
+    value, ends = f1_difference({"": first}, {"": second}, images, resamples=130, seed=2)
     whole = list(range(40))
     assert value == pytest.approx(f1(whole, other) - f1(whole, read))
     assert ends == pytest.approx(by_hand(images, lambda places: f1(places, other) - f1(places, read), 130, 2))
@@ -112,7 +114,7 @@ def test_every_interval_of_a_protocol_draws_images() -> None:
     rows = verdicts()
     again = [verdict(100 + at, int(one.images[0].split(".")[0]), one.attribute, one.correct, gold=one.gold,
                      predicted=one.predicted, prior=one.prior) for at, one in enumerate(rows)]  # fmt: skip
-    single, double = score_protocol(rows, draws=200, seed=4), score_protocol([*rows, *again], draws=200, seed=4)
+    single, double = score_protocol(rows, resamples=200, seed=4), score_protocol([*rows, *again], resamples=200, seed=4)
     for name in ("accuracy_macro", "balanced_accuracy_macro", "majority_macro"):
         assert double["overall"][name].interval == pytest.approx(single["overall"][name].interval), name
         assert double["overall"][name].n == 2 * single["overall"][name].n
@@ -141,7 +143,7 @@ def test_balanced_accuracy_has_an_interval_of_its_own() -> None:
         recalls = [[np.mean(one) for (of, _), one in cells.items() if of == attribute] for attribute in names]
         return float(np.mean([np.mean(one) for one in recalls]))
 
-    found = score_protocol(rows, draws=120, seed=6)["overall"]["balanced_accuracy_macro"]
+    found = score_protocol(rows, resamples=120, seed=6)["overall"]["balanced_accuracy_macro"]
     assert found.value == pytest.approx(balanced(list(range(len(rows)))))
     assert found.interval == pytest.approx(by_hand([one.images for one in rows], balanced, 120, 6))
 
@@ -182,7 +184,7 @@ def test_numbers_of_each_answer_and_of_a_set_draw_images_too() -> None:
         Measure("square", "fraction", False, "mean square", mean_square),
         Measure("area", "mm2", False, "mean square", mean_square),
     )
-    found = score_measures(rows, told, draws=110, seed=8)["overall"]
+    found = score_measures(rows, told, resamples=110, seed=8)["overall"]
     images = [one.images for one in rows]
     known = [at for at, one in enumerate(rows) if one.measures]
     held = [rows[at] for at in known]
@@ -208,7 +210,7 @@ def test_numbers_of_each_answer_and_of_a_set_draw_images_too() -> None:
     assert found["error_micro"].definition == "an error; interval by a bootstrap over images"
     assert found["square_micro"].value == pytest.approx(mean_square(rows)) and found["square_macro"].n == 18
     assert found["largest_micro"].value == 4.0 and found["largest_micro"].interval is not None
-    alone = score_measures([one for one in rows if one.images == ("0.png",)], told, draws=20)["overall"]
+    alone = score_measures([one for one in rows if one.images == ("0.png",)], told, resamples=20)["overall"]
     assert alone["square_macro"].value is not None and alone["square_macro"].interval is None
-    nothing = score_measures([verdict(0, 0, "x", True)], told, draws=20)["overall"]
+    nothing = score_measures([verdict(0, 0, "x", True)], told, resamples=20)["overall"]
     assert nothing["error_macro"].value is None and nothing["square_macro"].value is None

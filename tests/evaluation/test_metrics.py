@@ -49,15 +49,15 @@ def test_always_the_majority_is_balanced_chance():
 
 def test_bootstrap_of_single_answers_agrees_with_wilson():
     right = [True] * 120 + [False] * 80
-    low, high = bootstrap_interval([float(one) for one in right], ["a"] * 200, range(200), macro, draws=4000)
+    low, high = bootstrap_interval([float(one) for one in right], ["a"] * 200, range(200), macro, resamples=4000)
     assert (low, high) == pytest.approx(proportion(right, "").interval, abs=0.015)
 
 
 def test_bootstrap_draws_images_not_questions():
     values = [float(image % 2) for image in range(40) for _ in range(10)]
     images = [image for image in range(40) for _ in range(10)]
-    clustered = bootstrap_interval(values, ["a"] * 400, images, macro, draws=2000)
-    loose = bootstrap_interval(values, ["a"] * 400, range(400), macro, draws=2000)
+    clustered = bootstrap_interval(values, ["a"] * 400, images, macro, resamples=2000)
+    loose = bootstrap_interval(values, ["a"] * 400, range(400), macro, resamples=2000)
     widths = [high - low for low, high in (clustered, loose)]
     assert widths[0] / widths[1] == pytest.approx(math.sqrt(10), rel=0.15)
 

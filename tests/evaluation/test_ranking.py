@@ -10,7 +10,7 @@ from scipy.stats import mannwhitneyu
 from medtune.config import PACKAGE
 from medtune.data.labels import Target
 from medtune.errors import ConfigError, DataError
-from medtune.evaluation.evaluation import evaluate, number_rows, verdict_rows
+from medtune.evaluation.evaluation import evaluate, metric_rows, verdict_rows
 from medtune.evaluation.prediction import Prediction
 from medtune.evaluation.protocols.registry import plan_queries
 from medtune.evaluation.protocols.response_likelihood import ResponseLikelihood
@@ -23,8 +23,8 @@ from tests.evaluation.ranked import BOTH, NAME, answers, likely, many
 ASKED = {"protocols": [NAME], "swapped": [NAME]}
 
 
-def scored(gap, draws=60, **changes):
-    done = evaluate(many(), answers(gap, **ASKED), {}, name="model", draws=draws, **ASKED, **changes)
+def scored(gap, resamples=60, **changes):
+    done = evaluate(many(), answers(gap, **ASKED), {}, name="model", resamples=resamples, **ASKED, **changes)
     return done, done.results["protocols"][NAME]
 
 
@@ -67,7 +67,7 @@ def test_a_model_that_looks_ranks_and_one_that_does_not_does_not():
 def test_the_mean_is_over_tokens():
     queries = plan_queries(many(), **ASKED)
     rows = [likely(query, -6.0, 6 if query.meta["swapped"] else 2) for query in queries]
-    done = evaluate(many(), rows, {}, name="model", draws=10, **ASKED)
+    done = evaluate(many(), rows, {}, name="model", resamples=10, **ASKED)
     assert done.results["protocols"][NAME]["overall"]["margin_macro"]["value"] == pytest.approx(-2.0)
     assert done.results["protocols"][NAME]["overall"]["auc_macro"]["value"] == 0.0
 
@@ -96,7 +96,7 @@ def test_the_draw_depends_on_the_seed_alone_and_a_set_of_one_answer_has_none():
     beside = contrast_images([*lone, *many()[40:]], 0)
     assert len(beside) == 30 and {sample.meta["set"] for sample in beside} == {"retina"}
     queries = plan_queries(lone, **ASKED)
-    done = evaluate(lone, [likely(query, -1.0) for query in queries], {}, name="m", draws=5, **ASKED)
+    done = evaluate(lone, [likely(query, -1.0) for query in queries], {}, name="m", resamples=5, **ASKED)
     found = done.results["protocols"][NAME]
     assert found["attributes"] == {} and found["overall"]["auc_macro"]["value"] is None
 
@@ -112,18 +112,18 @@ def test_it_stands_beside_a_classification_and_in_the_table_of_numbers():
         likely(query, -1.0 - query.meta["swapped"]) if query.task == NAME else answered(query)
         for query in plan_queries(many(), **BOTH)
     ]
-    done = evaluate(many(), rows, MAJORITY, name="model", draws=20, **BOTH)
+    done = evaluate(many(), rows, MAJORITY, name="model", resamples=20, **BOTH)
     assert done.results["protocols"]["classification"]["overall"]["accuracy_macro"]["value"] == 1.0
     found = done.results["protocols"][NAME]["overall"]
     assert found["auc_macro"]["value"] == 1.0 and 0.9 < found["auc_macro"]["interval"][0] < 1.0
-    units = {(row["group"], row["metric"]): row["unit"] for row in number_rows(done.results) if row["protocol"] == NAME}
+    units = {(row["group"], row["metric"]): row["unit"] for row in metric_rows(done.results) if row["protocol"] == NAME}
     assert units["overall", "margin_macro"] == "nats per token" and units["attributes", "auc"] == "fraction"
     assert {row["task"] for row in verdict_rows(done.verdicts)} == {"classification"}
 
 
 def test_a_missing_likelihood_leaves_its_pair_out():
     rows = answers(1.0, **ASKED)[1:]
-    done = evaluate(many(), rows, {}, name="m", draws=5, on_missing="wrong", **ASKED)
+    done = evaluate(many(), rows, {}, name="m", resamples=5, on_missing="wrong", **ASKED)
     assert done.results["protocols"][NAME]["attributes"]["breast"]["auc"]["n"] == 39
     assert done.results["counts"]["missing"] == 1
 
@@ -133,7 +133,7 @@ def test_numbers_that_are_no_likelihoods_are_refused(change):
     first, *rest = answers(1.0, **ASKED)
     broken = Prediction(first.id, first.task, first.prompt, "", first.references, {**first.meta, **change})
     with pytest.raises(DataError, match="breast/test/0.*(score_tokens|has tokens)"):
-        evaluate(many(), [broken, *rest], {}, name="m", draws=5, **ASKED)
+        evaluate(many(), [broken, *rest], {}, name="m", resamples=5, **ASKED)
 
 
 def test_one_image_makes_no_ranking():

@@ -94,19 +94,23 @@ def test_auc_is_scikit_learns_macro_one_against_the_rest():
 def test_intervals_hold_their_value_and_depend_on_the_seed(kind):
     table = made_up(kind, n=150)
     images = list(range(150))
-    found = intervals({"a": table}, images, draws=200)
+    found = intervals({"a": table}, images, resamples=200)
     for name, value in points(table).items():
         low, high = found[name]
         assert low < value < high < low + 0.5
-    assert intervals({"a": table}, images, draws=200) == found != intervals({"a": table}, images, draws=200, seed=1)
+    assert (
+        intervals({"a": table}, images, resamples=200)
+        == found
+        != intervals({"a": table}, images, resamples=200, seed=1)
+    )
 
 
 def test_the_bootstrap_draws_images_not_answers():
     table = made_up("multi_class", n=60, scores=False)
     twice = LabelTable("multi_class", np.repeat(table.gold, 4, 0), np.repeat(table.read, 4, 0))
-    single = intervals({"a": table}, range(60), draws=300)["f1_macro"]
-    assert intervals({"a": twice}, np.repeat(np.arange(60), 4), draws=300)["f1_macro"] == pytest.approx(single)
-    low, high = intervals({"a": twice}, range(240), draws=300)["f1_macro"]
+    single = intervals({"a": table}, range(60), resamples=300)["f1_macro"]
+    assert intervals({"a": twice}, np.repeat(np.arange(60), 4), resamples=300)["f1_macro"] == pytest.approx(single)
+    low, high = intervals({"a": twice}, range(240), resamples=300)["f1_macro"]
     assert high - low < 0.7 * (single[1] - single[0])
 
 
@@ -119,28 +123,28 @@ def test_the_spread_of_the_bootstrap_is_that_of_new_samples():
         return LabelTable.of("multi_class", 3, gold[:, None].tolist(), read[:, None].tolist())
 
     values = [points(sample(200))["f1_macro"] for _ in range(200)]
-    low, high = intervals({"a": sample(200)}, range(200), draws=400)["f1_macro"]
+    low, high = intervals({"a": sample(200)}, range(200), resamples=400)["f1_macro"]
     assert high - low == pytest.approx(2 * 1.96 * np.std(values), rel=0.25)
 
 
 def test_certainty_is_not_claimed():
     right = LabelTable.of("multi_class", 2, [[0], [1]] * 5, [[0], [1]] * 5)
-    low, high = intervals({"a": right}, range(10), draws=50)["f1_macro"]
+    low, high = intervals({"a": right}, range(10), resamples=50)["f1_macro"]
     assert low == pytest.approx(0.7225, abs=1e-3) and high == 1.0  # Wilson, 10 of 10
-    assert intervals({"a": right}, [0] * 10, draws=50) == {}
+    assert intervals({"a": right}, [0] * 10, resamples=50) == {}
 
 
 def test_the_mean_over_sets():
     first, second = made_up("multi_class", n=80, scores=False), made_up("multi_label", n=80, scores=False, seed=4)
     images = [f"a{n}" for n in range(80)] + [f"b{n}" for n in range(80)]
-    low, high = intervals({"a": first, "b": second}, images, draws=200, only=("f1_macro",))["f1_macro"]
+    low, high = intervals({"a": first, "b": second}, images, resamples=200, only=("f1_macro",))["f1_macro"]
     assert low < (points(first)["f1_macro"] + points(second)["f1_macro"]) / 2 < high
 
 
 def test_the_difference_of_two_models():
     first = made_up("multi_class", n=100, scores=False)
     better = LabelTable("multi_class", first.gold, np.where(np.arange(100)[:, None] < 50, first.gold, first.read))
-    value, interval = f1_difference({"a": first}, {"a": better}, range(100), draws=200)
+    value, interval = f1_difference({"a": first}, {"a": better}, range(100), resamples=200)
     assert value == pytest.approx(points(better)["f1_macro"] - points(first)["f1_macro"])
     assert 0 < interval[0] < value < interval[1]
-    assert f1_difference({"a": first}, {"a": first}, range(100), draws=50) == (0.0, (0.0, 0.0))
+    assert f1_difference({"a": first}, {"a": first}, range(100), resamples=50) == (0.0, (0.0, 0.0))

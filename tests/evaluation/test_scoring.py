@@ -8,7 +8,7 @@ import pytest
 from medtune.data.labels import Target
 from medtune.evaluation.baselines import chance, majority
 from medtune.evaluation.confusion import confusion
-from medtune.evaluation.evaluation import evaluate, number_rows, verdict_rows
+from medtune.evaluation.evaluation import evaluate, metric_rows, verdict_rows
 from medtune.evaluation.paired import mcnemar
 from medtune.evaluation.protocols.base import Verdict
 from medtune.evaluation.protocols.registry import plan_queries
@@ -35,7 +35,7 @@ def test_swapped_answers_are_scored_apart_and_the_drop_is_true_minus_swapped():
         verdict("4", "type", predicted=None, swapped=True, shown_differs=True, images=("5.png",)),
         verdict("9", "type", swapped=True, shown_differs=True, images=("5.png",)),
     ]
-    found = score_protocol([*true, *swapped], draws=20)
+    found = score_protocol([*true, *swapped], resamples=20)
     assert found["overall"]["accuracy_micro"].value == pytest.approx(4 / 5)
     assert found["overall"]["accuracy_macro"].value == pytest.approx((2 / 3 + 1) / 2)
     assert found["attributes"]["size"]["accuracy"].n == 3
@@ -44,7 +44,7 @@ def test_swapped_answers_are_scored_apart_and_the_drop_is_true_minus_swapped():
     assert drop.value == pytest.approx((0.5 + 1.0) / 2) and drop.n == 3
     assert found["swapped"]["accuracy_micro"].value == pytest.approx(2 / 4)
     assert found["swapped"]["answer_differs"].value == pytest.approx(3 / 4)
-    assert score_protocol(true, draws=20)["swapped"] is None
+    assert score_protocol(true, resamples=20)["swapped"] is None
 
 
 def test_a_drop_draws_the_images_of_the_questions_not_the_shown_ones():
@@ -52,14 +52,14 @@ def test_a_drop_draws_the_images_of_the_questions_not_the_shown_ones():
     true = [verdict(str(place), predicted="a" if place < 4 else "b", images=(images[place],)) for place in range(6)]
     swapped = [verdict(str(place), predicted="b" if place < 3 else "a", swapped=True, images=("0.png",))
                for place in range(6)]  # fmt: skip
-    drop = score_protocol([*true, *swapped], draws=200)["swapped"]["drop_macro"]
+    drop = score_protocol([*true, *swapped], resamples=200)["swapped"]["drop_macro"]
     gains = [1.0, 1.0, 1.0, 0.0, -1.0, -1.0]
     assert drop.interval == paired_difference(gains, [""] * 6, [(one,) for one in images], "", 200, 0).interval
     assert drop.interval is not None, "the shown images are one cluster, the questions' own are six"
 
 
 def test_unread_answers_count_as_wrong_and_fewer_are_better():
-    found = score_protocol([verdict("1", predicted=None), verdict("2")], draws=10)["overall"]
+    found = score_protocol([verdict("1", predicted=None), verdict("2")], resamples=10)["overall"]
     assert found["unread"].value == 0.5 and found["unread"].higher_is_better is False
     assert found["accuracy_micro"].value == 0.5 and found["accuracy_micro"].higher_is_better is True
     assert not replace(verdict("1", predicted=None), gold=None).correct, "nothing read is never right"
@@ -72,7 +72,7 @@ def test_baselines_of_one_question_of_none_and_of_an_unknown_split():
     assert (known.value, known.n, known.higher_is_better) == (0.5, 2, None)
     unknown = [verdict("1", prior=True), verdict("2", "type", prior=None)]
     assert majority(unknown).value is None
-    assert score_protocol(unknown, draws=5)["overall"]["majority_macro"].value == 1.0, "an unknown one is left out"
+    assert score_protocol(unknown, resamples=5)["overall"]["majority_macro"].value == 1.0, "an unknown one is left out"
 
 
 def test_a_paired_difference_is_the_mean_over_attributes():
@@ -88,14 +88,17 @@ def test_retention_is_the_mean_of_the_components_that_were_asked_on_true_images(
         verdict("4", task="yes_no", swapped=True, predicted=None),
         verdict("5", task="letter_likelihood", predicted=None),
     ]
-    found = retention(held, draws=50)
+    found = retention(held, resamples=50)
     assert list(found) == ["open", "yes_no", "composite"]
     assert found["composite"].value == pytest.approx((0.5 + 1.0) / 2) and found["composite"].n == 3
     many = [verdict(f"o{at}", task="open", predicted="a" if at % 4 else None) for at in range(40)]
     few = [verdict(f"y{at}", task="yes_no", images=(f"o{at}.png",)) for at in range(10)]
-    low, high = retention([*many, *few], draws=300)["composite"].interval
+    low, high = retention([*many, *few], resamples=300)["composite"].interval
     assert low > 0.77 and high > 0.9, "components weigh alike, in every draw too"
-    assert list(retention(held, draws=5, components={"letter_likelihood": "x"})) == ["letter_likelihood", "composite"]
+    assert list(retention(held, resamples=5, components={"letter_likelihood": "x"})) == [
+        "letter_likelihood",
+        "composite",
+    ]
 
 
 def test_a_confusion_table_has_a_column_for_a_value_that_is_never_right():
@@ -120,7 +123,7 @@ def test_rows_of_the_files_say_where_a_number_stands_and_what_was_read():
     assert (row["read"], row["in_format"], row["predicted"], row["correct"]) == (0, 1, "", 0)
     number = {"value": 1.0, "unit": "x", "higher_is_better": True, "n": 1, "interval": None, "definition": "d"}
     tree = {"p": {"overall": {"m": number}, "attributes": {"size": {"m": number}}, "swapped": {"deep": {"m": number}}}}
-    rows = number_rows({"name": "x", "protocols": tree, "retention": {"composite": number}})
+    rows = metric_rows({"name": "x", "protocols": tree, "retention": {"composite": number}})
     places = [(one["protocol"], one["group"], one["attribute"], one["metric"]) for one in rows]
     assert places == [("p", "overall", "", "m"), ("p", "attributes", "size", "m"), ("p", "swapped", "", "m"),
                       ("", "retention", "", "composite")]  # fmt: skip
@@ -131,7 +134,7 @@ def test_a_limit_takes_the_first_questions_and_the_whole_files_vocabulary():
         question(f"q{at}", "cell size" if at < 2 else "type", ["big", "small"], "big", f"{at}.png") for at in range(4)
     ]
     rows = [answered(query, "big") for query in plan_queries(samples[:2], ["open"])]
-    told = {"name": "x", "protocols": ["open"], "limit": 2, "draws": 5}
+    told = {"name": "x", "protocols": ["open"], "limit": 2, "resamples": 5}
     results = evaluate(samples, rows, {"cell size": "big", "type": "big"}, **told).results
     assert results["counts"]["questions"] == 2 and results["vocabulary"]["attributes"] == ["cell size", "type"]
 
@@ -143,7 +146,7 @@ def test_classification_verdicts_and_baselines_of_several_sets_and_labels():
     sets = [class_question(Target("breast", "multi_class", BREAST, (at % 2,)), at) for at in range(3)]
     sets += [class_question(Target("retina", "ordinal", RETINA, (at,)), at) for at in range(2)] + several
     rows = [answered(query) for query in plan_queries(sets, ["classification"])]
-    told = {"name": "x", "protocols": ["classification"], "draws": 10}
+    told = {"name": "x", "protocols": ["classification"], "resamples": 10}
     done = evaluate(sets, rows, {"breast": "malignant"}, **told)
     overall = done.results["protocols"]["classification"]["overall"]
     assert overall["chance_macro"]["value"] == pytest.approx((1 / 2 + 1 / 4 + 1 / 3) / 3)
@@ -170,7 +173,7 @@ def ranked(name: str, own: float, other: float) -> list[LikelihoodVerdict]:
 
 def test_ranking_pairs_own_with_other_and_a_tie_is_not_above():
     held = [*ranked("1", -1.0, -2.0), *ranked("2", -1.0, -1.0), *ranked("3", -3.0, -1.0)]
-    found = score_ranking(held, draws=30)["overall"]
+    found = score_ranking(held, resamples=30)["overall"]
     assert found["own_above_other_macro"].value == pytest.approx(1 / 3)
     assert found["margin_macro"].value == pytest.approx((1 + 0 - 2) / 3)
     better = {name: number.higher_is_better for name, number in found.items()}

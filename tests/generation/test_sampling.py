@@ -4,15 +4,15 @@ import pytest
 import torch
 
 from medtune.errors import ConfigError
-from medtune.generation.engine.sampling import Chooser, Sampling, draw
+from medtune.generation.engine.sampling import Sampler, Sampling, draw
 
 LOGITS = torch.tensor([0.1, 0.5, 0.15, 0.25]).log()
 
 
-def frequencies(sampling: Sampling, draws: int = 4000) -> list[float]:
-    uniform = (torch.arange(draws) + 0.5) / draws
-    tokens = draw(LOGITS.expand(draws, -1), uniform, sampling)
-    return (torch.bincount(tokens, minlength=4) / draws).tolist()
+def frequencies(sampling: Sampling, resamples: int = 4000) -> list[float]:
+    uniform = (torch.arange(resamples) + 0.5) / resamples
+    tokens = draw(LOGITS.expand(resamples, -1), uniform, sampling)
+    return (torch.bincount(tokens, minlength=4) / resamples).tolist()
 
 
 @pytest.mark.parametrize(
@@ -37,10 +37,10 @@ def test_the_last_quantile_stays_among_the_kept_tokens():
 
 def test_a_request_draws_the_same_whatever_shares_its_batch():
     logits = torch.randn(8, 50)
-    alone, together = Chooser(["x"], Sampling(seed=3)), Chooser(["y", "x"], Sampling(seed=3))
+    alone, together = Sampler(["x"], Sampling(seed=3)), Sampler(["y", "x"], Sampling(seed=3))
     single = [alone(row[None]).item() for row in logits]
     assert single == [together(row.expand(2, -1))[1].item() for row in logits]
-    other = Chooser(["x"], Sampling(seed=4))
+    other = Sampler(["x"], Sampling(seed=4))
     assert single != [other(row[None]).item() for row in logits]
 
 
@@ -48,17 +48,17 @@ def test_rows_of_one_batch_are_drawn_each_in_its_own_way():
     logits = torch.randn(8, 50)
     settings = [None, Sampling(seed=3, temperature=2.0), Sampling(seed=3, top_k=2), Sampling(seed=3, temperature=2.0)]
     names = ["a", "b", "c", "d"]
-    together = Chooser(names, settings)
+    together = Sampler(names, settings)
     found = [together(row.expand(4, -1)).tolist() for row in logits]
     for row, (name, setting) in enumerate(zip(names, settings, strict=True)):
-        alone = Chooser([name], setting)
+        alone = Sampler([name], setting)
         assert [step[row] for step in found] == [alone(one[None]).item() for one in logits]
     assert all(step[2] in logits[i].topk(2).indices for i, step in enumerate(found))
     assert [step[1] for step in found] != [step[3] for step in found], "equal settings, yet other requests"
 
 
 def test_without_sampling_the_likeliest_token_is_taken():
-    assert Chooser(["x"], None)(LOGITS[None]).tolist() == [1]
+    assert Sampler(["x"], None)(LOGITS[None]).tolist() == [1]
 
 
 @pytest.mark.parametrize("options", [{"temperature": 0.0}, {"top_p": 0.0}, {"top_p": 1.5}, {"top_k": -1}])

@@ -50,8 +50,8 @@ class Threads:
                 raise found
         return result
 
-    def by_main(self, work: Callable[[], Any]) -> Any:
-        return self.gather(self.together(lambda: work() if self.rank == 0 else None))[0]
+    def on_rank0(self, work: Callable[[], Any]) -> Any:
+        return self.gather(self.on_all_ranks(lambda: work() if self.rank == 0 else None))[0]
 
 
 def in_threads(world: int, work: Callable[[Threads], Any]) -> list[Any]:

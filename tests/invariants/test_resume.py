@@ -14,7 +14,7 @@ import torch
 from medtune.objectives import InstFree
 from medtune.training import checkpoints, optimization
 from medtune.training import trainer as trainer_module
-from medtune.training.data import DataFeed
+from medtune.training.data import BatchLoader
 from medtune.training.trainer import Trainer
 from tests.runs import LORA, kill_self, launch, losses, metrics, tiny, weights
 
@@ -143,8 +143,8 @@ def fresh_random_numbers(patch: pytest.MonkeyPatch) -> None:
 
 
 def first_samples_again(patch: pytest.MonkeyPatch) -> None:
-    epoch = DataFeed.epoch
-    patch.setattr(DataFeed, "epoch", lambda self, number, start_step=0: epoch(self, number, 0))
+    epoch = BatchLoader.epoch
+    patch.setattr(BatchLoader, "epoch", lambda self, number, start_step=0: epoch(self, number, 0))
 
 
 def schedule_from_its_start(patch: pytest.MonkeyPatch) -> None:

@@ -10,7 +10,7 @@ import torch
 from medtune.config import instantiate
 from medtune.data.balance import balanced_weights
 from medtune.objectives import SFT
-from medtune.training.data import DataFeed
+from medtune.training.data import BatchLoader
 from medtune.training.runtime import Runtime
 from tests.data.tools import row, write_rows
 from tests.runs import SGD, die_at, largest_difference, launch, losses, metrics, tiny, weights
@@ -50,13 +50,13 @@ def test_another_sampling_is_another_run_both_ways(plain: Path, tmp_path: Path) 
     assert "sampling: balanced there, uniform here" in (plain / "error_0.txt").read_text()
 
 
-def feed(folder: Path, shuffle: bool = True, **changed: Any) -> DataFeed:
+def feed(folder: Path, shuffle: bool = True, **changed: Any) -> BatchLoader:
     config = tiny(folder, **{**BALANCED, **changed})
     transform = instantiate(config.transform)
     transform.dtype = torch.float32
     method = SFT()
     stages = method.stages((), 1, None)
-    return DataFeed(config.dataset, method, transform, config, Runtime.start("cpu"), stages, shuffle=shuffle)
+    return BatchLoader(config.dataset, method, transform, config, Runtime.start("cpu"), stages, shuffle=shuffle)
 
 
 def test_the_feed_draws_by_the_words_of_the_reports(tmp_path: Path) -> None:

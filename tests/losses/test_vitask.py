@@ -13,8 +13,8 @@ from medtune.losses.cross_entropy import token_cross_entropy
 from medtune.losses.response_alignment import response_alignment
 from medtune.losses.vitask import response_rows, same_response, vitask_losses
 
-IGNORED = -100
-TARGETS = torch.tensor([3, IGNORED, 0, 6, IGNORED])
+IGNORE_INDEX = -100
+TARGETS = torch.tensor([3, IGNORE_INDEX, 0, 6, IGNORE_INDEX])
 
 
 def logits(seed: int, scale: float = 2.0) -> Tensor:
@@ -35,7 +35,7 @@ def test_rda_is_equation_3_token_by_token() -> None:
 
 def test_rda_is_torchs_kl_div_forward_and_backward_with_the_student_first() -> None:
     student, teacher = logits(1), logits(2)
-    kept = TARGETS != IGNORED
+    kept = TARGETS != IGNORE_INDEX
     # torch's first argument is the second of the divergence
     expected = F.kl_div(teacher[kept].log_softmax(-1), student[kept].log_softmax(-1), reduction="sum", log_target=True)
     found, _ = response_alignment(student, teacher, TARGETS, detach=False)
@@ -94,7 +94,7 @@ STEPS: dict[str, dict[str, Any]] = {
     "crt alone": {"exemplar": False, "negative": True, "alpha": 0.0, "beta": 0.4},
 }
 HAS_NEGATIVE = torch.tensor([True, True, False, True, True, True, False, True])
-ASKED = torch.tensor([3, 1, 0, 6, IGNORED, 2, 5, 4])
+ASKED = torch.tensor([3, 1, 0, 6, IGNORE_INDEX, 2, 5, 4])
 
 
 def plain_form(states: Tensor, head: nn.Module, step: dict[str, Any]) -> Tensor:
@@ -107,7 +107,7 @@ def plain_form(states: Tensor, head: nn.Module, step: dict[str, Any]) -> Tensor:
         rda = response_alignment(head(rows[0]), head(rows[1]), ASKED, step.get("detach", True))[0]
         total = total + step["alpha"] * rda
     if step["negative"]:
-        asked = ASKED.masked_fill(~HAS_NEGATIVE, IGNORED)
+        asked = ASKED.masked_fill(~HAS_NEGATIVE, IGNORE_INDEX)
         total = total + step["beta"] * contrastive_response(head(rows[0]), head(rows[-1]), asked)[0]
     return total
 
@@ -164,8 +164,8 @@ def test_without_a_graph_there_are_numbers_only() -> None:
 
 
 def test_nothing_supervised_gives_zeros_and_a_backward_pass() -> None:
-    rows, targets = response_rows(torch.full((2, 4), IGNORED))
-    assert rows.tolist() == [0] and targets.tolist() == [IGNORED]
+    rows, targets = response_rows(torch.full((2, 4), IGNORE_INDEX))
+    assert rows.tolist() == [0] and targets.tolist() == [IGNORE_INDEX]
     head = nn.Linear(4, 7)
     states = torch.randn(3, 1, 4, requires_grad=True)
     total, _ = vitask_losses(states, targets, head, exemplar=True, contrasted=torch.tensor([False]))
@@ -174,7 +174,7 @@ def test_nothing_supervised_gives_zeros_and_a_backward_pass() -> None:
 
 
 def test_response_rows_are_the_places_before_response_tokens() -> None:
-    labels = torch.tensor([[IGNORED, IGNORED, 5, 6], [IGNORED, 7, IGNORED, IGNORED]])
+    labels = torch.tensor([[IGNORE_INDEX, IGNORE_INDEX, 5, 6], [IGNORE_INDEX, 7, IGNORE_INDEX, IGNORE_INDEX]])
     rows, targets = response_rows(labels)
     assert rows.tolist() == [1, 2, 4] and targets.tolist() == [5, 6, 7]
 

@@ -264,14 +264,14 @@ def test_what_a_cache_keeps_is_told_apart_by_variant_and_tsm(task: SimpleNamespa
     pixels = torch.zeros(2, 3, 16, 16)
     found = {}
     for variant, shape in (("cls", (2, 1, 12)), ("all", (2, 4, 12)), ("replace", (2, 4, 12))):
-        encoder = bound(task, model, transform, exemplar=variant).picture_encoder()
+        encoder = bound(task, model, transform, exemplar=variant).auxiliary_encoder()
         assert encoder is not None and encoder.weights == task.tsm
         assert encoder.features(pixels).shape == shape
         found[variant] = encoder.settings
     assert found["cls"] != found["all"] == found["replace"], "the same features may serve both"
     transform_settings = load_tsm(task.tsm).transform.settings()
     assert all(transform_settings.items() <= settings.items() for settings in found.values())
-    assert bound(task, model, transform, exemplar="none", alpha=0.0).picture_encoder() is None
+    assert bound(task, model, transform, exemplar="none", alpha=0.0).auxiliary_encoder() is None
 
 
 def stage_table(**arguments: Any) -> list[tuple[str, tuple[str, ...], int, int | None]]:

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from medtune.training.snapshots import Snapshots
+from medtune.training.checkpointer import Checkpointer
 from medtune.training.trainer import Trainer
 from tests.runs import launch, metrics, tiny, weights
 
@@ -45,14 +45,14 @@ def full_disk_at_checkpoint(number: int) -> Harm:
     """A disk that is full from that checkpoint on (the first is 0), after some thousand bytes of it."""
 
     def harm() -> None:
-        original, calls = Snapshots.save, iter(range(10**6))
+        original, calls = Checkpointer.save, iter(range(10**6))
 
-        def save(self: Snapshots, *args: Any) -> None:
+        def save(self: Checkpointer, *args: Any) -> None:
             if next(calls) == number:
                 full_disk(8000)
             original(self, *args)
 
-        Snapshots.save = save  # type: ignore[method-assign]
+        Checkpointer.save = save  # type: ignore[method-assign]
 
     return harm
 

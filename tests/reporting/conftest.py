@@ -64,7 +64,7 @@ def write_run(folder: Path, samples: list[Sample], name: str, seed: int = 0, tra
     queries = plan_queries(samples, PROTOCOLS, swapped=["open", "multiple_choice"])
     rows = [answer_query(query, *MODELS[name], rng) for query in queries]
     majority = {attribute: options[0] for attribute, options in VALUES.items()}
-    done = evaluate(samples, rows, majority, name=name, swapped=["open", "multiple_choice"], draws=60)
+    done = evaluate(samples, rows, majority, name=name, swapped=["open", "multiple_choice"], resamples=60)
     provenance = {
         "versions": {"medtune": "0"},
         "commit": None,

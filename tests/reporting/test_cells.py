@@ -169,12 +169,12 @@ def test_a_difference_is_the_run_minus_the_base_on_true_images():
     base = run("base", rows=[row("1"), row("2", predicted="b"), row("3", predicted="b", attribute="type"),
                              row("1", swapped=1, predicted="b")])  # fmt: skip
     better = run("better", rows=[row("1"), row("2"), row("3", predicted="b", attribute="type"), row("1", swapped=1)])
-    found = compare(base, better, draws=20)["open"]
+    found = compare(base, better, resamples=20)["open"]
     assert found["value"] == pytest.approx(0.25) and found["micro"]["value"] == pytest.approx(1 / 3)
     assert (found["mcnemar"]["only_first"], found["mcnemar"]["only_second"], found["n"]) == (0, 1, 3)
-    over = compare_over_seeds({0: base}, {0: better}, draws=20)["open"]
+    over = compare_over_seeds({0: base}, {0: better}, resamples=20)["open"]
     assert over["value"] == found["value"] and over["by_seed"] == {"0": 0.0}, "as the results say"
-    assert compare(base, base, draws=20)["open"]["mcnemar"]["p_value"] == 1.0
+    assert compare(base, base, resamples=20)["open"]["mcnemar"]["p_value"] == 1.0
     (table,) = paired_tables([base, better], {"better": {"open": found}})
     assert [one.value for one in table.rows[0].cells] == ["+25.0", "+33.3", "0", "1", "1.000"]
     assert table.columns[2:] == ["only base right", "only this model right", "McNemar p"]
@@ -186,7 +186,7 @@ def test_a_difference_is_the_run_minus_the_base_on_true_images():
 def test_over_seeds_the_difference_by_seed_is_that_of_the_results():
     base = {seed: run(f"base{seed}", {"open": protocol(0.25)}, [row("1", predicted="b")]) for seed in (0, 1)}
     runs = {seed: run(f"run{seed}", {"open": protocol(0.5 + seed / 4)}, [row("1")]) for seed in (0, 1)}
-    found = compare_over_seeds(base, runs, draws=20)["open"]
+    found = compare_over_seeds(base, runs, resamples=20)["open"]
     assert found["by_seed"] == {"0": 0.25, "1": 0.5} and found["value"] == 1.0
     assert "minus that of base0, mean over 2 seeds" in found["definition"]
 
@@ -196,14 +196,14 @@ def test_another_image_makes_no_pair_and_a_lost_component_leaves_out_retention()
     moved = run("moved", rows=[row("1", image="other.png"), row("1", task="yes_no", in_format=0)])
     both = {"open": protocol(0.5), "yes_no": protocol(0.5)}
     base.results["protocols"], moved.results["protocols"] = both, both
-    found = compare(base, moved, draws=20)
+    found = compare(base, moved, resamples=20)
     assert found["skipped"] == {
         "open": "1 of 1 questions have another right answer or image",
         "retention": "its component 'open' was asked on different questions",
     }
     assert "retention" not in found and paired_skips({"moved": found})[0].startswith("moved, open question: not")
     formless = run("formless", both, [row("1"), row("1", task="yes_no", in_format=0)])
-    assert compare(base, formless, draws=20)["retention"]["value"] == pytest.approx(-0.5)
+    assert compare(base, formless, resamples=20)["retention"]["value"] == pytest.approx(-0.5)
 
 
 def test_confusion_counts_true_images_and_unread_answers():

@@ -35,7 +35,7 @@ def write_run(folder: Path, name: str, skill: float) -> Path:
         guess = label_text(rng.sample(meta["classes"], 1))
         text = meta["answer"] if not meta["swapped"] and rng.random() < skill else rng.choice([guess, "<b>odd</b>"])
         rows.append(answered(query, text, [rng.random() for _ in meta["classes"]]))
-    options = {"protocols": ["classification"], "swapped": ["classification"], "draws": 50}
+    options = {"protocols": ["classification"], "swapped": ["classification"], "resamples": 50}
     done = evaluate(questions(), rows, MAJORITY, name=name, **options)
     return save_run(folder, done.results, done.verdicts, rows)
 

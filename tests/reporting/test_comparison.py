@@ -9,7 +9,7 @@ from medtune.reporting.runs import read_run
 
 def test_a_run_against_itself_differs_by_nothing(runs):
     run = read_run(runs[2])
-    numbers = compare(run, run, draws=50)
+    numbers = compare(run, run, resamples=50)
     assert set(numbers) == {"open", "multiple_choice", "letter_likelihood", "yes_no", "retention"}
     assert all(number["value"] == 0.0 and number["interval"] == [0.0, 0.0] for number in numbers.values())
 
@@ -32,7 +32,7 @@ def test_runs_without_verdicts_are_not_compared(runs):
 
 def test_the_discordant_counts_are_the_verdicts_and_the_p_value_is_the_binomial(runs):
     base, tuned = read_run(runs[0]), read_run(runs[2])
-    number = compare(base, tuned, draws=20)["open"]
+    number = compare(base, tuned, resamples=20)["open"]
     marks = [
         (base.verdicts[one]["correct"], row["correct"])
         for one, row in tuned.verdicts.items()
@@ -61,7 +61,7 @@ def test_different_question_sets_are_not_compared_and_said(runs):
     base, tuned = read_run(runs[0]), read_run(runs[2])
     dropped = next(one for one, row in tuned.verdicts.items() if row["task"] == "open" and row["swapped"] == "0")
     fewer = {one: row for one, row in tuned.verdicts.items() if one != dropped}
-    numbers = compare(base, dataclasses.replace(tuned, verdicts=fewer), draws=20)
+    numbers = compare(base, dataclasses.replace(tuned, verdicts=fewer), resamples=20)
     assert set(numbers) == {"multiple_choice", "letter_likelihood", "yes_no", "skipped"}
     assert numbers["skipped"]["open"] == "the question sets differ: 84 and 83 questions, 83 of them in both"
     assert "'open'" in numbers["skipped"]["retention"]
@@ -71,7 +71,7 @@ def test_another_right_answer_is_no_pair(runs):
     base, tuned = read_run(runs[0]), read_run(runs[2])
     one = next(one for one, row in tuned.verdicts.items() if row["task"] == "yes_no")
     other = {**tuned.verdicts, one: {**tuned.verdicts[one], "gold": "something else"}}
-    numbers = compare(base, dataclasses.replace(tuned, verdicts=other), draws=20)
+    numbers = compare(base, dataclasses.replace(tuned, verdicts=other), resamples=20)
     assert "yes_no" not in numbers
     assert numbers["skipped"]["yes_no"] == "1 of 84 questions have another right answer or image"
 
@@ -79,5 +79,5 @@ def test_another_right_answer_is_no_pair(runs):
 def test_a_protocol_that_one_run_was_not_asked_is_left_out(runs):
     base, tuned = read_run(runs[0]), read_run(runs[2])
     fewer = {one: row for one, row in tuned.verdicts.items() if row["task"] != "letter_likelihood"}
-    numbers = compare(base, dataclasses.replace(tuned, verdicts=fewer), draws=20)
+    numbers = compare(base, dataclasses.replace(tuned, verdicts=fewer), resamples=20)
     assert set(numbers) == {"open", "multiple_choice", "yes_no", "retention"}

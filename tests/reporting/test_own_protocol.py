@@ -128,7 +128,7 @@ def test_swapped_images_and_missing_answers() -> None:
     queries = plan_queries(samples, [path], swapped=[path])
     assert len(queries) == 24
     rows = [off_by(query, 3 if query.meta["swapped"] else 1) for query in queries]
-    done = evaluate(samples, rows[1:], {}, name="x", protocols=[path], swapped=[path], draws=20, on_missing="wrong")
+    done = evaluate(samples, rows[1:], {}, name="x", protocols=[path], swapped=[path], resamples=20, on_missing="wrong")
     swapped = done.results["protocols"]["counting"]["swapped"]
     assert swapped["drop_macro"]["value"] == pytest.approx(2.0) and swapped["drop_macro"]["unit"] == "cells"
     assert swapped["drop_macro"]["n"] == 11 and swapped["absolute_error_macro"]["value"] == pytest.approx(3.0)
@@ -143,11 +143,11 @@ def test_a_number_of_the_whole_set_is_compared_on_the_same_draws(
     folders = []
     for name, errors in (("base", ERRORS), ("same", ERRORS), ("tuned", BETTER)):
         rows = [off_by(one, error) for one, error in zip(plan_queries(pictures(), ["registered"]), errors, strict=True)]
-        done = evaluate(pictures(), rows, {}, name=name, protocols=["registered"], draws=50)
+        done = evaluate(pictures(), rows, {}, name=name, protocols=["registered"], resamples=50)
         assert "display" not in done.results
         folders.append(save_run(tmp_path / name, done.results, done.verdicts, rows))
     base, same, tuned = (read_run(folder) for folder in folders)
-    found = compare(base, tuned, draws=50)["registered"]["rmse_macro"]
+    found = compare(base, tuned, resamples=50)["registered"]["rmse_macro"]
     before = ([0, 1, 0, 2, 1], [2, 3, 0, 4, 0, 5])
     after = ([0, 0, 0, 1, 0], [1, 1, 0, 1, 0, 2])
 
@@ -157,9 +157,9 @@ def test_a_number_of_the_whole_set_is_compared_on_the_same_draws(
     expected = sum(root(later) - root(earlier) for earlier, later in zip(before, after, strict=True)) / 2
     assert found["value"] == pytest.approx(expected) and found["unit"] == "cells" and found["n"] == 11
     assert found["interval"][1] < 0 and found["higher_is_better"] is False
-    nothing = compare(base, same, draws=50)["registered"]["rmse_macro"]
+    nothing = compare(base, same, resamples=50)["registered"]["rmse_macro"]
     assert (nothing["value"], nothing["interval"]) == (0.0, [0.0, 0.0]), "both runs are taken on the same draws"
-    seeds = compare_over_seeds({0: base, 1: base}, {0: tuned, 1: same}, draws=50)["registered"]["rmse_macro"]
+    seeds = compare_over_seeds({0: base, 1: base}, {0: tuned, 1: same}, resamples=50)["registered"]["rmse_macro"]
     assert seeds["value"] == pytest.approx(expected / 2)
     assert seeds["by_seed"]["1"] == 0.0 and set(seeds["by_seed"]) == {"0", "1"}
 

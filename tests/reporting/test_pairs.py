@@ -19,7 +19,7 @@ def test_p_values_are_written_with_three_decimals(value, text):
 
 def test_a_table_a_protocol_and_a_line_a_run(runs):
     loaded = [read_run(run) for run in runs]
-    differences = {run.name: compare(loaded[0], run, draws=50) for run in loaded[1:]}
+    differences = {run.name: compare(loaded[0], run, resamples=50) for run in loaded[1:]}
     tables = paired_tables(loaded, differences)
     assert [table.title for table in tables] == ["Open question", "Multiple choice", "Letter likelihood", "Yes / no"]
     for table in tables:

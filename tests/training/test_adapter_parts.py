@@ -176,10 +176,10 @@ def started(seed: int) -> dict[str, Tensor]:
 def test_adapters_are_drawn_per_name_and_per_seed() -> None:
     """Alike adapters of all layers, or of all seeds, would make "three seeds" share one start."""
     first, again, other = started(11), started(11), started(12)
-    draws = [value for name, value in first.items() if ".lora_a." in name]
-    assert len(draws) > 10
-    for i, one in enumerate(draws):
-        assert not any(one.shape == two.shape and torch.equal(one, two) for two in draws[i + 1 :])
+    resamples = [value for name, value in first.items() if ".lora_a." in name]
+    assert len(resamples) > 10
+    for i, one in enumerate(resamples):
+        assert not any(one.shape == two.shape and torch.equal(one, two) for two in resamples[i + 1 :])
     for name, value in first.items():
         assert torch.equal(value, again[name])
         assert torch.equal(value, other[name]) == (".lora_b." in name)

@@ -16,7 +16,7 @@ from medtune.objectives.base import Stage
 from medtune.training import checking
 from medtune.training.checking import check_record, code_digest
 from medtune.training.config import TrainConfig
-from medtune.training.data import DataFeed
+from medtune.training.data import BatchLoader
 from medtune.training.runtime import Runtime
 from tests.data.tools import row, write_pictures, write_rows
 from tests.runs import SFT, tiny
@@ -122,10 +122,10 @@ def test_where_records_are(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Non
     assert check_record(cells, instantiate(cells.dataset), STAGES) is None, "drawn images are in no files"
 
 
-def feed_of(config: TrainConfig) -> DataFeed:
+def feed_of(config: TrainConfig) -> BatchLoader:
     method, transform = instantiate(config.objective), instantiate(config.transform)
     stages = method.stages((), 1, 4)
-    return DataFeed(config.dataset, method, transform, config, Runtime.start("cpu"), stages)
+    return BatchLoader(config.dataset, method, transform, config, Runtime.start("cpu"), stages)
 
 
 def test_a_start_remembers_and_the_next_reads_no_row(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -155,7 +155,7 @@ def test_items_are_those_of_the_stage(folder: Path) -> None:
 
     config = config_of(folder, **{k: v for k, v in SFT.items() if k != "dataset"})
     method: Any = Staged(instantiate(config.objective))
-    feed = DataFeed(config.dataset, method, instantiate(config.transform), config, Runtime.start("cpu"), STAGES)
+    feed = BatchLoader(config.dataset, method, instantiate(config.transform), config, Runtime.start("cpu"), STAGES)
     every = [0, 1, 2, 3]
     assert method.asked == [("warmup", None), ("tune", None), ("warmup", every), ("tune", every)]
     first = feed.dataset

@@ -3,12 +3,12 @@
 import pytest
 
 from medtune.objectives.base import Stage
-from medtune.training.clock import Clock, rate_factor
 from medtune.training.config import ScheduleConfig
+from medtune.training.progress import Progress, rate_factor
 
 
 def test_every_stage_begins_on_a_new_epoch() -> None:
-    clock = Clock((Stage("warmup", ("proxy",), steps=5), Stage("tune", ("vision",), epochs=2)), steps_per_epoch=4)
+    clock = Progress((Stage("warmup", ("proxy",), steps=5), Stage("tune", ("vision",), epochs=2)), steps_per_epoch=4)
     assert clock.total == 13
     places = [clock.position(step) for step in range(13)]
     assert [(p.stage_index, p.epoch, p.epoch_step) for p in places] == [
@@ -21,7 +21,7 @@ def test_every_stage_begins_on_a_new_epoch() -> None:
 
 
 def test_steps_win_over_epochs() -> None:
-    assert Clock((Stage("a", (), epochs=9, steps=2),), 4).total == 2
+    assert Progress((Stage("a", (), epochs=9, steps=2),), 4).total == 2
 
 
 @pytest.mark.parametrize("kind", ["constant", "linear", "cosine"])

@@ -10,7 +10,7 @@ from safetensors.torch import load_file
 from medtune.config import build
 from medtune.data.sample import Sample
 from medtune.errors import ConfigError, MedtuneError
-from medtune.evaluation.result import Number
+from medtune.evaluation.result import Metric
 from medtune.objectives.base import Objective
 from medtune.training.config import TrainConfig
 from medtune.training.questions import Answered, chosen, majority
@@ -19,7 +19,7 @@ from medtune.training.validation import EarlyStopping, Validated
 from tests.runs import CELLS, LORA, SFT, SGD, TINY, die_at, launch, losses, metrics, tiny, weights
 
 SOURCE = {"_component_": CELLS, "size": 4, "seed": 5, "offset": 50, "kind": "questions", "image_size": 16}
-QUESTIONS = {"source": SOURCE, "limit": 6, "max_new_tokens": 4, "batch_size": 4, "draws": 20, "answers": 2}
+QUESTIONS = {"source": SOURCE, "limit": 6, "max_new_tokens": 4, "batch_size": 4, "resamples": 20, "answers": 2}
 RUN: dict[str, Any] = {
     **SFT,
     "questions": {**QUESTIONS, "protocols": ["open", "multiple_choice"]},
@@ -81,7 +81,7 @@ def measured(values: list[float]) -> Any:
         original = Trainer._validate_if_due
 
         def due(self: Trainer) -> None:
-            number = Number(values[self.step // 2 - 1], "fraction", True, 6, None, "made up")
+            number = Metric(values[self.step // 2 - 1], "fraction", True, 6, None, "made up")
             said = Validated({}, Answered({"open/accuracy_macro": number}, []))
             self.validation.measure = lambda *_: said  # type: ignore[method-assign]
             original(self)

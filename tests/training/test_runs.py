@@ -109,8 +109,8 @@ def test_one_process_with_a_problem_ends_all_with_its_words() -> None:
         raise DataError("row 7")
 
     with pytest.raises(DataError, match="row 7"):
-        runtime.together(fail)
-    assert runtime.by_main(lambda: 5) == 5
+        runtime.on_all_ranks(fail)
+    assert runtime.on_rank0(lambda: 5) == 5
 
 
 def broken_images(folder: Path, broken: tuple[int, ...], kind: str) -> dict[str, Any]:

@@ -10,8 +10,8 @@ import torch
 from torch import nn
 
 from medtune.errors import CheckpointError
+from medtune.training.checkpointer import identity, put_back
 from medtune.training.checkpoints import check_identity
-from medtune.training.snapshots import identity, put_back
 from tests.runs import LORA, SFT, SGD, tiny
 
 

@@ -10,7 +10,7 @@ from medtune.data.sample import IMAGE_TAG, Message, Sample
 from medtune.errors import DataError
 from medtune.evaluation.display import Display
 from medtune.evaluation.prediction import Prediction
-from medtune.evaluation.result import Number
+from medtune.evaluation.result import Metric
 
 
 class Query(NamedTuple):
@@ -214,14 +214,14 @@ class EvaluationProtocol:
         raise NotImplementedError
 
     def score(
-        self, verdicts: Sequence[Verdict], vocabulary: Vocabulary, *, draws: int, seed: int
+        self, verdicts: Sequence[Verdict], vocabulary: Vocabulary, *, resamples: int, seed: int
     ) -> dict[str, Any] | None:
         """Score one model's verdicts.
 
         Args:
             verdicts: On the true and on swapped images.
             vocabulary: What is known of the whole question file.
-            draws: Bootstrap draws.
+            resamples: Bootstrap draws.
             seed: Seed of the draws.
 
         Returns:
@@ -240,15 +240,21 @@ class EvaluationProtocol:
         return ""
 
     def compare(
-        self, pairs: Mapping[int, Sequence[Pair]], vocabulary: Mapping[str, Any], base: str, *, draws: int, seed: int
-    ) -> dict[str, Number]:
+        self,
+        pairs: Mapping[int, Sequence[Pair]],
+        vocabulary: Mapping[str, Any],
+        base: str,
+        *,
+        resamples: int,
+        seed: int,
+    ) -> dict[str, Metric]:
         """Return paired differences beside that of ``display.paired``, by the names of overall numbers.
 
         Args:
             pairs: Training seed to its pairs, on true images.
             vocabulary: Of the results of the run that is compared.
             base: Name of the run that is subtracted.
-            draws: Bootstrap draws.
+            resamples: Bootstrap draws.
             seed: Seed of the draws.
         """
         return {}

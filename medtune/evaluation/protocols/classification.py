@@ -30,7 +30,7 @@ from medtune.evaluation.protocols.base import (
     verdict_frame,
 )
 from medtune.evaluation.resampled import LabelTable, f1_difference, intervals, points
-from medtune.evaluation.result import Number
+from medtune.evaluation.result import Metric
 from medtune.evaluation.scoring import BOOTSTRAP, SHARE, Numbers, by_attribute, macro_interval, swap_numbers
 
 EXACT = "exact match: share of images whose findings are all right and none is missing; Wilson interval"
@@ -158,10 +158,10 @@ class Classification(EvaluationProtocol):
         )
 
     def score(
-        self, verdicts: Sequence[Verdict], vocabulary: Vocabulary, *, draws: int, seed: int
+        self, verdicts: Sequence[Verdict], vocabulary: Vocabulary, *, resamples: int, seed: int
     ) -> dict[str, Any] | None:
         """Score each set over its fixed classes (:func:`score_classification`)."""
-        return score_classification(verdicts, vocabulary.majority, draws=draws, seed=seed)
+        return score_classification(verdicts, vocabulary.majority, resamples=resamples, seed=seed)
 
     def facts(self, verdicts: Sequence[Verdict]) -> dict[str, Any]:
         """Return task and classes of each set."""
@@ -173,21 +173,27 @@ class Classification(EvaluationProtocol):
         return "" if first.get("sets") == second.get("sets") else "the sets have different classes"
 
     def compare(
-        self, pairs: Mapping[int, Sequence[Pair]], vocabulary: Mapping[str, Any], base: str, *, draws: int, seed: int
-    ) -> dict[str, Number]:
+        self,
+        pairs: Mapping[int, Sequence[Pair]],
+        vocabulary: Mapping[str, Any],
+        base: str,
+        *,
+        resamples: int,
+        seed: int,
+    ) -> dict[str, Metric]:
         """Return the paired difference in macro-F1, mean over sets and training seeds."""
-        return {"f1_macro": _f1_difference(pairs, vocabulary["sets"], base, draws, seed)}
+        return {"f1_macro": _f1_difference(pairs, vocabulary["sets"], base, resamples, seed)}
 
 
 def score_classification(
-    verdicts: Sequence[Verdict], commonest: dict[str, str], *, draws: int = 1000, seed: int = 0
+    verdicts: Sequence[Verdict], commonest: dict[str, str], *, resamples: int = 1000, seed: int = 0
 ) -> dict[str, Any]:
     """Score one model's classification verdicts.
 
     Args:
         verdicts: On the true and on swapped images.
         commonest: Set to the most frequent answer of its training split; a set may lack one.
-        draws: Bootstrap draws.
+        resamples: Bootstrap draws.
         seed: Seed of the draws.
 
     Returns:
@@ -206,11 +212,11 @@ def score_classification(
             )
     exchanged = None
     if swapped:
-        overall = _overall(swapped, commonest, draws, seed)
-        exchanged = {**swap_numbers(true, swapped, overall, draws, seed), "f1_macro": overall["f1_macro"]}
+        overall = _overall(swapped, commonest, resamples, seed)
+        exchanged = {**swap_numbers(true, swapped, overall, resamples, seed), "f1_macro": overall["f1_macro"]}
     return {
-        "overall": _overall(true, commonest, draws, seed),
-        "attributes": {name: _of_set(rows, commonest.get(name), draws, seed) for name, rows in groups.items()},
+        "overall": _overall(true, commonest, resamples, seed),
+        "attributes": {name: _of_set(rows, commonest.get(name), resamples, seed) for name, rows in groups.items()},
         "swapped": exchanged,
     }
 
@@ -233,12 +239,12 @@ def label_table(rows: Sequence[ClassVerdict]) -> LabelTable:
     )
 
 
-def _of_set(rows: list[ClassVerdict], commonest: str | None, draws: int, seed: int) -> Numbers:
+def _of_set(rows: list[ClassVerdict], commonest: str | None, resamples: int, seed: int) -> Numbers:
     table = label_table(rows)
     images = [one.images for one in rows]
-    ends = intervals({"": table}, images, draws=draws, seed=seed)
+    ends = intervals({"": table}, images, resamples=resamples, seed=seed)
     numbers = {
-        name: Number(value, "fraction", True, len(rows), ends.get(name), f"{DEFINITIONS[name]}; {BOOTSTRAP}")
+        name: Metric(value, "fraction", True, len(rows), ends.get(name), f"{DEFINITIONS[name]}; {BOOTSTRAP}")
         for name, value in points(table).items()
     }
     return {
@@ -251,23 +257,23 @@ def _of_set(rows: list[ClassVerdict], commonest: str | None, draws: int, seed: i
     }
 
 
-def _majority_f1(table: LabelTable, rows: Sequence[ClassVerdict], commonest: str | None) -> Number:
+def _majority_f1(table: LabelTable, rows: Sequence[ClassVerdict], commonest: str | None) -> Metric:
     value = None
     if commonest is not None:
         indices, _ = read_labels(commonest, rows[0].classes, rows[0].kind == "multi_label")
         value = points(table.answered_by(indices))["f1_macro"]
-    return Number(value, "fraction", None, len(rows), None, CONSTANT)
+    return Metric(value, "fraction", None, len(rows), None, CONSTANT)
 
 
-def _overall(rows: Sequence[ClassVerdict], commonest: Mapping[str, str], draws: int, seed: int) -> Numbers:
+def _overall(rows: Sequence[ClassVerdict], commonest: Mapping[str, str], resamples: int, seed: int) -> Numbers:
     groups = by_attribute(rows)
     over = f"mean over the {len(groups)} sets of"
     tables = {name: label_table(group) for name, group in groups.items()}
     in_order = [one for group in groups.values() for one in group]
-    ends = intervals(tables, [one.images for one in in_order], draws=draws, seed=seed, only=("f1_macro",))
+    ends = intervals(tables, [one.images for one in in_order], resamples=resamples, seed=seed, only=("f1_macro",))
 
-    def number(value: float | None, better: bool | None, ends: tuple[float, float] | None, text: str) -> Number:
-        return Number(value, "fraction", better, len(rows), ends, f"{over} {text}")
+    def number(value: float | None, better: bool | None, ends: tuple[float, float] | None, text: str) -> Metric:
+        return Metric(value, "fraction", better, len(rows), ends, f"{over} {text}")
 
     def mean(measure: Callable[[list[ClassVerdict]], float | None]) -> float | None:
         values = [value for value in map(measure, groups.values()) if value is not None]
@@ -281,7 +287,7 @@ def _overall(rows: Sequence[ClassVerdict], commonest: Mapping[str, str], draws: 
         "accuracy_macro": number(
             mean(lambda group: float(np.mean([one.correct for one in group]))),
             True,
-            macro_interval(rows, [float(one.correct) for one in rows], draws, seed),
+            macro_interval(rows, [float(one.correct) for one in rows], resamples, seed),
             f"the share of right answers, out of vocabulary wrong; {BOOTSTRAP}",
         ),
         "f1_macro": number(_mean(f1), True, ends.get("f1_macro"), f"the {F1}; {BOOTSTRAP}"),
@@ -292,7 +298,7 @@ def _overall(rows: Sequence[ClassVerdict], commonest: Mapping[str, str], draws: 
         "majority_macro": number(
             mean(lambda group: majority(group).value) if known else None,
             None,
-            macro_interval(rows, priors, draws, seed) if known else None,
+            macro_interval(rows, priors, resamples, seed) if known else None,
             f"{MAJORITY}; {BOOTSTRAP}",
         ),
         "majority_micro": majority(rows),
@@ -300,7 +306,7 @@ def _overall(rows: Sequence[ClassVerdict], commonest: Mapping[str, str], draws: 
     }
 
 
-def _out_of_vocabulary(rows: Sequence[ClassVerdict]) -> Number:
+def _out_of_vocabulary(rows: Sequence[ClassVerdict]) -> Metric:
     return proportion([one.out_of_vocabulary for one in rows], STRAY, higher_is_better=False)
 
 
@@ -310,15 +316,15 @@ def _mean(values: Sequence[float | None]) -> float | None:
 
 
 def _f1_difference(
-    pairs: Mapping[int, Sequence[Pair]], sets: Mapping[str, Mapping[str, Any]], base: str, draws: int, seed: int
-) -> Number:
+    pairs: Mapping[int, Sequence[Pair]], sets: Mapping[str, Mapping[str, Any]], base: str, resamples: int, seed: int
+) -> Metric:
     """Difference in macro-F1, mean over sets; the answers are read back from the values of the verdicts.
 
     Args:
         pairs: Training seed to its pairs.
         sets: Set to its task and classes.
         base: Name of the model that is subtracted.
-        draws: Bootstrap draws.
+        resamples: Bootstrap draws.
         seed: Seed of the draws.
     """
     by_set = {
@@ -336,9 +342,9 @@ def _f1_difference(
             tables[f"{name} {of}"] = LabelTable.of(sets[name]["task"], len(classes), gold, read)
         sides.append(tables)
     images = [pair[0]["images"] for rows in by_set.values() for pair in rows]
-    value, interval = f1_difference(sides[0], sides[1], images, draws=draws, seed=seed)
+    value, interval = f1_difference(sides[0], sides[1], images, resamples=resamples, seed=seed)
     text = f"mean over the {len(sets)} sets of macro-F1 minus that of {base}; interval by a bootstrap over images"
-    return Number(value, "difference of fractions", True, len(images), interval, text)
+    return Metric(value, "difference of fractions", True, len(images), interval, text)
 
 
 def _scores(row: Prediction, classes: int) -> tuple[float, ...] | None:

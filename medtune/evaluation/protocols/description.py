@@ -61,7 +61,7 @@ class Description(EvaluationProtocol):
         return make_verdict(row, "natural" if natural else None, natural)
 
     def score(
-        self, verdicts: Sequence[Verdict], vocabulary: Vocabulary, *, draws: int, seed: int
+        self, verdicts: Sequence[Verdict], vocabulary: Vocabulary, *, resamples: int, seed: int
     ) -> dict[str, Any] | None:
         """Return None: there is no right answer; instruction retention holds the rate of natural ones."""
         return None

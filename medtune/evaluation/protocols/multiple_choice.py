@@ -54,10 +54,10 @@ class MultipleChoice(EvaluationProtocol):
         return make_verdict(row, predicted, index is not None, prior=prior)
 
     def score(
-        self, verdicts: Sequence[Verdict], vocabulary: Vocabulary, *, draws: int, seed: int
+        self, verdicts: Sequence[Verdict], vocabulary: Vocabulary, *, resamples: int, seed: int
     ) -> dict[str, Any] | None:
         """Score right and wrong answers (:func:`medtune.evaluation.scoring.score_protocol`)."""
-        return score_protocol(verdicts, draws=draws, seed=seed)
+        return score_protocol(verdicts, resamples=resamples, seed=seed)
 
 
 class LetterLikelihood(EvaluationProtocol):
@@ -103,7 +103,7 @@ class LetterLikelihood(EvaluationProtocol):
         return make_verdict(row, options[best], True, prior=prior)
 
     def score(
-        self, verdicts: Sequence[Verdict], vocabulary: Vocabulary, *, draws: int, seed: int
+        self, verdicts: Sequence[Verdict], vocabulary: Vocabulary, *, resamples: int, seed: int
     ) -> dict[str, Any] | None:
         """Score right and wrong answers (:func:`medtune.evaluation.scoring.score_protocol`)."""
-        return score_protocol(verdicts, draws=draws, seed=seed)
+        return score_protocol(verdicts, resamples=resamples, seed=seed)

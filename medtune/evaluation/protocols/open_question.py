@@ -51,7 +51,7 @@ class OpenQuestion(EvaluationProtocol):
         return make_verdict(row, predicted, answers, prior=vocabulary.majority[attribute] == row.meta["answer"])
 
     def score(
-        self, verdicts: Sequence[Verdict], vocabulary: Vocabulary, *, draws: int, seed: int
+        self, verdicts: Sequence[Verdict], vocabulary: Vocabulary, *, resamples: int, seed: int
     ) -> dict[str, Any] | None:
         """Score right and wrong answers (:func:`medtune.evaluation.scoring.score_protocol`)."""
-        return score_protocol(verdicts, draws=draws, seed=seed)
+        return score_protocol(verdicts, resamples=resamples, seed=seed)

@@ -32,7 +32,7 @@ from medtune.evaluation.protocols.base import (
     verdict_frame,
 )
 from medtune.evaluation.resampled import drawn_area, percentile_ends
-from medtune.evaluation.result import Number
+from medtune.evaluation.result import Metric
 from medtune.evaluation.scoring import BOOTSTRAP, Numbers, by_attribute
 from medtune.evaluation.swapped import contrast_images
 
@@ -162,10 +162,10 @@ class ResponseLikelihood(EvaluationProtocol):
         )
 
     def score(
-        self, verdicts: Sequence[Verdict], vocabulary: Vocabulary, *, draws: int, seed: int
+        self, verdicts: Sequence[Verdict], vocabulary: Vocabulary, *, resamples: int, seed: int
     ) -> dict[str, Any] | None:
         """Score the pairs (:func:`score_ranking`)."""
-        return score_ranking(verdicts, draws=draws, seed=seed)
+        return score_ranking(verdicts, resamples=resamples, seed=seed)
 
 
 @dataclass(frozen=True)
@@ -201,12 +201,12 @@ def pair_up(verdicts: Sequence[Verdict]) -> dict[str, Pairs]:
     }
 
 
-def score_ranking(verdicts: Sequence[Verdict], *, draws: int = 1000, seed: int = 0) -> dict[str, Any]:
+def score_ranking(verdicts: Sequence[Verdict], *, resamples: int = 1000, seed: int = 0) -> dict[str, Any]:
     """Score one model's response likelihoods.
 
     Args:
         verdicts: On own and on other images.
-        draws: Bootstrap draws; own images are drawn, each with its pair.
+        resamples: Bootstrap draws; own images are drawn, each with its pair.
         seed: Seed of the draws.
 
     Returns:
@@ -215,8 +215,8 @@ def score_ranking(verdicts: Sequence[Verdict], *, draws: int = 1000, seed: int =
     """
     sets = pair_up(verdicts)
     return {
-        "overall": _overall(sets, draws, seed),
-        "attributes": {name: _of_set(pairs, draws, seed) for name, pairs in sets.items()},
+        "overall": _overall(sets, resamples, seed),
+        "attributes": {name: _of_set(pairs, resamples, seed) for name, pairs in sets.items()},
         "swapped": None,
         "densities": {
             name: {"own": density(pairs.own).tolist(), "other": density(pairs.other).tolist()}
@@ -245,23 +245,23 @@ def density(log_likelihoods: Array) -> Array:
     return np.asarray(counts / len(log_likelihoods))
 
 
-def _of_set(pairs: Pairs, draws: int, seed: int) -> Numbers:
-    ends = _intervals({"": pairs}, draws, seed)
+def _of_set(pairs: Pairs, resamples: int, seed: int) -> Numbers:
+    ends = _intervals({"": pairs}, resamples, seed)
     share = proportion((pairs.own > pairs.other).tolist(), "").interval
     ends["own_above_other"] = share
     return {
-        name: Number(value, *_TRAITS[name], len(pairs), ends.get(name), DEFINITIONS[name] + _how(name, alone=True))
+        name: Metric(value, *_TRAITS[name], len(pairs), ends.get(name), DEFINITIONS[name] + _how(name, alone=True))
         for name, value in ranking_points(pairs).items()
     }
 
 
-def _overall(sets: Mapping[str, Pairs], draws: int, seed: int) -> Numbers:
+def _overall(sets: Mapping[str, Pairs], resamples: int, seed: int) -> Numbers:
     count = sum(map(len, sets.values()))
-    ends = _intervals(sets, draws, seed) if sets else {}
+    ends = _intervals(sets, resamples, seed) if sets else {}
     values = [ranking_points(pairs) for pairs in sets.values()]
     over = f"mean over the {len(sets)} sets of the "
     return {
-        f"{name}_macro": Number(
+        f"{name}_macro": Metric(
             float(np.mean([one[name] for one in values])) if values else None,
             *_TRAITS[name],
             count,
@@ -278,17 +278,17 @@ def _how(name: str, alone: bool = False) -> str:
     return "; Wilson interval" if alone and name == "own_above_other" else f"; {BOOTSTRAP}"
 
 
-def _intervals(sets: Mapping[str, Pairs], draws: int, seed: int) -> dict[str, tuple[float, float] | None]:
+def _intervals(sets: Mapping[str, Pairs], resamples: int, seed: int) -> dict[str, tuple[float, float] | None]:
     """Intervals of the means over sets; the overlap has none, because a redrawn density overlaps less by itself."""
     clusters = [image for pairs in sets.values() for image in pairs.images]
     cells = [name for name, pairs in sets.items() for _ in range(len(pairs))]
 
     def of_mean(measure: Callable[[Pairs], Array], binary: bool = False) -> tuple[float, float] | None:
         values = np.concatenate([measure(pairs) for pairs in sets.values()]).tolist()
-        return bootstrap_interval(values, cells, clusters, macro, draws=draws, seed=seed, binary=binary)
+        return bootstrap_interval(values, cells, clusters, macro, resamples=resamples, seed=seed, binary=binary)
 
     return {
-        "auc": _area_interval(list(sets.values()), clusters, draws, seed),
+        "auc": _area_interval(list(sets.values()), clusters, resamples, seed),
         "own_above_other": of_mean(lambda pairs: cast(Array, (pairs.own > pairs.other).astype(np.float64)), True),
         "margin": of_mean(lambda pairs: pairs.own - pairs.other),
         "probability_own": of_mean(lambda pairs: np.exp(pairs.own)),
@@ -297,14 +297,14 @@ def _intervals(sets: Mapping[str, Pairs], draws: int, seed: int) -> dict[str, tu
 
 
 def _area_interval(
-    sets: Sequence[Pairs], clusters: Sequence[object], draws: int, seed: int
+    sets: Sequence[Pairs], clusters: Sequence[object], resamples: int, seed: int
 ) -> tuple[float, float] | None:
     names, cluster = np.unique(np.asarray([repr(one) for one in clusters]), return_inverse=True)
     if len(names) < 2:
         return None
     ends = np.cumsum([0, *map(len, sets)])
     drawn = []
-    for weights in drawn_weights(len(names), draws, seed):
+    for weights in drawn_weights(len(names), resamples, seed):
         counts = weights[:, cluster]
         areas = []
         for at, pairs in enumerate(sets):

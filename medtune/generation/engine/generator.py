@@ -22,7 +22,7 @@ from medtune.generation.engine.packed_decoding import PackedDecoder
 from medtune.generation.engine.planning import PlanKeys, Planner, WindowPlanner
 from medtune.generation.engine.prefixes import SharedPrefixes, find_shared
 from medtune.generation.engine.prompts import PromptMaker
-from medtune.generation.engine.sampling import Chooser, Sampling
+from medtune.generation.engine.sampling import Sampler, Sampling
 from medtune.generation.engine.scoring import score_continuations
 from medtune.generation.prompt_extension import NoExtension, PromptExtension
 from medtune.generation.requests import Generation, Request
@@ -248,7 +248,7 @@ class Generator:
         if shared:
             batch, features = batch.select(order), None if features is None else features[order]
         rows = [answers[row] for row in order]
-        chooser = Chooser([r.id for r in batch.requests], [r.sampling or self.sampling for r in batch.requests])
+        chooser = Sampler([r.id for r in batch.requests], [r.sampling or self.sampling for r in batch.requests])
         stop_ids = frozenset(self.transform.stop_ids)
         longest = max(answer.bound for answer in answers)
         decoder: CachedDecoder | PackedDecoder

@@ -76,7 +76,7 @@ def choose(logits: Tensor, draws: Sequence[Draws]) -> Tensor:
     return tokens
 
 
-class Chooser:
+class Sampler:
     """Picks one token per row and step.
 
     Args:

@@ -6,9 +6,8 @@ from dataclasses import dataclass
 
 from medtune.data.sample import IMAGE_TAG, Message, Sample
 from medtune.errors import DataError, ModelError
+from medtune.losses.cross_entropy import IGNORE_INDEX
 from medtune.models.common.tokenizer import TextTokenizer
-
-IGNORE = -100
 
 Turn = tuple[str, str]
 
@@ -194,8 +193,8 @@ def lay_out(
         pieces += _marked(template, tokenizer, template.assistant[0])
     bos = [tokenizer.special_id(template.bos)] if template.bos else []
     tokens, learned = _encode(tokenizer, pieces)
-    labels = [token if flag else IGNORE for token, flag in zip(tokens, learned, strict=True)]
-    return [*bos, *tokens], [*([IGNORE] * len(bos)), *([IGNORE] * len(tokens) if inference else labels)]
+    labels = [token if flag else IGNORE_INDEX for token, flag in zip(tokens, learned, strict=True)]
+    return [*bos, *tokens], [*([IGNORE_INDEX] * len(bos)), *([IGNORE_INDEX] * len(tokens) if inference else labels)]
 
 
 def answer_ids(template: ChatTemplate, tokenizer: TextTokenizer, text: str) -> list[int]:

@@ -11,7 +11,7 @@ from medtune.errors import ModelError
 from medtune.models.common.family import ModelFamily
 from medtune.models.common.interface import BatchShape
 from medtune.models.common.parts import sort_parameters
-from medtune.models.common.rows import Replacement, replace_rows, train_adapters_only
+from medtune.models.common.rows import Replacement, override_embeddings, train_adapters_only
 from medtune.models.common.shared import SharedVLM
 
 PARTS = ("vision", "projection", "fusion", "decoder")
@@ -89,7 +89,7 @@ class DeepFusionVLM(SharedVLM, DeepFusionModel):
             raise ModelError(f"a batch of {tokens.shape[1]} tokens is longer than the model's {decoder.max_seq_len}")
         h = decoder.tok_embeddings(tokens)
         if replace is not None:
-            h = replace_rows(h, *replace)
+            h = override_embeddings(h, *replace)
         for layer in decoder.layers:
             h = layer(h, mask=mask, encoder_input=features, encoder_mask=vision_mask, input_pos=input_pos)
         return decoder.norm(h)

@@ -13,7 +13,7 @@ from medtune.errors import ModelError
 from medtune.models.common.family import ModelFamily
 from medtune.models.common.interface import BatchShape
 from medtune.models.common.parts import sort_parameters
-from medtune.models.common.rows import Replacement, replace_rows, train_adapters_only
+from medtune.models.common.rows import Replacement, override_embeddings, train_adapters_only
 from medtune.models.common.shared import SharedVLM
 
 PARTS = ("vision", "projection", "decoder")
@@ -147,7 +147,7 @@ class EarlyFusionVLM(SharedVLM, nn.Module):
         if features is not None:
             h = _place_features(h, image, features, vision_mask)
         if replace is not None:
-            h = replace_rows(h, *replace)
+            h = override_embeddings(h, *replace)
         for layer in decoder.layers:
             h = layer(h, mask=mask, input_pos=input_pos)
         return decoder.norm(h)

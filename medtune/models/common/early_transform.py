@@ -11,7 +11,14 @@ from medtune.data.features import EncodedPicture
 from medtune.data.items import Sizes
 from medtune.data.sample import Sample
 from medtune.errors import DataError
-from medtune.models.common.chat_template import IGNORE, ChatTemplate, SampleTooLong, answer_ids, image_places, lay_out
+from medtune.models.common.chat_template import (
+    IGNORE_INDEX,
+    ChatTemplate,
+    SampleTooLong,
+    answer_ids,
+    image_places,
+    lay_out,
+)
 from medtune.models.common.early_collate import collate_early
 from medtune.models.common.padding import PadSide
 from medtune.models.common.tokenizer import TextTokenizer, single_token, special_ids
@@ -120,7 +127,7 @@ class EarlyFusionTransform:
                 f"images; the limit is {self.max_seq_len}: shorten it, allow fewer tiles, raise max_seq_len, or skip "
                 "such samples (on_error: skip)"
             )
-        if not inference and all(label == IGNORE for label in labels):
+        if not inference and all(label == IGNORE_INDEX for label in labels):
             raise DataError(f"sample {sample.id} has no assistant message, so there is nothing to learn from it")
         cut = [image.features if isinstance(image, EncodedPicture) else self.tiler(image) for image in images]
         return {"id": sample.id, "tokens": tokens, "labels": labels, "images": [tiles.to(self.dtype) for tiles in cut]}
@@ -182,7 +189,7 @@ class EarlyFusionTransform:
         counts = [self.tile_count(*size) for size in (sizes or ())][:places]
         counts += [self.tiler.max_tiles] * (places - len(counts))
         tokens, labels = self._lay_out(sample, counts, inference=False)
-        return len(tokens), len(labels) - 1 - labels[1:].count(IGNORE)
+        return len(tokens), len(labels) - 1 - labels[1:].count(IGNORE_INDEX)
 
     def tile_count(self, width: int, height: int) -> int:
         """Tiles that a picture of this size will have."""

@@ -5,7 +5,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from medtune.models.common.chat_template import IGNORE
+from medtune.models.common.chat_template import IGNORE_INDEX
 
 PadSide = Literal["right", "left"]
 
@@ -28,7 +28,7 @@ def stack_rows(items: list[dict], pad_id: int, pad_side: PadSide) -> dict[str, T
     """
     length = max(len(item["tokens"]) for item in items)
     shape = (len(items), length)
-    tokens, labels = torch.full(shape, pad_id), torch.full(shape, IGNORE)
+    tokens, labels = torch.full(shape, pad_id), torch.full(shape, IGNORE_INDEX)
     padding = torch.zeros(shape, dtype=torch.bool)
     for row, item in enumerate(items):
         place = row_place(len(item["tokens"]), length, pad_side)

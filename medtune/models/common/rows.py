@@ -8,7 +8,7 @@ from medtune.errors import ModelError
 Replacement = tuple[Tensor, Tensor]
 
 
-def replace_rows(h: Tensor, where: Tensor, rows: Tensor) -> Tensor:
+def override_embeddings(h: Tensor, where: Tensor, rows: Tensor) -> Tensor:
     """Overwrite embeddings.
 
     Args:

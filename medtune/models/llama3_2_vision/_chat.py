@@ -1,7 +1,7 @@
 """Llama-3's chat layout: a sample's messages as tokens, and which of them are learned."""
 
 from medtune.data.sample import IMAGE_TAG, Message, Sample
-from medtune.models.common.chat_template import IGNORE, prompt_messages
+from medtune.models.common.chat_template import IGNORE_INDEX, prompt_messages
 from medtune.models.common.tokenizer import ChatTokenizer
 
 
@@ -28,15 +28,15 @@ def lay_out(tokenizer: ChatTokenizer, sample: Sample, *, inference: bool = False
     loose = [] if tagged else [tokenizer.image_id] * len(sample.images)
     first_user = next((i for i, message in enumerate(messages) if message.role == "user"), None)
     tokens = [tokenizer.bos_id, *(loose if first_user is None else [])]
-    labels = [IGNORE] * len(tokens)
+    labels = [IGNORE_INDEX] * len(tokens)
     for i, message in enumerate(messages):
         head = _header(tokenizer, message.role) + (loose if i == first_user else [])
         body = [*_body(tokenizer, message), tokenizer.eot_id]
         tokens += head + body
-        labels += [IGNORE] * len(head) + (body if message.role == "assistant" else [IGNORE] * len(body))
+        labels += [IGNORE_INDEX] * len(head) + (body if message.role == "assistant" else [IGNORE_INDEX] * len(body))
     if inference:
         tokens += _header(tokenizer, "assistant")
-        labels = [IGNORE] * len(tokens)
+        labels = [IGNORE_INDEX] * len(tokens)
     return tokens, labels
 
 

@@ -10,7 +10,7 @@ from medtune.data.features import EncodedPicture
 from medtune.data.items import Sizes
 from medtune.data.sample import Sample
 from medtune.errors import DataError
-from medtune.models.common.chat_template import IGNORE, SampleTooLong
+from medtune.models.common.chat_template import IGNORE_INDEX, SampleTooLong
 from medtune.models.common.padding import PadSide
 from medtune.models.common.tokenizer import ChatTokenizer, single_token
 from medtune.models.llama3_2_vision._chat import lay_out
@@ -98,7 +98,7 @@ class DeepFusionTransform:
         places = tokens.count(self.image_id)
         if places != len(images):
             raise DataError(f"sample {sample.id} has {len(images)} images but its text has places for {places}")
-        if not inference and all(label == IGNORE for label in labels):
+        if not inference and all(label == IGNORE_INDEX for label in labels):
             raise DataError(f"sample {sample.id} has no assistant message, so there is nothing to learn from it")
         encoded = [image.features for image in images if isinstance(image, EncodedPicture)]
         cut = [self.tiler(image) for image in images if not isinstance(image, EncodedPicture)]
@@ -151,7 +151,7 @@ class DeepFusionTransform:
     def token_counts(self, sample: Sample, sizes: Sizes | None = None) -> tuple[int, int]:
         """Tokens as :meth:`token_count` tells them, and how many of them are predicted and learned."""
         tokens, labels = lay_out(self.tokenizer, sample)
-        return len(tokens), len(labels) - 1 - labels[1:].count(IGNORE)
+        return len(tokens), len(labels) - 1 - labels[1:].count(IGNORE_INDEX)
 
     def tile_count(self, width: int, height: int) -> int:
         """Tiles that a picture of this size will have."""

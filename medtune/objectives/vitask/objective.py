@@ -16,7 +16,7 @@ from medtune.losses.vitask import response_rows, vitask_losses
 from medtune.models.classifier.tsm import TaskModel, load_tsm
 from medtune.models.exemplars import ExemplarRecord, save_exemplars
 from medtune.modules.exemplar import EXEMPLARS, ExemplarConnector, TokenRows, exemplar_rows
-from medtune.objectives.base import Objective, PictureEncoder, Stage, StepOutput
+from medtune.objectives.base import AuxiliaryEncoder, Objective, Stage, StepOutput
 from medtune.objectives.companions import Companion
 from medtune.objectives.vitask.items import NegativeIndex, VITaskItems
 from medtune.objectives.vitask.passes import Pass, Run, joint_states, packed_states, separate_states
@@ -256,13 +256,13 @@ class VITask(Objective):
         device = next(self._tsm.parameters()).device
         return self._tsm.features(pixels.to(device), tokens=self._tokens)
 
-    def picture_encoder(self) -> PictureEncoder | None:
+    def auxiliary_encoder(self) -> AuxiliaryEncoder | None:
         """The task-specific model; its features are the exemplars before the connector."""
         if self._tsm is None or self.tsm_path is None:
             return None
         transform = self._tsm.transform
         settings = {"tokens": self._tokens, **transform.settings()}
-        return PictureEncoder(self.tsm_path, settings, transform.pixels, self._look)
+        return AuxiliaryEncoder(self.tsm_path, settings, transform.pixels, self._look)
 
 
 def check_task(tsm: TaskModel, source: SampleSource, usable: np.ndarray) -> None:

@@ -25,14 +25,14 @@ def _dark(pictures: NDArray[np.float64]) -> float:
 
 
 def test_same_generator_same_picture() -> None:
-    draws = [np.asarray(render_cell(_CELL, random.Random(5))) for _ in range(2)]
-    assert np.array_equal(*draws)
-    assert not np.array_equal(draws[0], np.asarray(render_cell(_CELL, random.Random(6))))
+    resamples = [np.asarray(render_cell(_CELL, random.Random(5))) for _ in range(2)]
+    assert np.array_equal(*resamples)
+    assert not np.array_equal(resamples[0], np.asarray(render_cell(_CELL, random.Random(6))))
 
 
 def test_numpy_generators_are_taken_too() -> None:
-    draws = [np.asarray(render_cell(_CELL, np.random.default_rng(5))) for _ in range(2)]
-    assert np.array_equal(*draws)
+    resamples = [np.asarray(render_cell(_CELL, np.random.default_rng(5))) for _ in range(2)]
+    assert np.array_equal(*resamples)
 
 
 @pytest.mark.parametrize("size", [32, 64, 128])

@@ -18,7 +18,7 @@ class Position:
 
 
 @dataclass(frozen=True)
-class Clock:
+class Progress:
     """Maps the global step to a :class:`Position`; every stage begins on a new epoch of the data.
 
     Attributes:

@@ -16,11 +16,11 @@ from medtune.training.building import base_fingerprint
 from medtune.training.checkpoints import TrainingState
 from medtune.training.config import TrainConfig
 from medtune.training.contents import content_files, run_contents
-from medtune.training.data import DataFeed
+from medtune.training.data import BatchLoader
 from medtune.training.runtime import Runtime
 
 
-def identity(config: TrainConfig, feed: DataFeed, validation: DataFeed | None = None) -> dict[str, Any]:
+def identity(config: TrainConfig, feed: BatchLoader, validation: BatchLoader | None = None) -> dict[str, Any]:
     """What must be equal for a checkpoint to be continued."""
     shown = {key: value for key, value in to_plain(config.transform).items() if key != "path"}  # a folder may move
     held_out = {}
@@ -50,7 +50,7 @@ def _files(node: Any) -> list[str]:
     return [str(path) for _, path in named_paths(to_plain(node)) if path.is_file()]
 
 
-class Snapshots:
+class Checkpointer:
     """The checkpoints of one run.
 
     Args:
@@ -69,8 +69,8 @@ class Snapshots:
         Raises:
             CheckpointError: If it belongs to another run, or ``resume`` forbids what is there.
         """
-        path = self.runtime.by_main(lambda: self._chosen(warn))
-        return (path, self.runtime.together(lambda: checkpoints.load_checkpoint(path))) if path else None
+        path = self.runtime.on_rank0(lambda: self._chosen(warn))
+        return (path, self.runtime.on_all_ranks(lambda: checkpoints.load_checkpoint(path))) if path else None
 
     def _chosen(self, warn: Callable[[str], None]) -> Path | None:
         path = checkpoints.newest_checkpoint(self.folder, warn)
@@ -118,7 +118,7 @@ class Snapshots:
                 self.folder, TrainingState(model, tensors, own, values), self.config.keep_checkpoints
             )
 
-        self.runtime.by_main(write)
+        self.runtime.on_rank0(write)
 
 
 def put_back(path: Path, saved: dict[str, Tensor], named: dict[str, nn.Parameter], device: torch.device) -> None:
