@@ -120,6 +120,19 @@ def test_no_row_grows_beyond_the_longest_sequence(setup):
     assert answers(setup, [request], 2, max_new_tokens=50)["a"].tokens == 7
 
 
+@pytest.mark.parametrize("share", [True, False])
+def test_each_answer_has_the_room_that_its_own_prompt_leaves(setup, monkeypatch, share):
+    monkeypatch.setattr("medtune.generation.prefixes.WORTH", 3.0)
+    setup.transform.stop_ids = []
+    requests = [setup.request("short", "cell", "square-1"), setup.request("long", "cell " * 20, "square-1")]
+    item = setup.transform(requests[1].sample, setup.source.open_images(requests[1].sample), inference=True)
+    setup.transform.max_seq_len = len(item["tokens"]) + 5
+    found = answers(setup, requests, 2, max_new_tokens=12, share_prefix=share)
+    assert (found["short"].tokens, found["long"].tokens) == (12, 5)
+    for request in requests:
+        assert found[request.id].text == plain_answer(setup, request, found[request.id].tokens)
+
+
 def test_an_image_is_encoded_and_opened_once_in_a_window(setup, monkeypatch):
     encoded: list[int] = []
     encode = setup.model.encode
