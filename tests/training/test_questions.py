@@ -1,5 +1,6 @@
 """Metrics while training: a fixed question set, best weights and early stopping by any metric."""
 
+import signal
 from pathlib import Path
 from typing import Any
 
@@ -72,6 +73,27 @@ def test_adapters_checkpointed_layers_and_a_kill(tmp_path: Path) -> None:
     assert launch(tiny(tmp_path / "killed", **run), harm=die_at(4)) == [9]
     assert launch(tiny(tmp_path / "killed", **run)) == [0]
     assert metrics(tmp_path / "killed") == metrics(tmp_path / "whole")
+
+
+@pytest.mark.parametrize("world", [1, 2])
+def test_a_run_that_begins_with_its_questions_trains_on(world: int, plain: Path, tmp_path: Path) -> None:
+    """A signal cuts a validation off; the next start makes up for it before any training step."""
+
+    def told() -> None:
+        original = Trainer._optimizer_step
+
+        def step(self: Trainer, batches: list) -> int:
+            self.stop_signal = signal.SIGTERM if self.step == 3 else 0
+            return original(self, batches)
+
+        Trainer._optimizer_step = step  # type: ignore[method-assign]
+
+    run = tiny(tmp_path, **RUN, batch_size=4 // world)
+    assert launch(run, world, harm=told) == [128 + signal.SIGTERM] * world
+    assert [line["step"] for line in asked(tmp_path)] == [2]
+    assert launch(run, world) == [0] * world
+    assert [line["step"] for line in asked(tmp_path)] == [2, 4, 6]
+    assert losses(tmp_path) == pytest.approx(losses(plain), abs=0 if world == 1 else 1e-6)
 
 
 def measured(values: list[float]) -> Any:
