@@ -140,13 +140,13 @@ def test_a_file_in_order_is_left_alone(tmp_path):
 
 
 def test_a_file_that_is_replaced_while_it_is_opened_is_locked_under_its_name(tmp_path, monkeypatch):
-    path, real, replaced = tmp_path / "p.jsonl", prediction.fcntl.flock, []
+    path, real, seen = tmp_path / "p.jsonl", prediction.fcntl.flock, []
     write_predictions(path, answers("a"))
 
     def flock(descriptor, how):
         real(descriptor, how)
-        if not replaced:
-            replaced.append(True)
+        seen.append(descriptor)
+        if len(seen) == 1:
             write_predictions(path, answers("a", "b"))
 
     monkeypatch.setattr(prediction.fcntl, "flock", flock)
@@ -154,6 +154,7 @@ def test_a_file_that_is_replaced_while_it_is_opened_is_locked_under_its_name(tmp
         assert log.done == {"a", "b"}
         log.append(*answers("c"))
     assert [row.id for row in read_predictions(path)] == ["a", "b", "c"]
+    assert seen == seen[:1] * 2, "the first descriptor was closed, so its number is free again"
 
 
 def test_a_full_disk_is_said_and_what_was_written_is_kept(tmp_path):
