@@ -122,11 +122,8 @@ class Baseline:
         self.measure(*folders)
         asked = {test: found for test, found in self.tests.items() if test.split("/")[1] in folders}
         lines = around((self.tree / place.module).read_text(encoding="utf-8"), place.line)
-        covering: list[str] = []
-        for wanted in lines:
-            covering = [t for t, found in asked.items() if wanted & set(found["lines"].get(place.module, ()))]
-            if covering:
-                break
+        covering = [t for t, found in asked.items() if lines & set(found["lines"].get(place.module, ()))]
+        covering = covering or list(asked)  # it runs at import alone, and any of them may notice
         ordered = sorted(covering, key=lambda test: self._rank(place, test))
         first = self._quickest([t for t in ordered if t.split("/")[1] in FIRST[place.package]], FIRST_SECONDS)
         if not more:
@@ -156,25 +153,19 @@ class Baseline:
         return (0 if own else 1 if self._own(place, test) else 2), seconds
 
 
-def around(source: str, line: int) -> list[set[int]]:
-    """Lines to look for, nearest first: of the statement, of the function or class around it, and of the whole file.
+def around(source: str, line: int) -> set[int]:
+    """Lines that run where a changed line counts: its statement's, or a function's body for its defaults.
 
-    A line that runs when the file is imported (a default, a constant) belongs to no test: the tests that run what is
-    around it are taken.
+    Of a statement with a body, such as a condition, it is the part before the body.
     """
-    found: list[set[int]] = []
-    blocks = (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)
     statements = [node for node in ast.walk(ast.parse(source)) if isinstance(node, ast.stmt)]
     holding = [node for node in statements if _first(node) <= line <= (node.end_lineno or 0)]
-    holding.sort(key=lambda node: (node.end_lineno or 0) - _first(node))
-    if holding and not isinstance(holding[0], blocks):
-        inner = holding[0]
-        body = getattr(inner, "body", None)
-        last = body[0].lineno - 1 if body else inner.end_lineno or 0
-        found.append(set(range(inner.lineno, max(last, line) + 1)))
-    for node in (node for node in holding if isinstance(node, blocks)):
-        found.append(set(range(node.body[0].lineno, (node.end_lineno or 0) + 1)))
-    return [*found, set(range(1, len(source.splitlines()) + 1))]
+    inner = min(holding, key=lambda node: (node.end_lineno or 0) - _first(node))
+    body = getattr(inner, "body", None)
+    if isinstance(inner, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
+        return set(range(inner.body[0].lineno, (inner.end_lineno or 0) + 1))
+    last = body[0].lineno - 1 if body else inner.end_lineno or 0
+    return set(range(inner.lineno, max(last, line) + 1))
 
 
 def _first(node: ast.stmt) -> int:

@@ -72,10 +72,10 @@ def test_a_larger_draw_begins_with_the_smaller_one_and_another_seed_draws_others
 
 
 def test_tests_are_looked_for_around_a_line() -> None:
-    assert baseline.around(SOURCE, 9)[0] == {9}
-    assert baseline.around(SOURCE, 7)[0] == {7}, "a condition without what it guards"
-    assert baseline.around(SOURCE, 6)[0] == {7, 8, 9}, "a default belongs to the function's body"
-    assert baseline.around(SOURCE, 3) == [{3}, set(range(1, 10))]
+    assert baseline.around(SOURCE, 9) == {9}
+    assert baseline.around(SOURCE, 7) == {7}, "a condition without what it guards"
+    assert baseline.around(SOURCE, 6) == {7, 8, 9}, "a default belongs to the function's body"
+    assert baseline.around(SOURCE, 3) == {3}
 
 
 def test_the_quickest_tests_that_run_the_line_come_first(
@@ -96,6 +96,8 @@ def test_the_quickest_tests_that_run_the_line_come_first(
     first, second = held.selection(place(9)), held.selection(place(9), more=True)
     assert [test.rpartition(":")[2] for test in first] == ["own", "quick", "slow"]
     assert [test.rpartition(":")[2] for test in second] == ["a", "other"]
+    at_import = held.selection(place(3))
+    assert [test.rpartition(":")[2] for test in at_import] == ["own", "other", "quick", "slow"]
 
 
 def test_a_changed_file_is_as_before_afterwards_and_never_read_from_what_was_compiled(tmp_path: Path) -> None:
