@@ -9,8 +9,9 @@ from typing import Any
 import pytest
 import torch
 
+from medtune.training.data import BatchLoader
 from medtune.training.trainer import Trainer
-from tests.runs import tiny
+from tests.runs import TINY, tiny
 
 
 def shown_by(folder: Path, **changes: Any) -> list[tuple[str, list[int]]]:
@@ -74,3 +75,16 @@ def test_what_a_run_says_and_writes_of_its_steps(tmp_path: Path, monkeypatch: py
     first, second = (text for text, _ in said if text.startswith("stage "))
     assert first.startswith("stage warmup: 2 steps\npart ") and second.startswith("stage tune: 12 steps\npart ")
     assert all(flush for _, flush in said)
+
+
+def test_each_stage_begins_for_training_and_for_validation_data(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[tuple[BatchLoader, str]] = []
+    monkeypatch.setattr(BatchLoader, "begin_stage", lambda feed, stage: seen.append((feed, stage.name)))
+    data = {**TINY["dataset"], "size": 4, "seed": 6}
+    trainer = Trainer(tiny(tmp_path, objective={"warmup_steps": 2}, dataset_val=data))
+    trainer.setup()
+    trainer._enter_stage(1)
+    both = (trainer.feed, trainer.held_out)
+    assert seen == [(feed, stage) for stage in ("warmup", "tune") for feed in both]
