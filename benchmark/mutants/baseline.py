@@ -170,14 +170,14 @@ class Baseline:
 def around(source: str, line: int) -> set[int]:
     """Lines that run where a changed line counts: its statement's, or a function's body for its defaults.
 
-    Of a statement with a body, such as a condition, it is the part before the body. Statements of a module
-    or a class run at import, which may have happened within any one test: there are none.
+    Of a statement with a body, such as a condition, it is the part before the body. Statements of a module or a class,
+    and a class's decorators, run at import, which may have happened within any one test: there are none.
     """
     statements = [node for node in ast.walk(ast.parse(source)) if isinstance(node, ast.stmt)]
     holding = [node for node in statements if _first(node) <= line <= (node.end_lineno or 0)]
     inner = min(holding, key=lambda node: (node.end_lineno or 0) - _first(node))
     body = getattr(inner, "body", None)
-    if isinstance(inner, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
+    if isinstance(inner, ast.FunctionDef | ast.AsyncFunctionDef):
         return set(range(inner.body[0].lineno, (inner.end_lineno or 0) + 1))
     if not any(isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef) for node in holding):
         return set()
