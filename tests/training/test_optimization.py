@@ -188,3 +188,13 @@ def test_an_optimizer_that_evaluates_the_loss_itself_is_refused(parts: TrainedPa
     component = Component({"_component_": f"{__name__}.OfTheLoss", "lr": 1.0})
     with pytest.raises(ConfigError, match="OfTheLoss evaluates the loss itself"):
         optimization.make_optimizer(component, parts, ["vision"], {})
+
+
+def test_gradients_of_two_processes_by_hand(monkeypatch: pytest.MonkeyPatch) -> None:
+    """FSDP has averaged the model's; the method's own are summed here, also where this process has none."""
+    monkeypatch.setattr(torch.distributed, "all_reduce", lambda gradient: gradient.add_(1.0))
+    trained = {name: torch.nn.Parameter(torch.zeros(2)) for name in ("proxy", "late", "weight", "unused")}
+    trained["proxy"].grad, trained["weight"].grad = torch.tensor([2.0, 3.0]), torch.tensor([4.0, 8.0])
+    optimization.scale_gradients(trained, {"proxy", "late"}, 0.25, 2)
+    assert trained["proxy"].grad.tolist() == [0.75, 1.0] and trained["late"].grad.tolist() == [0.25, 0.25]
+    assert trained["weight"].grad.tolist() == [2.0, 4.0] and trained["unused"].grad is None
