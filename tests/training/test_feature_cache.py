@@ -4,20 +4,14 @@ import fcntl
 import json
 import shutil
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
-from torch import nn
 
 from medtune.config import to_plain
-from medtune.errors import ConfigError
-from medtune.models.llama3_2_vision._encoder import VisionEncoder
-from medtune.training.feature_cache import check_frozen
-from medtune.training.parts import TrainedParts
 from medtune.training.plan import plan
 from tests.runs import SFT, SGD, TINY, die_at, kill_self, largest_difference, launch, losses, tiny, weights
 from tests.tiny_task import task_rows, write_task, write_tsm
@@ -336,33 +330,6 @@ def test_the_plan_tells_the_size_and_who_trains_the_encoder(data: dict[str, Any]
     assert "feature cache        at most 0.7 kB of the model's features below" in found.text() and not found.problems
     (problem,) = plan(str(path), ["trainable=[projection]"]).problems
     assert problem.startswith("feature_cache: stage train trains projection")
-
-
-@pytest.mark.parametrize(
-    ("transform", "encoder", "said"),
-    [
-        (SimpleNamespace(tiler=SimpleNamespace(max_tiles=4)), nn.Identity(), "reads pixels"),
-        (SimpleNamespace(feature_width=None), nn.Sequential(nn.Dropout(0.1)), "has dropout"),
-        (
-            SimpleNamespace(feature_width=None, tiler=SimpleNamespace(max_tiles=2)),
-            VisionEncoder(nn.Identity(), nn.Identity(), mode="torchtune"),
-            "depend on its batch",
-        ),
-    ],
-    ids=["no features", "dropout", "neighbours"],
-)
-def test_features_that_are_no_function_of_the_picture_are_refused(transform: Any, encoder: Any, said: str) -> None:
-    model = nn.Module()
-    model.encoder = encoder
-    with pytest.raises(ConfigError, match=said):
-        check_frozen([], TrainedParts(model, nn.Module(), {}), transform)
-
-
-def test_an_encoder_as_torchtunes_may_keep_features_of_single_tiles() -> None:
-    model = nn.Module()
-    model.encoder = VisionEncoder(nn.Identity(), nn.Identity(), mode="torchtune")
-    transform = SimpleNamespace(feature_width=None, tiler=SimpleNamespace(max_tiles=1))
-    check_frozen([], TrainedParts(model, nn.Module(), {}), transform)
 
 
 def test_instfree_of_a_frozen_encoder(tmp_path: Path) -> None:

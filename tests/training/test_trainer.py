@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 
+from medtune.training import feature_cache
 from medtune.training.data import BatchLoader
 from medtune.training.trainer import Trainer
 from tests.runs import TINY, tiny
@@ -75,6 +76,8 @@ def test_what_a_run_says_and_writes_of_its_steps(tmp_path: Path, monkeypatch: py
     first, second = (text for text, _ in said if text.startswith("stage "))
     assert first.startswith("stage warmup: 2 steps\npart ") and second.startswith("stage tune: 12 steps\npart ")
     assert all(flush for _, flush in said)
+    found = trainer.snapshots.newest(lambda message: None)
+    assert found is not None and found[1].values["step"] == 14 and found[1].values["skipped"] == {}
 
 
 def test_each_stage_begins_for_training_and_for_validation_data(
@@ -88,3 +91,17 @@ def test_each_stage_begins_for_training_and_for_validation_data(
     trainer._enter_stage(1)
     both = (trainer.feed, trainer.held_out)
     assert seen == [(feed, stage) for stage in ("warmup", "tune") for feed in both]
+
+
+def test_features_are_kept_of_the_data_that_there_are(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    made: list[tuple[object, Path]] = []
+    monkeypatch.setattr(feature_cache, "check_frozen", lambda *_: None)
+    monkeypatch.setattr(feature_cache, "use_features", lambda feed, folder, *_: made.append((feed, folder)))
+    trainer: Any = object.__new__(Trainer)
+    trainer.config, trainer.feed, trainer.held_out = SimpleNamespace(feature_cache=str(tmp_path)), "training", None
+    trainer.parts = trainer.transform = trainer.model = trainer.objective = trainer.runtime = None
+    trainer._use_features(())
+    assert made == [("training", tmp_path / "train")]
+    trainer.held_out = "held out"
+    trainer._use_features(())
+    assert made[1:] == [("training", tmp_path / "train"), ("held out", tmp_path / "validation")]
