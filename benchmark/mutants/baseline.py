@@ -162,7 +162,7 @@ class Baseline:
 
     def _rank(self, place: Place, test: str) -> tuple[int, float]:
         stem = Path(place.module).stem
-        own = Path(test.partition("::")[0]).stem == f"test_{stem}"
+        own = Path(test.partition("::")[0]).stem.startswith(f"test_{stem}")
         seconds: float = self.tests[test]["seconds"]
         return (0 if own else 1 if self._own(place, test) else 2), seconds
 
