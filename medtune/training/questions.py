@@ -15,7 +15,7 @@ from medtune.errors import ConfigError
 from medtune.evaluation.evaluation import evaluate, metric_rows
 from medtune.evaluation.prediction import Prediction
 from medtune.evaluation.protocols.base import Query, topic
-from medtune.evaluation.protocols.registry import plan_queries
+from medtune.evaluation.protocols.registry import build_protocols, majority_of_use, plan_queries
 from medtune.evaluation.result import Metric
 from medtune.generation.engine.generator import Generator
 from medtune.generation.requests import Request
@@ -53,8 +53,11 @@ class QuestionSet:
         transform: The model's transform.
         runtime: Device of the model.
 
+    Attributes:
+        protocols: Names of the protocols, with which metrics begin.
+
     Raises:
-        ConfigError: If the transform belongs to a model that gives no answers, or there is no question.
+        ConfigError: If there is no question, or no such protocol.
         DataError: If a question cannot be asked by a protocol.
     """
 
@@ -66,6 +69,7 @@ class QuestionSet:
         if not len(self.source):
             raise ConfigError(f"questions.source: {self.source.name} holds no question")
         self.samples = [self.source[index] for index in chosen(len(self.source), self.settings.limit)]
+        self.protocols = tuple(build_protocols(self.settings.protocols))
         self.queries: list[Query] = runtime.on_all_ranks(lambda: plan_queries(self.samples, self.settings.protocols))
 
     def ask(self, model: Any, dtype: torch.dtype) -> Answered:
@@ -103,7 +107,7 @@ class QuestionSet:
         results = evaluate(
             self.samples,
             predictions,
-            majority(self.samples),
+            majority(self.samples) if majority_of_use(self.settings.protocols) else {},
             name="questions",
             protocols=self.settings.protocols,
             resamples=self.settings.resamples,

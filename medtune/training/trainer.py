@@ -354,7 +354,8 @@ class Trainer:
             if better and self.config.export != "none":
                 export_weights(self.model, self.config, self.runtime, self.folder / "best")
         shown = self.config.monitor.replace("_", " ")
-        self.telemetry.say(f"step {self.step}: {shown} {value:.4f}{' (best)' if better else ''}")
+        said = "has no value" if value is None else f"{value:.4f}"
+        self.telemetry.say(f"step {self.step}: {shown} {said}{' (best)' if better else ''}")
         if self._gave_up:
             self.telemetry.say(f"no better {shown} for {self.best.worse} validations: stopping early")
         self.telemetry.elapsed()

@@ -38,9 +38,12 @@ class EarlyStopping:
         """Read what a checkpoint holds; earlier versions, which monitored the loss alone, call the value ``loss``."""
         return cls(**{("value" if key == "loss" else key): value for key, value in saved.items()})
 
-    def update(self, step: int, value: float, higher_is_better: bool = False) -> bool:
-        """Take one more validation in; whether it is the best."""
-        better = self.value is None or (value > self.value if higher_is_better else value < self.value)
+    def update(self, step: int, value: float | None, higher_is_better: bool = False) -> bool:
+        """Take one more validation in; whether it is the best. One without a value is not."""
+        if value is None:
+            better = False
+        else:
+            better = self.value is None or (value > self.value if higher_is_better else value < self.value)
         if better:
             self.value, self.step = value, step
         self.worse = 0 if better else self.worse + 1
@@ -67,11 +70,11 @@ class Validated:
         """The line of ``metrics.jsonl``."""
         return {**self.losses, **(self.answered.row() if self.answered else {})}
 
-    def monitored(self, config: TrainConfig, objective: Objective) -> tuple[float, bool]:
-        """Value of the monitored metric, and whether higher is better.
+    def monitored(self, config: TrainConfig, objective: Objective) -> tuple[float | None, bool]:
+        """Value of the monitored metric (None where no answer gave it one), and whether higher is better.
 
         Raises:
-            ConfigError: Naming what there is, if the metric is not among it, has no value or no known direction.
+            ConfigError: Naming what there is, if the metric is not among it or has no known direction.
         """
         name, told = config.monitor, config.monitor_direction
         numbers = self.answered.metrics if self.answered else {}
@@ -82,8 +85,6 @@ class Validated:
             higher, value = numbers[name].higher_is_better, numbers[name].value
         else:
             raise ConfigError(f"monitor: there is no metric {name!r}; {nearest(name, [*self.losses, *numbers])}")
-        if value is None:
-            raise ConfigError(f"monitor: {name} has no value on this question set; monitor another metric")
         if told == "auto" and higher is None:
             raise ConfigError(f"monitor: say whether higher values of {name} are better: monitor_direction=higher")
         return value, bool(higher) if told == "auto" else told == "higher"
@@ -106,10 +107,10 @@ class Validation:
         wants_questions = "/" in config.monitor
         if wants_questions and questions is not None:
             protocol = config.monitor.partition("/")[0]
-            if protocol not in questions.settings.protocols:
+            if protocol not in questions.protocols:
                 raise ConfigError(
                     f"monitor: {config.monitor} belongs to the protocol {protocol}, and questions.protocols asks "
-                    f"{', '.join(questions.settings.protocols)}"
+                    f"{', '.join(questions.protocols)}"
                 )
         missing = "questions" if wants_questions else "dataset_val"
         if self.possible and (questions if wants_questions else feed) is None:
