@@ -23,23 +23,24 @@ def task_model(
     download: bool = False,
     **arguments: Any,
 ) -> TaskModel:
-    """A classifier for the sets of a prepared file.
+    """Build a classifier for the sets of a prepared file.
 
     Args:
-        sets: JSON Lines of classification questions, whose classes the head shall have.
-        architecture: any name of timm.
-        image_size: side of its pictures; models that timm builds for one size are built for it.
+        sets: path of JSON Lines with classification questions; the head has a logit for each of their classes.
+        architecture: name of any timm model.
+        image_size: side of its images in pixels; timm models with a fixed input size are built for this size.
         mean: per channel, subtracted from pixels.
         std: per channel, divided by.
-        pretrained: a local safetensors file of timm; its head is left out where it has other classes.
-        download: fetch timm's own pretrained weights from the Hugging Face hub. The only thing here that opens a
+        pretrained: a local safetensors file of timm; its head is not loaded.
+        download: download timm's pretrained weights from the Hugging Face hub. Only this option opens a network
             connection.
         arguments: further arguments of timm's model, for example ``depth: 4``.
 
     Raises:
-        ConfigError: for a model that timm does not have or does not build so.
+        ConfigError: if timm does not have the model or cannot build it with these arguments, or if both
+            ``pretrained`` and ``download`` are given.
         DataError: if the classes cannot be read.
-        ModelError: if the pretrained weights are not there or do not fit.
+        ModelError: if the pretrained weights are missing or do not fit.
     """
     if pretrained is not None and download:
         raise ConfigError("pretrained names a file and download asks for another; leave one out")
@@ -75,12 +76,12 @@ def load_tsm(path: str | Path) -> TaskModel:
         path: the ``weights`` folder of a ``tsm`` run.
 
     Raises:
-        ModelError: if the folder does not hold one, or its weights are torn.
+        ModelError: if the folder does not hold such a model, or its weights are damaged.
     """
     file = Path(path) / "config.json"
     try:
         config = json.loads(file.read_text(encoding="utf-8"))
-        sets = {one["name"]: LabelledSet(one["task"], tuple(one["classes"])) for one in config["sets"]}
+        sets = {entry["name"]: LabelledSet(entry["task"], tuple(entry["classes"])) for entry in config["sets"]}
         built = TaskModel(
             config["architecture"], sets, config["image_size"], config["mean"], config["std"], config["arguments"]
         )

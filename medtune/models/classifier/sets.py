@@ -14,7 +14,7 @@ class LabelledSet:
 
     Attributes:
         task: ``multi_class``, ``multi_label`` or ``ordinal``.
-        classes: by index.
+        classes: names of the classes, by index.
     """
 
     task: LabelTask
@@ -28,19 +28,19 @@ def label_sets(source: str) -> dict[str, LabelledSet]:
         source: JSON Lines of classification questions, as the ``prepare`` recipe writes them.
 
     Raises:
-        DataError: if there is no such file, a row is no classification question, or two rows of a set name other
-            classes.
+        DataError: if the file does not exist, a row is not a classification question, or two rows of one set name
+            different classes.
     """
     if not Path(source).expanduser().is_file():
         raise DataError(
             f"The data file {source} does not exist, so the model's classes are not known; run the prepare recipe, or "
             "correct model.sets"
         )
-    found: dict[str, LabelledSet] = {}
+    sets: dict[str, LabelledSet] = {}
     samples = JsonlSource(source, None)
     for index in range(len(samples)):
         target = classification_target(samples[index])
-        here = LabelledSet(target.task, target.classes)
-        if found.setdefault(target.set, here) != here:
+        labelled = LabelledSet(target.task, target.classes)
+        if sets.setdefault(target.set, labelled) != labelled:
             raise DataError(f"{source}, row {index + 1}: the set {target.set!r} has other classes than in rows before")
-    return found
+    return sets

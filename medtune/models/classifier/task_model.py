@@ -26,25 +26,25 @@ _BATCH_NORMS = (nn.modules.batchnorm._BatchNorm,)
 class TaskModel(nn.Module):
     """A timm classifier over the classes of one set or several.
 
-    Batch normalisation keeps the statistics that the weights bring along, in training too: what an image gives then
-    does not depend on its batch, and one process trains as two do.
+    Batch normalisation keeps the statistics of the loaded weights, in training too. The output for an image then does
+    not depend on the other images of its batch, and training on one process equals training on two.
 
     Args:
-        architecture: any name of timm.
+        architecture: name of any timm model.
         sets: name -> classes.
-        image_size: side of its pictures.
+        image_size: side of its images in pixels.
         mean: per channel, subtracted from pixels.
         std: per channel, divided by.
         arguments: further arguments of timm's model.
 
     Attributes:
-        transform: pictures -> its pixels.
-        family: how its weights are written: timm's own names, and a ``config.json`` that says the rest.
-        missing: what was not found although the model needs it; only on the meta device, when a run is planned.
+        transform: turns images into its pixels.
+        family: how its weights are written: under timm's names, with everything else in ``config.json``.
+        missing: what the model needs and was not found; only on the meta device, when a run is planned.
 
     Raises:
-        ConfigError: for a name that timm does not know, arguments that the model refuses, pictures that cannot be cut
-            into its patches, or no set.
+        ConfigError: if timm does not know the name, the model rejects the arguments, images cannot be cut into its
+            patches, or there is no set.
     """
 
     missing: tuple[str, ...] = ()
@@ -70,11 +70,11 @@ class TaskModel(nn.Module):
         self.family = self._family()
 
     def _encoder(self) -> Any:
-        classes = sum(len(one.classes) for one in self.sets.values())
+        classes = sum(len(labelled.classes) for labelled in self.sets.values())
         return timm_models.build(self.architecture, classes, self.transform.image_size, self.arguments)
 
     def train(self, mode: bool = True) -> "TaskModel":
-        """As every module's, but batch normalisation stays as it is in evaluation."""
+        """Set the mode as every module does, but keep batch normalisation in evaluation mode."""
         super().train(mode)
         for module in self._batch_norms():
             module.eval()
@@ -84,10 +84,10 @@ class TaskModel(nn.Module):
         return (module for module in self.modules() if isinstance(module, _BATCH_NORMS))
 
     def check_trainable(self) -> None:
-        """Refuse to train a model that needs statistics of batches and has none.
+        """Reject a model with batch normalisation for which no statistics were loaded.
 
         Raises:
-            ModelError: naming what to do.
+            ModelError: if so; the message names the remedy.
         """
         means = [module.running_mean for module in self._batch_norms() if isinstance(module.running_mean, Tensor)]
         if means and not any(bool(mean.any()) for mean in means):
@@ -98,7 +98,7 @@ class TaskModel(nn.Module):
             )
 
     def rope_init(self) -> None:
-        """Fill tables that no weight file holds, after a build on the meta device; the name is torchtune's."""
+        """Fill buffers that no weight file holds, after a build on the meta device. The name is torchtune's."""
         tables = {name for name, _ in self.encoder.named_buffers()} - self.encoder.state_dict().keys()
         if tables:
             fresh = dict(self._encoder().named_buffers())
@@ -108,7 +108,7 @@ class TaskModel(nn.Module):
 
     @property
     def embed_dim(self) -> int:
-        """Width of a CLS feature; that of the trainer's seam."""
+        """Width of a CLS feature, as the trainer's interface asks for it."""
         return self.feature_dim("cls")
 
     @property
@@ -117,35 +117,35 @@ class TaskModel(nn.Module):
         return self.transform.image_size
 
     def output_head(self) -> nn.Module | None:
-        """None: its logits are few."""
+        """None: the model has too few logits to need a separate output head."""
         return None
 
     def image_tokens(self, shape: BatchShape) -> int:
-        """None: nothing is read as tokens."""
+        """0: the model reads no tokens."""
         return 0
 
     def meta_forward(self, shape: BatchShape, embeds_gradient: bool) -> None:
-        """Classify made-up images on the meta device; see :class:`medtune.models.common.interface.Trainable`."""
+        """Classify dummy images on the meta device; see :class:`medtune.models.common.interface.Trainable`."""
         self.logits(torch.empty(shape.batch, 3, shape.size, shape.size, device="meta"))
 
     def slice(self, name: str) -> slice:
-        """Where the logits of a set stand.
+        """Position of a set's logits.
 
         Raises:
             ModelError: if the model does not know the set.
         """
         start = 0
-        for known, one in self.sets.items():
+        for known, labelled in self.sets.items():
             if known == name:
-                return slice(start, start + len(one.classes))
-            start += len(one.classes)
+                return slice(start, start + len(labelled.classes))
+            start += len(labelled.classes)
         raise ModelError(f"the task-specific model does not know the set {name!r}; it was trained on {some(self.sets)}")
 
     def check(self, name: str, classes: tuple[str, ...]) -> None:
-        """Refuse data of another set, or of other classes.
+        """Reject data of an unknown set, or of a set with other classes.
 
         Raises:
-            ModelError: naming both.
+            ModelError: if the set is unknown or the classes differ; the message names both.
         """
         self.slice(name)
         if self.sets[name].classes != tuple(classes):
@@ -155,7 +155,7 @@ class TaskModel(nn.Module):
             )
 
     def logits(self, pixels: Tensor) -> Tensor:
-        """Logits [b, classes of all sets] of pictures [b, 3, h, w], in fp32."""
+        """Logits [b, classes of all sets] of images [b, 3, h, w], in fp32."""
         return self.encoder(pixels).float()
 
     def feature_dim(self, tokens: Tokens = "cls") -> int:
@@ -163,12 +163,13 @@ class TaskModel(nn.Module):
         return self.encoder.head_hidden_size if tokens == "cls" else self.encoder.num_features
 
     def features(self, pixels: Tensor, tokens: Tokens = "cls") -> Tensor:
-        """What the classifier makes of pictures before its head (VITask, 3.2).
+        """Features of images before the head (VITask, section 3.2).
 
         Args:
             pixels: [b, 3, h, w].
-            tokens: ``cls`` is the one vector that the head reads (of a ViT its CLS token after the last norm, of a
-                convolutional network the pooled map), ``all`` the patch tokens or the places of the map, row by row.
+            tokens: ``cls`` is the single vector that the head reads: for a ViT the CLS token after the last norm, for a
+                convolutional network the pooled feature map. ``all`` is the patch tokens, or the positions of the
+                feature map row by row.
 
         Returns:
             [b, 1, d] or [b, n, d].
@@ -176,18 +177,18 @@ class TaskModel(nn.Module):
         Raises:
             ModelError: if the model has no patch tokens.
         """
-        found = self.encoder.forward_features(pixels)
+        features = self.encoder.forward_features(pixels)
         if tokens == "cls":
-            return self.encoder.forward_head(found, pre_logits=True).unsqueeze(1)
-        if found.dim() == 3:
-            return found[:, getattr(self.encoder, "num_prefix_tokens", 0) :]
-        if found.dim() != 4:
-            raise ModelError(f"{self.architecture} has no patch tokens ({found.dim() - 1} dimensions); use cls")
+            return self.encoder.forward_head(features, pre_logits=True).unsqueeze(1)
+        if features.dim() == 3:
+            return features[:, getattr(self.encoder, "num_prefix_tokens", 0) :]
+        if features.dim() != 4:
+            raise ModelError(f"{self.architecture} has no patch tokens ({features.dim() - 1} dimensions); use cls")
         channels_last = str(getattr(self.encoder, "output_fmt", "NCHW")).endswith("NHWC")
-        return found.flatten(1, 2) if channels_last else found.flatten(2).transpose(1, 2)
+        return features.flatten(1, 2) if channels_last else features.flatten(2).transpose(1, 2)
 
     def parts(self) -> dict[str, list[str]]:
-        """All of it is ``vision``."""
+        """All parameters belong to ``vision``."""
         return {"vision": [name for name, _ in self.named_parameters()]}
 
     def compute(self, fn: Callable[..., Any], *args: Any) -> Any:
@@ -199,8 +200,11 @@ class TaskModel(nn.Module):
             "model_type": MODEL_TYPE,
             "architecture": self.architecture,
             "arguments": self.arguments,
-            # A list: the logits stand in this order, and the keys of a JSON object are sorted when it is written.
-            "sets": [{"name": name, "task": one.task, "classes": list(one.classes)} for name, one in self.sets.items()],
+            # A list, because the logits have this order and the keys of a JSON object are sorted when it is written.
+            "sets": [
+                {"name": name, "task": labelled.task, "classes": list(labelled.classes)}
+                for name, labelled in self.sets.items()
+            ],
             **self.transform.settings(),
         }
         return ModelFamily(

@@ -13,10 +13,10 @@ from medtune.errors import ConfigError
 
 
 class PixelTransform:
-    """Pictures as the classifier's pixels: squashed to a square, bicubic, normalised. Picklable; holds no state.
+    """Turns an image into the classifier's pixels: resized to a square, bicubic, normalised. Picklable; stateless.
 
-    It gives what timm's own evaluation transform gives with ``crop_pct=1, crop_mode="squash"``. It stands where a
-    language model's transform stands in a training run; a sample counts as one token and one tile.
+    The pixels equal those of timm's evaluation transform with ``crop_pct=1, crop_mode="squash"``. In a training run
+    this class takes the place of a language model's transform; a sample counts as one token and one tile.
 
     Args:
         image_size: side in pixels.
@@ -28,7 +28,7 @@ class PixelTransform:
         dtype: of the pixels.
 
     Raises:
-        ConfigError: if a side is not positive, or mean and std are not three numbers each, std positive.
+        ConfigError: if the side is not positive, mean or std does not have three numbers, or a std is not positive.
     """
 
     def __init__(
@@ -44,20 +44,20 @@ class PixelTransform:
         self.dtype = torch.float32
 
     def pixels(self, image: Image.Image) -> Tensor:
-        """A picture of any size and mode as [3, image_size, image_size] in ``dtype``."""
+        """Convert an image of any size and mode to [3, image_size, image_size] in ``dtype``."""
         square = image.convert("RGB").resize((self.image_size, self.image_size), Image.Resampling.BICUBIC)
         values = torch.from_numpy(np.array(square)).permute(2, 0, 1).float() / 255
         mean, std = (torch.tensor(numbers)[:, None, None] for numbers in (self.mean, self.std))
         return ((values - mean) / std).contiguous().to(self.dtype)
 
     def token_counts(self, sample: Sample, sizes: Sizes | None = None) -> tuple[int, int]:
-        """One, whose label is learned: nothing is read."""
+        """One token, which is supervised; the classifier reads no text."""
         return 1, 1
 
     def tile_count(self, width: int, height: int) -> int:
-        """One."""
+        """Always 1."""
         return 1
 
     def settings(self) -> dict[str, Any]:
-        """What decides the pixels."""
+        """The settings that determine the pixels."""
         return {"image_size": self.image_size, "mean": list(self.mean), "std": list(self.std)}
