@@ -25,7 +25,8 @@ def build(architecture: str, classes: int, image_size: int, arguments: dict[str,
         arguments: further arguments of timm's model.
 
     Raises:
-        ConfigError: for an unknown name, arguments that the model refuses, or a size that its patches do not fill.
+        ConfigError: for an unknown name, arguments that the model rejects, or a size that is not a multiple of its
+            patches.
     """
     import timm
 

@@ -24,7 +24,7 @@ class ModelFamily:
         hf_config: gives the contents of ``config.json``.
         tensors: state-dict keys of the model without adapters: exactly what an export holds.
         also_reads: further values of ``model_type`` that ``hf_to_tune`` understands: the authors' own layouts.
-        tokenizer_files: file names copied beside exported weights when the source folder has them.
+        tokenizer_files: files that are copied to exported weights if the source folder has them.
         adapters_to_peft: adapter tensors in torchtune's names -> PEFT's; None where no layout is known.
         adapters_from_peft: the inverse.
         live_name: name of a tensor in a published file -> its name in a live transformers model, which PEFT uses.

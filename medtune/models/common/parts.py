@@ -44,15 +44,15 @@ def group_of(part: str) -> str | None:
     return group if dot else None
 
 
-def expand(asked: Iterable[str], known: Collection[str]) -> list[str]:
+def expand(names: Iterable[str], known: Collection[str]) -> list[str]:
     """Replace each group by its parts. Other names stay. Each name occurs once in the result.
 
     Args:
-        asked: names of parts and groups.
+        names: names of parts and groups.
         known: the existing parts.
     """
     expanded: dict[str, None] = {}
-    for name in asked:
+    for name in names:
         inner = [] if name in known else [part for part in known if group_of(part) == name]
         expanded |= dict.fromkeys(inner or [name])
     return list(expanded)

@@ -31,8 +31,8 @@ class InternVLShape:
         vocab_size: rows of its embedding table, including the image token's.
         image_id: the token that stands for one feature.
         bos_id: begin of text, for ``config.json``.
-        eos_id: end of a turn, likewise.
-        pad_id: fills rows, likewise.
+        eos_id: end of a turn, for ``config.json``.
+        pad_id: fills rows, for ``config.json``.
         norm_eps: epsilon of the decoder's norms.
         rope_base: base of the rotary positions.
         max_seq_len: longest text, image tokens included.

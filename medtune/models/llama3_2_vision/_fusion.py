@@ -38,7 +38,7 @@ class OpenRowsCrossAttention(TransformerCrossAttentionLayer):
 
 
 def correct_fusion_layers(decoder: TransformerDecoder, *, hf_rows: bool) -> None:
-    """Give the fusion layers the published norm epsilon and, if asked, transformers' rule for rows without an image.
+    """Give fusion layers the published norm epsilon and, if requested, transformers' rule for rows without an image.
 
     Args:
         decoder: changed in place; parameters and names stay the same.

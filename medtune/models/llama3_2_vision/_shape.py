@@ -20,7 +20,7 @@ class DeepFusionShape:
         table_tiles: side of the tables of tile positions, which is the maximum number of tiles of one image.
         dim: width of the decoder.
         layers: self-attention layers of the decoder.
-        fusion_interval: a fusion layer stands before every ``fusion_interval``-th decoder layer.
+        fusion_interval: a fusion layer is placed before every ``fusion_interval``-th decoder layer.
         heads: attention heads of the decoder.
         kv_heads: its key/value heads.
         intermediate_dim: width of the decoder's MLP; None takes Llama's rule.
@@ -30,8 +30,8 @@ class DeepFusionShape:
         encoder_max_seq_len: longest sequence of image features, for caches.
         rope_base: base of the rotary positions.
         bos_id: begin of text, for ``config.json``.
-        eos_id: end of text, likewise.
-        pad_id: fills rows, likewise.
+        eos_id: end of text, for ``config.json``.
+        pad_id: fills rows, for ``config.json``.
     """
 
     image_size: int

@@ -24,8 +24,8 @@ class LlavaShape:
         image_id: the image token, whose id is also the number of vocabulary rows in the authors' files.
         max_seq_len: longest text, image tokens included.
         bos_id: begin of text, for ``config.json``.
-        eos_id: end of text, likewise.
-        pad_id: fills rows, likewise.
+        eos_id: end of text, for ``config.json``.
+        pad_id: fills rows, for ``config.json``.
     """
 
     image_size: int

@@ -205,15 +205,15 @@ class _Wide:
     @staticmethod
     def of(prefix: str, adapters: Sequence[Adapter], module: nn.Module) -> "_Wide":
         place, dtype = _place(module)
-        there = [(index, adapter) for index, adapter in enumerate(adapters) if prefix in adapter.strengths]
+        present = [(index, adapter) for index, adapter in enumerate(adapters) if prefix in adapter.strengths]
         scales = [0.0] * (len(adapters) + 1)
-        for index, adapter in there:
+        for index, adapter in present:
             scales[index] = adapter.strengths[prefix].alpha / adapter.strengths[prefix].rank
         a, b = (
-            torch.cat([adapter.state[f"{prefix}.{side}.weight"].to(place, dtype) for _, adapter in there], dim=dim)
+            torch.cat([adapter.state[f"{prefix}.{side}.weight"].to(place, dtype) for _, adapter in present], dim=dim)
             for side, dim in (("lora_a", 0), ("lora_b", 1))
         )
-        owner = [index for index, adapter in there for _ in range(adapter.strengths[prefix].rank)]
+        owner = [index for index, adapter in present for _ in range(adapter.strengths[prefix].rank)]
         return _Wide(prefix, a, b, torch.tensor(owner, device=place), torch.tensor(scales, device=place))
 
     def add(self, x: Tensor, output: Tensor, route: _Route) -> Tensor:
@@ -283,9 +283,9 @@ def _check(name: str, adapter: Adapter, modules: Mapping[str, nn.Module]) -> Non
             )
         out, wide = _size(modules[prefix])
         a, b = adapter.state[f"{prefix}.lora_a.weight"], adapter.state[f"{prefix}.lora_b.weight"]
-        found, fitting = (tuple(a.shape), tuple(b.shape)), ((strength.rank, wide), (out, strength.rank))
-        if found != fitting:
-            raise ModelError(f"adapter {name!r}: {prefix} has A and B of {found}, the model needs {fitting}")
+        shapes, expected = (tuple(a.shape), tuple(b.shape)), ((strength.rank, wide), (out, strength.rank))
+        if shapes != expected:
+            raise ModelError(f"adapter {name!r}: {prefix} has A and B of {shapes}, the model needs {expected}")
         # zero times infinity is NaN, which would reach the rows of every other adapter
         if not (math.isfinite(strength.alpha) and a.isfinite().all() and b.isfinite().all()):
             raise ModelError(f"adapter {name!r}: {prefix} is not finite")

@@ -106,7 +106,7 @@ def round_to_nf4(state: StateDict, model: nn.Module) -> StateDict:
 
     Args:
         state: dense weights by state-dict key, in the dtype of the run; not changed.
-        model: says which weights are NF4 and in what blocks; may live on the meta device.
+        model: its NF4 weights and their block sizes are used; may live on the meta device.
     """
     keys = state_dict_names(model)
     rounded = dict(state)

@@ -183,11 +183,11 @@ def _check_shapes(state: StateDict, expected: Mapping[str, torch.Size], where: s
             raise ModelError(f"{where}: {key} is {list(tensor.shape)}, the model has {have}")
 
 
-def _check_strengths(found: Mapping[str, Strength], model: nn.Module, where: str) -> None:
+def _check_strengths(strengths: Mapping[str, Strength], model: nn.Module, where: str) -> None:
     for prefix, layer in adapted_layers(model).items():
-        there, here = found[prefix], Strength(layer.rank, float(layer.alpha))
+        given, expected = strengths[prefix], Strength(layer.rank, float(layer.alpha))
         for name, key, builder in (("rank", "r", "lora_rank"), ("alpha", "lora_alpha", "lora_alpha")):
-            a, b = getattr(there, name), getattr(here, name)
+            a, b = getattr(given, name), getattr(expected, name)
             if a != b:
                 raise ModelError(
                     f"{where}: the adapter has {key}={a:g}, the model {b:g}; set model.{builder}, or what lora_parts "
