@@ -44,12 +44,12 @@ def confusion(gold: Sequence[str], predicted: Sequence[str | None], classes: Seq
     """
     if not gold or len(gold) != len(predicted):
         raise DataError(f"a confusion table needs one answer to each question, found {len(predicted)} to {len(gold)}.")
-    found = set(gold) | {one for one in predicted if one is not None}
+    found = set(gold) | {value for value in predicted if value is not None}
     if classes is not None and found - set(classes):
         raise DataError(f"the value {min(found - set(classes))!r} is none of the classes {', '.join(classes)}.")
     rows = sorted(set(gold)) if classes is None else list(classes)
     columns = sorted(found) if classes is None else list(classes)
-    answers = [UNREAD if one is None else one for one in predicted]
+    answers = [UNREAD if value is None else value for value in predicted]
     matrix = confusion_matrix(list(gold), answers, labels=[*columns, UNREAD])
     held = [matrix[columns.index(value)] for value in rows]
     return Confusion(

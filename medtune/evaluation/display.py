@@ -189,7 +189,7 @@ class Display:
         try:
             known = _known(cls, node)
             for name in ("headline", "columns", "notes", "seeds", "sets"):
-                known[name] = tuple(Column(**_known(Column, one)) for one in known.get(name, ()))
+                known[name] = tuple(Column(**_known(Column, column)) for column in known.get(name, ()))
             for name in ("followed", "followed_of_sets"):
                 known[name] = tuple(known.get(name, ()))
             for name, kind in (("attribute", Column), ("examples", Examples)):
@@ -201,7 +201,7 @@ class Display:
 
 
 def _known(kind: Any, node: Mapping[str, Any]) -> dict[str, Any]:
-    names = {one.name for one in fields(kind)}
+    names = {field.name for field in fields(kind)}
     return {key: value for key, value in node.items() if key in names}
 
 
@@ -209,7 +209,7 @@ def _densities(node: Mapping[str, Any] | None) -> Densities | None:
     if not node:
         return None
     known = _known(Densities, node)
-    known["columns"] = tuple(Column(**_known(Column, one)) for one in known["columns"])
+    known["columns"] = tuple(Column(**_known(Column, column)) for column in known["columns"])
     for name in ("set_column", "set_note"):
         known[name] = Column(**_known(Column, known[name]))
     return Densities(**known)

@@ -74,19 +74,19 @@ def evaluate(
     scored: dict[str, Any] = {}
     facts: dict[str, Any] = {}
     for task, protocol in asked.items():
-        held = [one for one in verdicts if one.task == task]
+        held = [verdict for verdict in verdicts if verdict.task == task]
         numbers = protocol.score(held, vocabulary, resamples=resamples, seed=seed)
         if numbers is not None:
             scored[task] = numbers
         facts |= protocol.facts(held)
-    others = {task: one.display.to_dict() for task, one in asked.items() if task not in REGISTRY}
-    components = COMPONENTS | {task: one.retention for task, one in asked.items() if one.retention}
+    others = {task: protocol.display.to_dict() for task, protocol in asked.items() if task not in REGISTRY}
+    components = COMPONENTS | {task: protocol.retention for task, protocol in asked.items() if protocol.retention}
     results = {
         "schema": SCHEMA,
         "name": name,
         "protocols": scored,
         "retention": retention(verdicts, resamples=resamples, seed=seed, components=components),
-        "counts": {"questions": len(samples), "images": len({one.images for one in samples}), **counts},
+        "counts": {"questions": len(samples), "images": len({sample.images for sample in samples}), **counts},
         "vocabulary": {"attributes": list(vocabulary.attributes), "majority": vocabulary.majority, **facts},
         **({"display": others} if others else {}),
     }
@@ -96,7 +96,7 @@ def evaluate(
 def _vocabulary(samples: Sequence[Sample], majority: dict[str, str], asked: Sequence[EvaluationProtocol]) -> Vocabulary:
     """What the questions are about, as the protocols that are asked understand them."""
     needed = any(protocol.majority == "required" for protocol in asked)
-    return Vocabulary.of(samples, majority, needed, list(dict.fromkeys(type(one).topic for one in asked)))
+    return Vocabulary.of(samples, majority, needed, list(dict.fromkeys(type(protocol).topic for protocol in asked)))
 
 
 def plain(node: Any) -> Any:
@@ -105,7 +105,7 @@ def plain(node: Any) -> Any:
         return node.to_dict()
     if isinstance(node, dict):
         return {key: plain(value) for key, value in node.items()}
-    return [plain(one) for one in node] if isinstance(node, list | tuple) else node
+    return [plain(item) for item in node] if isinstance(node, list | tuple) else node
 
 
 def metric_rows(results: dict[str, Any]) -> list[dict[str, Any]]:
@@ -163,22 +163,22 @@ def verdict_rows(verdicts: Sequence[Verdict]) -> list[dict[str, Any]]:
     A likelihood is no answer, and has no row. Per-sample numbers have a column each, ``measure:<name>``, empty where an
     answer has none; there is no such column where no verdict has one.
     """
-    held = [one for one in verdicts if one.tabulated]
-    names = dict.fromkeys(name for one in held for name in one.measures)
+    held = [verdict for verdict in verdicts if verdict.tabulated]
+    names = dict.fromkeys(name for verdict in held for name in verdict.measures)
     return [
         {
-            "id": one.id,
-            "task": one.task,
-            "sample_id": one.sample_id,
-            "attribute": one.attribute,
-            "images": "+".join(one.images),
-            "swapped": int(one.swapped),
-            "gold": one.gold,
-            "predicted": "" if one.predicted is None else one.predicted,
-            "read": int(one.predicted is not None),
-            "correct": int(one.correct),
-            "in_format": int(one.in_format),
-            **{f"{MEASURE}{name}": one.measures.get(name, "") for name in names},
+            "id": verdict.id,
+            "task": verdict.task,
+            "sample_id": verdict.sample_id,
+            "attribute": verdict.attribute,
+            "images": "+".join(verdict.images),
+            "swapped": int(verdict.swapped),
+            "gold": verdict.gold,
+            "predicted": "" if verdict.predicted is None else verdict.predicted,
+            "read": int(verdict.predicted is not None),
+            "correct": int(verdict.correct),
+            "in_format": int(verdict.in_format),
+            **{f"{MEASURE}{name}": verdict.measures.get(name, "") for name in names},
         }
-        for one in held
+        for verdict in held
     ]

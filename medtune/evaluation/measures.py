@@ -55,12 +55,12 @@ def score_measures(
     Returns:
         ``{"overall": {<name>_macro, <name>_micro, unread}, "attributes": {attribute: {<name>, unread}}, "swapped"}``.
     """
-    true, swapped = ([one for one in verdicts if one.swapped is side] for side in (False, True))
+    true, swapped = ([verdict for verdict in verdicts if verdict.swapped is side] for side in (False, True))
     return {
         "overall": _overall(true, measures, resamples, seed),
         "attributes": {
             name: {
-                **{one.name: _number(rows, one, resamples, seed, macro_over=False) for one in measures},
+                **{measure.name: _number(rows, measure, resamples, seed, macro_over=False) for measure in measures},
                 "unread": _unread(rows),
             }
             for name, rows in by_attribute(true).items()
@@ -86,16 +86,16 @@ def compare_measures(
         for side in (0, 1)
     ]
     found = {}
-    for one in measures:
-        if one.of_set is None or not sides[0]:
+    for measure in measures:
+        if measure.of_set is None or not sides[0]:
             continue
-        before, before_drawn = _over_draws(sides[0], one.of_set, resamples, seed)
-        after, after_drawn = _over_draws(sides[1], one.of_set, resamples, seed)
+        before, before_drawn = _over_draws(sides[0], measure.of_set, resamples, seed)
+        after, after_drawn = _over_draws(sides[1], measure.of_set, resamples, seed)
         value = None if before is None or after is None else after - before
         ends = None if after_drawn is None or before_drawn is None else _ends(after_drawn - before_drawn, "", 0)
-        text = f"{one.definition}; minus that of {base}, paired by question; mean over attributes; {BOOTSTRAP}"
-        found[f"{one.name}_macro"] = Metric(
-            value, difference_unit(one.unit), one.higher_is_better, len(sides[1]), ends, text
+        text = f"{measure.definition}; minus that of {base}, paired by question; mean over attributes; {BOOTSTRAP}"
+        found[f"{measure.name}_macro"] = Metric(
+            value, difference_unit(measure.unit), measure.higher_is_better, len(sides[1]), ends, text
         )
     return found
 
@@ -129,14 +129,14 @@ MEASURE = "measure:"
 
 def _overall(rows: Sequence[Verdict], measures: Sequence[Measure], resamples: int, seed: int) -> Numbers:
     numbers: Numbers = {}
-    for one in measures:
-        numbers[f"{one.name}_macro"] = _number(rows, one, resamples, seed, macro_over=True)
-        numbers[f"{one.name}_micro"] = _number(rows, one, resamples, seed, macro_over=False)
+    for measure in measures:
+        numbers[f"{measure.name}_macro"] = _number(rows, measure, resamples, seed, macro_over=True)
+        numbers[f"{measure.name}_micro"] = _number(rows, measure, resamples, seed, macro_over=False)
     return {**numbers, "unread": _unread(rows)}
 
 
 def _unread(rows: Sequence[Verdict]) -> Metric:
-    return proportion([one.predicted is None for one in rows], UNREAD, higher_is_better=False)
+    return proportion([verdict.predicted is None for verdict in rows], UNREAD, higher_is_better=False)
 
 
 def _number(rows: Sequence[Verdict], measure: Measure, resamples: int, seed: int, *, macro_over: bool) -> Metric:
@@ -145,18 +145,18 @@ def _number(rows: Sequence[Verdict], measure: Measure, resamples: int, seed: int
     text = f"mean over the {len(groups)} attributes of {measure.definition}" if macro_over else measure.definition
     text += f"; {BOOTSTRAP}"
     if measure.of_set is not None:
-        held = [(one.attribute if macro_over else "", one) for one in rows]
+        held = [(verdict.attribute if macro_over else "", verdict) for verdict in rows]
         value, drawn = _over_draws(held, measure.of_set, resamples, seed)
-        ends = None if drawn is None else _ends(drawn, measure.unit, len({one.images for one in rows}))
+        ends = None if drawn is None else _ends(drawn, measure.unit, len({verdict.images for verdict in rows}))
         return Metric(value, measure.unit, measure.higher_is_better, len(rows), ends, text)
-    known = [one for one in rows if measure.name in one.measures]
-    values = [one.measures[measure.name] for one in known]
-    cells = [one.attribute if macro_over else "" for one in known]
+    known = [verdict for verdict in rows if measure.name in verdict.measures]
+    values = [verdict.measures[measure.name] for verdict in known]
+    cells = [verdict.attribute if macro_over else "" for verdict in known]
     by_cell: dict[str, list[float]] = {}
     for cell, number in zip(cells, values, strict=True):
         by_cell.setdefault(cell, []).append(number)
     mean = float(np.mean([np.mean(by_cell[cell]) for cell in sorted(by_cell)])) if known else None
-    images = [one.images for one in known]
+    images = [verdict.images for verdict in known]
     binary = measure.unit == "fraction" and set(values) <= {0.0, 1.0}
     interval = bootstrap_interval(values, cells, images, macro, resamples=resamples, seed=seed, binary=binary)
     return Metric(mean, measure.unit, measure.higher_is_better, len(known), interval, text)
@@ -176,16 +176,16 @@ def _over_draws(
         resamples: Number of draws.
         seed: Seed of the draws.
     """
-    verdicts = [one for _, one in held]
-    names, cluster = np.unique(np.asarray([repr(one.images) for one in verdicts]), return_inverse=True)
+    verdicts = [verdict for _, verdict in held]
+    names, cluster = np.unique(np.asarray([repr(verdict.images) for verdict in verdicts]), return_inverse=True)
     members: dict[Hashable, list[int]] = {}
     for at, (group, _) in enumerate(held):
         members.setdefault(group, []).append(at)
 
     def mean(counts: np.ndarray) -> float:
         rows = [[verdicts[at] for at in places for _ in range(int(counts[at]))] for places in members.values()]
-        found = [of_set(one) for one in rows if one]
-        known = [one for one in found if one is not None]
+        values = [of_set(group) for group in rows if group]
+        known = [value for value in values if value is not None]
         return float(np.mean(known)) if known else float("nan")
 
     value = mean(np.ones(len(verdicts), dtype=np.int64)) if verdicts else float("nan")
@@ -213,8 +213,12 @@ def _swapped(
     """The measures on other images, and how much worse the first one of each answer is there, paired by question."""
     numbers = _overall(swapped, measures, resamples, seed)
     main = measures[0]
-    on_true = {one.sample_id: one for one in true if main.name in one.measures}
-    pairs = [(on_true[one.sample_id], one) for one in swapped if one.sample_id in on_true and main.name in one.measures]
+    on_true = {verdict.sample_id: verdict for verdict in true if main.name in verdict.measures}
+    pairs = [
+        (on_true[verdict.sample_id], verdict)
+        for verdict in swapped
+        if verdict.sample_id in on_true and main.name in verdict.measures
+    ]
     if main.of_set is None:
         worse = -1.0 if main.higher_is_better is False else 1.0
         number = paired_difference(
@@ -226,5 +230,7 @@ def _swapped(
             seed,
         )
         numbers["drop_macro"] = replace(number, unit=difference_unit(main.unit))
-    numbers["answer_differs"] = proportion([one.shown_differs for one in swapped], DIFFERS, higher_is_better=None)
+    numbers["answer_differs"] = proportion(
+        [verdict.shown_differs for verdict in swapped], DIFFERS, higher_is_better=None
+    )
     return numbers

@@ -19,7 +19,7 @@ def proportion(
     correct: Sequence[bool], definition: str, *, unit: str = "fraction", higher_is_better: bool | None = True
 ) -> Metric:
     """Share of true entries with Wilson's 95% interval (scipy); undefined for no entries."""
-    n, k = len(correct), int(sum(bool(one) for one in correct))
+    n, k = len(correct), int(sum(bool(value) for value in correct))
     if n == 0:
         return Metric(None, unit, higher_is_better, 0, None, definition)
     interval = binomtest(k, n).proportion_ci(confidence_level=0.95, method="wilson")
@@ -30,7 +30,7 @@ def balanced_accuracy(gold: Sequence[str], predicted: Sequence[str | None]) -> f
     """Mean recall over the values that occur as gold (scikit-learn); an unread answer is a miss. NaN for no entries."""
     if not gold:
         return math.nan
-    answers = [UNREAD if one is None else one for one in predicted]
+    answers = [UNREAD if value is None else value for value in predicted]
     return float(recall_score(list(gold), answers, labels=sorted(set(gold)), average="macro", zero_division=0.0))
 
 
@@ -62,12 +62,12 @@ def bootstrap_interval(
     Returns:
         Lower and upper end, or None for fewer than two clusters.
     """
-    cell_names, cell = np.unique(np.asarray([repr(one) for one in cells]), return_inverse=True)
-    cluster_names, cluster = np.unique(np.asarray([repr(one) for one in clusters]), return_inverse=True)
+    cell_names, cell = np.unique(np.asarray([repr(key) for key in cells]), return_inverse=True)
+    cluster_names, cluster = np.unique(np.asarray([repr(key) for key in clusters]), return_inverse=True)
     k, c = len(cluster_names), len(cell_names)
     if k < 2:
         return None
-    if binary and len({float(one) for one in values}) == 1:
+    if binary and len({float(value) for value in values}) == 1:
         return proportion([bool(values[0])] * k, "").interval
     flat = cluster * c + cell
     total = np.bincount(flat, weights=np.asarray(values, dtype=np.float64), minlength=k * c).reshape(k, c)
@@ -107,7 +107,7 @@ def nested_macro(groups: Sequence[object]) -> Reduce:
     Args:
         groups: Group of each cell, in the sorted order of the cells.
     """
-    _, index = np.unique(np.asarray([repr(one) for one in groups]), return_inverse=True)
+    _, index = np.unique(np.asarray([repr(group) for group in groups]), return_inverse=True)
 
     def reduce(means: NDArray[np.float64]) -> NDArray[np.float64]:
         per_group = [macro(means[..., index == group]) for group in range(index.max() + 1)]

@@ -56,7 +56,7 @@ def mcnemar(first: Sequence[bool], second: Sequence[bool]) -> McNemar:
         raise DataError(
             f"{len(first)} answers cannot be paired with {len(second)}; compare two models on the same questions."
         )
-    pairs = [(bool(one), bool(other)) for one, other in zip(first, second, strict=True)]
+    pairs = [(bool(first_right), bool(second_right)) for first_right, second_right in zip(first, second, strict=True)]
     only_first, only_second = pairs.count((True, False)), pairs.count((False, True))
     discordant = only_first + only_second
     p_value = float(binomtest(only_first, discordant, 0.5).pvalue) if discordant else 1.0

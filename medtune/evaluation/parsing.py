@@ -72,8 +72,10 @@ def phrase_pattern(phrases: Sequence[str]) -> re.Pattern[str]:
 
 @functools.lru_cache(maxsize=1024)
 def _phrase_pattern(phrases: tuple[str, ...]) -> re.Pattern[str]:
-    ordered = sorted({normalise(phrase) for phrase in phrases if phrase.strip()}, key=lambda one: (-len(one), one))
-    alternatives = "|".join(r"[\s-]+".join(map(re.escape, re.split(r"[\s-]+", one))) for one in ordered)
+    ordered = sorted(
+        {normalise(phrase) for phrase in phrases if phrase.strip()}, key=lambda folded: (-len(folded), folded)
+    )
+    alternatives = "|".join(r"[\s-]+".join(map(re.escape, re.split(r"[\s-]+", phrase))) for phrase in ordered)
     return re.compile(rf"(?<![\w-])(?P<value>{alternatives or '(?!)'})(?![\w-])")
 
 

@@ -64,7 +64,7 @@ class Prediction:
         prompt, references, meta = row.get("prompt", ""), row.get("references", []), row.get("meta", {})
         if not isinstance(prompt, str) or not isinstance(meta, dict):
             raise DataError(f"{where}: 'prompt' must be text and 'meta' an object.")
-        if not isinstance(references, list) or not all(isinstance(one, str) for one in references):
+        if not isinstance(references, list) or not all(isinstance(reference, str) for reference in references):
             raise DataError(f"{where}: 'references' must be a list of texts.")
         return cls(row["id"], row["task"], prompt, row["prediction"], tuple(references), meta)
 

@@ -92,17 +92,19 @@ def intervals(
         Name to lower and upper end; empty for fewer than two clusters. Where every draw is alike, at 0 or at 1, the
         bootstrap would claim certainty: Wilson's interval for as many trials as there are clusters is taken then.
     """
-    names, cluster = np.unique(np.asarray([repr(one) for one in clusters]), return_inverse=True)
+    names, cluster = np.unique(np.asarray([repr(key) for key in clusters]), return_inverse=True)
     if len(names) < 2:
         return {}
     held = list(tables.values())
-    functions = [{name: one for name, one in _resampled(table).items() if not only or name in only} for table in held]
+    functions = [
+        {name: statistic for name, statistic in _resampled(table).items() if not only or name in only} for table in held
+    ]
     ends = np.cumsum([0, *(len(table.gold) for table in held)])
     statistics: dict[str, list[Array]] = {name: [] for name in functions[0]}
     for weights in drawn_weights(len(names), resamples, seed):
         counts = weights[:, cluster]
         for name, drawn in statistics.items():
-            values = [one[name](counts[:, ends[at] : ends[at + 1]]) for at, one in enumerate(functions)]
+            values = [by_name[name](counts[:, ends[at] : ends[at + 1]]) for at, by_name in enumerate(functions)]
             drawn.append(_mean_of_known(np.stack(values, -1)))
     found = {name: percentile_ends(np.concatenate(drawn), len(names)) for name, drawn in statistics.items()}
     return {name: pair for name, pair in found.items() if pair is not None}
@@ -125,7 +127,7 @@ def f1_difference(
         resamples: Number of draws; both models are taken on the same ones.
         seed: Seed of the draws.
     """
-    names, cluster = np.unique(np.asarray([repr(one) for one in clusters]), return_inverse=True)
+    names, cluster = np.unique(np.asarray([repr(key) for key in clusters]), return_inverse=True)
     sides = (list(first.values()), list(second.values()))
     whole = np.ones((1, len(clusters)))
     before, after = (float(_f1_over_sets(side, whole)[0]) for side in sides)

@@ -11,7 +11,7 @@ from medtune.evaluation.protocols.base import Verdict
 from medtune.evaluation.protocols.registry import REGISTRY
 from medtune.evaluation.result import Metric
 
-COMPONENTS: dict[str, str] = {name: one.retention for name, one in REGISTRY.items() if one.retention}
+COMPONENTS: dict[str, str] = {name: protocol.retention for name, protocol in REGISTRY.items() if protocol.retention}
 """Component (a protocol's name) and its definition."""
 
 
@@ -29,15 +29,18 @@ def retention(
     Returns:
         Component to number, ``composite`` last; empty when no component was asked.
     """
-    held = [one for one in verdicts if one.task in components and not one.swapped]
-    names = [name for name in components if any(one.task == name for one in held)]
+    held = [verdict for verdict in verdicts if verdict.task in components and not verdict.swapped]
+    names = [name for name in components if any(verdict.task == name for verdict in held)]
     if not names:
         return {}
-    rates = {name: proportion([one.in_format for one in held if one.task == name], components[name]) for name in names}
+    rates = {
+        name: proportion([verdict.in_format for verdict in held if verdict.task == name], components[name])
+        for name in names
+    }
     interval = bootstrap_interval(
-        [float(one.in_format) for one in held],
-        [one.task for one in held],
-        [one.images for one in held],
+        [float(verdict.in_format) for verdict in held],
+        [verdict.task for verdict in held],
+        [verdict.images for verdict in held],
         macro,
         resamples=resamples,
         seed=seed,

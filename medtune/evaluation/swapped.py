@@ -31,11 +31,11 @@ def swap_images(samples: Sequence[Sample], seed: int = 0) -> list[Sample]:
     """
     topics = [topic(sample) for sample in samples]
     groups: dict[str, list[int]] = {}
-    for index, one in enumerate(topics):
-        groups.setdefault(one.attribute, []).append(index)
+    for index, subject in enumerate(topics):
+        groups.setdefault(subject.attribute, []).append(index)
     partner: dict[int, int] = {}
     for attribute, members in sorted(groups.items()):
-        partner.update(_deal([one.answer for one in topics], members, seed, attribute))
+        partner.update(_deal([subject.answer for subject in topics], members, seed, attribute))
     for index, other in partner.items():
         if samples[index].images == samples[other].images:
             partner[index] = _any_other(samples, topics, index, seed)
@@ -57,11 +57,11 @@ def contrast_images(samples: Sequence[Sample], seed: int = 0) -> list[Sample]:
     """
     topics = [topic(sample) for sample in samples]
     groups: dict[str, dict[str, list[int]]] = {}
-    for index, one in enumerate(topics):
-        groups.setdefault(one.attribute, {}).setdefault(one.answer, []).append(index)
+    for index, subject in enumerate(topics):
+        groups.setdefault(subject.attribute, {}).setdefault(subject.answer, []).append(index)
     contrasted = []
-    for index, one in enumerate(topics):
-        others = [members for answer, members in groups[one.attribute].items() if answer != one.answer]
+    for index, subject in enumerate(topics):
+        others = [members for answer, members in groups[subject.attribute].items() if answer != subject.answer]
         if others:
             rng = sample_rng(seed, 0, index, f"contrast:{samples[index].id}")
             members = rng.choices(others, weights=[len(members) for members in others])[0]

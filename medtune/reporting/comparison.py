@@ -38,16 +38,16 @@ def compare(base: Run, run: Run, *, resamples: int = 1000, seed: int = 0) -> dic
     numbers: dict[str, Any] = {}
     skipped: dict[str, str] = {}
     shown = displays([base.results, run.results])
-    components = [task for task, one in shown.items() if one.retention]
+    components = [task for task, display in shown.items() if display.retention]
     parts: dict[str, list[Pair]] = {}
-    for task, one in shown.items():
-        pairs, why = _pairs(base, run, task, one)
+    for task, display in shown.items():
+        pairs, why = _pairs(base, run, task, display)
         if why:
             skipped[task] = why
         if not pairs:
             continue
-        if one.headline:
-            numbers[task] = _differences(pairs, task, one, base, run, resamples, seed)
+        if display.headline:
+            numbers[task] = _differences(pairs, task, display, base, run, resamples, seed)
         if task in components:
             parts[task] = pairs
     lost = [task for task in skipped if task in components]
@@ -77,12 +77,16 @@ def compare_over_seeds(
         ``{protocol: {**number, "by_seed": {seed: difference}}}``, the mean over attributes, or over the sets of a
         classification, whose number holds such an ``f1_macro`` too. Protocols that were not asked alike are left out.
     """
-    shared = {one: (base[one], runs[one]) for one in base if one in runs}
+    shared = {
+        training_seed: (base[training_seed], runs[training_seed]) for training_seed in base if training_seed in runs
+    }
     numbers: dict[str, Any] = {}
-    for task, shown in displays(run.results for two in shared.values() for run in two).items():
+    for task, shown in displays(run.results for pair in shared.values() for run in pair).items():
         if not shown.headline:
             continue
-        pairs = {one: _pairs(first, second, task, shown)[0] for one, (first, second) in shared.items()}
+        pairs = {
+            training_seed: _pairs(first, second, task, shown)[0] for training_seed, (first, second) in shared.items()
+        }
         if not pairs or not all(pairs.values()):
             continue
         first, second = next(iter(shared.values()))
@@ -105,7 +109,7 @@ def _pairs(base: Run, run: Run, task: str, shown: Display) -> tuple[list[Pair], 
         why = _protocol(task).mismatch(base.results.get("vocabulary", {}), run.results.get("vocabulary", {}))
     if why:
         return [], why
-    pairs = [(first[one], second[one]) for one in second]
+    pairs = [(first[query_id], second[query_id]) for query_id in second]
     if shown.paired.startswith(MEASURE):  # an answer without the number on either side makes no pair
         pairs = [pair for pair in pairs if all(row.get(shown.paired) for row in pair)]
     return pairs, ""
@@ -113,13 +117,14 @@ def _pairs(base: Run, run: Run, task: str, shown: Display) -> tuple[list[Pair], 
 
 def _by_seed(shared: Mapping[int, tuple[Run, Run]], task: str, name: str) -> dict[str, float]:
     values = {
-        one: [run.results["protocols"][task]["overall"][name]["value"] for run in two] for one, two in shared.items()
+        training_seed: [run.results["protocols"][task]["overall"][name]["value"] for run in pair]
+        for training_seed, pair in shared.items()
     }
-    return {str(one): second - first for one, (first, second) in values.items()}
+    return {str(training_seed): second - first for training_seed, (first, second) in values.items()}
 
 
 def _true(run: Run, task: str) -> dict[str, Row]:
-    return {one: row for one, row in run.verdicts.items() if row["task"] == task and row["swapped"] == "0"}
+    return {query_id: row for query_id, row in run.verdicts.items() if row["task"] == task and row["swapped"] == "0"}
 
 
 def _mismatch(first: dict[str, Row], second: dict[str, Row]) -> str:
@@ -127,7 +132,9 @@ def _mismatch(first: dict[str, Row], second: dict[str, Row]) -> str:
     if first.keys() != second.keys():
         shared = len(first.keys() & second.keys())
         return f"the question sets differ: {len(first)} and {len(second)} questions, {shared} of them in both"
-    changed = sum(any(first[one][key] != second[one][key] for key in ("gold", "images")) for one in first)
+    changed = sum(
+        any(first[query_id][key] != second[query_id][key] for key in ("gold", "images")) for query_id in first
+    )
     return f"{changed} of {len(first)} questions have another right answer or image" if changed else ""
 
 

@@ -44,8 +44,8 @@ class AttributeTables:
 def confusion_tables(runs: Sequence[Run]) -> list[AttributeTables]:
     """Gather the tables that the page shows, by protocol and then by attribute."""
     found = []
-    for task, one in _tabulated(runs).items():
-        held = [(place, run, _of_run(run, task, one)) for place, run in enumerate(runs)]
+    for task, display in _tabulated(runs).items():
+        held = [(place, run, _of_run(run, task, display)) for place, run in enumerate(runs)]
         for attribute in sorted({name for _, _, tables in held for name in tables}):
             shown = [
                 RunTable(run.name, colour(place), tables[attribute])
@@ -54,13 +54,15 @@ def confusion_tables(runs: Sequence[Run]) -> list[AttributeTables]:
             ]
             most = max(len(table.table.answered) for table in shown)
             wide = most if most > WIDEST else 0
-            found.append(AttributeTables(one.title, attribute, [] if wide else shown, wide))
+            found.append(AttributeTables(display.title, attribute, [] if wide else shown, wide))
     return found
 
 
 def _tabulated(runs: Sequence[Run]) -> dict[str, Display]:
     """Protocols whose answers are read as a value of the attribute."""
-    return {name: one for name, one in displays(run.results for run in runs).items() if one.confusion != "none"}
+    return {
+        name: display for name, display in displays(run.results for run in runs).items() if display.confusion != "none"
+    }
 
 
 def confusion_rows(runs: Sequence[Run]) -> list[dict[str, Any]]:
@@ -71,8 +73,8 @@ def confusion_rows(runs: Sequence[Run]) -> list[dict[str, Any]]:
     rows: list[dict[str, Any]] = []
     shown = _tabulated(runs)
     for run in runs:
-        for task, one in shown.items():
-            for attribute, table in _of_run(run, task, one).items():
+        for task, display in shown.items():
+            for attribute, table in _of_run(run, task, display).items():
                 for gold, counts, unread in zip(table.gold, table.counts, table.unread, strict=True):
                     place = {"run": run.name, "protocol": task, "attribute": attribute, "gold": gold}
                     cells = [(value, 1, count) for value, count in zip(table.answered, counts, strict=True)]
@@ -104,7 +106,7 @@ def _by_label(attribute: str, classes: Sequence[str], rows: Sequence[dict[str, s
     tables = {}
     for name in classes:
         gold, read = ([_presence(row[key], name) for row in rows] for key in ("gold", "predicted"))
-        answers = [one if row["read"] == "1" else None for one, row in zip(read, rows, strict=True)]
+        answers = [answer if row["read"] == "1" else None for answer, row in zip(read, rows, strict=True)]
         tables[f"{attribute}: {name}"] = confusion(gold, answers, ("present", "absent"))
     return tables
 

@@ -11,7 +11,7 @@ Displays = Mapping[str, Display]
 
 def packaged() -> dict[str, Display]:
     """Return the displays of the packaged protocols by name, in the order of tables."""
-    return _in_order({name: one.display for name, one in REGISTRY.items()})
+    return _in_order({name: protocol.display for name, protocol in REGISTRY.items()})
 
 
 def displays(results: Iterable[Mapping[str, Any]]) -> dict[str, Display]:
@@ -21,11 +21,11 @@ def displays(results: Iterable[Mapping[str, Any]]) -> dict[str, Display]:
         DataError: A display in the results cannot be read.
     """
     found: dict[str, Display] = {}
-    for one in results:
-        retained = [name for name in one.get("retention", {}) if name != "composite"]
-        for name in dict.fromkeys([*one["protocols"], *retained]):
+    for run_results in results:
+        retained = [name for name in run_results.get("retention", {}) if name != "composite"]
+        for name in dict.fromkeys([*run_results["protocols"], *retained]):
             if name not in found:
-                found[name] = _display(name, one)
+                found[name] = _display(name, run_results)
     return _in_order(found)
 
 

@@ -93,13 +93,13 @@ def choose_cards(runs: Sequence[Run], samples: int, open_image: OpenImage | None
 
 def with_examples(shown: Displays) -> dict[str, Display]:
     """Return the protocols whose answers are shown on sample images."""
-    return {name: one for name, one in shown.items() if one.examples is not None}
+    return {name: display for name, display in shown.items() if display.examples is not None}
 
 
 def asked_questions(runs: Sequence[Run], shown: Displays) -> dict[str, Prediction]:
     """Question id to one row that asked it on its own image, whichever run and protocol that was."""
     asked: dict[str, Prediction] = {}
-    asking = {name for name, one in shown.items() if one.examples is not None and one.examples.asks}
+    asking = {name for name, display in shown.items() if display.examples is not None and display.examples.asks}
     for run in runs:
         for row in run.predictions.values():
             if not row.meta.get("swapped") and row.task in asking:
@@ -118,7 +118,7 @@ def make_card(runs: Sequence[Run], asked: Prediction, open_image: OpenImage | No
     """
     meta = asked.meta
     picture, trouble = _picture(meta["images"][0], open_image)
-    rows = {task: [_row(run, task, one, meta) for run in runs] for task, one in shown.items()}
+    rows = {task: [_row(run, task, display, meta) for run in runs] for task, display in shown.items()}
     held = [task for task in shown if any(row is not None for row in rows[task])]
     answers = [
         (run.name, colour(place), [_answer(run, rows[task][place], shown[task].examples) for task in held])

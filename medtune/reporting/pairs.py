@@ -54,7 +54,7 @@ def p_text(value: float) -> str:
 
 def _keys(number: dict[str, Any]) -> list[str]:
     """Names of the differences that stand inside a protocol's own."""
-    return [key for key, one in number.items() if isinstance(one, dict) and "interval" in one]
+    return [key for key, difference in number.items() if isinstance(difference, dict) and "interval" in difference]
 
 
 def _titles(shown: Display, keys: Sequence[str]) -> list[str]:
@@ -65,7 +65,7 @@ def _titles(shown: Display, keys: Sequence[str]) -> list[str]:
 
 
 def _cells(number: dict[str, Any], keys: Sequence[str], tested: bool) -> list[Cell]:
-    cells = [cell(one, against=0.0, sign=True) for one in (number, *(number.get(key) for key in keys))]
+    cells = [cell(difference, against=0.0, sign=True) for difference in (number, *(number.get(key) for key in keys))]
     if tested:
         test = number["mcnemar"]
         cells += [Cell(str(test[key])) for key in ("only_first", "only_second")]

@@ -117,14 +117,16 @@ def accuracy_chart(runs: Sequence[Run]) -> str | None:
 
 def _fill_panel(panel: Any, results: Sequence[dict[str, Any]], protocol: str, shown: Display) -> None:
     column: Column = shown.headline[0]
-    held = [overall(one, protocol, column.key) for one in results]
+    held = [overall(run_results, protocol, column.key) for run_results in results]
     for place, number in enumerate(held):
         _whisker(panel, place, number)
     for metric, dashes in ((column.majority, "--"), (column.chance, ":")):
-        number = next((found for found in (overall(one, protocol, metric) for one in results) if found), None)
+        number = next(
+            (found for found in (overall(run_results, protocol, metric) for run_results in results) if found), None
+        )
         if number and number["value"] is not None:
             panel.axvline(_scaled(number["value"], number), linestyle=dashes, color=GREY, linewidth=1.2)
-    units = {one["unit"] for one in held if one is not None and not is_share(one["unit"])}
+    units = {number["unit"] for number in held if number is not None and not is_share(number["unit"])}
     panel.set_title(", ".join([shown.title, *sorted(units)]), fontsize=9.5)
     if not units:
         panel.set_xlim(0, 100)
@@ -175,8 +177,8 @@ def sweep_chart(
             found = [(at, spreads[variant][name]) for at, (_, variant) in enumerate(swept) if name in spreads[variant]]
             panel.errorbar(
                 [at for at, _ in found],
-                [_scaled(one["mean"], one) for _, one in found],
-                [_scaled(one["deviation"] or 0.0, one) for _, one in found],
+                [_scaled(spread["mean"], spread) for _, spread in found],
+                [_scaled(spread["deviation"] or 0.0, spread) for _, spread in found],
                 color=COLOURS[2],
                 marker="o",
                 markersize=4,
@@ -187,7 +189,7 @@ def sweep_chart(
             panel.set_title(title, fontsize=9.5)
             panel.grid(color="#e5e5e5", linewidth=0.7)
             panel.spines[["top", "right"]].set_visible(False)
-        units = {one[name].get("unit", "%") for one in spreads.values() for name in titles if name in one}
+        units = {numbers[name].get("unit", "%") for numbers in spreads.values() for name in titles if name in numbers}
         panels[0].set_ylabel("%" if units <= {"%"} else ", ".join(sorted(units)))
         if levels:
             figure.legend(*panels[0].get_legend_handles_labels(), loc="lower right", frameon=False, fontsize=7.5)

@@ -118,7 +118,7 @@ def _answers(runs: Sequence[Run]) -> list[Section]:
         kept = [row for row in validations(run) if isinstance(row.get("answers"), list) and row["answers"]]
         if not kept:
             continue
-        told = [{one["id"]: str(one["answer"])[:LONGEST_ANSWER] for one in row["answers"]} for row in kept]
+        told = [{answer["id"]: str(answer["answer"])[:LONGEST_ANSWER] for answer in row["answers"]} for row in kept]
         ids = list(dict.fromkeys(name for answers in told for name in answers))
         rows = [Row(name, [Cell(answers.get(name, "")) for answers in told]) for name in ids]
         table = Table("", [f"step {row['step']}" for row in kept], rows)

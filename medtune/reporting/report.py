@@ -113,7 +113,7 @@ def render(
         loader=PackageLoader("medtune.reporting"), autoescape=True, undefined=StrictUndefined, trim_blocks=True
     )
     shown = displays(run.results for run in runs)
-    radars = [(one.title, plots.radar_chart(runs, name)) for name, one in shown.items() if one.radar]
+    radars = [(display.title, plots.radar_chart(runs, name)) for name, display in shown.items() if display.radar]
     progress = progress_sections(runs, answers=samples > 0)
     return environment.get_template("report.html.j2").render(
         title=title,
@@ -122,7 +122,9 @@ def render(
         base=results["base"],
         headline=views.headline(runs, results["differences"]),
         overview=_picture(plots.accuracy_chart(runs)),
-        sections=[(one, _picture(one.picture or None)) for one in [*extra, *protocol_sections(runs), *progress]],
+        sections=[
+            (section, _picture(section.picture or None)) for section in [*extra, *protocol_sections(runs), *progress]
+        ],
         protocols=views.protocol_tables(runs),
         protocol_help=views.protocol_help(runs),
         radars=[(name, _picture(chart)) for name, chart in radars if chart],

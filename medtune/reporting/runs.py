@@ -121,7 +121,7 @@ def _read_answers(folder: Path, results: dict[str, Any]) -> dict[str, Prediction
     """The answers lie in the run's folder, else where evaluate read them."""
     scored = results.get("provenance", {}).get("config", {}).get("predictions") or []
     own = folder / "predictions.jsonl"
-    paths = [own] if own.is_file() else [Path(one) for one in ([scored] if isinstance(scored, str) else scored)]
+    paths = [own] if own.is_file() else [Path(path) for path in ([scored] if isinstance(scored, str) else scored)]
     return {row.id: row for path in paths if path.is_file() for row in read_predictions(path)}
 
 

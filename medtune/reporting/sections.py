@@ -46,7 +46,9 @@ def _sections(title: str, shown: Densities, held: dict[str, tuple[int, dict[str,
 
 
 def _mean_density(sets: dict[str, Any]) -> tuple[list[float], list[float]]:
-    own, other = (np.mean([one[side] for one in sets.values()], axis=0).tolist() for side in ("own", "other"))
+    own, other = (
+        np.mean([densities[side] for densities in sets.values()], axis=0).tolist() for side in ("own", "other")
+    )
     return own, other
 
 
@@ -55,12 +57,16 @@ def _by_set(title: str, shown: Densities, numbers: dict[str, dict[str, Any]]) ->
     for name in sorted({name for sets in numbers.values() for name in sets}):
         cells = []
         for sets in numbers.values():
-            one = sets.get(name)
-            note = "" if one is None else f"{shown.set_note.title} {percent(one[shown.set_note.key])}"
+            numbers_of_set = sets.get(name)
+            note = (
+                ""
+                if numbers_of_set is None
+                else f"{shown.set_note.title} {percent(numbers_of_set[shown.set_note.key])}"
+            )
             cells.append(
                 Cell(MISSING)
-                if one is None
-                else replace(own_cell(one[shown.set_column.key], shown.set_column), note=note)
+                if numbers_of_set is None
+                else replace(own_cell(numbers_of_set[shown.set_column.key], shown.set_column), note=note)
             )
         rows.append(Row(name, cells))
     return Section(f"{title} for each set", shown.set_help, Table("Sets", list(numbers), rows), first="Set")

@@ -36,7 +36,7 @@ def seeds_section(
     """
     columns = _columns(spreads, packaged() if shown is None else shown)
     titles = {name: column.title for name, column in columns.items()}
-    most = max((one["seeds"] for numbers in spreads.values() for one in numbers.values()), default=0)
+    most = max((number["seeds"] for numbers in spreads.values() for number in numbers.values()), default=0)
     picture = plots.sweep_chart(spreads, axis, places or {}, titles) if axis else None
     if most < 2 and picture is None:
         return None
@@ -63,17 +63,17 @@ def sets_section(spreads: Spreads, shown: Displays | None = None) -> Section | N
     """
     names = dict.fromkeys(name for numbers in spreads.values() for name in numbers)
     columns: dict[str, Column] = {}
-    for protocol, one in (packaged() if shown is None else shown).items():
+    for protocol, display in (packaged() if shown is None else shown).items():
         beginning = f"{protocol}/"
         held = (name.removeprefix(beginning) for name in names if name.startswith(beginning))
         sets = sorted({name.rpartition("/")[0] for name in held if "/" in name})
         columns |= {
             f"{protocol}/{name}/{column.key}": replace(column, title=f"{name}: {column.title}")
             for name in sets
-            for column in one.sets
+            for column in display.sets
         }
-    found = [one for numbers in spreads.values() for name, one in numbers.items() if name in columns]
-    if max((one["seeds"] for one in found), default=0) < 2:
+    found = [number for numbers in spreads.values() for name, number in numbers.items() if name in columns]
+    if max((number["seeds"] for number in found), default=0) < 2:
         return None
     help = "Mean and standard deviation over training seeds; accuracy of a multi-label set is the exact match."
     return Section("Over seeds, by set", help, replace(_table(spreads, columns), title="Sets"))
@@ -94,8 +94,8 @@ def differences_section(
     """
     columns = [
         (name, column.key if place else "", column.title)
-        for name, one in (packaged() if shown is None else shown).items()
-        for place, column in enumerate(one.headline)
+        for name, display in (packaged() if shown is None else shown).items()
+        for place, column in enumerate(display.headline)
         if any(name in numbers and (not place or column.key in numbers[name]) for numbers in differences.values())
     ]
     if not columns:
@@ -103,7 +103,7 @@ def differences_section(
     rows = []
     for variant, numbers in differences.items():
         chosen = [numbers.get(name, {}).get(part) if part else numbers.get(name) for name, part, _ in columns]
-        rows.append(Row(variant, [cell(one, against=0.0, sign=True) for one in chosen]))
+        rows.append(Row(variant, [cell(number, against=0.0, sign=True) for number in chosen]))
     help = (
         f"Minus {base}, paired by question and seed. The interval is by a bootstrap over images, each with the answers "
         "of every seed: it is about the choice of images, not of seeds."
@@ -113,7 +113,7 @@ def differences_section(
 
 def _columns(spreads: Spreads, shown: Displays) -> dict[str, Column]:
     """The numbers that are shown, in the order of the page's tables, by their names."""
-    columns = {f"{name}/{column.key}": column for name, one in shown.items() for column in one.over_seeds}
+    columns = {f"{name}/{column.key}": column for name, display in shown.items() for column in display.over_seeds}
     columns["retention"] = Column("retention", "Instruction retention")
     return {name: column for name, column in columns.items() if any(name in numbers for numbers in spreads.values())}
 
@@ -127,13 +127,13 @@ def _table(spreads: Spreads, columns: Mapping[str, Column]) -> Table:
 
 
 def _cell(numbers: Mapping[str, dict[str, Any]], name: str, column: Column) -> Cell:
-    one = numbers.get(name)
-    if one is None:
+    spread = numbers.get(name)
+    if spread is None:
         return Cell(MISSING)
-    unit = one.get("unit", "fraction")
-    span = "" if one["deviation"] is None else f"± {written(one['deviation'], unit)}"
+    unit = spread.get("unit", "fraction")
+    span = "" if spread["deviation"] is None else f"± {written(spread['deviation'], unit)}"
     beneath = numbers.get(name.removesuffix(column.key) + column.note) if column.note else None
     note = "" if beneath is None else f"{column.note_title} {written(beneath['mean'], beneath.get('unit', 'fraction'))}"
-    runs = f"{one['seeds']} seed{'' if one['seeds'] == 1 else 's'}"
-    values = ", ".join(written(value, unit) for value in one["values"])
-    return Cell(written(one["mean"], unit), span, runs, note, title=values)
+    runs = f"{spread['seeds']} seed{'' if spread['seeds'] == 1 else 's'}"
+    values = ", ".join(written(value, unit) for value in spread["values"])
+    return Cell(written(spread["mean"], unit), span, runs, note, title=values)

@@ -106,7 +106,7 @@ def headline(runs: Sequence[Run], differences: dict[str, dict[str, Any]]) -> Tab
     """Every run in one line: the numbers of each protocol and retention, with the difference to the first run."""
     results = [run.results for run in runs]
     shown, found = headline_numbers(results), displays(results)
-    retained = any(one["retention"] for one in results)
+    retained = any(run_results["retention"] for run_results in results)
     rows = []
     for place, run in enumerate(runs):
         changes = differences.get(run.name, {})
@@ -136,19 +136,23 @@ def protocol_tables(runs: Sequence[Run]) -> list[Table]:
     for name in asked_protocols(results):
         columns = shown[name].table
         rows = [
-            Row(run.name, [own_cell(overall(run.results, name, one.key), one) for one in columns], colour(place))
+            Row(
+                run.name,
+                [own_cell(overall(run.results, name, column.key), column) for column in columns],
+                colour(place),
+            )
             for place, run in enumerate(runs)
             if name in run.results["protocols"]
         ]
         for label, kind in (("majority of the training split", "majority"), ("chance", "chance")):
-            held = [one.majority if kind == "majority" else one.chance for one in columns]
+            held = [column.majority if kind == "majority" else column.chance for column in columns]
             if any(held):
                 cells = [
-                    cell(baseline(results, kind, name, one)) if key else Cell("")
-                    for key, one in zip(held, columns, strict=True)
+                    cell(baseline(results, kind, name, column)) if key else Cell("")
+                    for key, column in zip(held, columns, strict=True)
                 ]
                 rows.append(Row(label, cells, baseline=True))
-        tables.append(Table(shown[name].title, [one.title for one in columns], rows))
+        tables.append(Table(shown[name].title, [column.title for column in columns], rows))
     return tables
 
 
@@ -168,8 +172,8 @@ def notes_help(runs: Sequence[Run]) -> list[str]:
 
 def legends(runs: Sequence[Run]) -> list[str]:
     """What a mark beside an answer means where it is not plain."""
-    examples = (one.examples for one in displays(run.results for run in runs).values())
-    return [one.legend for one in examples if one is not None and one.legend]
+    examples = (display.examples for display in displays(run.results for run in runs).values())
+    return [display.legend for display in examples if display is not None and display.legend]
 
 
 def attribute_tables(runs: Sequence[Run]) -> list[Table]:
@@ -217,7 +221,11 @@ def swapped_table(runs: Sequence[Run]) -> Table | None:
     """The first number of each headline with true and with swapped images, and what the swap costs."""
     results = [run.results for run in runs]
     shown = displays(results)
-    held = [name for name in asked_protocols(results) if any(swapped(one, name, "drop_macro") for one in results)]
+    held = [
+        name
+        for name in asked_protocols(results)
+        if any(swapped(run_results, name, "drop_macro") for run_results in results)
+    ]
     if not held:
         return None
     columns = [f"{shown[name].title}: {text}" for name in held for text in ("true", "swapped", "cost")]
@@ -230,7 +238,7 @@ def swapped_table(runs: Sequence[Run]) -> Table | None:
             cells.append(cell(swapped(run.results, name, "drop_macro"), against=0.0, sign=True))
         rows.append(Row(run.name, cells, colour(place)))
     shares = (swapped(run.results, held[0], "answer_differs") for run in runs)
-    share = next((one for one in shares if one), None)
+    share = next((share for share in shares if share), None)
     return Table("Swapped images", columns, rows, percent(share))
 
 
@@ -257,7 +265,7 @@ def _attribute_cell(numbers: dict[str, Any], majority: dict[str, Any] | None, sh
     if not numbers or shown.attribute is None:
         return cell(None)
     number = cell(numbers[shown.attribute.key], against=_value(majority))  # n has a column of its own
-    notes = [f"{one.title} {percent(numbers[one.key])}" for one in shown.notes if one.key in numbers]
+    notes = [f"{note.title} {percent(numbers[note.key])}" for note in shown.notes if note.key in numbers]
     return replace(number, n="", note=", ".join(notes))
 
 

@@ -42,19 +42,19 @@ def worst_cards(runs: Sequence[Run], count: int, open_image: OpenImage | None, s
     shown = displays(run.results for run in runs)
     asked = asked_questions(runs, shown)
     cases = [case for case in _cases(runs, task, seed) if case.sample_id in asked] if task else []
-    losses = sorted((one for one in cases if one.base_right), key=lambda one: -one.wrong)[: count // 2]
+    losses = sorted((case for case in cases if case.base_right), key=lambda case: -case.wrong)[: count // 2]
     chosen = set(losses)
-    rest = sorted((one for one in cases if one not in chosen), key=lambda one: (-one.wrong, one.asked))
+    rest = sorted((case for case in cases if case not in chosen), key=lambda case: (-case.wrong, case.asked))
     picked = [*losses, *rest[: count - len(losses)]]
     title = shown[task].title.lower() if task else ""
     return [
-        replace(make_card(runs, asked[one.sample_id], open_image, _ranked(shown)), reason=_reason(one, title))
-        for one in picked
+        replace(make_card(runs, asked[case.sample_id], open_image, _ranked(shown)), reason=_reason(case, title))
+        for case in picked
     ]
 
 
 def _ranked(shown: Displays) -> Displays:
-    return {name: one for name, one in shown.items() if one.examples is not None and one.examples.ranks}
+    return {name: display for name, display in shown.items() if display.examples is not None and display.examples.ranks}
 
 
 def _cases(runs: Sequence[Run], task: str, seed: int) -> list[_Case]:
@@ -66,7 +66,7 @@ def _cases(runs: Sequence[Run], task: str, seed: int) -> list[_Case]:
     for sample_id in ids:
         marks = [rows[sample_id] for rows in judged if sample_id in rows]
         cases.append(_Case(sample_id, len(marks), marks.count(False), judged[0].get(sample_id, False)))
-    return [one for one in cases if one.wrong]
+    return [case for case in cases if case.wrong]
 
 
 def _judged(run: Run, task: str) -> dict[str, bool]:

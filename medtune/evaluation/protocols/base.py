@@ -117,15 +117,15 @@ class Vocabulary:
             DataError: An attribute has no majority value.
         """
         found = [about(sample) for about in ((topic,) if topics is None else topics) for sample in samples]
-        asked = [one for one in found if one is not None]
-        attributes = sorted({one.attribute for one in asked})
+        asked = [subject for subject in found if subject is not None]
+        attributes = sorted({subject.attribute for subject in asked})
         for attribute in attributes:
             if needed and attribute not in majority:
                 raise DataError(
                     f"the majority values of the training split lack the attribute {attribute!r}; "
                     "prepare the data again, so that questions and majority values come from one run."
                 )
-        values = {str(value) for one in asked for value in one.values}
+        values = {str(value) for subject in asked for value in subject.values}
         return cls(dict(majority), tuple(attributes), tuple(sorted(values | set(attributes))))
 
 

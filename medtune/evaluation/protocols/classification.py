@@ -186,13 +186,13 @@ class Classification(EvaluationProtocol):
 
 
 def score_classification(
-    verdicts: Sequence[Verdict], commonest: dict[str, str], *, resamples: int = 1000, seed: int = 0
+    verdicts: Sequence[Verdict], most_frequent: dict[str, str], *, resamples: int = 1000, seed: int = 0
 ) -> dict[str, Any]:
     """Score one model's classification verdicts.
 
     Args:
         verdicts: On the true and on swapped images.
-        commonest: Set to the most frequent answer of its training split; a set may lack one.
+        most_frequent: Set to the most frequent answer of its training split; a set may be missing.
         resamples: Bootstrap draws.
         seed: Seed of the draws.
 
@@ -202,75 +202,79 @@ def score_classification(
     Raises:
         DataError: Questions of one set have different classes or tasks.
     """
-    held = [cast(ClassVerdict, one) for one in verdicts]
-    true, swapped = ([one for one in held if one.swapped is side] for side in (False, True))
+    held = [cast(ClassVerdict, verdict) for verdict in verdicts]
+    true, swapped = ([verdict for verdict in held if verdict.swapped is side] for side in (False, True))
     groups = by_attribute(true)
     for name, rows in groups.items():
-        if len({(one.kind, one.classes) for one in rows}) > 1:
+        if len({(verdict.kind, verdict.classes) for verdict in rows}) > 1:
             raise DataError(
                 f"the questions of the set {name!r} have different classes or tasks; prepare them in one run."
             )
     exchanged = None
     if swapped:
-        overall = _overall(swapped, commonest, resamples, seed)
+        overall = _overall(swapped, most_frequent, resamples, seed)
         exchanged = {**swap_numbers(true, swapped, overall, resamples, seed), "f1_macro": overall["f1_macro"]}
     return {
-        "overall": _overall(true, commonest, resamples, seed),
-        "attributes": {name: _of_set(rows, commonest.get(name), resamples, seed) for name, rows in groups.items()},
+        "overall": _overall(true, most_frequent, resamples, seed),
+        "attributes": {name: _of_set(rows, most_frequent.get(name), resamples, seed) for name, rows in groups.items()},
         "swapped": exchanged,
     }
 
 
 def sets_of(verdicts: Sequence[Verdict]) -> dict[str, dict[str, Any]]:
     """Return task and classes of each set, for readers of the results."""
-    found = {one.attribute: one for one in verdicts if isinstance(one, ClassVerdict)}
-    return {name: {"task": one.kind, "classes": list(one.classes)} for name, one in sorted(found.items())}
+    found = {verdict.attribute: verdict for verdict in verdicts if isinstance(verdict, ClassVerdict)}
+    return {name: {"task": verdict.kind, "classes": list(verdict.classes)} for name, verdict in sorted(found.items())}
 
 
 def label_table(rows: Sequence[ClassVerdict]) -> LabelTable:
     """Lay out the verdicts of one set as arrays."""
-    scores = [one.scores for one in rows]
+    scores = [verdict.scores for verdict in rows]
     return LabelTable.of(
         rows[0].kind,
         len(rows[0].classes),
-        [one.gold_indices for one in rows],
-        [one.read_indices for one in rows],
-        None if any(one is None for one in scores) else [list(one) for one in scores if one is not None],
+        [verdict.gold_indices for verdict in rows],
+        [verdict.read_indices for verdict in rows],
+        None
+        if any(row_scores is None for row_scores in scores)
+        else [list(row_scores) for row_scores in scores if row_scores is not None],
     )
 
 
-def _of_set(rows: list[ClassVerdict], commonest: str | None, resamples: int, seed: int) -> Numbers:
+def _of_set(rows: list[ClassVerdict], most_frequent: str | None, resamples: int, seed: int) -> Numbers:
     table = label_table(rows)
-    images = [one.images for one in rows]
+    images = [verdict.images for verdict in rows]
     ends = intervals({"": table}, images, resamples=resamples, seed=seed)
     numbers = {
         name: Metric(value, "fraction", True, len(rows), ends.get(name), f"{DEFINITIONS[name]}; {BOOTSTRAP}")
         for name, value in points(table).items()
     }
     return {
-        "accuracy": proportion([one.correct for one in rows], EXACT if table.kind == "multi_label" else SHARE),
+        "accuracy": proportion([verdict.correct for verdict in rows], EXACT if table.kind == "multi_label" else SHARE),
         **numbers,
         "out_of_vocabulary": _out_of_vocabulary(rows),
         "chance": chance(rows),
         "majority": majority(rows),
-        "majority_f1": _majority_f1(table, rows, commonest),
+        "majority_f1": _majority_f1(table, rows, most_frequent),
     }
 
 
-def _majority_f1(table: LabelTable, rows: Sequence[ClassVerdict], commonest: str | None) -> Metric:
+def _majority_f1(table: LabelTable, rows: Sequence[ClassVerdict], most_frequent: str | None) -> Metric:
     value = None
-    if commonest is not None:
-        indices, _ = read_labels(commonest, rows[0].classes, rows[0].kind == "multi_label")
+    if most_frequent is not None:
+        indices, _ = read_labels(most_frequent, rows[0].classes, rows[0].kind == "multi_label")
         value = points(table.answered_by(indices))["f1_macro"]
     return Metric(value, "fraction", None, len(rows), None, CONSTANT)
 
 
-def _overall(rows: Sequence[ClassVerdict], commonest: Mapping[str, str], resamples: int, seed: int) -> Numbers:
+def _overall(rows: Sequence[ClassVerdict], most_frequent: Mapping[str, str], resamples: int, seed: int) -> Numbers:
     groups = by_attribute(rows)
     over = f"mean over the {len(groups)} sets of"
     tables = {name: label_table(group) for name, group in groups.items()}
-    in_order = [one for group in groups.values() for one in group]
-    ends = intervals(tables, [one.images for one in in_order], resamples=resamples, seed=seed, only=("f1_macro",))
+    in_order = [verdict for group in groups.values() for verdict in group]
+    ends = intervals(
+        tables, [verdict.images for verdict in in_order], resamples=resamples, seed=seed, only=("f1_macro",)
+    )
 
     def number(value: float | None, better: bool | None, ends: tuple[float, float] | None, text: str) -> Metric:
         return Metric(value, "fraction", better, len(rows), ends, f"{over} {text}")
@@ -279,19 +283,19 @@ def _overall(rows: Sequence[ClassVerdict], commonest: Mapping[str, str], resampl
         values = [value for value in map(measure, groups.values()) if value is not None]
         return float(np.mean(values)) if values else None
 
-    priors = [float(one.prior) for one in rows if one.prior is not None]
+    priors = [float(verdict.prior) for verdict in rows if verdict.prior is not None]
     known = len(priors) == len(rows)
     f1 = [points(table)["f1_macro"] for table in tables.values()]
-    constant = [_majority_f1(tables[name], group, commonest.get(name)).value for name, group in groups.items()]
+    constant = [_majority_f1(tables[name], group, most_frequent.get(name)).value for name, group in groups.items()]
     return {
         "accuracy_macro": number(
-            mean(lambda group: float(np.mean([one.correct for one in group]))),
+            mean(lambda group: float(np.mean([verdict.correct for verdict in group]))),
             True,
-            macro_interval(rows, [float(one.correct) for one in rows], resamples, seed),
+            macro_interval(rows, [float(verdict.correct) for verdict in rows], resamples, seed),
             f"the share of right answers, out of vocabulary wrong; {BOOTSTRAP}",
         ),
         "f1_macro": number(_mean(f1), True, ends.get("f1_macro"), f"the {F1}; {BOOTSTRAP}"),
-        "accuracy_micro": proportion([one.correct for one in rows], SHARE),
+        "accuracy_micro": proportion([verdict.correct for verdict in rows], SHARE),
         "out_of_vocabulary": _out_of_vocabulary(rows),
         "chance_macro": number(mean(lambda group: chance(group).value), None, None, CHANCE),
         "chance_micro": chance(rows),
@@ -307,7 +311,7 @@ def _overall(rows: Sequence[ClassVerdict], commonest: Mapping[str, str], resampl
 
 
 def _out_of_vocabulary(rows: Sequence[ClassVerdict]) -> Metric:
-    return proportion([one.out_of_vocabulary for one in rows], STRAY, higher_is_better=False)
+    return proportion([verdict.out_of_vocabulary for verdict in rows], STRAY, higher_is_better=False)
 
 
 def _mean(values: Sequence[float | None]) -> float | None:
@@ -352,8 +356,8 @@ def _scores(row: Prediction, classes: int) -> tuple[float, ...] | None:
     if scores is None:
         return None
     numbers = isinstance(scores, list | tuple) and all(
-        isinstance(one, int | float) and not isinstance(one, bool) and math.isfinite(one) for one in scores
+        isinstance(score, int | float) and not isinstance(score, bool) and math.isfinite(score) for score in scores
     )
     if not numbers or len(scores) != classes:
         raise DataError(f"prediction {row.id!r}: meta.scores must hold {classes} finite numbers, one for each class.")
-    return tuple(float(one) for one in scores)
+    return tuple(float(score) for score in scores)

@@ -94,8 +94,8 @@ class LetterLikelihood(EvaluationProtocol):
         prior = vocabulary.majority[row.meta["attribute"]] == row.meta["answer"]
         if row.meta.get("missing"):
             return make_verdict(row, None, False, prior=prior)
-        numbers = isinstance(scores, list | tuple) and all(isinstance(one, int | float) for one in scores)
-        if scores is None or not numbers or len(scores) != len(options) or any(math.isnan(one) for one in scores):
+        numbers = isinstance(scores, list | tuple) and all(isinstance(score, int | float) for score in scores)
+        if scores is None or not numbers or len(scores) != len(options) or any(math.isnan(score) for score in scores):
             raise DataError(
                 f"prediction {row.id!r}: meta.scores must hold {len(options)} log-probabilities, one for each option."
             )

@@ -14,11 +14,19 @@ from medtune.evaluation.protocols.response_likelihood import ResponseLikelihood
 from medtune.evaluation.protocols.yes_no import YesNo
 
 REGISTRY: dict[str, type[EvaluationProtocol]] = {
-    one.name: one
-    for one in (MultipleChoice, LetterLikelihood, OpenQuestion, YesNo, Description, Classification, ResponseLikelihood)
+    protocol.name: protocol
+    for protocol in (
+        MultipleChoice,
+        LetterLikelihood,
+        OpenQuestion,
+        YesNo,
+        Description,
+        Classification,
+        ResponseLikelihood,
+    )
 }
 """The packaged protocols by name; a package of one's own may add an entry."""
-PROTOCOLS = tuple(name for name, one in REGISTRY.items() if one.default)
+PROTOCOLS = tuple(name for name, protocol in REGISTRY.items() if protocol.default)
 """Names of the protocols for questions about an attribute, which are asked unless a config says otherwise."""
 
 

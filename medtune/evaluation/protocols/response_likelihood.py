@@ -188,14 +188,16 @@ class Pairs:
 
 def pair_up(verdicts: Sequence[Verdict]) -> dict[str, Pairs]:
     """Set to its pairs, in alphabetical order; a question that lacks one of its two likelihoods is left out."""
-    held = [one for one in verdicts if isinstance(one, LikelihoodVerdict) and one.log_likelihood is not None]
-    others = {one.sample_id: one for one in held if one.swapped}
-    own = [one for one in held if not one.swapped and one.sample_id in others]
+    held = [
+        verdict for verdict in verdicts if isinstance(verdict, LikelihoodVerdict) and verdict.log_likelihood is not None
+    ]
+    others = {verdict.sample_id: verdict for verdict in held if verdict.swapped}
+    own = [verdict for verdict in held if not verdict.swapped and verdict.sample_id in others]
     return {
         name: Pairs(
-            np.asarray([one.log_likelihood for one in rows], dtype=np.float64),
-            np.asarray([others[one.sample_id].log_likelihood for one in rows], dtype=np.float64),
-            tuple(one.images for one in rows),
+            np.asarray([verdict.log_likelihood for verdict in rows], dtype=np.float64),
+            np.asarray([others[verdict.sample_id].log_likelihood for verdict in rows], dtype=np.float64),
+            tuple(verdict.images for verdict in rows),
         )
         for name, rows in by_attribute(own).items()
     }
@@ -227,7 +229,7 @@ def score_ranking(verdicts: Sequence[Verdict], *, resamples: int = 1000, seed: i
 
 def ranking_points(pairs: Pairs) -> dict[str, float]:
     """Return every number of one set but its intervals, by name; the set holds at least one pair."""
-    probability = {name: float(np.exp(one).mean()) for name, one in (("own", pairs.own), ("other", pairs.other))}
+    probability = {name: float(np.exp(values).mean()) for name, values in (("own", pairs.own), ("other", pairs.other))}
     labels = np.repeat([1, 0], len(pairs))
     return {
         "auc": float(roc_auc_score(labels, np.concatenate([pairs.own, pairs.other]))),
@@ -262,7 +264,7 @@ def _overall(sets: Mapping[str, Pairs], resamples: int, seed: int) -> Numbers:
     over = f"mean over the {len(sets)} sets of the "
     return {
         f"{name}_macro": Metric(
-            float(np.mean([one[name] for one in values])) if values else None,
+            float(np.mean([points[name] for points in values])) if values else None,
             *_TRAITS[name],
             count,
             ends.get(name),
@@ -299,7 +301,7 @@ def _intervals(sets: Mapping[str, Pairs], resamples: int, seed: int) -> dict[str
 def _area_interval(
     sets: Sequence[Pairs], clusters: Sequence[object], resamples: int, seed: int
 ) -> tuple[float, float] | None:
-    names, cluster = np.unique(np.asarray([repr(one) for one in clusters]), return_inverse=True)
+    names, cluster = np.unique(np.asarray([repr(cluster_name) for cluster_name in clusters]), return_inverse=True)
     if len(names) < 2:
         return None
     ends = np.cumsum([0, *map(len, sets)])

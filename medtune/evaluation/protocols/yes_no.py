@@ -49,7 +49,11 @@ class YesNo(EvaluationProtocol):
         meta = question_meta(sample)
         rng = sample_rng(self.seed, 0, 0, f"yes_no:{sample.id}")
         positive = rng.random() < 0.5
-        value = meta["answer"] if positive else rng.choice([one for one in meta["options"] if one != meta["answer"]])
+        value = (
+            meta["answer"]
+            if positive
+            else rng.choice([option for option in meta["options"] if option != meta["answer"]])
+        )
         prompt = f"Is the {meta['attribute']} {value}? Answer yes or no."
         return [make_query(self.name, sample, prompt, ["yes" if positive else "no"], asked_value=value)]
 
