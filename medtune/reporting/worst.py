@@ -1,4 +1,4 @@
-"""The questions that the runs get wrong most often, with their images. Shown only when samples are asked for."""
+"""The questions that most runs get wrong, with their images. Shown only if samples are requested."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -9,7 +9,7 @@ from medtune.reporting.gallery import Card, OpenImage, asked_questions, make_car
 from medtune.reporting.runs import Run
 
 WORST = 20
-"""How many cases a report shows."""
+"""Number of cases that a report shows."""
 
 
 @dataclass(frozen=True)
@@ -21,21 +21,21 @@ class _Case:
 
 
 def worst_task(runs: Sequence[Run]) -> str | None:
-    """The protocol by which cases are ranked: the first, in the order of tables, whose answers are right or wrong."""
+    """Return the protocol that ranks the cases: the first in the order of tables with right and wrong answers."""
     ranked = _ranked(displays(run.results for run in runs))
     return next((task for task in ranked if any(_judged(run, task) for run in runs)), None)
 
 
 def worst_cards(runs: Sequence[Run], count: int, open_image: OpenImage | None, seed: int = 0) -> list[Card]:
-    """Choose the worst cases and gather the answers to them.
+    """Choose the worst cases and collect the answers to them.
 
-    Up to half of the cases are losses: the first run is right and as many of the others as possible are wrong. The
-    rest are those that the most runs get wrong. Ties are broken by the seed alone.
+    Up to half of the cases are losses: the first run is right and as many other runs as possible are wrong. The rest
+    are the questions that the most runs get wrong. The seed alone decides between ties.
 
     Args:
-        runs: Runs with their predictions read; the first is the base.
-        count: How many cases at most; questions that nobody gets wrong are never among them.
-        open_image: Opens an image by its path in the question file; None shows none.
+        runs: Runs whose predictions were read; the first is the base.
+        count: Maximum number of cases; questions that no run gets wrong are never included.
+        open_image: Opens an image by its path in the question file; None shows no images.
         seed: Seed of the order within ties.
     """
     task = worst_task(runs)
@@ -58,7 +58,7 @@ def _ranked(shown: Displays) -> Displays:
 
 
 def _cases(runs: Sequence[Run], task: str, seed: int) -> list[_Case]:
-    """Every question that some run gets wrong, in an order that only the seed decides."""
+    """Return every question that at least one run gets wrong, in a random order that depends only on the seed."""
     judged = [_judged(run, task) for run in runs]
     ids = sorted({sample_id for rows in judged for sample_id in rows})
     sample_rng(seed, 0, 0, "report_worst").shuffle(ids)

@@ -53,15 +53,15 @@ class OpenAIServer:
         return Endpoint(self.base_url, self.model, self.api_key_env, self.timeout, self.max_retries)
 
     def identity(self) -> dict[str, Any]:
-        """Return the model's name and the options; the server's address and speed do not change the answers."""
+        """Return the model's name and the options; the server's address does not change answers."""
         return {"model": self.model, "options": self.options}
 
     def open(self, settings: AnswerSettings) -> "ServerAnswers":
         """Connect to the server and check that it offers the model.
 
         Raises:
-            ConfigError: If the client is not installed, the key is not set, no server answers at the address, the key is
-                rejected, or the model is not offered.
+            ConfigError: If the client is not installed, the key is not set, no server answers at the address, the key
+                is rejected, or the model is not offered.
         """
         client = ChatClient(self._endpoint())
         client.check()
