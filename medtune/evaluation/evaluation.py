@@ -23,9 +23,9 @@ class Evaluation:
     """Results of one model.
 
     Args:
-        results: JSON-ready tree ``{schema, name, protocols, retention, counts, vocabulary}``, and ``display`` where a
-            protocol is not among the packaged ones.
-        verdicts: What each answer was read as.
+        results: JSON-ready tree ``{schema, name, protocols, retention, counts, vocabulary}``, and ``display`` if a
+            protocol is not a packaged one.
+        verdicts: The verdict on each answer.
     """
 
     results: dict[str, Any]
@@ -54,15 +54,15 @@ def evaluate(
         majority: Most frequent value of each attribute in the training split.
         name: Name of the model in tables.
         protocols: Protocols that were asked, by name or dotted path.
-        swapped: Protocols that were asked on swapped images too.
-        limit: Take only the first questions, as predict was told.
-        seed: Seed that predict was given (yes/no coins, swap); it seeds the bootstrap as well.
-        resamples: Bootstrap draws.
+        swapped: Protocols that were also asked on swapped images.
+        limit: Number of questions from the start, the same as in predict; None takes all.
+        seed: Seed of predict (yes/no choices, swap); it also seeds the bootstrap.
+        resamples: Number of bootstrap resamples.
         on_missing: See :func:`medtune.evaluation.matching.match_predictions`.
-        on_extra: See there.
+        on_extra: See :func:`medtune.evaluation.matching.match_predictions`.
 
     Raises:
-        DataError: Questions and predictions do not fit.
+        DataError: Questions and predictions do not match.
     """
     asked = build_protocols(protocols, seed)
     vocabulary = _vocabulary(samples, majority, list(asked.values()))
@@ -74,11 +74,11 @@ def evaluate(
     scored: dict[str, Any] = {}
     facts: dict[str, Any] = {}
     for task, protocol in asked.items():
-        held = [verdict for verdict in verdicts if verdict.task == task]
-        numbers = protocol.score(held, vocabulary, resamples=resamples, seed=seed)
+        of_task = [verdict for verdict in verdicts if verdict.task == task]
+        numbers = protocol.score(of_task, vocabulary, resamples=resamples, seed=seed)
         if numbers is not None:
             scored[task] = numbers
-        facts |= protocol.facts(held)
+        facts |= protocol.facts(of_task)
     others = {task: protocol.display.to_dict() for task, protocol in asked.items() if task not in REGISTRY}
     components = COMPONENTS | {task: protocol.retention for task, protocol in asked.items() if protocol.retention}
     results = {
@@ -94,13 +94,13 @@ def evaluate(
 
 
 def _vocabulary(samples: Sequence[Sample], majority: dict[str, str], asked: Sequence[EvaluationProtocol]) -> Vocabulary:
-    """What the questions are about, as the protocols that are asked understand them."""
+    """Collect attributes and values of the questions, using the ``topic`` of each protocol."""
     needed = any(protocol.majority == "required" for protocol in asked)
     return Vocabulary.of(samples, majority, needed, list(dict.fromkeys(type(protocol).topic for protocol in asked)))
 
 
 def plain(node: Any) -> Any:
-    """Turn a tree that holds numbers into plain JSON values."""
+    """Convert a tree with metrics to plain JSON values."""
     if isinstance(node, Metric):
         return node.to_dict()
     if isinstance(node, dict):
@@ -109,7 +109,7 @@ def plain(node: Any) -> Any:
 
 
 def metric_rows(results: dict[str, Any]) -> list[dict[str, Any]]:
-    """Flatten every number of a results tree into one table row: run, where it stands, value, interval, n, unit."""
+    """Flatten a results tree into table rows, one per number: run, place in the tree, value, interval, n, unit."""
     rows: list[dict[str, Any]] = []
 
     def walk(node: Any, path: tuple[str, ...]) -> None:
@@ -147,7 +147,7 @@ def _place(path: tuple[str, ...]) -> tuple[str, str, str]:
 
 
 def to_csv(rows: Sequence[dict[str, Any]]) -> str:
-    """Write table rows as CSV text; empty for no rows."""
+    """Return table rows as CSV text; empty if there are no rows."""
     if not rows:
         return ""
     text = io.StringIO()
@@ -160,11 +160,11 @@ def to_csv(rows: Sequence[dict[str, Any]]) -> str:
 def verdict_rows(verdicts: Sequence[Verdict]) -> list[dict[str, Any]]:
     """Flatten verdicts into table rows: ids, gold and the value read, never an answer's text.
 
-    A likelihood is no answer, and has no row. Per-sample numbers have a column each, ``measure:<name>``, empty where an
-    answer has none; there is no such column where no verdict has one.
+    A likelihood is not an answer and has no row. Each per-sample number has a column ``measure:<name>``, which is empty
+    for answers without it. If no verdict has the number, there is no column.
     """
-    held = [verdict for verdict in verdicts if verdict.tabulated]
-    names = dict.fromkeys(name for verdict in held for name in verdict.measures)
+    tabulated = [verdict for verdict in verdicts if verdict.tabulated]
+    names = dict.fromkeys(name for verdict in tabulated for name in verdict.measures)
     return [
         {
             "id": verdict.id,
@@ -180,5 +180,5 @@ def verdict_rows(verdicts: Sequence[Verdict]) -> list[dict[str, Any]]:
             "in_format": int(verdict.in_format),
             **{f"{MEASURE}{name}": verdict.measures.get(name, "") for name in names},
         }
-        for verdict in held
+        for verdict in tabulated
     ]

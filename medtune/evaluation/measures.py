@@ -1,7 +1,7 @@
-"""Scores that are no accuracy: numbers of each answer (an error, a judge's mark) and numbers of a whole set (an F1).
+"""Scores other than accuracy: numbers of each answer (an error, a judge's mark) and numbers of a whole set (an F1).
 
-Both kinds are averaged over attributes (``_macro``) and taken over all questions (``_micro``), with an interval by a
-bootstrap over images: a number of each answer by its mean, a number of a set by computing it anew on each draw.
+Both kinds are averaged over attributes (``_macro``) and computed over all questions (``_micro``). Intervals are from a
+bootstrap over images. A number of each answer is averaged; a number of a set is recomputed on each resample.
 """
 
 from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
@@ -28,10 +28,10 @@ class Measure:
     Attributes:
         name: Its name. Without ``of_set`` it is the name in :attr:`Verdict.measures`.
         unit: For example ``mm``; ``fraction`` is shown in percent.
-        higher_is_better: True, False, or None where neither holds (a baseline).
+        higher_is_better: True, False, or None if neither applies (a baseline).
         definition: One sentence that says how it is computed.
-        of_set: Computes the number of a set of verdicts, in which a resampled verdict stands several times; None where
-            it is not defined. Without it the number is the mean of the verdicts' measures.
+        of_set: Computes the number from a list of verdicts, in which a resampled verdict occurs several times. It
+            returns None if the number is undefined. Without ``of_set`` the number is the mean of those in the verdicts.
     """
 
     name: str
@@ -44,13 +44,13 @@ class Measure:
 def score_measures(
     verdicts: Sequence[Verdict], measures: Sequence[Measure], *, resamples: int = 1000, seed: int = 0
 ) -> dict[str, Any]:
-    """Score one model's verdicts by any measures, the first being the one that a swap of images is judged by.
+    """Score one model's verdicts by any measures; the first measure is used for the cost of the image swap.
 
     Args:
-        verdicts: On the true and on swapped images.
+        verdicts: Verdicts on the true and on swapped images.
         measures: The numbers to compute.
-        resamples: Bootstrap draws.
-        seed: Seed of the draws.
+        resamples: Number of bootstrap resamples.
+        seed: Seed of the resampling.
 
     Returns:
         ``{"overall": {<name>_macro, <name>_micro, unread}, "attributes": {attribute: {<name>, unread}}, "swapped"}``.
@@ -72,14 +72,14 @@ def score_measures(
 def compare_measures(
     pairs: Mapping[int, Sequence[Pair]], measures: Iterable[Measure], base: str, *, resamples: int = 1000, seed: int = 0
 ) -> dict[str, Metric]:
-    """Paired differences of the measures of a set, mean over attributes (and training seeds), by ``<name>_macro``.
+    """Compute paired differences of measures of a set, mean over attributes (and training seeds), by ``<name>_macro``.
 
     Args:
         pairs: Training seed to pairs of rows of ``verdicts.csv`` on the same queries.
-        measures: Those without ``of_set`` are passed over: ``display.paired`` takes one of them.
+        measures: The measures. Those without ``of_set`` are skipped; ``display.paired`` compares one of them.
         base: Name of the run that is subtracted.
-        resamples: Bootstrap draws; both runs are taken on the same ones.
-        seed: Seed of the draws.
+        resamples: Number of bootstrap resamples; both runs use the same ones.
+        seed: Seed of the resampling.
     """
     sides = [
         [((of, pair[0]["attribute"]), verdict_of(pair[side])) for of, held in pairs.items() for pair in held]
@@ -89,8 +89,8 @@ def compare_measures(
     for measure in measures:
         if measure.of_set is None or not sides[0]:
             continue
-        before, before_drawn = _over_draws(sides[0], measure.of_set, resamples, seed)
-        after, after_drawn = _over_draws(sides[1], measure.of_set, resamples, seed)
+        before, before_drawn = _over_resamples(sides[0], measure.of_set, resamples, seed)
+        after, after_drawn = _over_resamples(sides[1], measure.of_set, resamples, seed)
         value = None if before is None or after is None else after - before
         ends = None if after_drawn is None or before_drawn is None else _ends(after_drawn - before_drawn, "", 0)
         text = f"{measure.definition}; minus that of {base}, paired by question; mean over attributes; {BOOTSTRAP}"
@@ -106,7 +106,7 @@ def difference_unit(unit: str) -> str:
 
 
 def verdict_of(row: Mapping[str, str]) -> Verdict:
-    """Read a verdict back from a row of ``verdicts.csv``; baselines and an answer's text are not in it."""
+    """Read a verdict from a row of ``verdicts.csv``, which has no baselines and no text of the answer."""
     return Verdict(
         id=row["id"],
         task=row["task"],
@@ -124,7 +124,7 @@ def verdict_of(row: Mapping[str, str]) -> Verdict:
 
 
 MEASURE = "measure:"
-"""Begins the names of the columns of ``verdicts.csv`` that hold per-sample numbers."""
+"""Prefix of the columns of ``verdicts.csv`` that hold per-sample numbers."""
 
 
 def _overall(rows: Sequence[Verdict], measures: Sequence[Measure], resamples: int, seed: int) -> Numbers:
@@ -140,13 +140,13 @@ def _unread(rows: Sequence[Verdict]) -> Metric:
 
 
 def _number(rows: Sequence[Verdict], measure: Measure, resamples: int, seed: int, *, macro_over: bool) -> Metric:
-    """One number, mean over attributes or over all rows at once."""
+    """Compute one number, as a mean over attributes or over all rows."""
     groups = by_attribute(rows)
     text = f"mean over the {len(groups)} attributes of {measure.definition}" if macro_over else measure.definition
     text += f"; {BOOTSTRAP}"
     if measure.of_set is not None:
         held = [(verdict.attribute if macro_over else "", verdict) for verdict in rows]
-        value, drawn = _over_draws(held, measure.of_set, resamples, seed)
+        value, drawn = _over_resamples(held, measure.of_set, resamples, seed)
         ends = None if drawn is None else _ends(drawn, measure.unit, len({verdict.images for verdict in rows}))
         return Metric(value, measure.unit, measure.higher_is_better, len(rows), ends, text)
     known = [verdict for verdict in rows if measure.name in verdict.measures]
@@ -162,19 +162,19 @@ def _number(rows: Sequence[Verdict], measure: Measure, resamples: int, seed: int
     return Metric(mean, measure.unit, measure.higher_is_better, len(known), interval, text)
 
 
-def _over_draws(
+def _over_resamples(
     held: Sequence[tuple[Hashable, Verdict]],
     of_set: Callable[[Sequence[Verdict]], float | None],
     resamples: int,
     seed: int,
 ) -> tuple[float | None, np.ndarray | None]:
-    """Mean over groups of a number of a set: its value, and its values on each draw of images, NaN where undefined.
+    """Compute a set's number as a mean over groups: the value, and the values on each resample (NaN if undefined).
 
     Args:
-        held: Group and verdict.
-        of_set: The number of a set.
-        resamples: Number of draws.
-        seed: Seed of the draws.
+        held: Pairs of group and verdict.
+        of_set: Computes the number of a set.
+        resamples: Number of bootstrap resamples.
+        seed: Seed of the resampling.
     """
     verdicts = [verdict for _, verdict in held]
     names, cluster = np.unique(np.asarray([repr(verdict.images) for verdict in verdicts]), return_inverse=True)
@@ -197,7 +197,7 @@ def _over_draws(
 
 
 def _ends(drawn: np.ndarray, unit: str, clusters: int) -> Interval:
-    """95% percentile interval; of a share that is 0 or 1 in every draw it is Wilson's."""
+    """Return the 95% percentile interval; for a share that is 0 or 1 in every resample, Wilson's interval."""
     if unit == "fraction":
         return percentile_ends(drawn, clusters)
     known = drawn[~np.isnan(drawn)]
@@ -210,7 +210,7 @@ def _ends(drawn: np.ndarray, unit: str, clusters: int) -> Interval:
 def _swapped(
     true: Sequence[Verdict], swapped: Sequence[Verdict], measures: Sequence[Measure], resamples: int, seed: int
 ) -> Numbers:
-    """The measures on other images, and how much worse the first one of each answer is there, paired by question."""
+    """Compute the measures on swapped images, and how much worse the first measure is there, paired by question."""
     numbers = _overall(swapped, measures, resamples, seed)
     main = measures[0]
     on_true = {verdict.sample_id: verdict for verdict in true if main.name in verdict.measures}

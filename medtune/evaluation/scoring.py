@@ -1,4 +1,4 @@
-"""From verdicts to the numbers of a protocol: per attribute, macro over attributes, micro over questions."""
+"""Computes the numbers of a protocol from verdicts: per attribute, macro over attributes, micro over questions."""
 
 from collections.abc import Iterable, Sequence
 from typing import Any, TypeVar
@@ -20,9 +20,9 @@ def score_protocol(verdicts: Sequence[Verdict], *, resamples: int = 1000, seed: 
     """Score one protocol's verdicts of one model.
 
     Args:
-        verdicts: On the true and on swapped images.
-        resamples: Bootstrap draws.
-        seed: Seed of the draws.
+        verdicts: Verdicts on the true and on swapped images.
+        resamples: Number of bootstrap resamples.
+        seed: Seed of the resampling.
 
     Returns:
         ``{"overall": numbers, "attributes": {attribute: numbers}, "swapped": numbers or None}``.
@@ -106,14 +106,14 @@ def _overall(rows: list[Verdict], resamples: int, seed: int) -> Numbers:
 def swap_numbers(
     true: Sequence[Verdict], swapped: Sequence[Verdict], overall: Numbers, resamples: int, seed: int
 ) -> Numbers:
-    """Accuracy on swapped images, and what the swap costs on the questions that were asked both ways.
+    """Return the accuracy on swapped images, and the loss by the swap on questions that were asked both ways.
 
     Args:
         true: Verdicts on the true images.
         swapped: Verdicts on swapped images.
-        overall: Overall numbers of the swapped ones, ``accuracy_macro`` and ``accuracy_micro`` among them.
-        resamples: Bootstrap draws.
-        seed: Seed of the draws.
+        overall: Overall numbers on swapped images, including ``accuracy_macro`` and ``accuracy_micro``.
+        resamples: Number of bootstrap resamples.
+        seed: Seed of the resampling.
     """
     on_true = {verdict.sample_id: verdict for verdict in true}
     pairs = [(on_true[verdict.sample_id], verdict) for verdict in swapped if verdict.sample_id in on_true]
@@ -139,15 +139,15 @@ def swap_numbers(
 def paired_difference(
     values: Sequence[float], attributes: Sequence[str], images: Sequence[object], text: str, resamples: int, seed: int
 ) -> Metric:
-    """Mean over attributes of a paired difference, with an interval by a bootstrap over images.
+    """Return the mean over attributes of a paired difference, with an interval by a bootstrap over images.
 
     Args:
         values: The difference of each pair.
         attributes: The attribute of each pair.
         images: The image of each pair.
-        text: What was subtracted from what.
-        resamples: Bootstrap draws.
-        seed: Seed of the draws.
+        text: Text for the definition: what was subtracted from what.
+        resamples: Number of bootstrap resamples.
+        seed: Seed of the resampling.
     """
     groups: dict[str, list[float]] = {}
     for attribute, value in zip(attributes, values, strict=True):
@@ -170,7 +170,7 @@ def _unread(rows: list[Verdict]) -> Metric:
 def macro_interval(
     rows: Sequence[Verdict], values: Sequence[float], resamples: int, seed: int
 ) -> tuple[float, float] | None:
-    """Interval of the mean over attributes of the mean of 0/1 values, one for each verdict."""
+    """Return the interval of the mean over attributes of 0/1 values, one for each verdict."""
     attributes, images = [verdict.attribute for verdict in rows], [verdict.images for verdict in rows]
     return bootstrap_interval(values, attributes, images, macro, resamples=resamples, seed=seed)
 

@@ -1,4 +1,4 @@
-"""Plots as SVG text: radar chart, accuracies with intervals, training curves. They leave matplotlib unchanged."""
+"""Plots as SVG text: radar chart, accuracies, training curves. matplotlib's global settings are not changed."""
 
 import io
 import math

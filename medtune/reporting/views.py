@@ -192,7 +192,9 @@ def attribute_tables(runs: Sequence[Run]) -> list[Table]:
         rows = []
         for attribute, base in attributes[asked_runs[0].name].items():
             majority = base.get(column.majority)
-            cells = [_attribute_cell(attributes[run.name].get(attribute, {}), majority, shown[name]) for run in asked_runs]
+            cells = [
+                _attribute_cell(attributes[run.name].get(attribute, {}), majority, shown[name]) for run in asked_runs
+            ]
             for title, key in known.items():
                 number = base.get(key)
                 why = number["definition"] if number and title == "majority" else ""

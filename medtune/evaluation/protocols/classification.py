@@ -1,7 +1,7 @@
-"""Classification by generated text (VITask): the set's own instruction, answered with a label's text.
+"""Classification by generated text (VITask): the prompt is the set's instruction, the answer is the text of a label.
 
-Each set is scored over its fixed classes, then macro over sets and micro over images. The point values come from
-scikit-learn; :mod:`medtune.evaluation.resampled` holds the same statistics for many bootstrap draws at once.
+Each set is scored over its fixed classes, then macro over sets and micro over images. scikit-learn computes the values;
+:mod:`medtune.evaluation.resampled` computes the same statistics for many bootstrap resamples at once.
 """
 
 import math
@@ -83,15 +83,15 @@ _DISPLAY = Display(
 
 @dataclass(frozen=True)
 class ClassVerdict(Verdict):
-    """One classified image.
+    """The verdict on one classified image.
 
     Args:
         kind: ``multi_class``, ``multi_label`` or ``ordinal``.
         classes: All classes of the set, by index.
-        gold_indices: The right ones.
-        read_indices: Those that the answer names.
+        gold_indices: Indices of the right classes.
+        read_indices: Indices of the classes that the answer names.
         out_of_vocabulary: Whether the answer, or a part of it, names no class.
-        scores: One number for each class, the larger the likelier; None where the row carries none.
+        scores: One number for each class, larger means more likely; None if the row has no scores.
     """
 
     kind: LabelTask = "multi_class"
@@ -103,7 +103,7 @@ class ClassVerdict(Verdict):
 
 
 class Classification(EvaluationProtocol):
-    """The sample's user turn is the prompt; the answer must be the text of a class, or of several joined by ``;``."""
+    """The sample's user turn is the prompt; the answer must be the text of a class, or several joined by ``;``."""
 
     name: ClassVar[str] = PROTOCOL
     majority: ClassVar[Literal["required", "used", "none"]] = "used"
@@ -113,7 +113,7 @@ class Classification(EvaluationProtocol):
         """Return the one query of a classification question.
 
         Raises:
-            DataError: The sample is no classification question, or has no image or user turn.
+            DataError: The sample is not a classification question, or it has no image or user turn.
         """
         if not is_classification(sample):
             raise DataError(
@@ -125,17 +125,17 @@ class Classification(EvaluationProtocol):
             raise DataError(f"question {sample.id!r}: a classification question needs an image and a user turn.")
         query_id, shown = query_frame(self.name, sample)
         meta = {"attribute": target.set, "answer": target.text, **shown, **target.to_meta()}
-        # An image classifier must know which set it is asked about; the right answer stays out.
+        # An image classifier must know the set of the question; the right answer is not passed on.
         about = {"set": target.set, "classes": list(target.classes)}
         asked = Sample(id=query_id, images=sample.images, messages=(Message("user", prompt),), meta=about)
         references = target.labels or (target.text,)
         return [Query(query_id, self.name, asked, (), references, meta)]
 
     def judge(self, row: Prediction, vocabulary: Vocabulary) -> ClassVerdict:
-        """Read the labels. In format means that the answer names classes and nothing else.
+        """Read the labels. The answer is in format if it names classes and nothing else.
 
         Raises:
-            DataError: The row's ``meta.scores`` are not one finite number for each class.
+            DataError: ``meta.scores`` of the row does not hold one finite number for each class.
         """
         meta = row.meta
         classes, several = tuple(meta["classes"]), meta["task"] == "multi_label"
@@ -169,7 +169,7 @@ class Classification(EvaluationProtocol):
         return {"sets": sets} if sets else {}
 
     def mismatch(self, first: Mapping[str, Any], second: Mapping[str, Any]) -> str:
-        """Return why two runs cannot be compared: they know other classes."""
+        """Return a reason if the sets of two runs have different classes; empty otherwise."""
         return "" if first.get("sets") == second.get("sets") else "the sets have different classes"
 
     def compare(
@@ -191,10 +191,10 @@ def score_classification(
     """Score one model's classification verdicts.
 
     Args:
-        verdicts: On the true and on swapped images.
+        verdicts: Verdicts on the true and on swapped images.
         most_frequent: Set to the most frequent answer of its training split; a set may be missing.
-        resamples: Bootstrap draws.
-        seed: Seed of the draws.
+        resamples: Number of bootstrap resamples.
+        seed: Seed of the resampling.
 
     Returns:
         ``{"overall": numbers, "attributes": {set: numbers}, "swapped": numbers or None}``.
@@ -222,13 +222,13 @@ def score_classification(
 
 
 def sets_of(verdicts: Sequence[Verdict]) -> dict[str, dict[str, Any]]:
-    """Return task and classes of each set, for readers of the results."""
+    """Return task and classes of each set, for the results."""
     found = {verdict.attribute: verdict for verdict in verdicts if isinstance(verdict, ClassVerdict)}
     return {name: {"task": verdict.kind, "classes": list(verdict.classes)} for name, verdict in sorted(found.items())}
 
 
 def label_table(rows: Sequence[ClassVerdict]) -> LabelTable:
-    """Lay out the verdicts of one set as arrays."""
+    """Convert the verdicts of one set to arrays."""
     scores = [verdict.scores for verdict in rows]
     return LabelTable.of(
         rows[0].kind,
@@ -322,14 +322,14 @@ def _mean(values: Sequence[float | None]) -> float | None:
 def _f1_difference(
     pairs: Mapping[int, Sequence[Pair]], sets: Mapping[str, Mapping[str, Any]], base: str, resamples: int, seed: int
 ) -> Metric:
-    """Difference in macro-F1, mean over sets; the answers are read back from the values of the verdicts.
+    """Return the difference in macro-F1, mean over sets; the labels are parsed from the rows of ``verdicts.csv``.
 
     Args:
         pairs: Training seed to its pairs.
         sets: Set to its task and classes.
         base: Name of the model that is subtracted.
-        resamples: Bootstrap draws.
-        seed: Seed of the draws.
+        resamples: Number of bootstrap resamples.
+        seed: Seed of the resampling.
     """
     by_set = {
         (name, of): [pair for pair in held if pair[0]["attribute"] == name]
