@@ -241,8 +241,8 @@ class ChatClient:
         where, known = described(status, shown), (status, shown)
         if isinstance(error, api.AuthenticationError | api.PermissionDeniedError):
             name = self.endpoint.api_key_env
-            held = f"of {name}" if name else f"(none: set {self.endpoint.key}.api_key_env)"
-            return ServerSetupError(f"{url} refused the key {held} ({where})", *known)
+            key_source = f"of {name}" if name else f"(none: set {self.endpoint.key}.api_key_env)"
+            return ServerSetupError(f"{url} refused the key {key_source} ({where})", *known)
         if isinstance(error, api.NotFoundError):
             return ServerSetupError(f"{url} has no model {model!r} or no chat completions ({where})", *known)
         if status is not None and 300 <= status < 400:

@@ -65,11 +65,11 @@ def what_was_asked(
     pairs = [(read_record(path) or {}, rows) for path, rows in predictions]
     protocols = _joined(_said(record, "protocols") or _of_rows(rows) for record, rows in pairs)
     swapped = _joined(_said(record, "swapped", _of_rows(rows, swapped=True)) for record, rows in pairs)
-    found = Asked(protocols or list(PROTOCOLS), swapped, limit, seed)
+    recorded = Asked(protocols or list(PROTOCOLS), swapped, limit, seed)
     if known:
-        _refuse_contradictions(written, found, known[0][0], on_missing, on_extra)
+        _refuse_contradictions(written, recorded, known[0][0], on_missing, on_extra)
     given = {key: value for key, value in dataclasses.asdict(written).items() if value is not None}
-    return dataclasses.replace(found, **{"seed": found.seed or 0, **given})
+    return dataclasses.replace(recorded, **{"seed": recorded.seed or 0, **given})
 
 
 def read_record(predictions: Path) -> dict[str, Any] | None:
@@ -117,30 +117,30 @@ def _agreed(key: str, known: Sequence[tuple[Path, dict[str, Any]]]) -> Any:
 
 def _refuse_contradictions(
     written: Asked,
-    found: Asked,
+    recorded: Asked,
     path: Path,
     on_missing: Literal["error", "wrong"],
     on_extra: Literal["error", "ignore"],
 ) -> None:
     """Raise an error for a value that differs from the record, unless ``on_missing`` or ``on_extra`` allows it."""
     for key in ("protocols", "swapped"):
-        mine, theirs = getattr(written, key), getattr(found, key)
-        if mine is None:
+        wanted, known = getattr(written, key), getattr(recorded, key)
+        if wanted is None:
             continue
-        more, less = set(mine) - set(theirs), set(theirs) - set(mine)
+        more, less = set(wanted) - set(known), set(known) - set(wanted)
         if (more and on_missing == "error") or (less and on_extra == "error"):
-            raise _contradiction(key, mine, theirs, path)
-    if written.limit is not None and written.limit != found.limit:
-        larger = found.limit is not None and written.limit > found.limit
+            raise _contradiction(key, wanted, known, path)
+    if written.limit is not None and written.limit != recorded.limit:
+        larger = recorded.limit is not None and written.limit > recorded.limit
         if (on_missing if larger else on_extra) == "error":
-            raise _contradiction("limit", written.limit, found.limit, path)
-    matters = found.swapped or SEEDED in (found.protocols or [])
-    if matters and written.seed is not None and found.seed is not None and written.seed != found.seed:
-        raise _contradiction("seed", written.seed, found.seed, path)
+            raise _contradiction("limit", written.limit, recorded.limit, path)
+    matters = recorded.swapped or SEEDED in (recorded.protocols or [])
+    if matters and written.seed is not None and recorded.seed is not None and written.seed != recorded.seed:
+        raise _contradiction("seed", written.seed, recorded.seed, path)
 
 
-def _contradiction(key: str, mine: Any, theirs: Any, path: Path) -> ConfigError:
+def _contradiction(key: str, wanted: Any, known: Any, path: Path) -> ConfigError:
     return ConfigError(
-        f"{key}: {mine!r} is asked for, but {path} was made with {theirs!r} (its record says so); leave {key} out, or "
+        f"{key}: {wanted!r} is asked for, but {path} was made with {known!r} (its record says so); leave {key} out, or "
         f"set {key}=null, to take what the record says"
     )

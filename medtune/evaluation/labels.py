@@ -39,10 +39,10 @@ def read_labels(text: str, classes: tuple[str, ...], several: bool) -> tuple[tup
     commas = any("," in name for name in classes)
     parts = [part for part in re.split(r"[;\n]+" if commas else r"[;,\n]+", _SPECIAL.sub(" ", text)) if part.strip()]
     none = fold_label(NO_FINDING)
-    found = [known.get(part.strip(), known.get(fold_label(part))) for part in parts]
+    named = [known.get(part.strip(), known.get(fold_label(part))) for part in parts]
     nothing = [fold_label(part) == none for part in parts]
-    indices = tuple(sorted({index for index in found if index is not None}))
-    stray = not parts or any(index is None and not empty for index, empty in zip(found, nothing, strict=True))
+    indices = tuple(sorted({index for index in named if index is not None}))
+    stray = not parts or any(index is None and not empty for index, empty in zip(named, nothing, strict=True))
     return indices, stray or (any(nothing) and bool(indices))
 
 

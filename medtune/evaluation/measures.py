@@ -82,7 +82,11 @@ def compare_measures(
         seed: Seed of the resampling.
     """
     sides = [
-        [((of, pair[0]["attribute"]), verdict_of(pair[side])) for of, held in pairs.items() for pair in held]
+        [
+            ((of, pair[0]["attribute"]), verdict_of(pair[side]))
+            for of, seed_pairs in pairs.items()
+            for pair in seed_pairs
+        ]
         for side in (0, 1)
     ]
     found = {}
@@ -145,8 +149,8 @@ def _number(rows: Sequence[Verdict], measure: Measure, resamples: int, seed: int
     text = f"mean over the {len(groups)} attributes of {measure.definition}" if macro_over else measure.definition
     text += f"; {BOOTSTRAP}"
     if measure.of_set is not None:
-        held = [(verdict.attribute if macro_over else "", verdict) for verdict in rows]
-        value, drawn = _over_resamples(held, measure.of_set, resamples, seed)
+        grouped = [(verdict.attribute if macro_over else "", verdict) for verdict in rows]
+        value, drawn = _over_resamples(grouped, measure.of_set, resamples, seed)
         ends = None if drawn is None else _ends(drawn, measure.unit, len({verdict.images for verdict in rows}))
         return Metric(value, measure.unit, measure.higher_is_better, len(rows), ends, text)
     known = [verdict for verdict in rows if measure.name in verdict.measures]
@@ -163,7 +167,7 @@ def _number(rows: Sequence[Verdict], measure: Measure, resamples: int, seed: int
 
 
 def _over_resamples(
-    held: Sequence[tuple[Hashable, Verdict]],
+    grouped: Sequence[tuple[Hashable, Verdict]],
     of_set: Callable[[Sequence[Verdict]], float | None],
     resamples: int,
     seed: int,
@@ -171,15 +175,15 @@ def _over_resamples(
     """Compute a set's number as a mean over groups: the value, and the values on each resample (NaN if undefined).
 
     Args:
-        held: Pairs of group and verdict.
+        grouped: Pairs of group and verdict.
         of_set: Computes the number of a set.
         resamples: Number of bootstrap resamples.
         seed: Seed of the resampling.
     """
-    verdicts = [verdict for _, verdict in held]
+    verdicts = [verdict for _, verdict in grouped]
     names, cluster = np.unique(np.asarray([repr(verdict.images) for verdict in verdicts]), return_inverse=True)
     members: dict[Hashable, list[int]] = {}
-    for at, (group, _) in enumerate(held):
+    for at, (group, _) in enumerate(grouped):
         members.setdefault(group, []).append(at)
 
     def mean(counts: np.ndarray) -> float:

@@ -97,8 +97,8 @@ def drawn_weights(clusters: int, resamples: int, seed: int) -> Iterator[NDArray[
 
 def macro(means: NDArray[np.float64]) -> NDArray[np.float64]:
     """Return the mean over cells, without cells that are NaN; ``[..., c]`` to ``[...]``."""
-    held = ~np.isnan(means)
-    return np.asarray(np.where(held, means, 0.0).sum(-1) / np.maximum(held.sum(-1), 1))
+    defined = ~np.isnan(means)
+    return np.asarray(np.where(defined, means, 0.0).sum(-1) / np.maximum(defined.sum(-1), 1))
 
 
 def nested_macro(groups: Sequence[object]) -> Reduce:
@@ -111,8 +111,8 @@ def nested_macro(groups: Sequence[object]) -> Reduce:
 
     def reduce(means: NDArray[np.float64]) -> NDArray[np.float64]:
         per_group = [macro(means[..., index == group]) for group in range(index.max() + 1)]
-        held = [(~np.isnan(means[..., index == group])).any(-1) for group in range(index.max() + 1)]
-        stacked = np.where(np.stack(held, -1), np.stack(per_group, -1), np.nan)
+        defined = [(~np.isnan(means[..., index == group])).any(-1) for group in range(index.max() + 1)]
+        stacked = np.where(np.stack(defined, -1), np.stack(per_group, -1), np.nan)
         return macro(stacked)
 
     return reduce

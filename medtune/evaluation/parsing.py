@@ -118,9 +118,9 @@ def parse_value(text: str, attribute: str, options: Sequence[str], other_attribu
 
 def _first_value(clause: str, values: re.Pattern[str]) -> str | None:
     copulas = list(_COPULA.finditer(clause))
-    found = values.search(clause, copulas[-1].end()) if copulas else None
-    found = found or values.search(clause)
-    return found["value"] if found else None
+    match = values.search(clause, copulas[-1].end()) if copulas else None
+    match = match or values.search(clause)
+    return match["value"] if match else None
 
 
 @functools.lru_cache(maxsize=4096)

@@ -13,13 +13,13 @@ PACKAGES = ("medtune", "torch", "torchtune", "torchao", "transformers", "numpy",
 
 def versions() -> dict[str, str]:
     """Return the versions of Python and of the packages that a result may depend on, without missing packages."""
-    found = {"python": platform.python_version()}
+    by_package = {"python": platform.python_version()}
     for name in PACKAGES:
         try:
-            found[name] = metadata.version(name)
+            by_package[name] = metadata.version(name)
         except metadata.PackageNotFoundError:
             continue
-    return found
+    return by_package
 
 
 def commit() -> str | None:

@@ -61,14 +61,14 @@ class LabelTable:
 
 def points(table: LabelTable) -> dict[str, float | None]:
     """Return the statistics that apply to a set (scikit-learn): name to value, None if the value is undefined."""
-    found = {"f1_macro": _f1(table)}
+    statistics = {"f1_macro": _f1(table)}
     if table.kind == "multi_label":
-        found["label_accuracy"] = float(np.mean(table.gold == table.read))
+        statistics["label_accuracy"] = float(np.mean(table.gold == table.read))
     if table.kind == "ordinal":
-        found["quadratic_kappa"] = _kappa(table)
+        statistics["quadratic_kappa"] = _kappa(table)
     if table.scores is not None:
-        found["auc_macro"] = _auc(table)
-    return found
+        statistics["auc_macro"] = _auc(table)
+    return statistics
 
 
 def intervals(
@@ -95,19 +95,20 @@ def intervals(
     names, cluster = np.unique(np.asarray([repr(key) for key in clusters]), return_inverse=True)
     if len(names) < 2:
         return {}
-    held = list(tables.values())
+    in_order = list(tables.values())
     functions = [
-        {name: statistic for name, statistic in _resampled(table).items() if not only or name in only} for table in held
+        {name: statistic for name, statistic in _resampled(table).items() if not only or name in only}
+        for table in in_order
     ]
-    ends = np.cumsum([0, *(len(table.gold) for table in held)])
+    ends = np.cumsum([0, *(len(table.gold) for table in in_order)])
     statistics: dict[str, list[Array]] = {name: [] for name in functions[0]}
     for weights in drawn_weights(len(names), resamples, seed):
         counts = weights[:, cluster]
         for name, drawn in statistics.items():
             values = [by_name[name](counts[:, ends[at] : ends[at + 1]]) for at, by_name in enumerate(functions)]
             drawn.append(_mean_of_known(np.stack(values, -1)))
-    found = {name: percentile_ends(np.concatenate(drawn), len(names)) for name, drawn in statistics.items()}
-    return {name: pair for name, pair in found.items() if pair is not None}
+    ends_by_name = {name: percentile_ends(np.concatenate(drawn), len(names)) for name, drawn in statistics.items()}
+    return {name: pair for name, pair in ends_by_name.items() if pair is not None}
 
 
 def f1_difference(
@@ -164,15 +165,15 @@ def percentile_ends(drawn: Array, clusters: int) -> tuple[float, float] | None:
 
 def _resampled(table: LabelTable) -> dict[str, Callable[[Array], Array]]:
     """Return functions by name of the statistic: from counts ``[resamples, n]`` of each image to ``[resamples]``."""
-    found: dict[str, Callable[[Array], Array]] = {"f1_macro": lambda counts: _f1_drawn(table, counts)}
+    functions: dict[str, Callable[[Array], Array]] = {"f1_macro": lambda counts: _f1_drawn(table, counts)}
     if table.kind == "multi_label":
         right = (table.gold == table.read).mean(1)
-        found["label_accuracy"] = lambda counts: _ratio(counts @ right, counts.sum(1))
+        functions["label_accuracy"] = lambda counts: _ratio(counts @ right, counts.sum(1))
     if table.kind == "ordinal":
-        found["quadratic_kappa"] = lambda counts: _kappa_drawn(table, counts)
+        functions["quadratic_kappa"] = lambda counts: _kappa_drawn(table, counts)
     if table.scores is not None:
-        found["auc_macro"] = lambda counts: _auc_drawn(table, counts)
-    return found
+        functions["auc_macro"] = lambda counts: _auc_drawn(table, counts)
+    return functions
 
 
 def _f1(table: LabelTable) -> float | None:
@@ -209,8 +210,8 @@ def _kappa_drawn(table: LabelTable, counts: Array) -> Array:
 
 def _auc(table: LabelTable) -> float | None:
     assert table.scores is not None
-    held = [at for at in range(table.gold.shape[1]) if 0 < table.gold[:, at].sum() < len(table.gold)]
-    values = [roc_auc_score(table.gold[:, at], table.scores[:, at]) for at in held]
+    scorable = [at for at in range(table.gold.shape[1]) if 0 < table.gold[:, at].sum() < len(table.gold)]
+    values = [roc_auc_score(table.gold[:, at], table.scores[:, at]) for at in scorable]
     return float(np.mean(values)) if values else None
 
 

@@ -39,8 +39,8 @@ def is_report(text: str, report_terms: Sequence[str]) -> bool:
     A single fragment is not a report: ``big`` is a good answer to a question.
     """
     pieces = [piece for piece in _FRAGMENT.split(normalise(text)) if _words(piece)]
-    found = sum(is_report_fragment(piece, report_terms) for piece in pieces)
-    return found >= 2 and 2 * found > len(pieces)
+    fragments = sum(is_report_fragment(piece, report_terms) for piece in pieces)
+    return fragments >= 2 and 2 * fragments > len(pieces)
 
 
 def natural_description(text: str, report_terms: Sequence[str]) -> bool:

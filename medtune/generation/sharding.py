@@ -156,12 +156,12 @@ class SharedLog:
         """
         if meanwhile is None or self.world.world == 1:
             return self.world.gather(value)
-        found: list[list[T]] = []
+        gathered: list[list[T]] = []
         errors: list[BaseException] = []
 
         def wait() -> None:
             try:
-                found.append(self.world.gather(value))
+                gathered.append(self.world.gather(value))
             except BaseException as error:
                 errors.append(error)
 
@@ -172,7 +172,7 @@ class SharedLog:
             meanwhile()
         if errors:
             raise errors[0]
-        return found[0]
+        return gathered[0]
 
     def finish(self, ids: Sequence[str]) -> None:
         """Merge all answers into one file, in the order of the queries; call it when all processes have answered.

@@ -116,8 +116,8 @@ class Vocabulary:
         Raises:
             DataError: An attribute has no majority value.
         """
-        found = [about(sample) for about in ((topic,) if topics is None else topics) for sample in samples]
-        asked = [subject for subject in found if subject is not None]
+        subjects = [about(sample) for about in ((topic,) if topics is None else topics) for sample in samples]
+        asked = [subject for subject in subjects if subject is not None]
         attributes = sorted({subject.attribute for subject in asked})
         for attribute in attributes:
             if needed and attribute not in majority:

@@ -202,8 +202,8 @@ def score_classification(
     Raises:
         DataError: Questions of one set have different classes or tasks.
     """
-    held = [cast(ClassVerdict, verdict) for verdict in verdicts]
-    true, swapped = ([verdict for verdict in held if verdict.swapped is side] for side in (False, True))
+    class_verdicts = [cast(ClassVerdict, verdict) for verdict in verdicts]
+    true, swapped = ([verdict for verdict in class_verdicts if verdict.swapped is side] for side in (False, True))
     groups = by_attribute(true)
     for name, rows in groups.items():
         if len({(verdict.kind, verdict.classes) for verdict in rows}) > 1:
@@ -223,8 +223,8 @@ def score_classification(
 
 def sets_of(verdicts: Sequence[Verdict]) -> dict[str, dict[str, Any]]:
     """Return task and classes of each set, for the results."""
-    found = {verdict.attribute: verdict for verdict in verdicts if isinstance(verdict, ClassVerdict)}
-    return {name: {"task": verdict.kind, "classes": list(verdict.classes)} for name, verdict in sorted(found.items())}
+    by_set = {verdict.attribute: verdict for verdict in verdicts if isinstance(verdict, ClassVerdict)}
+    return {name: {"task": verdict.kind, "classes": list(verdict.classes)} for name, verdict in sorted(by_set.items())}
 
 
 def label_table(rows: Sequence[ClassVerdict]) -> LabelTable:
@@ -315,8 +315,8 @@ def _out_of_vocabulary(rows: Sequence[ClassVerdict]) -> Metric:
 
 
 def _mean(values: Sequence[float | None]) -> float | None:
-    held = np.asarray([np.nan if value is None else value for value in values], dtype=np.float64)
-    return float(macro(held)) if not np.isnan(held).all() else None
+    numbers = np.asarray([np.nan if value is None else value for value in values], dtype=np.float64)
+    return float(macro(numbers)) if not np.isnan(numbers).all() else None
 
 
 def _f1_difference(
@@ -332,8 +332,8 @@ def _f1_difference(
         seed: Seed of the resampling.
     """
     by_set = {
-        (name, of): [pair for pair in held if pair[0]["attribute"] == name]
-        for of, held in pairs.items()
+        (name, of): [pair for pair in seed_pairs if pair[0]["attribute"] == name]
+        for of, seed_pairs in pairs.items()
         for name in sets
     }
     sides: list[dict[str, LabelTable]] = []

@@ -46,12 +46,14 @@ def build_protocol(name: str, seed: int = 0) -> EvaluationProtocol:
         raise ConfigError(
             f"unknown protocol {name!r}; choose from {', '.join(REGISTRY)}, or give the dotted path of a class."
         )
-    found = import_path(name, "protocols")
-    if not (isinstance(found, type) and issubclass(found, EvaluationProtocol)):
+    protocol_class = import_path(name, "protocols")
+    if not (isinstance(protocol_class, type) and issubclass(protocol_class, EvaluationProtocol)):
         raise ConfigError(f"protocols: {name} is no subclass of medtune.evaluation.protocols.base.EvaluationProtocol.")
-    if REGISTRY.get(found.name, found) is not found:
-        raise ConfigError(f"protocols: {name} is named {found.name!r} as a packaged one; give it another name.")
-    return found(seed)
+    if REGISTRY.get(protocol_class.name, protocol_class) is not protocol_class:
+        raise ConfigError(
+            f"protocols: {name} is named {protocol_class.name!r} as a packaged one; give it another name."
+        )
+    return protocol_class(seed)
 
 
 def build_protocols(names: Iterable[str], seed: int = 0) -> dict[str, EvaluationProtocol]:
@@ -60,12 +62,12 @@ def build_protocols(names: Iterable[str], seed: int = 0) -> dict[str, Evaluation
     Raises:
         ConfigError: As :func:`build_protocol`, or two protocols have the same name.
     """
-    found: dict[str, EvaluationProtocol] = {}
+    by_name: dict[str, EvaluationProtocol] = {}
     for name in dict.fromkeys(names):
         protocol = build_protocol(name, seed)
-        if type(found.setdefault(protocol.name, protocol)) is not type(protocol):
+        if type(by_name.setdefault(protocol.name, protocol)) is not type(protocol):
             raise ConfigError(f"protocols: two of them are named {protocol.name!r}; leave one out.")
-    return found
+    return by_name
 
 
 def majority_of_use(names: Iterable[str]) -> bool:

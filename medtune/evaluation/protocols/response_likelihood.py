@@ -188,11 +188,11 @@ class Pairs:
 
 def pair_up(verdicts: Sequence[Verdict]) -> dict[str, Pairs]:
     """Map set to its pairs, in alphabetical order; a question without both likelihoods is left out."""
-    held = [
+    scored = [
         verdict for verdict in verdicts if isinstance(verdict, LikelihoodVerdict) and verdict.log_likelihood is not None
     ]
-    others = {verdict.sample_id: verdict for verdict in held if verdict.swapped}
-    own = [verdict for verdict in held if not verdict.swapped and verdict.sample_id in others]
+    others = {verdict.sample_id: verdict for verdict in scored if verdict.swapped}
+    own = [verdict for verdict in scored if not verdict.swapped and verdict.sample_id in others]
     return {
         name: Pairs(
             np.asarray([verdict.log_likelihood for verdict in rows], dtype=np.float64),
@@ -310,10 +310,10 @@ def _area_interval(
         counts = weights[:, cluster]
         areas = []
         for at, pairs in enumerate(sets):
-            held = counts[:, ends[at] : ends[at + 1]]
-            none = np.zeros_like(held)
+            drawn_counts = counts[:, ends[at] : ends[at + 1]]
+            zeros = np.zeros_like(drawn_counts)
             scores = np.concatenate([pairs.own, pairs.other])
-            areas.append(drawn_area(scores, np.hstack([held, none]), np.hstack([none, held])))
+            areas.append(drawn_area(scores, np.hstack([drawn_counts, zeros]), np.hstack([zeros, drawn_counts])))
         drawn.append(macro(np.stack(areas, -1)))
     return percentile_ends(np.concatenate(drawn), len(names))
 

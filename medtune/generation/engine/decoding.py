@@ -213,9 +213,9 @@ class CachedDecoder:
         """Record which image embeddings later tokens may attend to: the same as the prompt's last token."""
         if not wide:
             self.caches.forget_features(slice(self.rows, self.rows + len(vision_row)))
-        held = vision_row.new_zeros(self.rows, 0) if self._vision is None else self._vision
-        wide = max(wide, held.shape[1])
-        rows = [nn.functional.pad(row, (0, wide - row.shape[1])) for row in (held, vision_row[:, :wide])]
+        earlier = vision_row.new_zeros(self.rows, 0) if self._vision is None else self._vision
+        wide = max(wide, earlier.shape[1])
+        rows = [nn.functional.pad(row, (0, wide - row.shape[1])) for row in (earlier, vision_row[:, :wide])]
         self._vision = torch.cat(rows) if wide else None
 
     def _tensor(self, values: Sequence[int]) -> Tensor:

@@ -52,7 +52,7 @@ def score_continuations(
         return scores
     rows = torch.tensor([row for row, _ in shares], device=vision_mask.device)
     asked = [[continuations[row][index] for index in indices] for row, indices in shares]
-    found = _log_probs(
+    token_log_probs = _log_probs(
         model,
         _prefixes(
             [prompts[row] for row, _ in shares],
@@ -67,7 +67,7 @@ def score_continuations(
     )
     places = [(row, index) for row, indices in shares for index in indices]
     lengths = [len(option) for options in asked for option in options]
-    for (row, index), log_probs in zip(places, found.double().cpu().split(lengths), strict=True):
+    for (row, index), log_probs in zip(places, token_log_probs.double().cpu().split(lengths), strict=True):
         scores[row][index] = float(log_probs.sum())
     return scores
 
