@@ -34,21 +34,21 @@ $(STAMP): pyproject.toml constraints.txt
 demo: $(STAMP) ## prepare, tune, predict, evaluate and report a small model (about five minutes on two cores)
 	$(BIN)/python -m medtune.cli.demo
 
-test: $(STAMP) ## run the tests (under twenty minutes on two cores)
+test: $(STAMP) ## run all tests (under twenty minutes on two cores)
 	$(BIN)/python -m pytest -n $(WORKERS) --dist worksteal
 
-checks: $(STAMP) ## formatting, lint and types
+checks: $(STAMP) ## check format, lint and types
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 
-format: $(STAMP) ## rewrite the files in the project's format
+format: $(STAMP) ## reformat the files and apply lint fixes
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
 docs: $(STAMP) ## write the API reference as HTML into build/docs
 	$(BIN)/python docs/api.py
 
-clean: ## remove the environment, the caches and the builds (runs/ stays)
+clean: ## remove the environment, the caches and the builds (keeps runs/)
 	rm -rf $(VENV) build dist .mypy_cache .pytest_cache .ruff_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
