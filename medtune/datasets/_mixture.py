@@ -1,4 +1,4 @@
-"""Several sources as one."""
+"""Several sources combined into one."""
 
 import dataclasses
 import hashlib
@@ -56,18 +56,18 @@ class MixtureSource:
         return source.image_sizes(own)
 
     def picture_keys(self, sample: Sample) -> list[str]:
-        """What tells pictures of all parts apart: the part, and the key that it has there."""
+        """Return keys that identify images across all parts: the part, and the key within the part."""
         source, own = self._own(sample)
         part = sample.id.partition("/")[0]
         return [f"{part}/{key}" for key in picture_keys(source, own)]
 
     def image_roots(self) -> list[str] | None:
-        """Those of all parts, in order; None if one of them does not know."""
+        """Return the roots of all parts, in order; None if a part does not know its roots."""
         roots = [image_roots(source) for source in self._parts.values()]
         return None if None in roots else [root for some in roots for root in some or []]
 
     def image_files(self, sample: Sample) -> list[str]:
-        """The files that hold a sample's images in the part it comes from."""
+        """Return the files that hold a sample's images in the part it comes from."""
         source, own = self._own(sample)
         return image_files(source, own)
 
@@ -87,19 +87,19 @@ class MixtureSource:
 
 
 def _repeated(rows: int, weight: float, seed: int) -> list[int]:
-    """Return the rows that a weight stands for: whole copies, and a fixed random subset for the fraction."""
+    """Return the rows for a weight: whole copies, and a fixed random subset for the fraction."""
     whole = int(weight)
     rest = random.Random(seed).sample(range(rows), round((weight - whole) * rows))
     return [*range(rows)] * whole + sorted(rest)
 
 
 def mixture_dataset(parts: list[dict[str, Any]], seed: int = 0) -> MixtureSource:
-    """Several datasets as one, for example conversations with and without images.
+    """Combine several datasets into one, for example conversations with and without images.
 
     Args:
         parts: components, each with an optional ``weight``: how often the part's samples occur in an epoch. 1 (the
             default) is once, 2 is twice, 0.25 is a fixed random quarter.
-        seed: chooses the fractions.
+        seed: seed of the choice of rows for fractions.
 
     Raises:
         ConfigError: for no parts, a weight that is not positive, or a part that yields no sample.
