@@ -38,7 +38,7 @@ class MixtureSource:
         return len(self._row)
 
     def __getitem__(self, index: int) -> Sample:
-        """Return a sample of the part that the index falls into."""
+        """Return a sample of the part that contains the index."""
         if not 0 <= index < len(self):
             raise IndexError(f"the mixture has {len(self)} samples, there is no number {index}")
         name = self._names[int(self._number[index])]
@@ -47,19 +47,19 @@ class MixtureSource:
 
     def open_images(self, sample: Sample) -> list[Image.Image]:
         """Decode a sample's images in the part it comes from."""
-        source, own = self._own(sample)
-        return source.open_images(own)
+        source, inner = self._in_part(sample)
+        return source.open_images(inner)
 
     def image_sizes(self, sample: Sample) -> list[tuple[int, int]]:
         """Read the headers of a sample's images in the part it comes from."""
-        source, own = self._own(sample)
-        return source.image_sizes(own)
+        source, inner = self._in_part(sample)
+        return source.image_sizes(inner)
 
     def picture_keys(self, sample: Sample) -> list[str]:
         """Return keys that identify images across all parts: the part, and the key within the part."""
-        source, own = self._own(sample)
+        source, inner = self._in_part(sample)
         part = sample.id.partition("/")[0]
-        return [f"{part}/{key}" for key in picture_keys(source, own)]
+        return [f"{part}/{key}" for key in picture_keys(source, inner)]
 
     def image_roots(self) -> list[str] | None:
         """Return the roots of all parts, in order; None if a part does not know its roots."""
@@ -68,22 +68,23 @@ class MixtureSource:
 
     def image_files(self, sample: Sample) -> list[str]:
         """Return the files that hold a sample's images in the part it comes from."""
-        source, own = self._own(sample)
-        return image_files(source, own)
+        source, inner = self._in_part(sample)
+        return image_files(source, inner)
 
     def where(self, sample: Sample) -> str:
         """Return file, row and id of a sample in the part it comes from."""
-        source, own = self._own(sample)
-        return place(source, own)
+        source, inner = self._in_part(sample)
+        return place(source, inner)
 
     def fingerprint(self) -> str:
         """Return a SHA-256 of the parts' fingerprints, their weights and the seed."""
         parts = [source.fingerprint() for source in self._parts.values()]
         return hashlib.sha256(repr((parts, self._weights, self._seed)).encode()).hexdigest()
 
-    def _own(self, sample: Sample) -> tuple[SampleSource, Sample]:
-        name, _, own_id = sample.id.partition("/")
-        return self._parts[name], dataclasses.replace(sample, id=own_id)
+    def _in_part(self, sample: Sample) -> tuple[SampleSource, Sample]:
+        """Return the part that a sample comes from, and the sample with its id in that part."""
+        name, _, part_id = sample.id.partition("/")
+        return self._parts[name], dataclasses.replace(sample, id=part_id)
 
 
 def _repeated(rows: int, weight: float, seed: int) -> list[int]:
