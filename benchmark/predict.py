@@ -103,7 +103,8 @@ def build(folder: Path, device: torch.device) -> tuple:
 
 def ask_medtune(model, transform, requests: list[Request], batch_size: int, new_tokens: int, device) -> dict[str, str]:
     """Answers of medtune's generator."""
-    generator = Generator(model, transform, batch_size=batch_size, max_new_tokens=new_tokens, device=device)
+    sizes = {"batch_size": batch_size, "max_new_tokens": new_tokens}
+    generator = Generator(model, transform, **sizes, device=device, dtype=next(model.parameters()).dtype)
     return {answer.id: answer.text for answer in generator(requests)}
 
 
@@ -121,7 +122,7 @@ def ask_transformers(
         tokens = model.generate(
             input_ids=batch["tokens"].to(device),
             attention_mask=batch["padding"].long().to(device),
-            pixel_values=batch["vision"]["images"].to(device),
+            pixel_values=batch["vision"]["images"].to(device, model.dtype),
             aspect_ratio_ids=ones,
             aspect_ratio_mask=ones[:, :, None],
             cross_attention_mask=batch["vision_mask"][:, :, :1, None].long().to(device),
@@ -210,6 +211,7 @@ def compare_shared(model, transform, requests: list[Request], arguments: argpars
             batch_size=2 * len(ATTRIBUTES),
             max_new_tokens=arguments.new_tokens,
             device=arguments.device,
+            dtype=next(model.parameters()).dtype,
             share_prefix=share,
         )
         answers = {answer.id: answer.text for answer in generator(requests)}
