@@ -1,6 +1,6 @@
 """Holds the benchmarks' figures against a committed baseline: a figure that became worse ends with status 1.
 
-    python benchmark/check.py                    # run the benchmarks (some minutes each on two idle cores), then compare
+    python benchmark/check.py                    # run the benchmarks (some minutes each), then compare
     python benchmark/check.py --only train_step vitask_step
     python benchmark/check.py --results FOLDER   # compare the JSON files of a folder, nothing is run
     python benchmark/check.py --update [--results FOLDER]    # write benchmark/baseline.json from those files

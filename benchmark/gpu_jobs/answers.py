@@ -23,6 +23,17 @@ from medtune.models.mini import mini_internvl, mini_internvl_transform, mini_tra
 
 QUESTIONS_ALONE = 8  # so many of the 64 are asked one at a time: the rate is the same, and the minutes are few
 
+# With four slots for tiles, as the 11B has, of which an image fills one.
+MINI_11B: dict[str, Any] = {
+    "vocab_size": 1024,
+    "image_size": 16,
+    "embed_dim": 32,
+    "vision_layers": 2,
+    "decoder_layers": 2,
+    "max_num_tiles": 4,
+    "hf_rows": True,
+}
+
 
 def predict_11b(setting: Setting) -> dict[str, Any]:
     """Answers per second with four questions on each of 16 pictures, beside transformers on the same weights."""
@@ -30,10 +41,7 @@ def predict_11b(setting: Setting) -> dict[str, Any]:
     images, new_tokens, batch_size = (2, 4, 4) if setting.tiny else (16, 32, 32)
     with set_default_dtype(setting.dtype), setting.device:
         torch.manual_seed(0)
-        if setting.tiny:
-            ours = mini_vlm(1024, image_size=16, embed_dim=32, vision_layers=2, decoder_layers=2, hf_rows=True)
-        else:
-            ours = llama3_2_vision_11b(pad_tiles=1, hf_rows=True)
+        ours = mini_vlm(**MINI_11B) if setting.tiny else llama3_2_vision_11b(hf_rows=True)
     for module in ours.modules():
         if isinstance(module, TanhGate):
             torch.nn.init.constant_(module.scale, OPEN_GATE)
