@@ -14,10 +14,10 @@ PYTHON ?= $(shell for p in python3.11 python3.12 python3.13 python3 python; do \
 	  $$p -c '$(SUPPORTED)' >/dev/null 2>&1 && { command -v $$p; break; }; done)
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test checks format docs clean
+.PHONY: help install demo test checks format docs bench-check clean
 
 help: ## list the targets
-	@grep -E '^[a-z]+:.*##' $(firstword $(MAKEFILE_LIST)) | sed -E 's/^([a-z]+):.*## /  make \1\t/' | expand -t 18
+	@grep -E '^[a-z-]+:.*##' $(firstword $(MAKEFILE_LIST)) | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 20
 
 install: $(STAMP) ## create .venv and install medtune with the pinned versions
 
@@ -48,6 +48,9 @@ format: $(STAMP) ## reformat the files and apply lint fixes
 
 docs: $(STAMP) ## write the API reference as HTML into build/docs
 	$(BIN)/python docs/api.py
+
+bench-check: $(STAMP) ## run the benchmarks and compare their figures with benchmark/baseline.json (some minutes each)
+	$(BIN)/python benchmark/check.py
 
 clean: ## remove the environment, the caches and the builds (keeps runs/)
 	rm -rf $(VENV) build dist .mypy_cache .pytest_cache .ruff_cache
