@@ -3,6 +3,7 @@
 VENV   ?= .venv
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.medtune-installed
+MUTANTS := $(VENV)/.mutants-installed
 # Two CPU workers; OpenMP with more threads than idle cores is many times slower than with one.
 export OMP_NUM_THREADS ?= 1
 export TOKENIZERS_PARALLELISM ?= false
@@ -14,7 +15,7 @@ PYTHON ?= $(shell for p in python3.11 python3.12 python3.13 python3 python; do \
 	  $$p -c '$(SUPPORTED)' >/dev/null 2>&1 && { command -v $$p; break; }; done)
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test checks format docs bench-check clean
+.PHONY: help install demo test checks mutants format docs bench-check clean
 
 help: ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(firstword $(MAKEFILE_LIST)) | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 20
@@ -41,6 +42,13 @@ checks: $(STAMP) ## check format, lint and types
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
+
+$(MUTANTS): $(STAMP)
+	$(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt -e '.[dev,mutants]'
+	@touch $@
+
+mutants: $(MUTANTS) ## run the tests on 200 wrong lines, drawn with a fixed seed (about two hours; a stopped run resumes)
+	$(BIN)/python -m benchmark.mutants $(OPTIONS)
 
 format: $(STAMP) ## reformat the files and apply lint fixes
 	$(BIN)/ruff format .

@@ -128,7 +128,9 @@ def make(words: list[str], at: Workspace) -> None:
     """Excluded by name: they install, test or take minutes; the targets exist, and the demo has a test of its own."""
     targets = [word for word in words[1:] if "=" not in word]
     known = re.findall(r"^([a-z-]+):", (CHECKOUT / "Makefile").read_text(), flags=re.M)
-    assert targets and set(targets) <= {"install", "demo", "test", "checks", "docs", "bench-check"} & set(known), words
+    assert targets and set(targets) <= {"install", "demo", "test", "checks", "mutants", "docs", "bench-check"} & set(
+        known
+    ), words
 
 
 def pip(words: list[str], at: Workspace) -> None:

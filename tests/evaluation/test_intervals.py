@@ -7,7 +7,7 @@ import pytest
 from scipy.stats import binomtest
 from sklearn.metrics import f1_score
 
-from medtune.evaluation.measures import Measure, score_measures
+from medtune.evaluation.measures import Measure, compare_measures, score_measures
 from medtune.evaluation.metrics import bootstrap_interval, drawn_weights, macro
 from medtune.evaluation.protocols.base import Verdict
 from medtune.evaluation.resampled import LabelTable, f1_difference, intervals, percentile_ends
@@ -214,3 +214,35 @@ def test_numbers_of_each_answer_and_of_a_set_draw_images_too() -> None:
     assert alone["square_macro"].value is not None and alone["square_macro"].interval is None
     nothing = score_measures([verdict(0, 0, "x", True)], told, resamples=20)["overall"]
     assert nothing["error_macro"].value is None and nothing["square_macro"].value is None
+
+
+def csv_row(at: int, error: float | None) -> dict[str, str]:
+    """A row of ``verdicts.csv``, one image each."""
+    held = {"id": str(at), "task": "t", "sample_id": str(at), "attribute": "xy"[at % 2], "images": f"{at}.png"}
+    rest = {"gold": "", "predicted": "", "read": "1", "in_format": "1", "swapped": "0"}
+    return {**held, **rest, "measure:error": "" if error is None else str(error)}
+
+
+def test_a_difference_of_two_runs_is_the_second_less_the_first_on_the_same_draws() -> None:
+    def middle(held: Sequence[Verdict]) -> float | None:
+        known = [one.measures["error"] for one in held if one.measures]
+        return float(np.mean(known)) if known else None
+
+    told = (Measure("each", "mm", False, "an error"), Measure("mean", "mm", False, "mean error", middle))
+    before, after = [1.0, 2.0, 4.0, 6.0], [1.5, 5.0, 5.0, 5.0]
+    pairs = {0: [(csv_row(at, before[at]), csv_row(at, after[at])) for at in range(4)]}
+    found = compare_measures(pairs, told, "plain", resamples=110, seed=4)
+    assert found.keys() == {"mean_macro"}, "numbers of each answer are compared elsewhere"
+
+    def change(places: list[int]) -> float:
+        sides = ([[side[at] for at in places if at % 2 == part] for part in (0, 1)] for side in (after, before))
+        return float(np.subtract(*(np.mean([np.mean(group) for group in groups if group]) for groups in sides)))
+
+    # over attributes: x is 2.5 before and 3.25 after, y is 4 and 5
+    assert found["mean_macro"].value == pytest.approx(change([0, 1, 2, 3])) == pytest.approx((0.75 + 1.0) / 2)
+    assert found["mean_macro"].interval == pytest.approx(by_hand([f"{at}" for at in range(4)], change, 110, 4))
+    assert found["mean_macro"].unit == "mm" and found["mean_macro"].n == 4
+    unknown = {0: [(csv_row(at, before[at]), csv_row(at, None)) for at in range(4)]}
+    for several in (unknown, {0: [(second, first) for first, second in unknown[0]]}):
+        none = compare_measures(several, told, "plain", resamples=20)["mean_macro"]
+        assert (none.value, none.interval) == (None, None)

@@ -11,7 +11,7 @@ ROW = Prediction("q/open", "open", "What?", "line\nbreak, ü", ("big",), {"swapp
 
 
 def test_round_trip(tmp_path):
-    path = tmp_path / "runs" / "predictions.jsonl"
+    path = tmp_path / "runs" / "model" / "predictions.jsonl"
     write_predictions(path, [ROW])
     assert read_predictions(path) == [ROW]
     assert len(path.read_text(encoding="utf-8").splitlines()) == 1
@@ -65,6 +65,24 @@ def test_the_log_goes_on_behind_a_torn_line(tmp_path, torn):
         assert log.done == {"q/open"}
         log.append(Prediction("next", "open", "", "yes"))
     assert [row.id for row in read_predictions(path)] == ["q/open", "next"]
+
+
+@pytest.mark.parametrize("torn", [65535, 65536, 65537])
+def test_a_line_that_ends_where_a_block_begins_is_kept(tmp_path, torn):
+    """The file is searched backwards, 65536 bytes at a time."""
+    path = tmp_path / "predictions.jsonl"
+    write_predictions(path, [ROW])
+    with path.open("a") as file:
+        file.write("x" * torn)
+    with PredictionLog(path) as log:
+        assert (log.cut, log.done) == (torn, {"q/open"})
+
+
+def test_the_log_makes_its_folder_and_those_above_it(tmp_path):
+    path = tmp_path / "runs" / "model" / "predictions.jsonl"
+    with PredictionLog(path) as log:
+        log.append(ROW)
+    assert read_predictions(path) == [ROW]
 
 
 def test_the_log_refuses_a_second_answer(tmp_path):
@@ -122,13 +140,13 @@ def test_a_file_in_order_is_left_alone(tmp_path):
 
 
 def test_a_file_that_is_replaced_while_it_is_opened_is_locked_under_its_name(tmp_path, monkeypatch):
-    path, real, replaced = tmp_path / "p.jsonl", prediction.fcntl.flock, []
+    path, real, seen = tmp_path / "p.jsonl", prediction.fcntl.flock, []
     write_predictions(path, answers("a"))
 
     def flock(descriptor, how):
         real(descriptor, how)
-        if not replaced:
-            replaced.append(True)
+        seen.append(descriptor)
+        if len(seen) == 1:
             write_predictions(path, answers("a", "b"))
 
     monkeypatch.setattr(prediction.fcntl, "flock", flock)
@@ -136,6 +154,7 @@ def test_a_file_that_is_replaced_while_it_is_opened_is_locked_under_its_name(tmp
         assert log.done == {"a", "b"}
         log.append(*answers("c"))
     assert [row.id for row in read_predictions(path)] == ["a", "b", "c"]
+    assert seen == seen[:1] * 2, "the first descriptor was closed, so its number is free again"
 
 
 def test_a_full_disk_is_said_and_what_was_written_is_kept(tmp_path):

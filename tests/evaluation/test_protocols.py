@@ -199,3 +199,11 @@ def test_another_image_is_required_and_chosen_by_the_seed(questions):
         [one.sample.images for one in plan_queries(many, ["open"], swapped=["open"], seed=seed)] for seed in (0, 1)
     ]
     assert shown[0] != shown[1]
+
+
+def test_a_dotted_path_names_a_protocol_and_nothing_else():
+    found = build_protocol("medtune.evaluation.protocols.open_question.OpenQuestion", 3)
+    assert type(found) is type(build_protocol("open")) and found.seed == 3
+    for wrong in ("medtune.evaluation.protocols.base.Vocabulary", "medtune.evaluation.parsing.parse_value"):
+        with pytest.raises(ConfigError, match=f"{wrong} is no subclass"):
+            build_protocol(wrong)

@@ -3,6 +3,8 @@
 import math
 import weakref
 from collections.abc import Callable
+from contextlib import nullcontext
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -12,7 +14,7 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from medtune.losses.cross_entropy import IGNORE_INDEX, chunked_cross_entropy
-from medtune.losses.log_probs import sequence_log_probs, target_log_probs, token_log_probs
+from medtune.losses.log_probs import _ChunkedHead, sequence_log_probs, target_log_probs, token_log_probs
 
 WIDTH, VOCABULARY = 5, 11
 
@@ -287,3 +289,17 @@ def test_autocast_of_the_forward_pass_is_that_of_the_backward_pass() -> None:
         found = token_log_probs(hidden, labels, watched, 3)
     found.sum().backward()
     assert seen == [True] * 4
+
+
+def test_the_second_time_the_devices_random_numbers_are_those_of_the_first(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Dropout on a GPU draws from the device's generator; a stand-in takes its place here."""
+    device, set_to = torch.device("cuda"), []
+    module = SimpleNamespace(
+        get_rng_state=lambda one: f"state of {one}", set_rng_state=lambda state, one: set_to.append((state, one))
+    )
+    monkeypatch.setattr(torch, "get_device_module", lambda one: module)
+    monkeypatch.setattr(torch.random, "fork_rng", lambda devices, **_: nullcontext(devices))
+    chunked = _ChunkedHead(lambda state: state, 2, device)
+    assert set_to == []
+    with chunked.replayed():
+        assert set_to == [("state of cuda", device)]

@@ -169,6 +169,14 @@ def test_impossible_values_are_refused(arguments: dict) -> None:
         InstFree(**arguments)
 
 
+@pytest.mark.parametrize(
+    "arguments", [{"vectors": 1}, {"sigma": 0.0}, {"alpha": 0.0}, {"alpha": 1.0}, {"warmup_steps": 0}]
+)
+def test_values_at_their_bounds_are_taken(arguments: dict) -> None:
+    method = InstFree(**arguments)
+    assert {name: getattr(method, name) for name in arguments} == arguments
+
+
 def test_the_proxy_is_fp32_and_its_start_has_the_given_spread() -> None:
     proxy = ProxyInstruction(64, 512, sigma=0.02, seed=1)
     assert proxy.weight.dtype == torch.float32

@@ -37,6 +37,11 @@ def by_hand(task: SimpleNamespace, model: Any, transform: Any, method: Any) -> t
     return total, count
 
 
+def test_a_method_that_says_nothing_runs_one_row_for_a_sample() -> None:
+    """``medtune plan`` counts activations of the micro-batch times this."""
+    assert SFT().rows == InstFree().rows == 1
+
+
 @pytest.mark.parametrize("method", ["momentum", "text", "sft"])
 @pytest.mark.parametrize("name", ["cross-attention", "internvl"])
 def test_a_batch_is_the_equation_sample_by_sample(task: SimpleNamespace, name: str, method: str) -> None:

@@ -1,5 +1,6 @@
 """The data side of VITask: negatives, exemplars' pictures, and tasks that do not belong together."""
 
+import hashlib
 import pickle
 import random
 from collections import Counter
@@ -54,6 +55,13 @@ def test_the_first_and_the_last_of_a_question_may_be_drawn_for_every_response(ta
         assert drawn == expected
 
 
+def test_the_only_other_response_is_drawn() -> None:
+    samples = [said(("user", "Which?"), ("assistant", answer)) for answer in ("red", "blue", "red")]
+    index = NegativeIndex(samples, np.arange(3))
+    assert [index.draw(samples[0], random.Random(seed)) for seed in range(5)] == [1] * 5
+    assert {index.draw(samples[1], random.Random(seed)) for seed in range(20)} == {0, 2}
+
+
 def test_an_item_is_a_function_of_seed_epoch_and_index(task: SimpleNamespace) -> None:
     model, transform = family("internvl")
     objective = bound(task, model, transform)
@@ -65,6 +73,15 @@ def test_an_item_is_a_function_of_seed_epoch_and_index(task: SimpleNamespace) ->
         assert item["negative"]["labels"] != [] and item["exemplar_pixels"].shape == (3, 16, 16)
         pixels.append(torch.cat(item["negative"]["images"]).mean().item())
     assert pixels[0] == pixels[1] and len(set(pixels[1:])) > 1
+
+
+def test_the_keys_are_64_bits_of_blake2b_as_they_always_were() -> None:
+    """Their order decides which negative a seed draws, so that a run that is resumed needs the same ones."""
+    sample = said(("user", "ab"), ("assistant", " yes "), images=2)
+    by_hand = b"\0\0\0\0\0\0\0\x012" + b"\0\0\0\0\0\0\0\x02ab"
+    assert question_key(sample) == int.from_bytes(hashlib.blake2b(by_hand, digest_size=8).digest(), "big")
+    by_hand = b"\0\0\0\0\0\0\0\x03yes"
+    assert response_key(sample) == int.from_bytes(hashlib.blake2b(by_hand, digest_size=8).digest(), "big")
 
 
 def said(*turns: tuple[str, str], images: int = 1) -> Sample:
@@ -228,6 +245,12 @@ def test_a_task_specific_model_of_another_task_is_refused_with_both_names(
 
 def test_samples_that_name_no_task_are_taken(task: SimpleNamespace, tmp_path: Path) -> None:
     source = instantiate(write_task(tmp_path, [{**row, "meta": {}} for row in task_rows()]))
+    assert bound(task, *family("llava")).items(source, np.arange(len(source)), CONTRAST)
+
+
+@pytest.mark.parametrize("meta", [{"classes": ["other", "than these"]}, {"set": "blobs"}, {"set": "x", "classes": "y"}])
+def test_a_sample_names_its_task_by_both_keys_or_not_at_all(task: SimpleNamespace, tmp_path: Path, meta: dict) -> None:
+    source = instantiate(write_task(tmp_path, [{**row, "meta": meta} for row in task_rows()]))
     assert bound(task, *family("llava")).items(source, np.arange(len(source)), CONTRAST)
 
 

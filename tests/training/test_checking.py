@@ -173,3 +173,13 @@ def test_a_record_is_json_of_plain_values(folder: Path) -> None:
     made_of = record_of(config_of(folder)).made_of
     assert json.loads(json.dumps(made_of)) == made_of
     assert made_of["roots"] == [os.path.realpath(folder / "images")]
+
+
+def test_files_above_256_mb_are_told_by_size_and_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(checking, "file_sha256", lambda path: "read")
+    path = tmp_path / "weights"
+    for size, expected in ((1 << 28, "read"), ((1 << 28) + 1, f"{(1 << 28) + 1}|2000000000")):
+        with path.open("wb") as file:
+            file.truncate(size)  # sparse: nothing is written
+        os.utime(path, (2, 2))
+        assert checking._contents(path) == expected

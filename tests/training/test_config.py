@@ -7,10 +7,10 @@ from typing import Any
 import pytest
 
 from medtune import aliases
-from medtune.config import load_config
+from medtune.config import Component, load_config
 from medtune.errors import ConfigError
 from medtune.objectives import SFT, Classification, InstFree, VITask
-from medtune.training.config import LOGGER_PACKAGES, TrainConfig, check_loggers, require_objective
+from medtune.training.config import LOGGER_PACKAGES, QuestionsConfig, TrainConfig, check_loggers, require_objective
 from medtune.training.plan import plan
 from tests.recipe_modules import load_recipe
 from tests.runs import tiny
@@ -93,3 +93,16 @@ def test_plan_says_what_type_is_expected(capsys: pytest.CaptureFixture[str]) -> 
     told = capsys.readouterr().err
     assert told.count("\n") == 1
     assert "instfree/mini.yaml, override 'objective.alpha=abc': objective.alpha: expected a number, got 'abc'" in told
+
+
+def test_questions_by_default() -> None:
+    asked = QuestionsConfig(source=Component(_component_="x.y"))
+    assert (asked.protocols, asked.limit, asked.batch_size) == (["open"], 64, 16)
+    assert (asked.max_new_tokens, asked.answers, asked.resamples) == (32, 8, 300)
+
+
+@pytest.mark.parametrize("changes", [{"answers": -1}, {"protocols": []}, {"limit": 0}, {"resamples": 0}])
+def test_questions_that_cannot_be_asked_are_refused(changes: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match="questions"):
+        QuestionsConfig(source=Component(_component_="x.y"), **changes)
+    assert QuestionsConfig(source=Component(_component_="x.y"), answers=0).answers == 0

@@ -358,6 +358,13 @@ def test_features_that_are_no_function_of_the_picture_are_refused(transform: Any
         check_frozen([], TrainedParts(model, nn.Module(), {}), transform)
 
 
+def test_an_encoder_as_torchtunes_may_keep_features_of_single_tiles() -> None:
+    model = nn.Module()
+    model.encoder = VisionEncoder(nn.Identity(), nn.Identity(), mode="torchtune")
+    transform = SimpleNamespace(feature_width=None, tiler=SimpleNamespace(max_tiles=1))
+    check_frozen([], TrainedParts(model, nn.Module(), {}), transform)
+
+
 def test_instfree_of_a_frozen_encoder(tmp_path: Path) -> None:
     changes = {**LLAMA, "trainable": ["fusion"], "objective": {"alpha": 0.5, "warmup_steps": 2}, "max_steps": 3}
     plain = run(tmp_path / "plain", **changes)

@@ -50,6 +50,8 @@ def test_the_table_adds_up(parts: TrainedParts) -> None:
         ["proxy", "7", "7", "0"],
         ["all", "34", "13", "21"],
     ]
+    first = parts.table([]).splitlines()[0]
+    assert first == "part" + 8 * " " + 6 * " " + "parameters" + 7 * " " + "trainable" + 10 * " " + "frozen"
 
 
 @pytest.mark.parametrize("part", ["adapter", "fusion"])

@@ -5,6 +5,7 @@ import re
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -125,6 +126,16 @@ def test_a_config_that_cannot_run_says_why(
 ) -> None:
     assert main(["plan", str(config), *overrides]) == 2
     assert sentence in capsys.readouterr().err
+
+
+def test_offloading_leaves_the_largest_layers_activations_and_none_without_layers(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    config: Any = SimpleNamespace(dtype="fp32", activation_offloading=True)
+    for inside, expected in (([3.0, 7.0, 5.0], 7.0), ([], 0)):
+        counted = SimpleNamespace(inside=inside)
+        monkeypatch.setattr(memory, "count_activations", lambda *_, counted=counted: counted)
+        assert plan_module._activations(config, None, BatchShape(1, 2, 1, 1, 16), set(), False) == expected
 
 
 def test_an_eight_bit_optimizer_is_refused_on_several_gpus(config: Path) -> None:
