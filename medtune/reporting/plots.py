@@ -122,7 +122,7 @@ def _fill_panel(panel: Any, results: Sequence[dict[str, Any]], protocol: str, sh
         _whisker(panel, place, number)
     for metric, dashes in ((column.majority, "--"), (column.chance, ":")):
         number = next(
-            (found for found in (overall(run_results, protocol, metric) for run_results in results) if found), None
+            (value for value in (overall(run_results, protocol, metric) for run_results in results) if value), None
         )
         if number and number["value"] is not None:
             panel.axvline(_scaled(number["value"], number), linestyle=dashes, color=GREY, linewidth=1.2)

@@ -95,8 +95,8 @@ def refuse_likelihoods(protocols: Sequence[str], scored: Sequence[str]) -> None:
         ConfigError: If ``scored`` is not empty; the message holds the list of protocols without them.
     """
     if scored:
-        rest = ", ".join(name for name in protocols if name not in scored)
+        allowed = ", ".join(name for name in protocols if name not in scored)
         raise ConfigError(
             f"protocol {scored[0]!r} needs the likelihood of given answers, which a backend does not tell (servers "
-            f"give log-probabilities of what they wrote alone); leave it out: 'protocols=[{rest}]'"
+            f"give log-probabilities of what they wrote alone); leave it out: 'protocols=[{allowed}]'"
         )

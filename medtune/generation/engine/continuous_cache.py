@@ -53,18 +53,18 @@ class _Cache(nn.Module):
     def resize(self, rows: int, columns: int, keep: int) -> None:
         """Allocate rows and columns; the first ``keep`` rows keep their content."""
         heads, wide = self.keys.shape[1], self.keys.shape[3]
-        held = (self.keys[:keep], self.values[:keep]) if keep else ()
+        saved = (self.keys[:keep], self.values[:keep]) if keep else ()
         # Without rows to keep, free the old tensors before allocating the new ones.
         self.keys = self.values = self.keys.new_zeros(0, heads, 0, wide)
         # Zeros, because a masked column is still multiplied by 0, and 0 times NaN is NaN.
         self.keys, self.values = (self.keys.new_zeros(rows, heads, columns, wide) for _ in range(2))
-        for old, new in zip(held, (self.keys, self.values), strict=False):
+        for old, new in zip(saved, (self.keys, self.values), strict=False):
             new[:keep, :, : old.shape[2]] = old
 
     def copy_row(self, source: int, rows: slice, columns: int) -> None:
         """Copy the first columns of a row into other rows."""
-        for held in (self.keys, self.values):
-            held[rows, :, :columns] = held[source, :, :columns]
+        for cached in (self.keys, self.values):
+            cached[rows, :, :columns] = cached[source, :, :columns]
 
     def reset(self) -> None:
         """Set all keys and values to zero."""
@@ -78,8 +78,8 @@ class SelfAttentionCache(_Cache):
     def update(self, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
         """Store keys and values ``[b, heads, s, head_dim]`` of new tokens; return those that the pass can see."""
         seen = []
-        for held, new in ((self.keys, keys), (self.values, values)):
-            rows = held[self.cursor.rows]
+        for cached, new in ((self.keys, keys), (self.values, values)):
+            rows = cached[self.cursor.rows]
             if isinstance(self.cursor.columns, int):
                 rows[:, :, self.cursor.columns : self.cursor.columns + new.shape[2]] = new
             else:
@@ -109,8 +109,8 @@ class CrossAttentionCache(_Cache):
 
     def update(self, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
         """Store the keys and values of image embeddings."""
-        for held, new in ((self.keys, keys), (self.values, values)):
-            rows = held[self.cursor.rows]
+        for cached, new in ((self.keys, keys), (self.values, values)):
+            rows = cached[self.cursor.rows]
             rows[:, :, : new.shape[2]] = new
             rows[:, :, new.shape[2] :] = 0
         return keys, values

@@ -47,18 +47,18 @@ class PromptMaker:
             DataError: If the sample or an image of it cannot be used.
         """
         key = (id(request.source), request.sample.images)
-        held = self._held.get(key)
-        if held is None:
-            held = self._held[key] = _Held(request.source, request.source.open_images(request.sample))
-        if held.made:
+        entry = self._held.get(key)
+        if entry is None:
+            entry = self._held[key] = _Held(request.source, request.source.open_images(request.sample))
+        if entry.made:
             # The transform uses the tiles unchanged, in the same way as features from a feature cache.
-            tiles = zip(held.images, held.made["images"], strict=True)
+            tiles = zip(entry.images, entry.made["images"], strict=True)
             shown = [EncodedPicture(image.size, cut) for image, cut in tiles]
-            item = {**self.transform(request.sample, shown, inference=True), **held.made}
+            item = {**self.transform(request.sample, shown, inference=True), **entry.made}
         else:
-            item = self.transform(request.sample, held.images, inference=True)
-            held.made = {name: value for name, value in item.items() if name not in _TEXT}
-        return item, self.extension.prepare(request, held.images, item)
+            item = self.transform(request.sample, entry.images, inference=True)
+            entry.made = {name: value for name, value in item.items() if name not in _TEXT}
+        return item, self.extension.prepare(request, entry.images, item)
 
     def forget(self, unused: Callable[[SampleKey], bool]) -> None:
         """Drop the images of samples that no later request shows."""
