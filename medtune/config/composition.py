@@ -141,7 +141,7 @@ def compose(path: Path) -> Composed:
 def _compose(path: Path, chain: tuple[Path, ...]) -> Composed:
     chain = (*chain, path)
     if path.resolve() in [above.resolve() for above in chain[:-1]]:
-        raise ConfigError(f"{_shown(chain)}: the bases go in a circle; take one of them out")
+        raise ConfigError(f"{_shown(chain)}: the bases form a cycle; remove one of them")
     values = read_yaml(path)
     composed = Composed(path, {}, {}, [])
     for name in _bases(values.pop(BASE, None), path):
@@ -215,7 +215,7 @@ def _merge(
 def _delete(below: dict[Any, Any], key: str, value: Any, at: Keys, origins: dict[Keys, str], source: str) -> None:
     place = Place(source, (*at, key))
     if value is not None:
-        raise ConfigError(f"{place}: deletes a key of the base, so that nothing may stand behind it, got {value!r}")
+        raise ConfigError(f"{place}: a key that begins with ~ is deleted, so it must have no value, got {value!r}")
     if key[1:] not in below:
         raise ConfigError(f"{place}: the base has no key {key[1:]!r} to delete; {nearest(key[1:], list(below))}")
     del below[key[1:]]

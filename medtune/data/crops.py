@@ -146,7 +146,7 @@ class PaddedToSquare(ChangedImages):
         return square
 
     def changed_size(self, width: int, height: int) -> tuple[int, int]:
-        """Return the square's size, whatever the image's."""
+        """Return the square's size, which does not depend on the image's size."""
         return self.side, self.side
 
     @property

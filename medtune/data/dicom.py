@@ -43,7 +43,7 @@ def dicom_header(data: bytes) -> tuple["Dataset", int]:
         frames = int(header.get("NumberOfFrames") or 1)
     if not rows or not columns:
         kind = header.get("Modality") or "unknown modality"
-        raise DataError(f"is a DICOM file without a picture ({kind}); remove the row.")
+        raise DataError(f"is a DICOM file without an image ({kind}); remove the row.")
     if frames > 1:
         raise DataError(f"holds {frames} frames; save the one that is meant by itself.")
     return header, stream.tell()

@@ -91,7 +91,7 @@ def find_pictures(
         DataError: as the source does.
     """
     digest, seen = hashlib.sha256(), set[int]()
-    bar = tqdm(list(indices), desc=f"pictures of {source.name}", unit="row", disable=not progress, leave=False)
+    bar = tqdm(list(indices), desc=f"images of {source.name}", unit="row", disable=not progress, leave=False)
 
     def distinct() -> Iterator[tuple[int, int, int, int, int, int]]:
         for index in bar:
@@ -219,7 +219,9 @@ class EncodedSource:
         numbers = [self.shards.pictures.number(key) for key in picture_keys(self.source, sample)]
         for number, name in zip(numbers, sample.images, strict=True):
             if number is None:
-                raise DataError(f"{self.where(sample)}: the image {name} was not among those looked at at the start.")
+                raise DataError(
+                    f"{self.where(sample)}: the image {name} was not among the images at the start of the run."
+                )
         return [self.shards.read(number) for number in numbers if number is not None]
 
     def image_sizes(self, sample: Sample) -> list[tuple[int, int]]:

@@ -70,7 +70,7 @@ def check_classes(task: str, classes: Sequence[str], where: str) -> None:
         raise DataError(f"{where}: a set needs at least two classes, each with a text of its own.")
     unfit = [name for name in classes if ";" in name or "\n" in name or name == NO_FINDING]
     if task == "multi_label" and unfit:
-        raise DataError(f"{where}: the class {unfit[0]!r} cannot stand in a list of findings; give it another text.")
+        raise DataError(f"{where}: the class {unfit[0]!r} cannot be part of a list of findings; give it another text.")
 
 
 def is_classification(sample: Sample) -> bool:

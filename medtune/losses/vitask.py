@@ -37,8 +37,8 @@ def same_response(targets: list[Tensor]) -> None:
     """
     if not all(torch.equal(targets[0], other) for other in targets[1:]):
         raise ModelError(
-            "the passes of a VITask step hold different response tokens; the transform writes a response otherwise "
-            "when its image changes"
+            "the passes of a VITask step hold different response tokens; the transform must not change the response "
+            "when the image changes"
         )
 
 

@@ -144,7 +144,7 @@ class SweepConfig:
             raise ValueError("a sweep needs variants of different names, a seed and a process")
         places = [variant.x for variant in self.variants if variant.x is not None]
         if len(set(places)) < len(places) or bool(self.axis) != bool(places):
-            raise ValueError("axis names what the variants carry as x: both or neither, and no x twice")
+            raise ValueError("axis needs an x in the variants: give both or neither, and each x only once")
         self._check_asks()
         for variant in self.variants:
             self._check_steps(variant)
@@ -155,7 +155,7 @@ class SweepConfig:
             return
         where, names = f"variant {variant.name}", [step.called for step in variant.steps]
         if variant.train is not None or variant.asks is not None:
-            raise ValueError(f"{where}: steps stand in place of train and asks; leave those out")
+            raise ValueError(f"{where}: steps replace train and asks; leave those out")
         if "evaluate" not in [step.recipe for step in variant.steps]:
             raise ValueError(f"{where}: its steps need an 'evaluate', whose results the report shows")
         twice = [name for name in names if names.count(name) > 1]
@@ -255,7 +255,7 @@ def check_placeholders(overrides: Iterable[str], known: Collection[str], where: 
         stray = [name for name in PLACEHOLDER.findall(override) if name not in known]
         if stray:
             listed = ", ".join(f"{{{name}}}" for name in known)
-            raise ValueError(f"{where}: {{{stray[0]}}} in {override!r} stands for nothing; known are {listed}")
+            raise ValueError(f"{where}: {{{stray[0]}}} in {override!r} is not a known placeholder; known are {listed}")
 
 
 def asks_of(config: SweepConfig, variant: Variant) -> list[EvalSetting]:

@@ -20,10 +20,10 @@ def _cell_of_type(label: str, rng: random.Random, natural: float) -> Attributes:
 
 
 def contact_sheet(columns: int = 12, seed: int = 0, natural: float = 1.0, image_size: int = 64) -> Image.Image:
-    """Draw `columns` cells of each cell type, one type a row.
+    """Draw `columns` cells of each cell type, one type per row.
 
     Args:
-        columns: cells a row.
+        columns: number of cells per row.
         seed: seed of attributes and images.
         natural: share of cells drawn by WBCAtt's frequencies, see `sample_attributes`.
         image_size: side of a cell's image in pixels.

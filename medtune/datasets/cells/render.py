@@ -93,7 +93,7 @@ def _add_granules(rng: Rng, image: Array, cell: Attributes, body: Array, nucleus
     cover = spots(rng, image.shape[0], spacing, radius * rng.uniform(0.92, 1.08), presence)
     colour = np.asarray(_GRANULE[cell["granule colour"]], dtype=np.float32) + rng.normal(0, 5, 3).astype(np.float32)
     where = body * (1 - np.float32(1 - over_nucleus) * nucleus)
-    # The stain of the granules tints what lies between them.
+    # The stain of the granules also tints the cytoplasm between them.
     _blend(image, body * (1 - nucleus) * np.float32(0.25 if cell["granule colour"] != "purple" else 0.12), colour)
     _blend(image, cover * where * np.float32(0.9), colour)
 
@@ -113,7 +113,7 @@ def _add_vacuoles(rng: Rng, image: Array, radius: float, centre: tuple[float, fl
 
 
 def _finish(rng: Rng, image: Array) -> NDArray[np.uint8]:
-    """Apply what the camera and the file format add: exposure, colour balance, noise."""
+    """Apply the effects of camera and file format: exposure, colour balance, noise."""
     gain = rng.normal(0.99, 0.02) * (1 + rng.normal(0, 0.007, 3))
     image *= gain.astype(np.float32)
     image += rng.standard_normal(image.shape, dtype=np.float32) * np.float32(rng.uniform(0.8, 2.5))

@@ -61,7 +61,7 @@ PHRASES = (
     ("Write short phrases about this cell, one per line.", "\n"),
     ("Give the findings, one phrase per line.", "\n"),
 )
-"""Requests for phrases in place of sentences, and what stands between the phrases."""
+"""Requests for phrases instead of sentences, and the separator between the phrases."""
 
 LIST_ATTRIBUTES = (
     "Name the attributes.",
