@@ -14,6 +14,7 @@ import pytest
 from benchmark.mutants.forks import forked, run_pytest
 from benchmark.mutants.sample import PACKAGES, Place
 
+LONG = ("training/test_runs.py", "training/test_feature_cache.py", "training/test_validation.py")
 FIRST = {
     "losses": ("losses", "objectives"),
     "objectives": ("objectives",),
@@ -21,12 +22,15 @@ FIRST = {
     "training": ("training",),
 }
 SECOND = {
-    "losses": ("invariants",),
-    "objectives": ("invariants",),
+    "losses": ("invariants/test_vitask.py", "invariants/test_sft.py"),
+    "objectives": ("invariants/test_vitask.py", "invariants/test_sft.py"),
     "evaluation": ("reporting",),
-    "training": ("invariants",),
+    "training": (*LONG, "invariants/test_resume.py", "invariants/test_sft.py"),
 }
-"""Folders of tests that are asked at first, and those that are asked as well of what lives. Slow ones are left out."""
+"""Folders and files of tests that are asked at first (``LONG`` aside), and those that are asked as well of what lives.
+
+What is marked slow is left out.
+"""
 FIRST_SECONDS = 30.0
 """The first selection: covering tests, quickest first, up to this much time of theirs."""
 SECOND_SECONDS = 120.0
@@ -90,16 +94,16 @@ class Baseline:
         folder.mkdir(parents=True, exist_ok=True)
         self.tests: dict[str, dict[str, Any]] = {}
         self.left_out: list[str] = []
-        self._measured: set[str] = set()
+        self._measured: set[Path] = set()
+        self._sources = ""
 
-    def measure(self, *folders: str) -> None:
-        """Measures what is missing of folders of tests, file by file, so that a stopped measurement goes on."""
-        sources = _digest(sorted(self.tree.glob("medtune/**/*.py")))
-        wanted = [name for name in folders if name not in self._measured]
-        self._measured.update(wanted)
-        for file in (path for name in wanted for path in sorted((self.tree / "tests" / name).rglob("test_*.py"))):
+    def measure(self, files: Sequence[Path]) -> None:
+        """Measures what is missing, file by file, so that a stopped measurement goes on."""
+        self._sources = self._sources or _digest(sorted(self.tree.glob("medtune/**/*.py")))
+        for file in (file for file in files if file not in self._measured):
+            self._measured.add(file)
             name = str(file.relative_to(self.tree))
-            kept = self.folder / f"{name.replace('/', '.')}.{_digest([file])}.{sources}.json"
+            kept = self.folder / f"{name.replace('/', '.')}.{_digest([file])}.{self._sources}.json"
             if not kept.is_file():
                 begin = time.monotonic()
                 status = forked(lambda name=name, kept=kept: self._watched(name, kept), self.folder / "log", 900)
@@ -108,6 +112,15 @@ class Baseline:
                 found = json.loads(kept.read_text(encoding="utf-8"))
                 self.tests |= found["tests"]
                 self.left_out += found["left_out"]
+
+    def files(self, package: str, more: bool) -> list[Path]:
+        """The test files that are asked of a package's mutants."""
+        found = []
+        for name in (*FIRST[package], *(SECOND[package] if more else ())):
+            path = self.tree / "tests" / name
+            inside = [path] if path.is_file() else sorted(path.rglob("test_*.py"))
+            found += [one for one in inside if more or str(one.relative_to(self.tree / "tests")) not in LONG]
+        return list(dict.fromkeys(found))
 
     def _watched(self, name: str, kept: Path) -> int:
         part = kept.with_suffix(".part")
@@ -118,16 +131,17 @@ class Baseline:
 
     def selection(self, place: Place, *, more: bool = False) -> list[str]:
         """The tests to ask of a mutant: at first, or, with ``more``, the others after these have passed."""
-        folders = (*FIRST[place.package], *(SECOND[place.package] if more else ()))
-        self.measure(*folders)
-        asked = {test: found for test, found in self.tests.items() if test.split("/")[1] in folders}
+        files = self.files(place.package, more)
+        self.measure(files)
+        names = {str(file.relative_to(self.tree)) for file in files}
+        asked = {test: found for test, found in self.tests.items() if test.partition("::")[0] in names}
         lines = around((self.tree / place.module).read_text(encoding="utf-8"), place.line)
         covering = [t for t, found in asked.items() if lines & set(found["lines"].get(place.module, ()))]
         covering = covering or list(asked)  # it runs at import alone, and any of them may notice
         ordered = sorted(covering, key=lambda test: self._rank(place, test))
-        first = self._quickest([t for t in ordered if t.split("/")[1] in FIRST[place.package]], FIRST_SECONDS)
         if not more:
-            return first
+            return self._quickest(ordered, FIRST_SECONDS)
+        first = self.selection(place)
         near = {test.partition("::")[0] for test in covering}
         others = [t for t in asked if t not in covering and (t.partition("::")[0] in near or self._own(place, t))]
         rest = [t for t in ordered if t not in first] + sorted(others, key=lambda test: self._rank(place, test))

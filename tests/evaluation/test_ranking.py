@@ -92,6 +92,7 @@ def test_the_draw_depends_on_the_seed_alone_and_a_set_of_one_answer_has_none():
         return [sample.meta["swapped_with"] for sample in contrast_images(many(), seed)]
 
     assert drawn(0) == drawn(0) != drawn(1)
+    assert contrast_images(many()) == contrast_images(many(), 0), "as predict and evaluate, whose seed is 0"
     lone = [class_question(Target("breast", "multi_class", BREAST, (0,)), n) for n in range(3)]
     beside = contrast_images([*lone, *many()[40:]], 0)
     assert len(beside) == 30 and {sample.meta["set"] for sample in beside} == {"retina"}
@@ -164,3 +165,7 @@ def test_a_margin_that_never_varies_has_an_interval_of_no_width_and_a_share_has_
     assert found["margin_macro"]["interval"] == pytest.approx([found["margin_macro"]["value"]] * 2)
     n, z = 70, 1.959963984540054  # all own images above the others: Wilson's lower end is n / (n + z^2)
     assert found["own_above_other_macro"]["interval"] == pytest.approx([n / (n + z * z), 1.0])
+
+
+def test_every_number_over_sets_has_a_title():
+    assert set(ResponseLikelihood.display.titles) == {f"{name}_macro" for name in DEFINITIONS}

@@ -102,6 +102,13 @@ def test_the_launch_line_says_how_many_gpus(config: Path) -> None:
     assert "Memory on each of 4 GPUs" in plan(str(config)).text()
 
 
+@pytest.mark.parametrize(("header", "gpus"), [("--nproc_per_node 0", None), ("--nproc_per_node 2", -1)])
+def test_no_process_at_all_is_refused(header: str, gpus: int | None, config: Path) -> None:
+    config.write_text(config.read_text().replace("--nproc_per_node 1", header))
+    with pytest.raises(ConfigError, match="at least 1, got (0|-1)"):
+        plan(str(config), gpus=gpus)
+
+
 def test_checkpointing_and_a_smaller_batch_need_less(config: Path) -> None:
     base = plan(str(config)).memory["activations"]
     assert plan(str(config), ["activation_checkpointing=true"]).memory["activations"] < base
