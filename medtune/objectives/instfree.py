@@ -64,8 +64,8 @@ def _sections(sample: Sample) -> list[str]:
     sections = sample.meta.get("sections")
     if not isinstance(sections, list) or not all(isinstance(section, str) for section in sections):
         raise DataError(
-            f"sample {sample.id}: shuffle_unit=section needs meta.sections, a list of texts, as the door for MIMIC-CXR "
-            "writes it; shuffle by sentence or by separator instead."
+            f"sample {sample.id}: shuffle_unit=section needs meta.sections, a list of texts, as the MIMIC-CXR "
+            "converter writes it; shuffle by sentence or by separator instead."
         )
     if " ".join(sections).split() != sample.messages[-1].content.split():
         raise DataError(f"sample {sample.id}: the texts of meta.sections, one after the other, are not its report.")

@@ -145,7 +145,7 @@ class _Kept:
     def described(self) -> str:
         """The number of images and the shape of their features."""
         tokens, width = self.tile
-        text = f"{len(self.pictures):,} pictures, {int(self.pictures.tiles.sum()):,} tiles x {tokens} tokens x {width}"
+        text = f"{len(self.pictures):,} images, {int(self.pictures.tiles.sum()):,} tiles x {tokens} tokens x {width}"
         text += f" x {self.dtype.itemsize} bytes"
         if self.auxiliary:
             text += f" + {len(self.pictures):,} x {' x '.join(map(str, self.auxiliary_shape))} x 4 bytes"
@@ -208,7 +208,7 @@ class _Encoding:
         self.model.eval()
         with (
             closing(epoch_loader(dataset, steps, 0, config.num_workers, pin_memory=pin)) as loaded,  # type: ignore[type-var]
-            tqdm(total=len(steps), desc="encode pictures", unit="batch", disable=not self.runtime.is_main) as bar,
+            tqdm(total=len(steps), desc="encode images", unit="batch", disable=not self.runtime.is_main) as bar,
         ):
             for numbers in batches:
                 (batch,) = self.runtime.on_all_ranks(lambda: next(loaded))

@@ -182,7 +182,7 @@ def _data_text(
         f"tokens per step      about {batch * data.mean_tokens:,.0f}{kind}",
     ]
     if not model.reads_text:
-        read = [f"pictures per sample  1, {model.image_size} px wide {usable}"]
+        read = [f"images per sample    1, {model.image_size} px wide {usable}"]
     lines += [*read, f"steps                {steps}; {clock.total:,} in all"]
     if config.feature_cache is not None and transform is not None:
         tiles = data.rows * float(checked.tiles.mean())
@@ -270,10 +270,10 @@ def _memory_text(config: TrainConfig, data: Data | None, items: dict[str, float]
     lines.append(f"{'all':<16}{sum(items.values()) / GB:>9.2f} GB")
     how = "on" if config.activation_checkpointing else "off"
     samples = f"{ASSUMED_TOKENS} tokens (assumed)" if data is None else "the longest samples"
-    samples = samples if "logits" in items else "pictures"
+    samples = samples if "logits" in items else "images"
     lines.append(
         f"{config.dtype}, activation checkpointing {how}, batch {config.batch_size} of {samples}; an estimate, whose "
-        "formulas stand in medtune/training/memory.py"
+        "formulas are in medtune/training/memory.py"
     )
     return "\n".join(lines)
 
