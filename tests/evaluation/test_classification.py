@@ -207,3 +207,18 @@ def test_results_are_plain_json_and_every_number_says_what_it_is(questions):
     assert all(row["definition"] and row["n"] for row in rows if row["value"] is not None)
     secret = score(questions, ["SECRET"] * 15)
     assert "SECRET" not in to_csv(verdict_rows(secret.verdicts)) + json.dumps(secret.results)
+
+
+def test_the_difference_in_macro_f1_is_the_second_less_the_first() -> None:
+    """The first misses one ``a``: F1 of a is 2/3, of b 4/5; the second is right throughout."""
+
+    def row(image: str, gold: str, predicted: str) -> dict[str, str]:
+        return {"attribute": "cells", "images": image, "gold": gold, "predicted": predicted}
+
+    answers = [("1", "a", "a"), ("2", "a", "b"), ("3", "b", "b"), ("4", "b", "b")]
+    pairs = {0: [(row(at, gold, first), row(at, gold, gold)) for at, gold, first in answers]}
+    sets = {"sets": {"cells": {"task": "multi_class", "classes": ["a", "b"]}}}
+    found = build_protocol("classification").compare(pairs, sets, "plain", resamples=40, seed=0)
+    assert found.keys() == {"f1_macro"} and found["f1_macro"].n == 4
+    assert found["f1_macro"].value == pytest.approx(1.0 - (2 / 3 + 4 / 5) / 2)
+    assert "minus that of plain" in found["f1_macro"].definition

@@ -69,25 +69,30 @@ def watched(patience: int) -> tuple[GradientWatch, dict[str, nn.Parameter]]:
     return GradientWatch({"first": ["a", "b"], "second": ["c"]}, patience), named
 
 
+def look(watch: GradientWatch, named: dict[str, nn.Parameter], elsewhere: float = 0.0) -> None:
+    """One step: what this process has seen, and what another one has."""
+    watch.note((watch.reached(named, torch.device("cpu")) + elsewhere).tolist())
+
+
 def test_a_part_may_wait_for_its_gradient_as_long_as_the_patience_lasts() -> None:
     watch, named = watched(3)
     named["b"].grad = torch.tensor([0.0, 1.0])
     named["c"].grad = torch.zeros(2)  # no gradient, as good as none
     for _ in range(2):
-        watch.look(named, lambda seen: seen)
+        look(watch, named)
     with pytest.raises(TrainingError, match="no gradient has reached second although"):
-        watch.look(named, lambda seen: seen)
+        look(watch, named)
 
     watch, named = watched(3)
     for step in range(9):
         if step == 2:
             named["a"].grad = named["c"].grad = torch.ones(2)
-        watch.look(named, lambda seen: seen)
+        look(watch, named)
         named["a"].grad = named["c"].grad = None
     assert not watch.waiting
 
 
 def test_a_gradient_on_another_process_counts() -> None:
     watch, named = watched(1)
-    watch.look(named, lambda seen: seen + 1)
+    look(watch, named, elsewhere=1.0)
     assert not watch.waiting

@@ -15,8 +15,9 @@ from medtune.training.checkpoints import check_identity
 from tests.runs import LORA, SFT, SGD, tiny
 
 
-def feed(data: str = "d" * 64, samples: int = 4) -> Any:
-    return SimpleNamespace(source=SimpleNamespace(fingerprint=lambda: data), plan=SimpleNamespace(global_batch=samples))
+def feed(data: str = "d" * 64, samples: int = 4, usable: str = "all") -> Any:
+    source, plan = SimpleNamespace(fingerprint=lambda: data), SimpleNamespace(global_batch=samples)
+    return SimpleNamespace(source=source, plan=plan, checked=SimpleNamespace(usable=usable))
 
 
 def compared(folder: Path, saved: dict[str, Any], current: dict[str, Any]) -> str:
@@ -60,6 +61,8 @@ def test_another_run_is_refused_by_the_key_that_differs(changes: dict[str, Any],
         ((feed("e" * 64), feed("f" * 64)), "data: dddddddddddd... there, eeeeeeeeeeee... here"),
         ((feed(), feed("e" * 64)), "validation: ffffffffffff... there, eeeeeeeeeeee... here"),
         ((feed(samples=8), feed("f" * 64)), "global_batch: 4 there, 8 here"),
+        ((feed(usable="fewer"), feed("f" * 64)), "usable: all there, fewer here"),
+        ((feed(), feed("f" * 64, usable="fewer")), "usable_validation: all there, fewer here"),
     ],
 )
 def test_other_data_or_more_of_them_in_a_step(held: Any, said: str, tmp_path: Path) -> None:

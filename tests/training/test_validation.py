@@ -93,7 +93,7 @@ def test_validation_looks_at_the_held_out_samples_alone(tmp_path: Path, monkeypa
     trained = {trainer.feed.source[index].id for index in range(22)}
     assert not held_out & trained
     assert set(validated) == held_out and len(validated) >= 12, "at the end of both stages"
-    first = [batch["tokens"].tolist() for batches in trainer.validation.epoch(0) for batch in batches]
+    first = [batch["tokens"].tolist() for batches in trainer.held_out.epoch(0) for batch in batches]
     assert shown == 2 * first, "each time with the words of the first epoch"
 
 
