@@ -23,8 +23,8 @@ from medtune.generation.backends.base import Answerer, AnswerSettings
 from medtune.generation.engine.generator import Generator
 from medtune.generation.exemplars import ExemplarSource
 from medtune.generation.identity import weights_identity
+from medtune.generation.interfaces import AnswerModel
 from medtune.generation.requests import Generation, Request
-from medtune.generation.seams import AnswerModel
 from medtune.models.weights import load_weights
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}

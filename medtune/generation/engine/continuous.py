@@ -24,9 +24,9 @@ from medtune.generation.engine.generator import ENCODED_AT_ONCE
 from medtune.generation.engine.prefixes import find_shared
 from medtune.generation.engine.prompts import PromptMaker
 from medtune.generation.engine.sampling import Draws, Sampling, choose
+from medtune.generation.interfaces import AnswerModel, PromptTransform
 from medtune.generation.prompt_extension import NoExtension, PromptExtension
 from medtune.generation.requests import Request
-from medtune.generation.seams import AnswerModel, PromptTransform
 
 Reason = Literal["stop", "length", "cancelled", "error"]
 

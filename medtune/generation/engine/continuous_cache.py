@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torchtune.modules import KVCache, TransformerCrossAttentionLayer
 from torchtune.modules.common_utils import delete_kv_caches
 
-from medtune.generation.seams import AnswerModel
+from medtune.generation.interfaces import AnswerModel
 
 COLUMN_STEP = 64
 

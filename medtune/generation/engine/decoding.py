@@ -9,8 +9,8 @@ from torch import Tensor, nn
 from medtune.generation.engine.batches import PromptBatch
 from medtune.generation.engine.continuous_cache import Cursor, SlotCaches
 from medtune.generation.engine.prefixes import SharedPrefixes
+from medtune.generation.interfaces import AnswerModel
 from medtune.generation.requests import Request
-from medtune.generation.seams import AnswerModel
 
 # Padding of short rows. It may be any token that is not an image token, because no real token attends to it.
 FILL = 0

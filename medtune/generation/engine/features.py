@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from medtune.generation.engine.batches import ImageKey, PromptBatch
-from medtune.generation.seams import AnswerModel
+from medtune.generation.interfaces import AnswerModel
 
 
 class FeatureStore:

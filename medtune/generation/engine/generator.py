@@ -25,9 +25,9 @@ from medtune.generation.engine.prefixes import SharedPrefixes, find_shared
 from medtune.generation.engine.prompts import PromptMaker
 from medtune.generation.engine.sampling import Sampler, Sampling
 from medtune.generation.engine.scoring import score_continuations
+from medtune.generation.interfaces import AnswerModel, PromptTransform
 from medtune.generation.prompt_extension import NoExtension, PromptExtension
 from medtune.generation.requests import Generation, Request
-from medtune.generation.seams import AnswerModel, PromptTransform
 
 # Eight images are 50,000 tokens for the encoder of an 11B model; more would cost memory and bring no speed.
 ENCODED_AT_ONCE = 8

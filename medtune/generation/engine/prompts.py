@@ -8,9 +8,9 @@ from PIL import Image
 
 from medtune.data.features import EncodedPicture
 from medtune.data.source import SampleSource
+from medtune.generation.interfaces import PromptTransform
 from medtune.generation.prompt_extension import PromptExtension
 from medtune.generation.requests import Request
-from medtune.generation.seams import PromptTransform
 
 SampleKey = tuple[int, tuple[str, ...]]
 _TEXT = ("id", "tokens", "labels")

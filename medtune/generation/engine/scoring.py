@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from medtune.generation.engine.batches import left_pad
-from medtune.generation.seams import AnswerModel
+from medtune.generation.interfaces import AnswerModel
 from medtune.losses.cross_entropy import IGNORE_INDEX
 from medtune.losses.log_probs import target_log_probs
 from medtune.models.common.branches import Branch, pack
