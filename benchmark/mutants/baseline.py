@@ -170,7 +170,8 @@ class Baseline:
 def around(source: str, line: int) -> set[int]:
     """Lines that run where a changed line counts: its statement's, or a function's body for its defaults.
 
-    Of a statement with a body, such as a condition, it is the part before the body.
+    Of a statement with a body, such as a condition, it is the part before the body. Statements of a module
+    or a class run at import, which may have happened within any one test: there are none.
     """
     statements = [node for node in ast.walk(ast.parse(source)) if isinstance(node, ast.stmt)]
     holding = [node for node in statements if _first(node) <= line <= (node.end_lineno or 0)]
@@ -178,6 +179,8 @@ def around(source: str, line: int) -> set[int]:
     body = getattr(inner, "body", None)
     if isinstance(inner, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
         return set(range(inner.body[0].lineno, (inner.end_lineno or 0) + 1))
+    if not any(isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef) for node in holding):
+        return set()
     last = body[0].lineno - 1 if body else inner.end_lineno or 0
     return set(range(inner.lineno, max(last, line) + 1))
 

@@ -183,3 +183,10 @@ def test_files_above_256_mb_are_told_by_size_and_time(tmp_path: Path, monkeypatc
             file.truncate(size)  # sparse: nothing is written
         os.utime(path, (2, 2))
         assert checking._contents(path) == expected
+
+
+def test_other_code_means_another_record(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    base = record_of(config_of(folder)).path
+    assert record_of(config_of(folder)).path == base
+    monkeypatch.setattr(checking, "code_digest", lambda parts: "of a later version")
+    assert record_of(config_of(folder)).path != base

@@ -106,3 +106,14 @@ def test_questions_that_cannot_be_asked_are_refused(changes: dict[str, Any]) -> 
     with pytest.raises(ValueError, match="questions"):
         QuestionsConfig(source=Component(_component_="x.y"), **changes)
     assert QuestionsConfig(source=Component(_component_="x.y"), answers=0).answers == 0
+
+
+COUNTS = ("batch_size", "gradient_accumulation_steps", "log_every_steps", "keep_checkpoints", "max_steps", "epochs")
+EVERY = ("save_every_steps", "validate_every_steps", "early_stopping_patience")
+
+
+@pytest.mark.parametrize(("name", "least"), [*((name, 1) for name in (*COUNTS, *EVERY)), ("num_workers", 0)])
+def test_a_count_below_its_least_is_refused_by_its_key(name: str, least: int, tmp_path: Path) -> None:
+    assert getattr(tiny(tmp_path, **{name: least}), name) == least
+    with pytest.raises(ConfigError, match=f"{name} must be at least {least}, got {least - 1}"):
+        tiny(tmp_path, **{name: least - 1})

@@ -175,3 +175,16 @@ def test_gradients_become_the_mean_over_supervised_tokens(tmp_path: Path) -> Non
     trainer._optimizer_step(batches)
     for (name, parameter), gradient in zip(trainer.trained.items(), gradients, strict=True):
         torch.testing.assert_close(parameter.detach(), before[name] - 0.1 * gradient, rtol=0, atol=1e-6)
+
+
+class OfTheLoss(torch.optim.SGD):
+    """Computes the loss as often as it likes, as LBFGS does, and takes groups."""
+
+    def step(self, closure: Any) -> None:  # type: ignore[override]
+        closure()
+
+
+def test_an_optimizer_that_evaluates_the_loss_itself_is_refused(parts: TrainedParts) -> None:
+    component = Component({"_component_": f"{__name__}.OfTheLoss", "lr": 1.0})
+    with pytest.raises(ConfigError, match="OfTheLoss evaluates the loss itself"):
+        optimization.make_optimizer(component, parts, ["vision"], {})

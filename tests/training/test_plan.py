@@ -145,6 +145,15 @@ def test_offloading_leaves_the_largest_layers_activations_and_none_without_layer
         assert plan_module._activations(config, None, BatchShape(1, 2, 1, 1, 16), set(), False) == expected
 
 
+def test_a_gpu_that_is_too_small_is_told_with_both_sizes(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda index: SimpleNamespace(total_memory=8e9))
+    config = load_config("instfree/mini", TrainConfig, ["checkpoint=null", "device=auto"])
+    (found,) = plan_module._obstacles(config, 1, 12e9)
+    assert found.startswith("about 12 GB are needed on each GPU and this one has 8 GB; try ")
+    assert plan_module._obstacles(config, 1, 7e9) == []
+
+
 def test_an_eight_bit_optimizer_is_refused_on_several_gpus(config: Path) -> None:
     overrides = ["optimizer._component_=bitsandbytes.optim.PagedAdamW8bit"]
     assert not plan(str(config), overrides).problems

@@ -1,5 +1,7 @@
 """What is drawn anew: samples and texts of each epoch, random numbers of each forward pass."""
 
+import json
+import math
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -7,8 +9,9 @@ from typing import Any
 import pytest
 import torch
 
+from medtune.training.data import BatchLoader
 from medtune.training.trainer import Trainer
-from tests.runs import tiny
+from tests.runs import TINY, tiny
 
 
 def shown_by(folder: Path, **changes: Any) -> list[tuple[str, list[int]]]:
@@ -50,3 +53,38 @@ def test_each_forward_pass_has_a_seed_of_its_own() -> None:
                 seeds += [trainer._draw(number) for number in range(3)]
                 assert trainer._draw(2) == seeds[-1]
     assert len(set(seeds)) == len(seeds) == 36
+
+
+def test_what_a_run_says_and_writes_of_its_steps(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two steps of the proxy alone, then two epochs of six steps, each line at once where somebody follows a file."""
+    said: list[tuple[str, bool]] = []
+    monkeypatch.setattr("builtins.print", lambda *text, flush=False, **_: said.append((" ".join(text), flush)))
+    method = {"warmup_steps": 2, "shuffle_separator": ","}
+    config = tiny(tmp_path, objective=method, max_steps=None, epochs=2, export="none", save_every_steps=None)
+    trainer = Trainer(config)
+    assert trainer.run() == 0
+    rows = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    assert [row["step"] for row in rows] == list(range(1, 15))
+    assert [row["stage"] for row in rows] == 2 * ["warmup"] + 12 * ["tune"]
+    assert [row["epoch"] for row in rows] == 2 * [0] + 6 * [1] + 6 * [2]
+    assert all(type(row["weight"]) is int and row["weight"] > 0 and row["loss"] > 0 for row in rows)
+    shape = [0.5, 1.0, *(0.5 * (1 + math.cos(math.pi * done / 10)) for done in range(10))]
+    assert [row["lr/vision"] for row in rows[2:]] == pytest.approx([2e-3 * factor for factor in shape])
+    assert [row["lr/proxy"] for row in rows] == pytest.approx([0.01, 0.02, *(0.01 * factor for factor in shape)])
+    assert {key for key in rows[0] if key.startswith("lr/")} == {"lr/proxy"}, "the first stage trains nothing else"
+    first, second = (text for text, _ in said if text.startswith("stage "))
+    assert first.startswith("stage warmup: 2 steps\npart ") and second.startswith("stage tune: 12 steps\npart ")
+    assert all(flush for _, flush in said)
+
+
+def test_each_stage_begins_for_training_and_for_validation_data(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[tuple[BatchLoader, str]] = []
+    monkeypatch.setattr(BatchLoader, "begin_stage", lambda feed, stage: seen.append((feed, stage.name)))
+    data = {**TINY["dataset"], "size": 4, "seed": 6}
+    trainer = Trainer(tiny(tmp_path, objective={"warmup_steps": 2}, dataset_val=data))
+    trainer.setup()
+    trainer._enter_stage(1)
+    both = (trainer.feed, trainer.held_out)
+    assert seen == [(feed, stage) for stage in ("warmup", "tune") for feed in both]
