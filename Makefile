@@ -15,10 +15,10 @@ PYTHON ?= $(shell for p in python3.11 python3.12 python3.13 python3 python; do \
 	  $$p -c '$(SUPPORTED)' >/dev/null 2>&1 && { command -v $$p; break; }; done)
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test checks mutants format docs clean
+.PHONY: help install demo test checks mutants format docs bench-check clean
 
 help: ## list the targets
-	@grep -E '^[a-z]+:.*##' $(firstword $(MAKEFILE_LIST)) | sed -E 's/^([a-z]+):.*## /  make \1\t/' | expand -t 18
+	@grep -E '^[a-z-]+:.*##' $(firstword $(MAKEFILE_LIST)) | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 20
 
 install: $(STAMP) ## create .venv and install medtune with the pinned versions
 
@@ -35,10 +35,10 @@ $(STAMP): pyproject.toml constraints.txt
 demo: $(STAMP) ## prepare, tune, predict, evaluate and report a small model (about five minutes on two cores)
 	$(BIN)/python -m medtune.cli.demo
 
-test: $(STAMP) ## run the tests (under twenty minutes on two cores)
+test: $(STAMP) ## run all tests (under twenty minutes on two cores)
 	$(BIN)/python -m pytest -n $(WORKERS) --dist worksteal
 
-checks: $(STAMP) ## formatting, lint and types
+checks: $(STAMP) ## check format, lint and types
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
@@ -47,16 +47,19 @@ $(MUTANTS): $(STAMP)
 	$(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt -e '.[dev,mutants]'
 	@touch $@
 
-mutants: $(MUTANTS) ## ask the tests of 200 wrong lines, drawn once (about two hours; a stopped run goes on)
+mutants: $(MUTANTS) ## run the tests on 200 wrong lines, drawn with a fixed seed (about two hours; a stopped run resumes)
 	$(BIN)/python -m benchmark.mutants $(OPTIONS)
 
-format: $(STAMP) ## rewrite the files in the project's format
+format: $(STAMP) ## reformat the files and apply lint fixes
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
 docs: $(STAMP) ## write the API reference as HTML into build/docs
 	$(BIN)/python docs/api.py
 
-clean: ## remove the environment, the caches and the builds (runs/ stays)
+bench-check: $(STAMP) ## run the benchmarks and compare their figures with benchmark/baseline.json (some minutes each)
+	$(BIN)/python benchmark/check.py
+
+clean: ## remove the environment, the caches and the builds (keeps runs/)
 	rm -rf $(VENV) build dist .mypy_cache .pytest_cache .ruff_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

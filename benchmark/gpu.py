@@ -1,388 +1,122 @@
-"""Llama-3.2-11B-Vision on one GPU: a medtune step beside torchtune's stock step, on one model with random weights.
+"""What medtune's models at their real size cost on one GPU: training steps, answers, exact resume.
 
-    python benchmark/gpu.py [--method instfree] [--batch-size 2] [--tokens 512] [--no-activation-checkpointing]
-    python benchmark/gpu.py --tiny    # the same code on a CPU; its times say nothing about a GPU
+    python benchmark/gpu.py --list
+    python benchmark/gpu.py --minutes 9                        # every job, as many as fit
+    python benchmark/gpu.py instfree_11b predict_11b --output results
+    python benchmark/gpu.py --tiny --minutes 2                 # mini models on a CPU; the times say nothing about a GPU
 
-Both steps train vision encoder, projection and fusion layers of the same model instance with the same optimizer, on the
-same tokens and images: forward, backward, scaling, clipping, update. They are timed in turn, round after round. The
-stock side is the loss step of torchtune's own recipe file. Peak memory is the allocator's, reset before each step;
-paged optimizer states lie outside of it.
+Jobs run in order, each in a process of its own, and each result lies in ``gpu_<job>.json`` as soon as it stands. What
+fails is written down with its error and the next job goes on; ``gpu_left.json`` lists what did not fit. Models have
+random weights, so that nothing needs to be downloaded; see ``gpu_jobs/`` for what is measured and how.
 
-Floating-point operations are counted while a forward pass runs, two for each multiply-add of linear maps,
-convolutions and attention (all pairs, also those that a causal mask hides). The backward pass adds one such product
-for each input that needs a gradient and one for each weight that is trained. What activation checkpointing computes
-again is not counted, so utilisation is of the model's own operations, over the dense bf16 peak of the card.
+Without jobs, ``--minutes``, ``--output`` and ``--list`` one step is measured, with options for its size:
+
+    python benchmark/gpu.py [--method instfree] [--batch-size 2] [--tokens 512] [--no-activation-checkpointing] [--tiny]
 """
 
 import argparse
-import contextlib
 import json
-import resource
-import runpy
-import statistics
+import os
 import sys
-import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from pathlib import Path
-from types import SimpleNamespace
-from typing import Any
+from tempfile import TemporaryDirectory
+
+# Asked before a fork, torch counts the GPUs without touching them.
+os.environ["PYTORCH_NVML_BASED_CUDA_CHECK"] = "1"
+sys.path.append(str(Path(__file__).resolve().parent))
 
 import torch
-import torch.nn.functional as F
-import torchtune
-from torch import Tensor
-from torch.overrides import TorchFunctionMode
-from torchtune import training
-from torchtune.modules import TanhGate, TransformerCrossAttentionLayer, TransformerSelfAttentionLayer
-from torchtune.modules.loss import CEWithChunkedOutputLoss
+from gpu_jobs import runner, step
+from gpu_jobs.jobs import JOBS
+from gpu_jobs.setting import Setting
 
-from medtune.config import Component
-from medtune.errors import MedtuneError, TrainingError
+from medtune.errors import MedtuneError
 from medtune.evaluation.provenance import commit, hardware, versions
-from medtune.models.llama3_2_vision import llama3_2_vision_11b
-from medtune.models.llama3_2_vision._collate import BatchLayout, collate
-from medtune.models.mini import mini_vlm
-from medtune.objectives import InstFree
-from medtune.objectives.base import Objective
-from medtune.training.optimization import clip_gradients, gradient_norm, make_optimizer, scale_gradients
-from medtune.training.parts import TrainedParts
 
-OUTPUT = Path(__file__).parent / "results" / "gpu.json"
-TRAINED = ("vision", "projection", "fusion")
-OPTIMIZERS = {
-    "paged_adamw8bit": {"_component_": "bitsandbytes.optim.PagedAdamW8bit", "lr": 2e-5, "min_8bit_size": 1 << 20},
-    "adamw": {"_component_": "torch.optim.AdamW", "lr": 2e-5},
-}
-CHUNKS = 8
-CLIP = 1.0
-VECTORS = 8
-OPEN_GATE = 0.5  # published weights have open gates; new ones would make the gradient of every fusion layer zero
-# Dense bf16 peak in TFLOP/s by a part of the card's name, the more particular name first (NVIDIA's data sheets).
-PEAKS = {"H100 PCIe": 756.0, "H100 NVL": 835.0, "H100": 989.4, "H200 NVL": 835.0, "H200": 989.4, "A100": 312.0}
-
-
-@dataclass(frozen=True)
-class Size:
-    """A model and what a batch for it needs to know."""
-
-    name: str
-    build: Callable[[str], Any]
-    image_size: int
-    patch_size: int
-    vocab_size: int
-    placeholder_id: int
-    dtype: torch.dtype
-
-
-REAL = Size(
-    "llama3_2_vision_11b",
-    lambda mode: llama3_2_vision_11b(encoder_mode=mode),
-    560,
-    14,
-    128_256,
-    118_075,
-    torch.bfloat16,
-)
-TINY = Size(
-    "mini_vlm",
-    lambda mode: mini_vlm(
-        1024, image_size=16, embed_dim=32, vision_layers=2, decoder_layers=2, heads=2, encoder_mode=mode
-    ),
-    16,
-    8,
-    1024,
-    700,
-    torch.float32,
-)
-METHODS: dict[str, Callable[[], Objective]] = {"instfree": lambda: InstFree(mode="momentum", vectors=VECTORS)}
-"""A method's name and its objective; whatever trains on image, prompt and report can be added."""
-
-
-@dataclass
-class Bench:
-    """One model, one optimizer and one batch, which both steps share."""
-
-    model: Any
-    objective: Objective
-    optimizer: torch.optim.Optimizer
-    parts: TrainedParts
-    trainable: tuple[str, ...]
-    batch: dict[str, Any]
-    device: torch.device
-
-
-@dataclass(frozen=True)
-class Step:
-    """A training step: ``forward`` gives the summed loss and the count it is divided by, ``update`` does the rest."""
-
-    forward: Callable[[], tuple[Tensor, Tensor]]
-    update: Callable[[Tensor, Tensor], None]
-
-    def __call__(self) -> float:
-        """Run it; returns the mean loss.
-
-        Raises:
-            TrainingError: If the loss is not finite: such a step measures nothing.
-        """
-        loss, weight = self.forward()
-        self.update(loss, weight)
-        mean = float(loss.detach() / weight)
-        if mean != mean or abs(mean) == float("inf"):
-            raise TrainingError(f"the loss is {mean}; lower the learning rate")
-        return mean
-
-
-class ModelFlops(TorchFunctionMode):
-    """Adds up the operations of a step while its forward pass runs; see the head of this file for what counts."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.total = 0
-
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        """Run the function and count it."""
-        out = func(*args, **(kwargs or {}))
-        if func is F.linear or func is F.conv2d:
-            taken, weight = args[:2]
-            gradients = int(taken.requires_grad) + int(weight.requires_grad)
-            self.total += 2 * out.numel() * weight[0].numel() * (1 + gradients)
-        elif func is F.scaled_dot_product_attention:
-            q, k, v = args[:3]
-            scores = q.requires_grad or k.requires_grad
-            gradients = sum(map(int, (scores, q.requires_grad, k.requires_grad, v.requires_grad)))
-            self.total += 2 * q.numel() * k.shape[-2] * (2 + gradients)
-        return out
-
-
-def make_batch(size: Size, batch_size: int, tokens: int, device: torch.device) -> dict[str, Any]:
-    """Rows of equal length: a prompt of one image and the placeholders, then a report of random words.
-
-    Raises:
-        TrainingError: If ``tokens`` leave no room for a report.
-    """
-    head, tail = 5, 5  # as many tokens as the chat format has around the user's turn
-    prompt = head + 1 + VECTORS + tail
-    if tokens <= prompt:
-        raise TrainingError(f"--tokens must be more than the {prompt} of the prompt, got {tokens}")
-    generator = torch.Generator().manual_seed(0)
-
-    def words(count: int) -> list[int]:
-        return torch.randint(size.placeholder_id, (count,), generator=generator).tolist()
-
-    items = []
-    for row in range(batch_size):
-        report = words(tokens - prompt)
-        start = [*words(head), size.vocab_size, *[size.placeholder_id] * VECTORS, *words(tail)]
-        tile = torch.randn(1, 3, size.image_size, size.image_size, generator=generator)
-        items.append(
-            {
-                "id": str(row),
-                "tokens": start + report,
-                "labels": [-100] * prompt + report,
-                "images": [tile],
-                "aspect_ratio": [torch.tensor([1, 1])],
-            }
-        )
-    features = (size.image_size // size.patch_size) ** 2 + 1
-    layout = BatchLayout(0, size.vocab_size, size.image_size, features)
-    batch = collate(items, layout, pad_side="right", images=1, tiles=1, dtype=size.dtype)
-    batch["vision"] = {name: value.to(device) for name, value in batch["vision"].items()}
-    return {name: value.to(device) if isinstance(value, Tensor) else value for name, value in batch.items()}
-
-
-def build(options: argparse.Namespace, size: Size, device: torch.device) -> Bench:
-    """Model, objective and optimizer, made on the device in the model's type; nothing passes through host memory."""
-    torch.manual_seed(0)
-    with training.set_default_dtype(size.dtype), device:
-        model = size.build(options.encoder_mode)
-    for module in model.modules():
-        if isinstance(module, TanhGate):
-            torch.nn.init.constant_(module.scale, OPEN_GATE)
-    objective = METHODS[options.method]()
-    objective.bind(model, SimpleNamespace(placeholder_text="", placeholder_id=size.placeholder_id), 0)
-    objective.to(device)
-    parts = TrainedParts(model, objective, {**model.parts(), **objective.parts()})
-    if options.activation_checkpointing:
-        layers = {TransformerSelfAttentionLayer, TransformerCrossAttentionLayer}
-        training.set_activation_checkpointing(model, auto_wrap_policy=layers)
-    stage = objective.stages(TRAINED, 1, None)[-1]
-    parts.train_only(stage.trainable)
-    objective.begin_stage(stage)
-    optimizer = make_optimizer(Component(**OPTIMIZERS[options.optimizer]), parts, list(stage.trainable), {})
-    batch = make_batch(size, options.batch_size, options.tokens, device)
-    return Bench(model, objective, optimizer, parts, stage.trainable, batch, device)
-
-
-def medtune_step(bench: Bench) -> Step:
-    """What the trainer does with one micro-batch of the method's last stage."""
-    trained = bench.parts.select(bench.trainable)
-
-    def forward() -> tuple[Tensor, Tensor]:
-        output = bench.model.compute(bench.objective, bench.batch)
-        return output.loss_sum, output.weight
-
-    def update(loss: Tensor, weight: Tensor) -> None:
-        loss.backward()
-        scale_gradients(trained, set(), 1.0 / float(weight), 1)
-        parameters = list(trained.values())
-        clip_gradients(parameters, float(gradient_norm(parameters)), CLIP)
-        bench.optimizer.step()
-        bench.optimizer.zero_grad(set_to_none=True)
-        bench.objective.after_step()
-
-    return Step(forward, update)
-
-
-def stock_step(bench: Bench) -> Step:
-    """The stock recipe's step: its own loss method, its scaling and its clipping; placeholders are plain tokens."""
-    path = Path(torchtune.__file__).parents[1] / "recipes" / "full_finetune_single_device.py"
-    loss_step = runpy.run_path(str(path), run_name="stock")["FullFinetuneRecipeSingleDevice"]._loss_step
-    model, batch = bench.model, bench.batch
-    model.set_num_output_chunks(CHUNKS)
-    recipe = SimpleNamespace(
-        _model=model,
-        _loss_fn=CEWithChunkedOutputLoss(CHUNKS),
-        activations_handling_ctx=contextlib.nullcontext(),
-        ignore_labels_cache=torch.full((len(batch["tokens"]), 1), -100, device=bench.device),
-    )
-
-    def forward() -> tuple[Tensor, Tensor]:
-        vision = {key: batch["vision"][key] for key in ("images", "aspect_ratio")}
-        inputs = {"encoder_input": vision, "encoder_mask": batch["vision_mask"]}
-        inputs |= {"tokens": batch["tokens"], "labels": batch["labels"]}
-        tokens = (batch["labels"] != -100).sum()
-        return loss_step(recipe, inputs) * tokens, tokens
-
-    def update(loss: Tensor, weight: Tensor) -> None:
-        loss.backward()
-        training.scale_grads(model, 1 / weight)
-        torch.nn.utils.clip_grad_norm_(model.parameters(), max_norm=CLIP)
-        bench.optimizer.step()
-        bench.optimizer.zero_grad(set_to_none=True)
-
-    return Step(forward, update)
-
-
-def model_flops(step: Step) -> int:
-    """Operations of one step, from one forward pass."""
-    with ModelFlops() as counter:
-        step.forward()
-    return counter.total
-
-
-def timed(step: Step, device: torch.device) -> tuple[float, int | None]:
-    """Seconds of one step and its peak memory in bytes, None on a CPU."""
-    if device.type != "cuda":
-        started = time.perf_counter()
-        step()
-        return time.perf_counter() - started, None
-    torch.cuda.synchronize()
-    torch.cuda.reset_peak_memory_stats()
-    started = time.perf_counter()
-    step()
-    torch.cuda.synchronize()
-    return time.perf_counter() - started, torch.cuda.max_memory_allocated()
-
-
-def peak_flops(name: str | None) -> float | None:
-    """Dense bf16 operations a second of a card, None for one that the table lacks."""
-    return next((1e12 * value for part, value in PEAKS.items() if name is not None and part in name), None)
-
-
-def measure(options: argparse.Namespace, size: Size, device: torch.device) -> dict[str, Any]:
-    """Build, warm up, time both steps in turn and sum up."""
-    bench = build(options, size, device)
-    steps = {options.method: medtune_step(bench), "torchtune": stock_step(bench)}
-    flops = {name: model_flops(step) for name, step in steps.items()}
-    for _ in range(options.warmup):
-        for step in steps.values():
-            step()
-    before = torch.cuda.memory_allocated() if device.type == "cuda" else None
-    seconds: dict[str, list[float]] = {name: [] for name in steps}
-    memory: dict[str, list[int | None]] = {name: [] for name in steps}
-    for round_number in range(options.rounds):
-        for name in list(steps) if round_number % 2 else list(reversed(steps)):
-            took, peak = timed(steps[name], device)
-            seconds[name].append(took)
-            memory[name].append(peak)
-    gpu = torch.cuda.get_device_name(device) if device.type == "cuda" else None
-    ours, theirs = seconds[options.method], seconds["torchtune"]
-    ratios = [one / other for one, other in zip(ours, theirs, strict=True)]
-    trained = bench.parts.select(bench.trainable)
-    return {
-        "model": size.name,
-        "parameters": {"all": _count(bench.model.parameters()), "trained": _count(trained.values())},
-        "steps": {name: _summary(options, seconds[name], memory[name], flops[name], peak_flops(gpu)) for name in steps},
-        "time_ratio": statistics.median(ratios),
-        "time_ratio_range": [min(ratios), max(ratios)],
-        "memory_before_bytes": before,
-        "host_memory_peak_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
-        "gpu": gpu,
-        "gpu_peak_flops": peak_flops(gpu),
-    }
-
-
-def _count(parameters: Any) -> int:
-    return sum(parameter.numel() for parameter in parameters)
-
-
-def _summary(
-    options: argparse.Namespace, seconds: list[float], memory: list[int | None], flops: int, peak: float | None
-) -> dict[str, Any]:
-    median = statistics.median(seconds)
-    known = [one for one in memory if one is not None]
-    return {
-        "median_seconds": median,
-        "seconds": seconds,
-        "samples_per_second": options.batch_size / median,
-        "tokens_per_second": options.batch_size * options.tokens / median,
-        "peak_memory_bytes": max(known) if known else None,
-        "model_flops": flops,
-        "model_flops_per_second": flops / median,
-        "model_flops_utilisation": None if peak is None else flops / median / peak,
-    }
+RESULTS = Path(__file__).resolve().parent / "results"
+OUTPUT = RESULTS / "gpu.json"
+OF_JOBS = ("jobs", "minutes", "output", "list", "commit")
 
 
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     """The options; what is not given depends on whether the model is the tiny one."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--tiny", action="store_true", help="a tiny model on the CPU, to try the script")
-    parser.add_argument("--method", choices=sorted(METHODS), default="instfree")
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("jobs", nargs="*", metavar="JOB", help="names of --list, in the order in which they shall run")
+    parser.add_argument("--list", action="store_true", help="print the jobs and what they are reckoned to take")
+    parser.add_argument("--minutes", type=float, help="time for all jobs; what does not fit is listed")
+    parser.add_argument("--output", type=Path, help="folder for the jobs' results (benchmark/results; tiny: none)")
+    parser.add_argument("--commit", help="the commit to write down, where this is a copy without its history")
+    parser.add_argument("--tiny", action="store_true", help="tiny models on the CPU, to try the script")
+    parser.add_argument("--method", choices=sorted(step.METHODS), default="instfree")
     parser.add_argument("--batch-size", type=int, default=2)
     parser.add_argument("--tokens", type=int, help="text tokens of a sample (512; tiny: 64)")
-    parser.add_argument("--optimizer", choices=sorted(OPTIMIZERS), help="paged_adamw8bit; tiny: adamw")
+    parser.add_argument("--optimizer", choices=sorted(step.OPTIMIZERS), help="paged_adamw8bit; tiny: adamw")
     parser.add_argument("--activation-checkpointing", action=argparse.BooleanOptionalAction, default=True)
     parser.add_argument("--encoder-mode", choices=("torchtune", "checkpoint", "strict"), default="torchtune")
-    parser.add_argument("--rounds", type=int, default=20)
+    parser.add_argument("--rounds", type=int, help="repetitions that are timed (20; of jobs 10, tiny 2)")
     parser.add_argument("--warmup", type=int, default=3)
-    parser.add_argument("--out", type=Path, help="the JSON file; tiny writes none unless asked")
+    parser.add_argument("--out", type=Path, help="the JSON file of one step; tiny writes none unless asked")
     options = parser.parse_args(arguments)
+    unknown = [name for name in options.jobs if name not in JOBS]
+    if unknown:
+        parser.error(f"no such job: {', '.join(unknown)}; the jobs are {', '.join(JOBS)}")
+    if options.minutes is not None and options.minutes <= 0:
+        parser.error(f"--minutes must be above 0, got {options.minutes:g}")
     options.tokens = options.tokens or (64 if options.tiny else 512)
     options.optimizer = options.optimizer or ("adamw" if options.tiny else "paged_adamw8bit")
+    if options.rounds is None:
+        options.rounds = (2 if options.tiny else 10) if of_jobs(options) else 20
     if options.out is None and not options.tiny:
         options.out = OUTPUT
     return options
 
 
+def of_jobs(options: argparse.Namespace) -> bool:
+    """Whether jobs are asked for, rather than one step."""
+    return bool(options.jobs) or options.minutes is not None or options.output is not None
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Measure, print and write the result."""
+    """Measure, print and write the results."""
     options = parse(arguments)
+    if options.list:
+        for name, job in JOBS.items():
+            print(f"{name:<30}{job.minutes:>4.1f} min  {job.what}")
+        return 0
     if not options.tiny and not torch.cuda.is_available():
         print("torch sees no GPU; run this on one, or give --tiny to try the script on a CPU", file=sys.stderr)
         return 2
+    command = " ".join(["python", "benchmark/gpu.py", *(sys.argv[1:] if arguments is None else arguments)])
+    return (all_jobs if of_jobs(options) else one_step)(options, command)
+
+
+def all_jobs(options: argparse.Namespace, command: str) -> int:
+    """Run the jobs and print their table; the status is 1 when one failed."""
+    setting = Setting(options.tiny, options.rounds, 1 if options.tiny else options.warmup)
+    names = list(dict.fromkeys(options.jobs or JOBS))
+    with TemporaryDirectory() as nowhere:
+        folder = options.output or (Path(nowhere) if options.tiny else RESULTS)
+        origin = runner.origin(command, options.commit, options.tiny)
+        told = runner.run_jobs(names, setting, folder, options.minutes, origin)
+        print(runner.table(folder, told))
+    return 1 if told["failed"] else 0
+
+
+def one_step(options: argparse.Namespace, command: str) -> int:
+    """Measure one step beside torchtune's, with the sizes of the command line."""
     device = torch.device("cpu" if options.tiny else "cuda")
     try:
-        measured = measure(options, TINY if options.tiny else REAL, device)
+        measured = step.measure(options, step.TINY if options.tiny else step.REAL, device)
     except MedtuneError as error:
         print(f"{type(error).__name__}: {error}", file=sys.stderr)
         return 2
     result = {
-        "command": " ".join(["python", "benchmark/gpu.py", *(sys.argv[1:] if arguments is None else arguments)]),
-        "commit": commit(),
+        "command": command,
+        "commit": options.commit or commit(),
         "versions": versions(),
         "hardware": {**hardware(), "gpu": measured["gpu"]},
-        "settings": {key: value for key, value in vars(options).items() if key != "out"},
+        "settings": {key: value for key, value in vars(options).items() if key not in ("out", *OF_JOBS)},
         **measured,
     }
     if options.out is not None:

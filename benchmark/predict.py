@@ -26,6 +26,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from PIL import Image
 
 from medtune.data.sample import Message, Sample
@@ -103,7 +104,8 @@ def build(folder: Path, device: torch.device) -> tuple:
 
 def ask_medtune(model, transform, requests: list[Request], batch_size: int, new_tokens: int, device) -> dict[str, str]:
     """Answers of medtune's generator."""
-    generator = Generator(model, transform, batch_size=batch_size, max_new_tokens=new_tokens, device=device)
+    sizes = {"batch_size": batch_size, "max_new_tokens": new_tokens}
+    generator = Generator(model, transform, **sizes, device=device, dtype=next(model.parameters()).dtype)
     return {answer.id: answer.text for answer in generator(requests)}
 
 
@@ -118,13 +120,15 @@ def ask_transformers(
         items = [transform(r.sample, r.source.open_images(r.sample), inference=True) for r in chunk]
         batch = transform.collate(items, pad_side="left")
         ones = torch.ones(len(chunk), 1, dtype=torch.long, device=device)
+        images = batch["vision"]["images"].to(device, model.dtype)
+        padding = model.config.vision_config.max_num_tiles - images.shape[2]  # as transformers' processor pads
         tokens = model.generate(
             input_ids=batch["tokens"].to(device),
             attention_mask=batch["padding"].long().to(device),
-            pixel_values=batch["vision"]["images"].to(device),
+            pixel_values=F.pad(images, (0, 0, 0, 0, 0, 0, 0, padding)),
             aspect_ratio_ids=ones,
-            aspect_ratio_mask=ones[:, :, None],
-            cross_attention_mask=batch["vision_mask"][:, :, :1, None].long().to(device),
+            aspect_ratio_mask=F.pad(ones[:, :, None], (0, padding)),
+            cross_attention_mask=F.pad(batch["vision_mask"][:, :, :1, None].long().to(device), (0, padding)),
             max_new_tokens=new_tokens,
             do_sample=False,
             pad_token_id=transform.pad_id,
@@ -210,6 +214,7 @@ def compare_shared(model, transform, requests: list[Request], arguments: argpars
             batch_size=2 * len(ATTRIBUTES),
             max_new_tokens=arguments.new_tokens,
             device=arguments.device,
+            dtype=next(model.parameters()).dtype,
             share_prefix=share,
         )
         answers = {answer.id: answer.text for answer in generator(requests)}

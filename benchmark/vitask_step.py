@@ -140,8 +140,9 @@ def build(options: argparse.Namespace, device: torch.device) -> Bench:
     objective.bind(model, transform, 0)
     objective.to(device)
     pictures = Pictures(4 * options.batch_size, options.image_size)
-    items = objective.items(pictures, np.arange(len(pictures)))
-    objective.begin_stage(Stage("contrast", ()))
+    stage = Stage("contrast", ())
+    items = objective.items(pictures, np.arange(len(pictures)), stage)
+    objective.begin_stage(stage)
     samples = TrainingSet(pictures, items, transform, 0)
     batch = items.collate([samples[(0, index, True)] for index in range(options.batch_size)], transform)
     trained = {name: p for name, p in model.named_parameters() if p.requires_grad}

@@ -1,6 +1,6 @@
-"""Post-training of vision-language models on medical images, built from torchtune's parts.
+"""Post-training of vision-language models on medical images, built on torchtune.
 
-Nothing is imported here on purpose: ``medtune --help`` has to answer at once, and recipes import what they use from the
+Nothing is imported here on purpose: ``medtune --help`` has to be fast, and recipes import what they use from the
 submodules (``from medtune.data.sample import Sample``).
 """
 
@@ -8,5 +8,5 @@ import logging
 
 __version__ = "0.1.0"
 
-# torchao says on import that its compiled kernels were built for another torch. Nothing here uses them.
+# torchao warns on import that its compiled kernels were built for another torch. medtune does not use them.
 logging.getLogger("torchao").addFilter(lambda record: "Skipping import of cpp extensions" not in record.getMessage())

@@ -1,7 +1,7 @@
-"""Old names that configs, checkpoints and result files may still hold, and what they are called today.
+"""Old names that configs, checkpoints and result files may still contain, and their current names.
 
-A name that users can write down is never removed: when it moves or is renamed, its old form is entered here, and every
-reader goes through this table. The three tables are flat: a value is a name of today, never another old name.
+A name that users can write in a file is never removed. If it is moved or renamed, its old form is added here, and every
+reader uses this table. The three tables are flat: a value is always a current name, never another old name.
 """
 
 from collections.abc import Mapping
@@ -36,7 +36,7 @@ COMPONENTS: dict[str, str] = {
     "medtune.objectives.vitask_items": "medtune.objectives.vitask.items",
     "medtune.objectives.vitask_passes": "medtune.objectives.vitask.passes",
 }
-"""Old dotted path -> new dotted path, for ``_component_``. The path of a module stands for every name beneath it."""
+"""Old dotted path -> new dotted path, for ``_component_``. The path of a module covers every name in it."""
 
 PARTS: dict[str, str] = {}
 """Old name of a part of the model or of a method -> new name, for ``trainable`` and ``learning_rates``."""
@@ -46,25 +46,25 @@ METRICS: dict[str, str] = {"supervised_tokens": "weight"}
 
 
 def resolve_component(path: str) -> str:
-    """The dotted path that an old one stands for; a path of today comes back as it is.
+    """Return the current dotted path for an old one; a current path is returned unchanged.
 
-    The longest entry that is the path, or a module above it, decides.
+    The longest entry that equals the path or one of its parent modules is used.
     """
-    kept = path
-    while kept:
-        if kept in COMPONENTS:
-            return COMPONENTS[kept] + path[len(kept) :]
-        kept = kept.rpartition(".")[0]
+    prefix = path
+    while prefix:
+        if prefix in COMPONENTS:
+            return COMPONENTS[prefix] + path[len(prefix) :]
+        prefix = prefix.rpartition(".")[0]
     return path
 
 
 def resolve_part(name: str) -> str:
-    """The name of a part today."""
+    """Return the current name of a part."""
     return PARTS.get(name, name)
 
 
 def resolve_metric(name: str) -> str:
-    """The key of a metric today; ``lr/PART`` follows the part's name."""
+    """Return the current key of a metric; ``lr/PART`` follows the part's name."""
     if name in METRICS:
         return METRICS[name]
     kind, separator, part = name.partition("/")
@@ -72,27 +72,28 @@ def resolve_metric(name: str) -> str:
 
 
 def resolve_metrics(tree: Any) -> Any:
-    """A row of ``metrics.jsonl`` or a tree of results with the metrics' keys of today.
+    """Return a row of ``metrics.jsonl`` or a tree of results with the current metric keys.
 
-    A key above other keys names a data set or an attribute and stays, unless it holds one reported number.
+    A key whose value is a mapping names a data set or an attribute and is kept, unless the mapping is one reported
+    number.
     """
     if isinstance(tree, list):
         return [resolve_metrics(item) for item in tree]
     if not isinstance(tree, Mapping):
         return tree
-    found = {}
+    result = {}
     for key, value in tree.items():
         above = isinstance(value, Mapping) and "value" not in value
-        found[key if above else resolve_metric(str(key))] = resolve_metrics(value) if above else value
-    return found
+        result[key if above else resolve_metric(str(key))] = resolve_metrics(value) if above else value
+    return result
 
 
 def canonical(tree: Any) -> Any:
-    """The same plain values with every old dotted path and part name replaced, so that two identities can be compared.
+    """Return the plain values with every old dotted path and part name replaced, so that identities can be compared.
 
     Args:
-        tree: Dicts, lists and scalars, for example a run's identity. Any string that the table of components knows is
-            taken for a dotted path; the list ``trainable`` and the keys of ``learning_rates`` are part names.
+        tree: Dicts, lists and scalars, for example a run's identity. Any string that is in the table of components is
+            treated as a dotted path; the list ``trainable`` and the keys of ``learning_rates`` are part names.
     """
     if isinstance(tree, str):
         return resolve_component(tree)
@@ -100,9 +101,9 @@ def canonical(tree: Any) -> Any:
         return [canonical(item) for item in tree]
     if not isinstance(tree, Mapping):
         return tree
-    found = {key: canonical(value) for key, value in tree.items()}
-    if isinstance(found.get("trainable"), list):
-        found["trainable"] = [resolve_part(str(part)) for part in found["trainable"]]
-    if isinstance(found.get("learning_rates"), dict):
-        found["learning_rates"] = {resolve_part(part): rate for part, rate in found["learning_rates"].items()}
-    return found
+    result = {key: canonical(value) for key, value in tree.items()}
+    if isinstance(result.get("trainable"), list):
+        result["trainable"] = [resolve_part(str(part)) for part in result["trainable"]]
+    if isinstance(result.get("learning_rates"), dict):
+        result["learning_rates"] = {resolve_part(part): rate for part, rate in result["learning_rates"].items()}
+    return result

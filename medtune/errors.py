@@ -1,12 +1,12 @@
-"""Errors meant for the person at the keyboard.
+"""Errors that the user can fix.
 
-Every message says what was wrong, where (file, row, key) and what to do. Recipes and the command line print such an
-error as one line and exit with status 2; anything else is a defect of medtune and keeps its traceback.
+Every message says what is wrong, where (file, row, key) and what to do. Recipes and the command line print such an
+error as one line and exit with status 2. Any other exception is a bug in medtune and keeps its traceback.
 """
 
 
 class MedtuneError(Exception):
-    """Base of all errors that a user can mend."""
+    """Base class of all errors that a user can fix."""
 
 
 class ConfigError(MedtuneError):
@@ -18,12 +18,12 @@ class DataError(MedtuneError):
 
 
 class ModelError(MedtuneError):
-    """A model, its weights or its parts do not fit what was asked."""
+    """A model, its weights or its parts do not match the request."""
 
 
 class CheckpointError(MedtuneError):
-    """A training checkpoint cannot be written, read or continued."""
+    """A training checkpoint cannot be written, read or resumed from."""
 
 
 class TrainingError(MedtuneError):
-    """Training had to stop before the weights were harmed."""
+    """Training had to stop before the weights were damaged."""

@@ -1,4 +1,4 @@
-"""``medtune export``: the weights of a run, whole, merged or as an adapter, from its checkpoint and its base."""
+"""``medtune export``: writes a run's weights, merged or as an adapter, from its checkpoint and its base weights."""
 
 import dataclasses
 import shutil
@@ -29,7 +29,7 @@ FORMS = ("hf", "peft", "torchtune")
 
 @dataclass
 class RunConfig:
-    """What an export needs of a run's ``config.yaml``; the method and its data may be gone."""
+    """The keys of a run's ``config.yaml`` that an export needs; the method and its data may no longer exist."""
 
     model: Component
     checkpoint: str | None = None
@@ -39,12 +39,12 @@ class RunConfig:
 
 @dataclass(frozen=True)
 class Trained:
-    """What a run left behind.
+    """The checkpoint and config of a run.
 
     Attributes:
         checkpoint: the checkpoint's folder.
-        config: of the run.
-        model: on the meta device: names, shapes, family and the scales of adapters.
+        config: the run's config.
+        model: the model on the meta device: names, shapes, family and the scales of adapters.
         state: the trained tensors by state-dict key, from disk.
         values: the checkpoint's plain values.
     """
@@ -71,25 +71,25 @@ def export(
     dtype: str | None = None,
     say: Callable[[str], None] = print,
 ) -> Path:
-    """Write a run's weights for other programs to load; ``out`` is there whole or not at all.
+    """Write a run's weights for other programs to load; ``out`` is written completely or not at all.
 
     Args:
-        source: a run's folder, of which the newest whole checkpoint is taken, or one ``checkpoints/step_N`` in it.
-        form: ``hf`` (published layout, adapters merged), ``peft`` (the adapter alone) or ``torchtune`` (one file in
+        source: a run's folder, whose newest complete checkpoint is used, or one ``checkpoints/step_N`` in it.
+        form: ``hf`` (published layout, adapters merged), ``peft`` (only the adapter) or ``torchtune`` (one file with
             torchtune's names, adapters merged).
-        out: a folder that is not there, is empty, or holds an export that ``force`` allows to replace.
-        base: the weights that the run started from, where the config's ``checkpoint`` is no longer right; for ``peft``
-            also a hub name, which is only written down.
+        out: a folder that does not exist, is empty, or holds an earlier export (with ``force``).
+        base: the weights that the run started from, if the config's ``checkpoint`` is no longer valid; for ``peft``
+            also a hub name, which is only written to the adapter's config.
         force: replace an earlier export.
-        dtype: ``fp32`` or ``bf16`` of the written tensors; None keeps the run's.
-        say: told which checkpoint is taken.
+        dtype: ``fp32`` or ``bf16`` for the written tensors; None keeps the run's dtype.
+        say: function that prints which checkpoint is used.
 
     Returns:
         ``out``.
 
     Raises:
-        MedtuneError: if the source is no run, nothing of the model was trained, the base is absent or another one, the
-            form cannot hold what was trained, or ``out`` is in use.
+        MedtuneError: if the source is not a run, no part of the model was trained, the base is absent or a different
+            one, the form cannot represent the trained tensors, or ``out`` is in use.
     """
     if form not in FORMS:
         raise ConfigError(f"--to {form}: the forms are {', '.join(FORMS)}")
@@ -104,7 +104,7 @@ def export(
     return out
 
 
-# -- what the run left ------------------------------------------------------------------------------------------------
+# -- reading the run --------------------------------------------------------------------------------------------------
 
 
 def _checkpoint(source: Path, say: Callable[[str], None]) -> Path:
@@ -115,10 +115,10 @@ def _checkpoint(source: Path, say: Callable[[str], None]) -> Path:
         return source.resolve()
     if not (source / "config.yaml").is_file():
         raise ConfigError(f"{source} is not a run: it holds no config.yaml; give the output_dir of a training run")
-    found = checkpoints.newest_checkpoint(source / "checkpoints", say)
-    if found is None:
+    newest = checkpoints.newest_checkpoint(source / "checkpoints", say)
+    if newest is None:
         raise CheckpointError(f"{source} holds no whole checkpoint (looked in {source / 'checkpoints'})")
-    return found.resolve()
+    return newest.resolve()
 
 
 def _read(checkpoint: Path) -> Trained:
@@ -146,7 +146,7 @@ def _config(file: Path) -> RunConfig:
         raise ConfigError(f"{file} is missing: a checkpoint is exported with the config of its run beside it")
     try:
         content = OmegaConf.to_container(OmegaConf.load(file), resolve=True)
-    except Exception as error:  # YAML's and OmegaConf's own
+    except Exception as error:  # errors of YAML and of OmegaConf
         raise ConfigError(f"{file} cannot be read: {error}") from error
     if not isinstance(content, dict):
         raise ConfigError(f"{file}: a config is a mapping of keys to values")
@@ -155,7 +155,7 @@ def _config(file: Path) -> RunConfig:
 
 
 def _check_base(trained: Trained, base: str | None) -> None:
-    """The base must be the one that the run started from, where it is a path on this machine."""
+    """Check that the base is the one that the run started from, if it is a path on this machine."""
     wanted = trained.values.get("identity", {}).get("weights")
     if base is None or wanted is None or not Path(base).exists():
         return
@@ -163,11 +163,11 @@ def _check_base(trained: Trained, base: str | None) -> None:
         raise ModelError(f"{base} does not hold the weights that {trained.checkpoint} was trained from; give --base")
 
 
-# -- what is written --------------------------------------------------------------------------------------------------
+# -- collecting the tensors -------------------------------------------------------------------------------------------
 
 
 def _writer(trained: Trained, form: str, base: str | None, dtype: torch.dtype | None) -> Callable[[Path], object]:
-    """The function that fills a folder; whatever is wrong is raised before it is called."""
+    """Return the function that fills a folder; every error is raised before it is called."""
     if form == "peft":
         adapters, beside = (_cast(state, dtype) for state in _adapters(trained))
         files = peft_files(adapters, trained.model, _named(base, trained), whole=beside)
@@ -185,7 +185,7 @@ def _cast(state: StateDict, dtype: torch.dtype | None) -> StateDict:
 
 
 def _adapters(trained: Trained) -> tuple[StateDict, StateDict]:
-    """Every adapter of the model, and what was trained whole beside them."""
+    """Return every adapter of the model, and the fully trained tensors."""
     adapters = {key: tensor for key, tensor in trained.state.items() if is_adapter_key(key)}
     whole = {key: tensor for key, tensor in trained.state.items() if key not in adapters}
     if not adapters:
@@ -194,7 +194,7 @@ def _adapters(trained: Trained) -> tuple[StateDict, StateDict]:
 
 
 def _untrained_adapters(trained: Trained) -> StateDict:
-    """The adapters of parts that were not trained, as the run drew them; they add nothing."""
+    """Return the adapters of untrained parts with their initial values; they do not change the output."""
     return {
         key: adapter_start(key, torch.empty(size, device="meta"), trained.config.seed).to(DTYPES[trained.config.dtype])
         for key, size in expected_shapes(trained.model).items()
@@ -203,19 +203,19 @@ def _untrained_adapters(trained: Trained) -> StateDict:
 
 
 def _named(given: str | None, trained: Trained) -> str:
-    """What the adapter's config calls its base: a name as given, a folder by its full path."""
+    """Return the base's name for the adapter's config: a name as given, a folder as its full path."""
     base = given or trained.config.checkpoint
     if base is None:
         raise ModelError(f"{trained.checkpoint} was trained from random weights; an adapter needs a base: give --base")
     if Path(base).exists():
-        return str(Path(base).resolve())  # a relative path would be taken for a hub name
+        return str(Path(base).resolve())  # a relative path would be read as a hub name
     if given is None:
         raise ModelError(f"{base} is not here; give the base weights' folder or their hub name as --base")
     return given
 
 
 def _whole(trained: Trained, base: str | None) -> StateDict:
-    """Every tensor of the model in the run's dtype: the trained ones, the rest from the base."""
+    """Return every tensor of the model in the run's dtype: trained tensors, and the others from the base."""
     given = {**_untrained_adapters(trained), **trained.state}
     needed = [key for key in expected_shapes(trained.model) if key not in given]
     frozen: StateDict = {}
@@ -236,7 +236,7 @@ def _whole(trained: Trained, base: str | None) -> StateDict:
     return {**given, **frozen, **trained.state}
 
 
-# -- where it is written ----------------------------------------------------------------------------------------------
+# -- writing ----------------------------------------------------------------------------------------------------------
 
 
 def _refuse_used(out: Path, force: bool) -> None:
@@ -247,10 +247,10 @@ def _refuse_used(out: Path, force: bool) -> None:
 
 
 def _refuse_harm(out: Path, family: ModelFamily, run: Path, base: str | None) -> None:
-    """``--force`` replaces a folder, so it must hold nothing but an export, and neither the run nor its base."""
-    for kept in [run.resolve(), *([Path(base).resolve()] if base and Path(base).exists() else [])]:
-        if out == kept or out in kept.parents:
-            raise ConfigError(f"--out {out} would replace {kept}; name another folder")
+    """Refuse to replace anything but an export: ``--force`` must not delete the run, its base or other files."""
+    for needed in [run.resolve(), *([Path(base).resolve()] if base and Path(base).exists() else [])]:
+        if out == needed or out in needed.parents:
+            raise ConfigError(f"--out {out} would replace {needed}; name another folder")
     known = {CONFIG_NAME, WEIGHTS_NAME, INDEX_NAME, "config.json", *family.tokenizer_files}
     for file in out.rglob("*") if out.is_dir() else ():
         name = str(file.relative_to(out))

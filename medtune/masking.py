@@ -1,4 +1,4 @@
-"""Credentials are not written down: values are masked by the name of their key, or by what they look like."""
+"""Masking of credentials before values are written: by the name of the key, or by the form of the value."""
 
 import re
 from collections.abc import Mapping
@@ -8,7 +8,7 @@ MASK = "***"
 _LAST = {"key", "token", "apikey", "auth", "cookie", "bearer", "passphrase"}
 _ANYWHERE = {"secret", "secrets", "password", "passwd", "pwd", "authorization", "credential", "credentials"}
 _HEADERS = {"header", "headers"}
-# `image_token` is a word of a vocabulary, `label_key` a column: they decide what a run does, and are compared.
+# `image_token` is a token of a vocabulary and `label_key` a column: they affect the run and must stay comparable.
 _HARMLESS = {
     "answer", "begin", "bos", "cls", "column", "end", "eos", "id", "image", "label", "mask", "pad", "placeholder",
     "question", "sep", "sort", "special", "start", "stop", "text", "unk",
@@ -19,14 +19,15 @@ _LOOKS = re.compile(r"^(?:Bearer|Basic)\s+\S+$|^(?:sk|pk|hf|gh[opsu]|xox[abp]|gl
 
 
 def masked(value: Any) -> Any:
-    """A plain tree with ``***`` in place of what may be a credential.
+    """Return a plain tree with ``***`` in place of values that may be credentials.
 
-    Masked are values whose key ends in ``key``, ``token``, ``auth`` and the like, or holds ``secret``, ``password``,
-    ``authorization`` or ``credential``; every value below a key that speaks of headers; names and passwords within
-    addresses; and texts in the form of well-known keys. The name of an environment variable (``api_key_env``) stays.
+    These values are masked: values whose key ends in ``key``, ``token``, ``auth`` and similar words, or contains
+    ``secret``, ``password``, ``authorization`` or ``credential``; every value below a key for headers; user names and
+    passwords in URLs; and texts in the format of well-known API keys. The name of an environment variable
+    (``api_key_env``) is not masked.
 
     Args:
-        value: Mappings, lists and scalars, as :func:`medtune.config.to_plain` gives them. It is not changed.
+        value: Mappings, lists and scalars from :func:`medtune.config.to_plain`. It is not changed.
     """
     if isinstance(value, Mapping):
         return {name: _masked_entry(str(name), inner) for name, inner in value.items()}
@@ -38,7 +39,7 @@ def masked(value: Any) -> Any:
 
 
 def is_credential(name: str) -> bool:
-    """Whether the value of a key of this name may be a credential."""
+    """Return whether the value of a key with this name may be a credential."""
     words = [word.lower() for word in _WORD.findall(name)]
     if not words or words[-1] == "env":
         return False

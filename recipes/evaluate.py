@@ -1,4 +1,4 @@
-"""Score a prediction file against its questions: results.json, numbers.csv and verdicts.csv in one folder."""
+"""Score a prediction file against its questions; writes results.json, numbers.csv and verdicts.csv to one folder."""
 
 import dataclasses
 import json
@@ -27,24 +27,26 @@ WRITES = ("results.json", "numbers.csv", "verdicts.csv")
 class EvaluateConfig:
     """Keys of an evaluation."""
 
-    predictions: str | list[str] = field(metadata={"help": "the prediction file, JSON lines, or several"})
+    predictions: str | list[str] = field(metadata={"help": "one prediction file (JSON Lines) or a list of files"})
     prepared_dir: str = field(metadata={"help": "folder that the prepare recipe wrote"})
     output: str = field(metadata={"help": "folder for the results"})
-    name: str | None = field(default=None, metadata={"help": "the model's name in tables; else the output folder's"})
+    name: str | None = field(
+        default=None, metadata={"help": "the model's name in tables; null: the output folder's name"}
+    )
     split: str = field(default="test", metadata={"help": "which questions: <split>.jsonl in prepared_dir"})
-    questions: str | None = field(default=None, metadata={"help": "a question file in place of the split's"})
-    majority: str | None = field(default=None, metadata={"help": "a file in place of training_majority.json"})
+    questions: str | None = field(default=None, metadata={"help": "a question file that replaces the split's"})
+    majority: str | None = field(default=None, metadata={"help": "a file that replaces training_majority.json"})
     protocols: list[str] | None = field(
-        default=None, metadata={"help": "what predict asked; null: as the record beside the predictions says"}
+        default=None, metadata={"help": "the protocols of predict; null: from predict's record next to the predictions"}
     )
     swapped: list[str] | None = field(
-        default=None, metadata={"help": "what predict asked on swapped images too; null: as the record says"}
+        default=None, metadata={"help": "protocols that predict also ran on swapped images; null: from the record"}
     )
-    limit: int | None = field(default=None, metadata={"help": "only the first N questions; null: as the record says"})
+    limit: int | None = field(default=None, metadata={"help": "only the first N questions; null: from the record"})
     seed: int | None = field(
-        default=None, metadata={"help": "of predict, and of the bootstrap; null: as the record says"}
+        default=None, metadata={"help": "seed of predict and of the bootstrap; null: from the record"}
     )
-    bootstrap_draws: int = field(default=1000, metadata={"help": "draws of each bootstrap interval"})
+    bootstrap_draws: int = field(default=1000, metadata={"help": "resamples of each bootstrap interval"})
     on_missing: Literal["error", "wrong"] = field(default="error", metadata={"help": "a query without an answer"})
     on_extra: Literal["error", "ignore"] = field(default="error", metadata={"help": "an answer without a query"})
 
@@ -96,14 +98,14 @@ def main(config: EvaluateConfig) -> None:
 
 
 def settled(config: EvaluateConfig, files: Sequence[tuple[Path, Sequence[Prediction]]]) -> tuple[EvaluateConfig, Asked]:
-    """What was asked, and the config with it filled in, so that results tell it whoever said it."""
+    """Return what was asked, and the config completed with it, so that the results always contain it."""
     written = Asked(config.protocols, config.swapped, config.limit, config.seed)
     asked = what_was_asked(written, files, on_missing=config.on_missing, on_extra=config.on_extra)
     return dataclasses.replace(config, **vars(asked)), asked
 
 
 def _is_evaluation(folder: Path) -> bool:
-    """Whether a folder without a record is that of an evaluation."""
+    """Return whether a folder without a record is the folder of an evaluation."""
     try:
         results = json.loads((folder / "results.json").read_text(encoding="utf-8"))
     except (OSError, ValueError):

@@ -1,4 +1,4 @@
-"""InstFree: tuning on image-report pairs without instructions (momentum proxy instruction, response shuffling).
+"""InstFree: training on image-report pairs without instructions (momentum proxy instruction, response shuffling).
 
 tune run medtune/recipes/instfree.py --config instfree/mini
 tune run --nproc_per_node 4 medtune/recipes/instfree.py --config instfree/llama3_2_vision_11b_distributed
@@ -12,7 +12,7 @@ from medtune.training.trainer import Trainer
 
 @recipe(TrainConfig)
 def main(config: TrainConfig) -> int:
-    """Warm the proxy up, then tune the model with it, in one run."""
+    """Warm up the proxy, then train the model with it, in one run."""
     require_objective(config, InstFree)
     return Trainer(config).run()
 

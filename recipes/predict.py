@@ -1,6 +1,6 @@
-"""A model's answers to a question file, written to predictions.jsonl; a killed run goes on where it stopped.
+"""Write a model's answers to a question file to predictions.jsonl; a killed run continues where it stopped.
 
-The proxy instruction of InstFree has no part here: the model is asked with the question alone.
+The proxy instruction of InstFree is not used here: the prompt contains only the question.
 """
 
 import json
@@ -37,7 +37,7 @@ from medtune.generation.exemplars import ExemplarSource
 from medtune.generation.sharding import Progress, SharedLog, shard
 from medtune.training.runtime import Runtime
 
-# Keys that change how fast or where answers are made, not which.
+# Keys that affect the speed or the place of the computation, but not the answers.
 NEUTRAL = (
     "output_dir",
     "checkpoint",
@@ -55,10 +55,10 @@ WRITES = (
     "predictions.meta.json",
     "predictions.summary.json",
 )
-"""All that a prediction writes into its folder."""
-# What medtune's own models need; a backend stands in their place.
+"""All files that a prediction writes into its folder."""
+# Keys of medtune's own models; a backend replaces them.
 OWN = ("model", "transform", "checkpoint")
-# A process that is done waits for the slowest one; that one's death is noticed at once by its closed connection.
+# A finished process waits for the slowest one. If that one dies, its closed connection is noticed at once.
 PATIENCE = timedelta(days=7)
 
 
@@ -74,35 +74,39 @@ class PredictConfig:
         default=None, metadata={"help": "weights: a folder in HF layout or one safetensors file"}
     )
     backend: Component | None = field(
-        default=None, metadata={"help": "a server or transformers, in place of model, transform and checkpoint"}
+        default=None, metadata={"help": "a server or transformers; replaces model, transform and checkpoint"}
     )
     exemplars: ExemplarSource | None = field(
         default=None,
-        metadata={"help": "VITask: path to the run's exemplar folder; tsm swaps another task-specific model in (plug)"},
+        metadata={"help": "VITask: path to the run's exemplar folder; tsm replaces the task-specific model (plug)"},
     )
-    protocols: list[str] = field(default_factory=lambda: list(PROTOCOLS), metadata={"help": "how to ask"})
+    protocols: list[str] = field(
+        default_factory=lambda: list(PROTOCOLS), metadata={"help": "protocols: which prompts are asked per question"}
+    )
     swapped: list[str] = field(
-        default_factory=list, metadata={"help": "protocols that are asked on another question's image too"}
+        default_factory=list, metadata={"help": "protocols that are also asked with another question's image"}
     )
     limit: int | None = field(default=None, metadata={"help": "only the first N questions"})
-    batch_size: int = field(default=16, metadata={"help": "prompts answered together; a backend has its own way"})
+    batch_size: int = field(default=16, metadata={"help": "prompts per batch; a backend has its own setting"})
     window: int = field(
-        default=8, metadata={"help": "batches sorted together, by length; their images are encoded once"}
+        default=8, metadata={"help": "batches that are sorted together by length; their images are encoded once"}
     )
     share_prefix: bool = field(
-        default=True, metadata={"help": "read what several prompts on one image begin with once"}
+        default=True, metadata={"help": "compute the common prefix of several prompts on one image once"}
     )
-    max_new_tokens: int = field(default=64, metadata={"help": "longest answer"})
+    max_new_tokens: int = field(default=64, metadata={"help": "maximum length of an answer in tokens"})
     sampling: Sampling | None = field(
         default=None, metadata={"help": "temperature, top_p, top_k, seed; null is greedy"}
     )
     dtype: Literal["fp32", "bf16"] = field(default="bf16", metadata={"help": "type of weights and caches"})
-    device: Literal["auto", "cpu", "cuda"] = field(default="auto", metadata={"help": "cuda where there is one"})
-    on_error: Literal["raise", "skip"] = field(default="raise", metadata={"help": "a question that cannot be used"})
-    seed: int = field(default=0, metadata={"help": "of the protocols' coins and of the swap"})
+    device: Literal["auto", "cpu", "cuda"] = field(default="auto", metadata={"help": "auto: cuda if available"})
+    on_error: Literal["raise", "skip"] = field(
+        default="raise", metadata={"help": "what to do with a question that cannot be used"}
+    )
+    seed: int = field(default=0, metadata={"help": "seed of the protocols' random choices and of the swap"})
 
     def __post_init__(self) -> None:
-        """Refuse sizes that no run can have."""
+        """Refuse invalid sizes, and check that exactly one model answers."""
         for name in ("batch_size", "window", "max_new_tokens", "limit"):
             value = getattr(self, name)
             if value is not None and value < 1:
@@ -132,7 +136,7 @@ def main(config: PredictConfig) -> int:
             "--nproc_per_node"
         )
     if world > 1 and not dist.is_initialized():
-        dist.init_process_group("gloo", timeout=PATIENCE)  # ids and counts alone are exchanged, on the CPU
+        dist.init_process_group("gloo", timeout=PATIENCE)  # only ids and counts are exchanged, on the CPU
     runtime = Runtime(torch.device("cpu"), world, int(os.environ.get("RANK", "0")))
     try:
         with runtime.explained():
@@ -142,7 +146,7 @@ def main(config: PredictConfig) -> int:
 
 
 def predict(config: PredictConfig, backend: Backend, runtime: Runtime) -> int:
-    """Answer this process's share of the questions; the first process writes the summary."""
+    """Answer this process's share of the questions; process 0 writes the summary."""
     source: SampleSource = instantiate(config.questions)
     skipped = Skipped(config.on_error == "skip")
     queries = plan(
@@ -175,7 +179,7 @@ def predict(config: PredictConfig, backend: Backend, runtime: Runtime) -> int:
 
 
 def _is_prediction(folder: Path) -> bool:
-    """Whether a folder without a record is that of answers: their record stands beside them, or says what it is of."""
+    """Return whether a folder without a record holds predictions, judged by their own metadata file."""
     try:
         record = json.loads((folder / "predictions.meta.json").read_text(encoding="utf-8"))
     except (OSError, ValueError):
@@ -184,7 +188,7 @@ def _is_prediction(folder: Path) -> bool:
 
 
 def chosen_backend(config: PredictConfig) -> Backend:
-    """The config's backend, or medtune's own model as one."""
+    """Return the config's backend, or medtune's own model as a backend."""
     if config.backend:
         return instantiate(config.backend)
     assert config.model is not None and config.transform is not None and config.checkpoint is not None
@@ -200,10 +204,10 @@ def chosen_backend(config: PredictConfig) -> Backend:
 
 
 def identity(config: PredictConfig, source: SampleSource, backend: Backend) -> dict[str, Any]:
-    """What decides the answers; a backend says itself which of its keys do."""
+    """Return everything that decides the answers; a backend reports which of its keys do."""
     plain = {key: value for key, value in to_plain(config).items() if key not in NEUTRAL}
-    beside = {"exemplars": config.exemplars.identity()} if config.exemplars else {}
-    return {"config": plain, "weights": backend.identity(), "data": source.fingerprint(), **beside}
+    exemplars = {"exemplars": config.exemplars.identity()} if config.exemplars else {}
+    return {"config": plain, "weights": backend.identity(), "data": source.fingerprint(), **exemplars}
 
 
 def answer_share(
@@ -214,7 +218,7 @@ def answer_share(
     skipped: Skipped,
     backend: Backend,
 ) -> dict[str, Any]:
-    """Ask what this process has to ask, wait for the others, and sum up."""
+    """Answer this process's queries, wait for the other processes, and summarize."""
     rank, world = log.world.rank, log.world.world
     local_rank = int(os.environ.get("LOCAL_RANK", rank)) if world > 1 else None
     device = choose_device("cpu" if backend.remote else config.device, local_rank)

@@ -1,4 +1,4 @@
-"""Turn a data set, as its owners ship it, into medtune's JSON Lines with a manifest.
+"""Convert a data set from its published form to medtune's JSON Lines with a manifest.
 
     tune run medtune/recipes/prepare.py --config prepare/wbcatt output_dir=prepared/wbcatt
 
@@ -26,7 +26,7 @@ from medtune.data.writing import Content, file_sha256, json_bytes, jsonl_lines, 
 from medtune.datasets.prepared import Prepared
 from medtune.errors import DataError
 
-_REMEMBERED = 4096  # images whose check is not repeated: reports and questions name one image close together
+_REMEMBERED = 4096  # number of recent images that are not checked again: samples of one image are close together
 
 
 @dataclass
@@ -39,15 +39,15 @@ class PrepareConfig:
     on_error: Literal["raise", "skip"] = field(
         default="raise", metadata={"help": "skip: leave out, count and list the samples whose image cannot be used"}
     )
-    overwrite: bool = field(default=False, metadata={"help": "replace files of a different content in output_dir"})
+    overwrite: bool = field(default=False, metadata={"help": "replace files with different content in output_dir"})
     dry_run: bool = field(default=False, metadata={"help": "print the counts and write nothing"})
 
 
 class ImageCheck:
-    """Finds the images that are missing or do not begin like one; it remembers these, and otherwise only a few.
+    """Finds images that are missing or unreadable; remembers all of these, and otherwise only the most recent images.
 
     Args:
-        name: of the data set, for messages.
+        name: name of the data set, for messages.
         image_root: folder or ``.tar`` of the images; None lets every sample pass.
     """
 
@@ -58,7 +58,7 @@ class ImageCheck:
         self._recent: dict[str, None] = {}
 
     def usable(self, sample: Sample) -> bool:
-        """Return whether all images of a sample can be used; the reasons against it are kept."""
+        """Return whether all images of a sample can be used; the reason why an image cannot be used is kept."""
         for image in sample.images:
             if self.root is not None and image not in self._recent:
                 self._check(self.root, image, sample.id)
@@ -76,12 +76,12 @@ class ImageCheck:
 
 @dataclass
 class Survey:
-    """What a first pass over a split finds, so that nothing is written before everything is known.
+    """The outcome of a first pass over a split; nothing is written before all splits are checked.
 
     Attributes:
-        count: samples whose images can be used.
-        dropped: ids of the others.
-        content: the split's file.
+        count: number of samples whose images can be used.
+        dropped: ids of the other samples.
+        content: content of the split's file.
     """
 
     count: int
@@ -90,7 +90,7 @@ class Survey:
 
 
 def survey(split: str, samples: Iterable[Sample], check: ImageCheck) -> Survey:
-    """Read a split once and keep none of its samples, so that it may be larger than the memory."""
+    """Read a split once without keeping its samples, so that it may be larger than the memory."""
     count, size, dropped, digest = 0, 0, [], hashlib.sha256()
     for sample in tqdm(samples, desc=f"read {split}", unit="sample", leave=False):
         if not check.usable(sample):
@@ -110,15 +110,15 @@ def survey(split: str, samples: Iterable[Sample], check: ImageCheck) -> Survey:
 def manifest(
     prepared: Prepared, surveys: dict[str, Survey], tables: dict[str, bytes], others: dict[str, Content]
 ) -> dict[str, Any]:
-    """Return what the output is made of, without a path or a date, so that it can be compared between machines."""
-    outputs = {f"{name}.jsonl": found.content.digest for name, found in surveys.items()}
+    """Return the manifest, without paths and dates, so that it can be compared between machines."""
+    outputs = {f"{name}.jsonl": split.content.digest for name, split in surveys.items()}
     outputs |= {name: content.digest for name, content in others.items()}
     return {
         "dataset": prepared.name,
         "options": prepared.options,
-        "counts": {name: found.count for name, found in surveys.items()},
+        "counts": {name: split.count for name, split in surveys.items()},
         **prepared.summary,
-        "skipped": {name: found.dropped for name, found in surveys.items() if found.dropped},
+        "skipped": {name: split.dropped for name, split in surveys.items() if split.dropped},
         "inputs": {path.name: file_sha256(path) for path in prepared.inputs.values()},
         "outputs": outputs | {name: sha256(data) for name, data in tables.items()},
         "versions": {"medtune": __version__, "python": platform.python_version()},
@@ -127,9 +127,9 @@ def manifest(
 
 def report_counts(surveys: dict[str, Survey]) -> None:
     """Print the number of samples of each split, and of those left out."""
-    for name, found in surveys.items():
-        left_out = f"  ({len(found.dropped)} left out: image missing or unreadable)" if found.dropped else ""
-        print(f"{name:14} {found.count:7,}{left_out}")
+    for name, split in surveys.items():
+        left_out = f"  ({len(split.dropped)} left out: image missing or unreadable)" if split.dropped else ""
+        print(f"{name:14} {split.count:7,}{left_out}")
 
 
 def _shown(name: str, blocks: Callable[[], Iterator[bytes]]) -> Callable[[], Iterator[bytes]]:
@@ -137,12 +137,12 @@ def _shown(name: str, blocks: Callable[[], Iterator[bytes]]) -> Callable[[], Ite
 
 
 def _is_prepared(folder: Path) -> bool:
-    """Whether a folder without a record holds a manifest of prepared data; only that is replaced unasked."""
+    """Return whether a folder without a record holds a manifest of prepared data; only such a file is replaced."""
     try:
-        found = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
+        content = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return False
-    return isinstance(found, dict) and found.keys() >= {"dataset", "inputs", "outputs"}
+    return isinstance(content, dict) and content.keys() >= {"dataset", "inputs", "outputs"}
 
 
 @recipe(PrepareConfig)
@@ -159,7 +159,7 @@ def main(config: PrepareConfig) -> None:
     report_counts(surveys)
     for note in prepared.notes:
         print(f"note: {note}")
-    if not any(found.count for found in surveys.values()):
+    if not any(split.count for split in surveys.values()):
         raise DataError(f"No sample is left: none of the images is in {config.image_root}.")
     if config.dry_run:
         print("dry run: nothing was written")
@@ -167,7 +167,7 @@ def main(config: PrepareConfig) -> None:
     tables = {f"{name}.json": json_bytes(table) for name, table in prepared.tables.items()}
     others = {name: measured(_shown(name, blocks)) for name, blocks in prepared.files.items()}
     files: dict[str, bytes | Content] = {**others}
-    files |= {f"{name}.jsonl": found.content for name, found in surveys.items()}
+    files |= {f"{name}.jsonl": split.content for name, split in surveys.items()}
     files |= tables | {"manifest.json": json_bytes(manifest(prepared, surveys, tables, others))}
     folder = Path(config.output_dir).expanduser()
     claim(folder, "prepare", ["manifest.json"], _is_prepared)

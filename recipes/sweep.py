@@ -1,4 +1,4 @@
-"""Several variants of one experiment side by side: tune, predict, evaluate, one report.
+"""Train, predict with and evaluate several variants of one experiment, and write one report.
 
 tune run medtune/recipes/sweep.py --config sweep/mini_wbcatt output_dir=runs/sweep
 """

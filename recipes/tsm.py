@@ -1,4 +1,4 @@
-"""The task-specific model of VITask: a timm classifier tuned on class labels, for VITask and as a comparator.
+"""The task-specific model of VITask: a timm classifier trained on class labels, for VITask and as a baseline.
 
 tune run medtune/recipes/tsm.py --config tsm/mini
 tune run --nproc_per_node 4 medtune/recipes/tsm.py --config tsm/vit_base_distributed
@@ -13,7 +13,7 @@ from medtune.training.trainer import Trainer
 
 @recipe(TrainConfig)
 def main(config: TrainConfig) -> int:
-    """Train; the weights folder is what VITask's ``objective.tsm`` and predict's backend read."""
+    """Train; VITask's ``objective.tsm`` and predict's backend read the weights folder."""
     require_objective(config, Classification)
     for switch in ("activation_checkpointing", "activation_offloading", "compile"):
         if getattr(config, switch):

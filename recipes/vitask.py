@@ -1,4 +1,4 @@
-"""VITask: tuning for a task with a task-specific model's features (exemplar prompting, response alignment, contrast).
+"""VITask: task tuning with the features of a task-specific model (exemplar prompting, response alignment, contrast).
 
 tune run medtune/recipes/vitask.py --config vitask/mini
 tune run --nproc_per_node 4 medtune/recipes/vitask.py --config vitask/internvl2_2b_distributed
@@ -12,7 +12,7 @@ from medtune.training.trainer import Trainer
 
 @recipe(TrainConfig)
 def main(config: TrainConfig) -> int:
-    """Align with the task-specific model, then contrast images, in one run."""
+    """Train with response alignment first, then with contrast of images, in one run."""
     require_objective(config, VITask)
     return Trainer(config).run()
 

@@ -125,7 +125,10 @@ def test_null_sets_null_and_a_tilde_deletes(write: Write) -> None:
             r"top.yaml: ~nomber: the base has no key 'nomber' to delete; did you mean 'number'",
         ),
         ("base: below\ntable: {~c: }\n", r"top.yaml: table.~c: the base has no key 'c' to delete; known: a"),
-        ("base: below\n~number: 3\n", r"top.yaml: ~number: deletes a key .* nothing may stand behind it, got 3"),
+        (
+            "base: below\n~number: 3\n",
+            r"top.yaml: ~number: a key that begins with ~ is deleted, so it must have no value, got 3",
+        ),
         ("base: below\npart: {~a: }\n", r"top.yaml: part.~a: there is no base to delete 'a' from"),
         ("~number:\n", r"top.yaml: ~number: the base has no key 'number' to delete"),
         ("base: 3\n", r"top.yaml: base: expected the name or path of a config, or a list of them, got 3"),
@@ -143,7 +146,7 @@ def test_bases_in_a_circle_are_named_in_order(write: Write) -> None:
     write("a.yaml", "base: b\n")
     write("b.yaml", "base: sub/c\n")
     write("sub/c.yaml", "base: ../a\n")
-    with pytest.raises(ConfigError, match=r"a.yaml -> \S*b.yaml -> \S*c.yaml -> \S*a.yaml: the bases go in a circle"):
+    with pytest.raises(ConfigError, match=r"a.yaml -> \S*b.yaml -> \S*c.yaml -> \S*a.yaml: the bases form a cycle"):
         load(resolve_path(str(write("top.yaml", "base: a\n"))))
 
 

@@ -108,7 +108,7 @@ def test_the_sweeps_hold_what_the_papers_tables_and_figures_do() -> None:
     ],
 )
 def test_an_axis_needs_values_and_values_an_axis(wrong: str) -> None:
-    with pytest.raises(ConfigError, match="axis names what the variants carry as x"):
+    with pytest.raises(ConfigError, match="axis needs an x in the variants"):
         load_config("sweep/mini_vectors", SweepConfig, wrong.split(" ", 1) if wrong.startswith("axis=N") else [wrong])
 
 

@@ -125,10 +125,16 @@ def test_weights_that_no_step_wrote(tmp_path: Path) -> None:
         ("[{recipe: evaluate, name: a/b}]", "'a/b' cannot be the name"),
         ("[{recipe: evaluate, name: weights}]", "'weights' cannot be the name"),
         ("[{recipe: evaluate, overrides: [output=x]}]", "chooses the folder of step 'evaluate'; leave 'output=x' out"),
-        ("[{recipe: predict, overrides: ['a={weights}']},{recipe: evaluate}]", "{weights} in 'a={weights}' stands for"),
+        (
+            "[{recipe: predict, overrides: ['a={weights}']},{recipe: evaluate}]",
+            "{weights} in 'a={weights}' is not a known placeholder",
+        ),
         ("[{recipe: evaluate, overrides: ['a={step:evaluate}']}]", "step evaluate: {step:evaluate} in"),
         ("[{recipe: predict},{recipe: evaluate, overrides: ['a={step:predit}']}]", "known are .*{step:predict}"),
-        ("[{recipe: evaluate, overrides: ['a={rnu}']}]", "{rnu} in 'a={rnu}' stands for nothing; known are {sweep}"),
+        (
+            "[{recipe: evaluate, overrides: ['a={rnu}']}]",
+            "{rnu} in 'a={rnu}' is not a known placeholder; known are {sweep}",
+        ),
     ],
 )
 def test_steps_that_cannot_run_are_refused_at_load(tmp_path: Path, steps: str, message: str) -> None:
@@ -145,7 +151,7 @@ def test_steps_that_cannot_run_are_refused_at_load(tmp_path: Path, steps: str, m
         ("before=[{recipe: tsm, config: tsm/mini, overrides: ['a={run}']}]", "before, tsm: {run}"),
         ("before=[{recipe: tsm}]", "before: the step 'tsm' needs a config"),
         ("variants=[{name: a, title: A, train: ['a={runs}']}]", "variant a: {runs}"),
-        ("variants=[{name: a, title: A, train: [], steps: [{recipe: evaluate}]}]", "steps stand in place of train"),
+        ("variants=[{name: a, title: A, train: [], steps: [{recipe: evaluate}]}]", "steps replace train"),
     ],
 )
 def test_a_placeholder_that_stands_for_nothing_is_refused_at_load(override: str, where: str) -> None:

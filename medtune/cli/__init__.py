@@ -1,1 +1,1 @@
-"""The command ``medtune``: what it does, finds and checks."""
+"""The command ``medtune``: argument parsing, the catalog of recipes and configs, and checks of the installation."""

@@ -1,6 +1,6 @@
-"""The recipes and configs that the package carries: listing them and copying one to edit.
+"""The recipes and configs of the package: listing them and copying one to edit it.
 
-Descriptions are read from the files as text (a recipe's docstring, a config's header comment): nothing is imported.
+Descriptions are read from the files as text (a recipe's docstring, a config's header comment). Nothing is imported.
 """
 
 import ast
@@ -31,7 +31,7 @@ class Entry:
 
     @property
     def is_config(self) -> bool:
-        """Whether this is a config."""
+        """Whether the entry is a config."""
         return self.path.suffix == ".yaml"
 
     @property
@@ -43,7 +43,7 @@ class Entry:
 
     @property
     def launch(self) -> str:
-        """The command that runs it: the first in the header that does, else the plain one."""
+        """The command that runs it: the first one in the header, else the default command."""
         recipe = self.name.split("/")[0]
         wanted = f"medtune/recipes/{recipe}.py" + (f" --config {self.name}" if self.is_config else "")
         for line in self.header.replace("\\\n", " ").splitlines():
@@ -71,17 +71,17 @@ def recipes() -> list[Entry]:
 
 
 def configs() -> list[Entry]:
-    """Every config that can be run, by name; files and folders that begin with ``_`` hold what others build on."""
+    """Every config that can be run, by name; files and folders that begin with ``_`` are bases of others."""
     root = PACKAGE / "configs"
     files = sorted(path for path in root.glob("*/*.yaml") if "/_" not in f"/{path.relative_to(root).as_posix()}")
     return [Entry(path.relative_to(root).with_suffix("").as_posix(), path, _comment(path)) for path in files]
 
 
 def find(name: str) -> Entry:
-    """The recipe or config of this name; file endings and a leading ``medtune/recipes/`` are accepted.
+    """Return the recipe or config of this name; file suffixes and a leading ``medtune/recipes/`` are accepted.
 
     Raises:
-        ConfigError: If there is none, naming the nearest.
+        ConfigError: If there is none, naming the most similar name.
     """
     wanted = name.removeprefix("medtune/").removeprefix("recipes/").removeprefix("configs/")
     wanted = wanted.removesuffix(".py").removesuffix(".yaml")
@@ -94,7 +94,7 @@ def find(name: str) -> Entry:
 
 
 def describe(name: str | None = None) -> str:
-    """The listing that ``medtune ls`` prints.
+    """Return the listing that ``medtune ls`` prints.
 
     Args:
         name: A recipe, to list only it and its configs, or a config, to print its whole header.
@@ -108,11 +108,11 @@ def describe(name: str | None = None) -> str:
         chosen = recipes()
     blocks = []
     for recipe in chosen:
-        own = [config for config in configs() if config.name.startswith(f"{recipe.name}/")]
+        variants = [config for config in configs() if config.name.startswith(f"{recipe.name}/")]
         lines = [f"{recipe.name}: {recipe.summary}"]
-        for config in own:
+        for config in variants:
             lines += [f"  {config.name}: {config.summary}", f"      {config.launch}"]
-        if not own:
+        if not variants:
             lines.append(f"      {recipe.launch}")
         blocks.append("\n".join(lines))
     return "\n\n".join(blocks) or "this installation has no recipes; `medtune doctor` says why"
@@ -123,7 +123,7 @@ def copy(name: str, destination: Path, force: bool = False) -> str:
 
     Args:
         name: See :func:`find`.
-        destination: A file, or a folder to keep the name in.
+        destination: A file, or a folder; in a folder the copy keeps its name.
         force: Whether to overwrite.
 
     Returns:

@@ -1,8 +1,8 @@
 """InstFree in miniature, from data to a scored report: ``make demo``, or ``python -m medtune.cli.demo``.
 
 Four models answer the same questions about white blood cells: the untuned mini base, FT (one written instruction),
-InstFree, and InstFree with response shuffling. It is the sweep of ``configs/sweep/mini_wbcatt.yaml`` on the real WBCAtt
-where that is found, and on cells that medtune renders itself elsewhere.
+InstFree, and InstFree with response shuffling. It runs the sweep of ``configs/sweep/mini_wbcatt.yaml`` on the real
+WBCAtt if it is found, otherwise on cells that medtune renders itself.
 """
 
 import argparse
@@ -23,10 +23,10 @@ RENDERED = "Synthetic cells rendered by medtune: MEDTUNE_DATA does not name a fo
 
 
 def prepare(folder: Path) -> list[str]:
-    """Take the real WBCAtt where it is, else render a synthetic set.
+    """Use the real WBCAtt if it exists, else render a synthetic set.
 
     Returns:
-        Overrides of the sweep's config that point at the data and say which they are.
+        Overrides of the sweep's config that set the data and name them in the report.
     """
     root, prepared = data_root(), folder / "prepared"
     images = (root or Path()) / "wbcatt" / "wbcatt_128.tar"

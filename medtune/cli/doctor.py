@@ -1,4 +1,4 @@
-"""``medtune doctor``: is this installation one that was tested, and if not, which command mends it."""
+"""``medtune doctor``: compares the installation with the tested versions and prints the command for each mismatch."""
 
 import hashlib
 import importlib
@@ -15,8 +15,9 @@ PACKAGE = Path(__file__).parents[1]
 Status = Literal["ok", "warn", "FAIL"]
 Version = tuple[int, ...]
 
-# package: (lowest, first too new, the version to install, needed). torchtune 0.6.1 imports names that torchao 0.16
-# removed; FSDP2 on the gloo backend, by which several processes are tested, works from torch 2.9 on.
+# package: (lowest version, first version that is too new, the version to install, required).
+# torchtune 0.6.1 imports names that torchao 0.16 removed. FSDP2 on the gloo backend, which the tests of several
+# processes use, works from torch 2.9 on.
 TESTED: dict[str, tuple[Version, Version, str, bool]] = {
     "torch": ((2, 9), (2, 12), "2.11.0", True),
     "torchvision": ((0, 24), (0, 27), "0.26.0", True),
@@ -37,13 +38,13 @@ GB = 1e9
 
 @dataclass(frozen=True)
 class Finding:
-    """One line of the examination.
+    """One line of the output.
 
     Attributes:
-        status: ``ok``, ``warn`` (it runs, with a limit) or ``FAIL`` (it does not).
-        subject: What was looked at.
-        detail: What was found.
-        mend: The command or the act that mends it.
+        status: ``ok``, ``warn`` (it runs with limits) or ``FAIL`` (it does not run).
+        subject: What was checked.
+        detail: The outcome.
+        mend: The command or action that fixes it.
     """
 
     status: Status
@@ -53,7 +54,7 @@ class Finding:
 
 
 def version_tuple(version: str) -> Version:
-    """The leading numbers of a version: ``2.11.0+cu130`` is ``(2, 11, 0)``."""
+    """Return the leading numbers of a version: ``2.11.0+cu130`` is ``(2, 11, 0)``."""
     numbers = []
     for piece in version.split("+")[0].split("."):
         digits = "".join(c for c in piece if c.isdigit()) if piece[:1].isdigit() else ""
@@ -64,7 +65,7 @@ def version_tuple(version: str) -> Version:
 
 
 def installed(package: str) -> str | None:
-    """The installed version, or None."""
+    """Return the installed version, or None."""
     try:
         return importlib.metadata.version(package)
     except importlib.metadata.PackageNotFoundError:
@@ -72,7 +73,7 @@ def installed(package: str) -> str | None:
 
 
 def check_python(version: Version = sys.version_info[:3]) -> Finding:
-    """Python 3.11 to 3.13."""
+    """Check for Python 3.11 to 3.13."""
     text = ".".join(map(str, version))
     if (3, 11) <= version[:2] < (3, 14):
         return Finding("ok", "python", text)
@@ -80,21 +81,21 @@ def check_python(version: Version = sys.version_info[:3]) -> Finding:
 
 
 def check_package(package: str, find: Callable[[str], str | None] = installed) -> Finding:
-    """A package against the tested range."""
+    """Compare a package's version with the tested range."""
     low, high, pinned, needed = TESTED[package]
-    found = find(package)
+    version = find(package)
     mend = f'pip install "{package}=={pinned}"'
     tested = f"tested: >={'.'.join(map(str, low))},<{'.'.join(map(str, high))}"
-    if found is None:
+    if version is None:
         detail = f"not installed; {tested}" + ("" if needed else " (only tests use it)")
         return Finding("FAIL" if needed else "ok", package, detail, mend if needed else "")
-    if low <= version_tuple(found) < high:
-        return Finding("ok", package, found)
-    return Finding("FAIL" if needed else "warn", package, f"{found}; {tested}", mend)
+    if low <= version_tuple(version) < high:
+        return Finding("ok", package, version)
+    return Finding("FAIL" if needed else "warn", package, f"{version}; {tested}", mend)
 
 
 def check_pair(find: Callable[[str], str | None] = installed) -> Finding:
-    """That torchvision was built for this torch."""
+    """Check that torchvision was built for the installed torch."""
     torch, vision = find("torch"), find("torchvision")
     if torch is None or vision is None:
         return Finding("warn", "torch + torchvision", "one of them is missing")
@@ -107,7 +108,7 @@ def check_pair(find: Callable[[str], str | None] = installed) -> Finding:
 
 
 def check_import(module: str) -> Finding:
-    """That a module can be imported at all."""
+    """Check that a module can be imported."""
     try:
         importlib.import_module(module)
     except Exception as error:
@@ -118,10 +119,10 @@ def check_import(module: str) -> Finding:
 
 
 def check_torchtune_recipes() -> Finding:
-    """That torchtune's own top-level package ``recipes`` is as its wheel installed it.
+    """Check that torchtune's top-level package ``recipes`` is unchanged since its wheel installed it.
 
-    Another project's wheel with a package of that name overwrites it silently, and its removal deletes it; `tune run`
-    of a stock recipe then fails.
+    Another project's wheel with a package of that name overwrites it silently, and uninstalling that wheel deletes it.
+    `tune run` of a torchtune recipe then fails.
     """
     subject, mend = "torchtune's recipes", "pip install --force-reinstall --no-deps torchtune==0.6.1"
     try:
@@ -141,7 +142,7 @@ def check_torchtune_recipes() -> Finding:
 
 
 def check_packaged_files() -> Finding:
-    """That the recipes and configs came with the package (in a checkout they are two symlinks)."""
+    """Check that the package contains the recipes and configs (in a checkout they are two symlinks)."""
     missing = [name for name in ("recipes", "configs") if not (PACKAGE / name).is_dir()]
     if not missing:
         return Finding("ok", "medtune's recipes and configs", str(PACKAGE))
@@ -150,7 +151,7 @@ def check_packaged_files() -> Finding:
 
 
 def check_devices() -> list[Finding]:
-    """The CUDA devices that torch sees, or why it sees none."""
+    """List the CUDA devices that torch finds, or the reason why it finds none."""
     try:
         import torch
     except Exception as error:
@@ -173,7 +174,7 @@ def check_devices() -> list[Finding]:
 
 
 def check_disk(folder: Path = Path(".")) -> Finding:
-    """Room for the weights of an 11B and one checkpoint of its trained parts."""
+    """Check the disk space for the weights of an 11B model and one checkpoint of its trained parts."""
     free = shutil.disk_usage(folder).free / GB
     text = f"{free:.0f} GB free in {folder.resolve()}"
     if free >= 2 * WEIGHTS_GB:
@@ -182,7 +183,7 @@ def check_disk(folder: Path = Path(".")) -> Finding:
 
 
 def check_data() -> Finding:
-    """The folder of real data sets."""
+    """Check the folder of real data sets."""
     from medtune.config import data_root
 
     folder = data_root()
@@ -195,7 +196,7 @@ def check_data() -> Finding:
 
 
 def examine() -> list[Finding]:
-    """Every check, in the order in which they are printed."""
+    """Run every check, in the order of the output."""
     findings = [check_python(), *(check_package(package) for package in TESTED), check_pair()]
     findings += [check_import(module) for module in ("torch", "torchvision", "torchtune") if installed(module)]
     findings += [check_torchtune_recipes(), check_packaged_files(), *check_devices(), check_disk(), check_data()]
@@ -203,7 +204,7 @@ def examine() -> list[Finding]:
 
 
 def render(findings: list[Finding]) -> str:
-    """The findings as lines, and a last line that says whether it will run."""
+    """Return the findings as lines; the last line says whether the installation will work."""
     width = max(len(finding.subject) for finding in findings)
     lines = []
     for finding in findings:

@@ -1,6 +1,6 @@
 """The ``medtune`` command: ``ls``, ``cp``, ``show``, ``plan``, ``doctor``, ``export`` and ``report``.
 
-It only reads arguments. Each command imports what it needs when it runs, so that ``medtune --help`` answers at once.
+This module only parses arguments. Each command imports what it needs when it runs, so that ``medtune --help`` is fast.
 Training, prediction and evaluation are recipes, launched by ``tune run medtune/recipes/NAME.py --config NAME``.
 """
 
@@ -103,25 +103,27 @@ def parser() -> argparse.ArgumentParser:
     show.add_argument("overrides", nargs="*", help="key=value, as for the recipe")
     show.set_defaults(run=_show)
 
-    plan = commands.add_parser("plan", help="what a training config would do: parts, data, tokens, memory per GPU")
+    plan = commands.add_parser("plan", help="show what a training config would do: parts, data, tokens, memory per GPU")
     plan.add_argument("config", help="a packaged config (instfree/mini) or a path")
     plan.add_argument("overrides", nargs="*", help="key=value, as for the recipe")
     plan.add_argument("--gpus", type=int, help="processes to plan for (default: what the config's launch line says)")
     plan.set_defaults(run=_plan)
 
-    doctor = commands.add_parser("doctor", help="check versions, devices, disk and data, and say what mends them")
+    doctor = commands.add_parser("doctor", help="check versions, devices, disk and data, and print what fixes them")
     doctor.set_defaults(run=_doctor)
 
     export = commands.add_parser("export", help="write a run's weights: merged, or as a PEFT adapter")
     export.add_argument("source", type=Path, metavar="RUN_OR_CHECKPOINT", help="output_dir of a run, or its step_N")
     export.add_argument("--to", required=True, choices=("hf", "peft", "torchtune"), help="what is written")
     export.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder to write")
-    export.add_argument("--base", metavar="DIR", help="base weights, where the run's config no longer names them")
+    export.add_argument(
+        "--base", metavar="DIR", help="base weights, if the path in the run's config is no longer valid"
+    )
     export.add_argument("--dtype", choices=("fp32", "bf16"), help="type of the written tensors (default: the run's)")
     export.add_argument("-f", "--force", action="store_true", help="replace an earlier export")
     export.set_defaults(run=_export)
 
-    report = commands.add_parser("report", help="one self-contained HTML page of evaluated runs")
+    report = commands.add_parser("report", help="write one self-contained HTML page of evaluated runs")
     report.add_argument("runs", nargs="+", type=Path, help="folders of runs, each with its results")
     report.add_argument("--out", type=Path, default=Path("report/report.html"), help="default: report/report.html")
     report.add_argument("--title", default="medtune report", help="heading of the page")
@@ -135,10 +137,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run one command.
 
     Args:
-        argv: The arguments after the command's name; the process's own by default.
+        argv: The arguments after the command's name; default: those of the process.
 
     Returns:
-        The exit status: 0, 1 when ``doctor`` found something broken, 2 for an error that the user can mend.
+        The exit status: 0, 1 when ``doctor`` found something broken, 2 for an error that the user can fix.
     """
     arguments = parser().parse_args(argv)
     try:

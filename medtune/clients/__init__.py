@@ -1,1 +1,1 @@
-"""Clients of programs that run elsewhere; shared by prediction, judges and the generation of data."""
+"""Clients of servers; used by prediction, judges and data generation."""

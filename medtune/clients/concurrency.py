@@ -1,4 +1,4 @@
-"""Several calls at once, their results in order."""
+"""Concurrent calls with results in order."""
 
 from collections import deque
 from collections.abc import Callable, Generator, Iterable
@@ -8,7 +8,7 @@ from typing import TypeVar
 ItemT = TypeVar("ItemT")
 ResultT = TypeVar("ResultT")
 
-# Calls beyond those in flight that may wait for a slow one before them, per thread.
+# Per thread, the number of calls that may be pending behind a slow one.
 AHEAD = 4
 
 
@@ -18,12 +18,13 @@ def in_order(
     """Call a function on each item in threads; yield each item with its finished call, in the order of the items.
 
     Args:
-        function: May be slow; it is called by ``concurrency`` threads at once.
-        items: Read as far ahead as calls can be started, and a few more, so that one slow call does not hold the rest.
-        concurrency: Threads.
+        function: A function that may be slow; ``concurrency`` threads call it at the same time.
+        items: Items. A limited number is read ahead, more than there are threads, so that a slow call does not block
+            the others.
+        concurrency: Number of threads.
 
     Yields:
-        The item, and a future whose ``result()`` is at hand or raises the call's error.
+        The item and its finished future; ``result()`` returns at once or raises the call's error.
     """
     pending: deque[tuple[ItemT, Future[ResultT]]] = deque()
     pool = ThreadPoolExecutor(concurrency, thread_name_prefix="ask")

@@ -1,7 +1,7 @@
-"""Errors of a server, as errors of medtune: status and request id, never the server's words.
+"""Converts errors of a server to medtune's errors: with status and request id, without the server's message.
 
-A server may quote the prompt, a patient's name or the key in its message, its error type or its error code. None of
-that is shown.
+The message, error type or error code of a server may contain the prompt, a patient's name or the key. So none of them
+is shown.
 """
 
 import re
@@ -12,11 +12,11 @@ _REQUEST_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:-]{0,63}")
 
 
 class _FromServer(MedtuneError):
-    """What a server's reply adds to an error.
+    """An error with the facts of the server's reply.
 
     Attributes:
-        status: HTTP status; None where no reply came.
-        request_id: The server's name of the request, for its log; None where there is none.
+        status: HTTP status; None without a reply.
+        request_id: The server's id of the request, for a search in its log; None if it sent none.
     """
 
     def __init__(self, message: str, status: int | None = None, request_id: str | None = None) -> None:
@@ -25,23 +25,23 @@ class _FromServer(MedtuneError):
 
 
 class ServerSetupError(_FromServer, ConfigError):
-    """Address, key or model cannot be used, so that no request can pass."""
+    """Address, key or model cannot be used, so no request can succeed."""
 
 
 class RequestRefusedError(_FromServer, DataError):
-    """The server refused this request, or answered it without a text; others may pass."""
+    """The server rejected this request, or its reply has no text; other requests may succeed."""
 
 
 class ServerFailedError(_FromServer, ModelError):
-    """The server stayed away for all attempts, or sent what is no reply."""
+    """All attempts failed, or the server sent an invalid reply."""
 
 
 def shown_request_id(value: str | None, key: str) -> str | None:
-    """A request id that can be shown: one short word that does not hold the key.
+    """Return the request id if it is safe to show: one short word that does not contain the key; else None.
 
     Args:
         value: The server's header ``x-request-id``.
-        key: What was sent as the key.
+        key: The key that was sent.
     """
     if not value or not _REQUEST_ID.fullmatch(value) or (key and key in value):
         return None
@@ -49,6 +49,6 @@ def shown_request_id(value: str | None, key: str) -> str | None:
 
 
 def described(status: int | None, request_id: str | None) -> str:
-    """``status 500, request id abc``; empty where neither is known."""
+    """Return a text such as ``status 500, request id abc``; empty if neither is known."""
     known = [f"status {status}" if status else "", f"request id {request_id}" if request_id else ""]
     return ", ".join(word for word in known if word)

@@ -1,4 +1,4 @@
-"""What is said to a chat server and what it answers: content with images, requests, replies, usage."""
+"""Messages to and from a chat server: content with images, requests, replies, usage."""
 
 import base64
 import io
@@ -15,7 +15,7 @@ FINISH_REASONS = ("stop", "length", "content_filter", "tool_calls", "function_ca
 
 
 class SamplingOptions(Protocol):
-    """How tokens are drawn; :class:`medtune.generation.engine.sampling.Sampling` is one."""
+    """Settings for sampling tokens; :class:`medtune.generation.engine.sampling.Sampling` implements it."""
 
     @property
     def temperature(self) -> float:
@@ -24,17 +24,17 @@ class SamplingOptions(Protocol):
 
     @property
     def top_p(self) -> float:
-        """Probability that the kept tokens reach together."""
+        """Least sum of the probabilities of the kept tokens."""
         ...
 
     @property
     def top_k(self) -> int:
-        """Number of likeliest tokens that are kept; 0 keeps all."""
+        """Number of most likely tokens that are kept; 0 keeps all."""
         ...
 
     @property
     def seed(self) -> int:
-        """The randomness of one request."""
+        """Seed of one request."""
         ...
 
 
@@ -43,11 +43,11 @@ class ChatRequest:
     """One request.
 
     Attributes:
-        id: Name in messages of errors; the reply carries it.
+        id: Id for error messages; the reply has the same id.
         messages: Turns ``{role, content}``; see :func:`content`.
-        sampling: None for the likeliest tokens (temperature 0).
-        max_tokens: Longest reply; None leaves it to the server.
-        extra: Further fields of the body; ``extra_headers`` in it are sent as HTTP headers.
+        sampling: Sampling settings; None for greedy decoding (temperature 0).
+        max_tokens: Maximum number of tokens of the reply; None uses the server's default.
+        extra: Further fields of the body; its field ``extra_headers`` is sent as HTTP headers.
     """
 
     id: str
@@ -62,11 +62,11 @@ class ChatReply:
     """One reply.
 
     Attributes:
-        text: What the model wrote.
-        finish_reason: Why it ended: one of :data:`FINISH_REASONS`, empty for any other word of the server.
-        prompt_tokens: Tokens of the request, 0 where the server does not count.
-        completion_tokens: Tokens of the reply, 0 likewise.
-        request_id: The server's name of the request; None where it gives none.
+        text: The text that the model wrote.
+        finish_reason: Why the reply ended: one of :data:`FINISH_REASONS`; empty for any other value.
+        prompt_tokens: Number of tokens of the request; 0 if the server does not report it.
+        completion_tokens: Number of tokens of the reply; 0 if the server does not report it.
+        request_id: The server's id of the request; None if it sends none.
         id: Id of the request.
     """
 
@@ -80,12 +80,12 @@ class ChatReply:
 
 @dataclass(frozen=True)
 class Usage:
-    """What a client's replies cost together.
+    """Totals over the replies of a client.
 
     Attributes:
-        requests: Replies.
-        prompt_tokens: As the server counts them, images included.
-        completion_tokens: Likewise.
+        requests: Number of replies.
+        prompt_tokens: Number of tokens of the requests as the server counts them, including images.
+        completion_tokens: Number of tokens of the replies as the server counts them.
     """
 
     requests: int = 0
@@ -93,7 +93,7 @@ class Usage:
     completion_tokens: int = 0
 
     def plus(self, reply: ChatReply) -> "Usage":
-        """The usage with one more reply."""
+        """Return the totals with one more reply."""
         return Usage(
             self.requests + 1,
             self.prompt_tokens + reply.prompt_tokens,
@@ -102,11 +102,11 @@ class Usage:
 
 
 class NoText(Exception):
-    """A reply that is well-formed and holds no text; the message says why in our words."""
+    """A well-formed reply without text; the message gives the reason and nothing that the server wrote."""
 
 
 def content(parts: Sequence[str | Image.Image]) -> str | list[dict[str, Any]]:
-    """A turn's content: texts alone stay plain text, which every server takes; with images it is a list of parts."""
+    """Return a turn's content: plain text, which every server accepts, or with images a list of parts."""
     if not any(isinstance(part, Image.Image) for part in parts):
         return "\n".join(str(part) for part in parts)
     return [
@@ -118,7 +118,7 @@ def content(parts: Sequence[str | Image.Image]) -> str | list[dict[str, Any]]:
 
 
 def data_uri(image: Image.Image) -> str:
-    """An image as a ``data:`` URI in PNG: what arrives is what was decoded, to the bit.
+    """Return an image as a ``data:`` URI in PNG, which is lossless.
 
     Raises:
         DataError: PNG cannot hold the image's mode without loss.
@@ -135,13 +135,13 @@ def read_reply(body: bytes, request_id: str | None, name: str) -> ChatReply:
     """Check the body of a chat completion.
 
     Args:
-        body: As it came.
-        request_id: For the reply.
-        name: Id of the request.
+        body: The bytes that the server sent.
+        request_id: The server's id of the request.
+        name: Our id of the request.
 
     Raises:
-        ValueError: The body is no chat completion; the message says what is wrong, in our words.
-        NoText: It is one without a text.
+        ValueError: The body is not a chat completion; the message says what is wrong and quotes nothing of the body.
+        NoText: It is a chat completion without text.
     """
     try:
         value = json.loads(body)
@@ -171,5 +171,5 @@ def _count(usage: Any, name: str) -> int:
 
 
 def _writable(text: str) -> str:
-    """The text with half surrogates replaced, which JSON can hold and UTF-8 cannot."""
+    """Replace lone surrogates, which JSON can contain and UTF-8 cannot encode."""
     return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")

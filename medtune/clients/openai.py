@@ -1,8 +1,8 @@
-"""A client of any server that speaks OpenAI's chat API: vLLM, SGLang, llama.cpp, a hospital's gateway.
+"""A client of any server with OpenAI's chat API: vLLM, SGLang, llama.cpp, a hospital's gateway.
 
-It wraps the package ``openai`` (extra ``judges``), which knows what may be tried again and honours ``Retry-After``.
-Nothing is sent anywhere but to ``base_url``: redirects are not followed, and of the environment only the variable that
-holds the key is read. Errors carry a status and a request id, never the server's words.
+It wraps the package ``openai`` (extra ``judges``), which retries temporary failures and respects ``Retry-After``.
+Requests go only to ``base_url``: redirects are not followed. The only environment variable that is
+read is the one with the key. Errors contain a status and a request id, never the server's message.
 """
 
 import json
@@ -26,25 +26,25 @@ from medtune.config import nearest
 from medtune.errors import ConfigError, DataError, MedtuneError
 
 NO_KEY = "none"
-# How httpx names a connection that was there and broke off.
+# Names of httpx's errors for a connection that was established and then broke.
 BROKEN_OFF = ("RemoteProtocolError", "ReadError", "WriteError", "CloseError", "DecodingError")
 
 
 @dataclass(frozen=True)
 class Endpoint:
-    """Where a model is served, and how patiently it is asked.
+    """Address of a served model, with timeout and number of retries.
 
     Attributes:
         base_url: Address up to and with ``/v1``.
         model: Name under which the server offers the model.
-        api_key_env: Environment variable that holds the key; None for servers that want none.
+        api_key_env: Environment variable that holds the key; None for servers that need no key.
         timeout: Seconds until an attempt counts as failed.
-        max_retries: Further attempts after a failure that may pass (no connection, timeout, 408, 409, 429, 5xx), with
-            growing pauses, or those that the server asks for.
-        key: Where these values stand in the config, for messages.
+        max_retries: Number of further attempts after a temporary failure (no connection, timeout, 408, 409, 429, 5xx).
+            The pauses between them grow, unless the server asks for a certain pause.
+        key: Config key of these values, for error messages.
 
     Raises:
-        ConfigError: A value that no server can have.
+        ConfigError: A value is invalid.
     """
 
     base_url: str
@@ -72,10 +72,10 @@ class Endpoint:
             raise ConfigError(f"{self.key}: timeout must be positive, max_retries not negative")
 
     def read_key(self) -> str:
-        """The key of the environment.
+        """Return the key from the environment.
 
         Raises:
-            ConfigError: The variable is not set, or holds what no HTTP header can.
+            ConfigError: The variable is not set, or its value cannot be sent in an HTTP header.
         """
         if self.api_key_env is None:
             return NO_KEY
@@ -90,13 +90,13 @@ class Endpoint:
 
 
 class ChatClient:
-    """Asks one model of one server; safe to call from several threads.
+    """Sends requests to one model of one server; safe to call from several threads.
 
     Args:
-        endpoint: Where and how.
+        endpoint: Address, timeout and retries.
 
     Attributes:
-        usage: Replies and tokens so far.
+        usage: Number of replies and tokens so far.
 
     Raises:
         ConfigError: The package ``openai`` is not installed, or the key is not set.
@@ -114,18 +114,18 @@ class ChatClient:
             api_key=self._key,
             timeout=endpoint.timeout,
             max_retries=endpoint.max_retries,
-            # Patients' images go to the address of the config, not to one that it forwards to.
+            # Patients' images must go only to the address in the config, not to one that it redirects to.
             http_client=openai.DefaultHttpxClient(follow_redirects=False),
         )
-        # Read from the environment by the package; they belong to another service's account.
+        # The package reads these from the environment; they belong to an account of another service.
         self._client.organization = self._client.project = None
 
     def check(self) -> None:
-        """Ask which models there are; a server that keeps no list is asked the first question at once.
+        """Check that the server lists the model. A server without a list of models passes the check.
 
         Raises:
-            ServerSetupError: Nobody answers, the key is refused, or the model is not offered.
-            ServerFailedError: The server fails for all attempts.
+            ServerSetupError: No server answers, the key is rejected, or the model is not offered.
+            ServerFailedError: All attempts fail.
         """
         url, model = self.endpoint.base_url, self.endpoint.model
         try:
@@ -150,12 +150,12 @@ class ChatClient:
         *,
         id: str = "",
     ) -> ChatReply:
-        """Ask once; see :class:`~medtune.clients.messages.ChatRequest` for the arguments.
+        """Send one request; see :class:`~medtune.clients.messages.ChatRequest` for the arguments.
 
         Raises:
-            ServerSetupError: Key, model or address are refused.
-            RequestRefusedError: This request is refused, or answered without a text.
-            ServerFailedError: All attempts fail, or the reply is no chat completion.
+            ServerSetupError: Key, model or address is rejected.
+            RequestRefusedError: This request is rejected, or the reply has no text.
+            ServerFailedError: All attempts fail, or the reply is not a chat completion.
         """
         what, url = f"request {id!r}" if id else "a request", self.endpoint.base_url
         body = self._body(messages, sampling, max_tokens, extra or {})
@@ -178,7 +178,7 @@ class ChatClient:
         return read
 
     def ask(self, request: ChatRequest) -> ChatReply:
-        """:meth:`complete` of a request."""
+        """Call :meth:`complete` for a request."""
         return self.complete(request.messages, request.sampling, request.max_tokens, request.extra, id=request.id)
 
     def map(
@@ -187,12 +187,12 @@ class ChatClient:
         concurrency: int = 8,
         on_error: Callable[[ChatRequest, DataError], None] | None = None,
     ) -> Iterator[ChatReply]:
-        """Replies in the order of the requests, ``concurrency`` of them being in flight.
+        """Yield replies in the order of the requests, with ``concurrency`` requests in flight.
 
         Args:
-            requests: Read a few ahead, never all at once.
-            concurrency: Requests in flight.
-            on_error: Told of a request that is refused, which is then left out; None raises.
+            requests: Requests; only a few are read ahead.
+            concurrency: Number of requests in flight.
+            on_error: Called with a request that is rejected, which is then skipped; None raises the error.
         """
         for request, future in in_order(self.ask, requests, concurrency):
             try:
@@ -223,7 +223,7 @@ class ChatClient:
     ) -> dict[str, Any]:
         more = {name: value for name, value in extra.items() if name != "extra_headers"}
         body: dict[str, Any] = {"model": self.endpoint.model, "messages": list(messages), "temperature": 0}
-        if sampling is not None and sampling.top_k != 1:  # the likeliest token alone is temperature 0
+        if sampling is not None and sampling.top_k != 1:  # top_k=1 is greedy, the same as temperature 0
             body |= {"temperature": sampling.temperature, "top_p": sampling.top_p, "seed": sampling.seed}
             more = {**({"top_k": sampling.top_k} if sampling.top_k else {}), **more}
         if max_tokens is not None:
@@ -234,15 +234,15 @@ class ChatClient:
         return shown_request_id(request_id, "" if self._key == NO_KEY else self._key)
 
     def _explained(self, error: Any, what: str) -> MedtuneError:
-        """Our error for one of the package's."""
+        """Convert an error of the package to one of ours."""
         api, url, model = self._api, self.endpoint.base_url, self.endpoint.model
         status: int | None = getattr(error, "status_code", None)
         shown = self._shown(getattr(error, "request_id", None))
         where, known = described(status, shown), (status, shown)
         if isinstance(error, api.AuthenticationError | api.PermissionDeniedError):
             name = self.endpoint.api_key_env
-            held = f"of {name}" if name else f"(none: set {self.endpoint.key}.api_key_env)"
-            return ServerSetupError(f"{url} refused the key {held} ({where})", *known)
+            key_source = f"of {name}" if name else f"(none: set {self.endpoint.key}.api_key_env)"
+            return ServerSetupError(f"{url} refused the key {key_source} ({where})", *known)
         if isinstance(error, api.NotFoundError):
             return ServerSetupError(f"{url} has no model {model!r} or no chat completions ({where})", *known)
         if status is not None and 300 <= status < 400:
@@ -270,6 +270,6 @@ def _kind(error: Exception) -> str:
 
 
 def _pause(error: Any) -> str:
-    """What the server says about when to come back; only a number of seconds is shown."""
+    """Return the pause that the server asks for as text; only a number of seconds is shown."""
     value = error.response.headers.get("retry-after", "")
     return f", it asks for a pause of {int(value)} s" if value.isdecimal() and len(value) < 8 else ""

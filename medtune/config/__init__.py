@@ -1,8 +1,8 @@
-"""Configs: a YAML file read into a typed dataclass, where an unknown key is an error that names the nearest one.
+"""Configs: a YAML file read into a typed dataclass. An unknown key is an error that names the most similar key.
 
 ``torchtune`` accepts any key silently, so that ``gradient_acumulation_steps=4`` runs and does nothing. Here the
-dataclass of a recipe is the whole truth: its fields, their types and their checks. Nodes with a ``_component_`` hold a
-dotted path and the arguments of one call; they are checked against the callable's signature before anything is built.
+dataclass of a recipe defines everything: its fields, their types and their checks. Nodes with a ``_component_`` hold a
+dotted path and the arguments of one call. They are checked against the callable's signature before anything is built.
 """
 
 import dataclasses
@@ -51,7 +51,7 @@ ConfigT = TypeVar("ConfigT")
 
 
 class Component(dict[str, Any]):
-    """A config node ``{_component_: dotted.path, **arguments}`` that stands for one call."""
+    """A config node ``{_component_: dotted.path, **arguments}`` that represents one call."""
 
     @property
     def path(self) -> str:
@@ -65,11 +65,11 @@ class Component(dict[str, Any]):
 
 
 UNSET = "$MEDTUNE_DATA is not set"
-"""Stands for the data root in a config that is read without one; it is an error only where the path is used."""
+"""Placeholder for the data root in a config that is read without one; an error is raised only if the path is used."""
 
 
 def data_root() -> Path | None:
-    """Folder of the real data sets, ``$MEDTUNE_DATA``; None where the variable is not set."""
+    """Return the folder of the real data sets, ``$MEDTUNE_DATA``; None if the variable is not set."""
     named = os.environ.get("MEDTUNE_DATA")
     return Path(named) if named else None
 
@@ -83,12 +83,12 @@ def load_config(name_or_path: str, config_class: type[ConfigT], overrides: Seque
 
     Args:
         name_or_path: See :func:`medtune.config.composition.resolve_path`.
-        config_class: The dataclass that says which keys exist.
+        config_class: The dataclass that defines the keys.
         overrides: ``key=value`` (dots go deeper, the value is YAML) or ``~key`` (delete).
 
     Raises:
-        ConfigError: For an unreadable file, an unknown key, a wrong type or a refused value; it names the file, or the
-            override, that holds the key.
+        ConfigError: For an unreadable file, an unknown key, a wrong type or an invalid value; it names the file or the
+            override that contains the key.
     """
     path = resolve_path(name_or_path)
     composed = compose(path)
@@ -102,7 +102,7 @@ def load_config(name_or_path: str, config_class: type[ConfigT], overrides: Seque
 
 
 def build(config_class: type[ConfigT], values: Mapping[str, Any], where: str | Place) -> ConfigT:
-    """Make a config dataclass of plain values; ``where`` names them in errors, for which see :func:`load_config`."""
+    """Convert plain values to a config dataclass; ``where`` names them in errors, see :func:`load_config`."""
     where = Place(where) if isinstance(where, str) else where
     hints = typing.get_type_hints(config_class)
     fields = {field.name: field for field in dataclasses.fields(config_class) if field.init}  # type: ignore[arg-type]
@@ -175,7 +175,7 @@ def _component(value: dict[str, Any], where: Place) -> Component:
 
 
 def import_path(path: str, where: str = "config") -> Any:
-    """The object behind a dotted path of today or of old; a ConfigError naming the nearest name when there is none."""
+    """Return the object at a current or old dotted path; raise a ConfigError naming the nearest name if none exists."""
     path = resolve_component(path)
     module_name, _, name = path.rpartition(".")
     try:
@@ -189,12 +189,12 @@ def import_path(path: str, where: str = "config") -> Any:
 
 
 def check_component(component: Component, where: str | Place) -> None:
-    """Check that a component's path exists, that it takes every argument written for it, and of what type they are.
+    """Check that a component's path exists, that it accepts every given argument, and that the types fit.
 
     Components among the arguments are checked too.
 
     Raises:
-        ConfigError: Naming the file, the key and what is expected.
+        ConfigError: Naming the file, the key and the expected value.
     """
     where = Place(where) if isinstance(where, str) else where
     target = import_path(component.path, where.told_by("_component_"))
@@ -212,7 +212,7 @@ def check_component(component: Component, where: str | Place) -> None:
 
 
 def _check_within(value: Any, where: Place) -> None:
-    """Check the components anywhere in an argument."""
+    """Check the components at any depth of an argument."""
     if isinstance(value, dict) and "_component_" in value:
         check_component(Component(value), where)
         return
@@ -222,10 +222,10 @@ def _check_within(value: Any, where: Place) -> None:
 
 
 def instantiate(component: Mapping[str, Any], *args: Any, **extra: Any) -> Any:
-    """Call a component with its written arguments, and ``extra`` where the config is silent.
+    """Call a component with its arguments from the config; ``extra`` fills arguments that the config does not set.
 
     Raises:
-        ConfigError: If the call lacks an argument or the callable refuses one (ValueError, TypeError), or an argument
+        ConfigError: If an argument is missing, the callable rejects an argument (ValueError, TypeError), or an argument
             needs ``$MEDTUNE_DATA``, which is not set.
     """
     component = Component(component)
@@ -248,7 +248,7 @@ def instantiate(component: Mapping[str, Any], *args: Any, **extra: Any) -> Any:
 
 
 def to_plain(config: Any) -> Any:
-    """The config as plain dicts, lists and scalars, ready for YAML or JSON."""
+    """Return the config as plain dicts, lists and scalars, ready for YAML or JSON."""
     if dataclasses.is_dataclass(config) and not isinstance(config, type):
         return {field.name: to_plain(getattr(config, field.name)) for field in dataclasses.fields(config)}
     if isinstance(config, Mapping):
@@ -264,13 +264,13 @@ def save_config(config: Any, path: Path) -> None:
 
 
 def config_hash(config: Any, ignore: Sequence[str] = ()) -> str:
-    """Sha256 of a config's resolved values, ``ignore`` naming top-level keys that change no result."""
+    """Return the SHA-256 of a config's resolved values; ``ignore`` names top-level keys that do not affect results."""
     plain = {key: value for key, value in to_plain(config).items() if key not in ignore}
     return hashlib.sha256(json.dumps(plain, sort_keys=True).encode()).hexdigest()
 
 
 def recipe(config_class: type[ConfigT]) -> Callable[[Callable[[ConfigT], Any]], Callable[..., int]]:
-    """Make a recipe's ``main(config)`` a command: ``--config NAME_OR_PATH key=value ...``.
+    """Turn a recipe's ``main(config)`` into a command: ``--config NAME_OR_PATH key=value ...``.
 
     Args:
         config_class: The dataclass of the recipe's config.

@@ -1,7 +1,7 @@
-"""Whether the values of a config fit the annotations of the callable that they are written for.
+"""Checks whether the values of a config match the type annotations of the callable that they are passed to.
 
-Only what YAML can hold is judged: numbers, texts, truth values, null, lists and mappings. An annotation that speaks of
-anything else, or that cannot be read, lets every value through.
+Only types that YAML can express are checked: numbers, texts, booleans, null, lists and mappings. An annotation with any
+other type, or one that cannot be read, accepts every value.
 """
 
 import collections.abc
@@ -18,7 +18,7 @@ from medtune.config.composition import Place
 from medtune.errors import ConfigError
 
 NUMBER = typing.Annotated[float, "told by the default"]
-"""Stands for a missing annotation of a parameter whose default is a float; only a text is refused."""
+"""Used for a parameter without annotation whose default is a float; only a text is refused."""
 YAML_VALUES = (bool, int, float, str, type(None), list, tuple, dict)
 SCALARS = {bool: "true or false", int: "a whole number", float: "a number", str: "a text", type(None): "null"}
 LISTS = (list, tuple, set, frozenset, collections.abc.Sequence, collections.abc.Iterable, collections.abc.Collection)
@@ -27,15 +27,15 @@ MAPPINGS = (dict, collections.abc.Mapping, collections.abc.MutableMapping)
 
 
 def argument_hints(target: Callable[..., Any]) -> dict[str, Any]:
-    """Parameter -> annotation of a function or of a class's constructor; empty where they cannot be read.
+    """Return parameter -> annotation of a function or of a class's constructor; empty if they cannot be read.
 
-    A parameter without an annotation whose default is a float counts as a number: that is how optimizers written
-    before annotations take their learning rate.
+    A parameter without an annotation whose default is a float counts as a number: older optimizers declare their
+    learning rate in this way.
     """
     called: Any = target.__init__ if inspect.isclass(target) else target
     try:
         hints = typing.get_type_hints(called)
-    except Exception:  # a name known to type checkers only, or a callable without annotations
+    except Exception:  # a name that only type checkers know, or a callable without annotations
         hints = {}
     hints.pop("return", None)
     for name, parameter in inspect.signature(target).parameters.items():
@@ -48,15 +48,15 @@ def check_value(value: Any, hint: Any, place: Place) -> None:
     """Refuse a value that does not fit.
 
     Raises:
-        ConfigError: One sentence with file, key, what is expected and what is written.
+        ConfigError: One sentence with file, key, expected type and given value.
     """
     if not fits(value, hint):
         raise ConfigError(f"{place}: expected {describe(hint)}, got {value!r}{_remedy(value, hint)}")
 
 
 def fits(value: Any, hint: Any) -> bool:
-    """Whether a value of YAML can be meant by an annotation."""
-    if not isinstance(value, YAML_VALUES):  # put there by a program
+    """Return whether a value from YAML matches an annotation."""
+    if not isinstance(value, YAML_VALUES):  # set by a program, not by YAML
         return True
     if hint is NUMBER:
         return not isinstance(value, str)
@@ -94,12 +94,12 @@ def _items_fit(value: Any, kind: Any, arguments: tuple[Any, ...]) -> bool:
 
 
 def _writes_no_yaml(hint: Any) -> bool:
-    """A tensor cannot be written in YAML, so that ``float | Tensor`` asks for a number."""
+    """Return whether YAML cannot express a type: no tensor in YAML, so that ``float | Tensor`` requires a number."""
     return getattr(hint, "__module__", "") in ("torch", "torch._tensor") and getattr(hint, "__name__", "") == "Tensor"
 
 
 def describe(hint: Any) -> str:
-    """An annotation in words."""
+    """Describe an annotation in words."""
     origin, arguments = get_origin(hint), get_args(hint)
     if origin is typing.Annotated:
         return describe(arguments[0])
@@ -123,7 +123,7 @@ def describe(hint: Any) -> str:
 
 
 def _remedy(value: Any, hint: Any) -> str:
-    """How to write what is probably meant."""
+    """Return a hint how to write the value that is probably meant."""
     if isinstance(value, str):
         try:
             number = float(value)

@@ -1,9 +1,9 @@
-"""Where configs lie, and how one is composed of a file and the files that it is based on.
+"""Locations of configs, and the composition of a config from its file and its base files.
 
-A config may name ``base: other/config``, or a list of them. The base's values are taken first, then those of the file
-are put over them: mappings are merged key by key, everything else replaces what was there. A node whose ``_component_``
-differs from the base's replaces the whole node, since the arguments of one callable mean nothing to another. ``key:
-null`` sets the value null, and ``~key:`` (with nothing behind it) deletes the key. Of several bases the later one wins.
+A config may name ``base: other/config``, or a list of bases. The values of the file override the values of the base:
+mappings are merged key by key, every other value is replaced. A node whose ``_component_`` differs from the base's
+replaces the whole node, because the arguments of one callable do not apply to another. ``key: null`` sets the value to
+null, and ``~key:`` (without a value) deletes the key. If there are several bases, the later one takes precedence.
 """
 
 import difflib
@@ -29,9 +29,9 @@ class Place:
     """A place in a config, for messages: the file (or override) that holds the value, and its key.
 
     Attributes:
-        source: Of what no file is known to hold: the config itself.
-        keys: The way to the value; positions in lists are digits.
-        origins: Keys -> the file or override that holds the value; what lies beneath is from there too.
+        source: The config itself; used for values that are in no known file.
+        keys: The path to the value; positions in lists are digits.
+        origins: Keys -> the file or override that contains the value; values below it come from there too.
     """
 
     source: str
@@ -39,12 +39,12 @@ class Place:
     origins: Mapping[Keys, str] = field(default_factory=dict)
 
     def at(self, key: object) -> "Place":
-        """The place of a key or a position beneath this one."""
+        """Return the place of a key or a list position below this one."""
         return Place(self.source, (*self.keys, str(key)), self.origins)
 
     @property
     def file(self) -> str:
-        """The file or override that holds the value."""
+        """The file or override that contains the value."""
         for length in range(len(self.keys), 0, -1):
             if self.keys[:length] in self.origins:
                 return self.origins[self.keys[:length]]
@@ -52,10 +52,10 @@ class Place:
         return beneath.pop() if self.keys and len(beneath) == 1 else self.source
 
     def told_by(self, key: object) -> str:
-        """This place, with the file that holds ``key`` beneath it: for what is wrong with the node as a whole."""
-        own = ".".join(self.keys)
+        """Return this place with the file that contains its ``key``, for errors about the node as a whole."""
+        path = ".".join(self.keys)
         file = self.at(key).file
-        return f"{file}: {own}" if own else file
+        return f"{file}: {path}" if path else file
 
     def __str__(self) -> str:
         key = ".".join(self.keys)
@@ -64,13 +64,13 @@ class Place:
 
 @dataclass
 class Composed:
-    """A config as its files give it.
+    """A config, composed from its files.
 
     Attributes:
         path: The config's own file.
-        tree: Plain values; ``${...}`` stands as it was written.
-        origins: See :class:`Place`; a value is the text of a path.
-        files: Every file that took part, each base before what is based on it.
+        tree: Plain values; ``${...}`` is not resolved.
+        origins: See :class:`Place`; the values are paths as text.
+        files: Every file that was used, each base before the files that are based on it.
     """
 
     path: Path
@@ -80,18 +80,18 @@ class Composed:
 
 
 def nearest(name: str, known: Sequence[str]) -> str:
-    """A hint naming the closest known name, or all of them when none is close."""
+    """Return a hint naming the most similar known name, or all known names if none is similar."""
     close = difflib.get_close_matches(name, known, n=1, cutoff=0.6)
     return f"did you mean {close[0]!r}?" if close else f"known: {', '.join(sorted(known))}"
 
 
 def packaged_configs() -> list[str]:
-    """Names of the packaged configs that can be run; files and folders that begin with ``_`` hold bases of others."""
+    """Return the names of the packaged configs that can be run; a name that begins with ``_`` is a base of others."""
     return sorted(name for name in _packaged() if not is_base(Path(name)))
 
 
 def is_base(path: Path) -> bool:
-    """Whether a path within the packaged configs is one that only others build on."""
+    """Return whether a path within the packaged configs is only a base of other configs."""
     return any(part.startswith("_") for part in path.parts)
 
 
@@ -100,13 +100,13 @@ def _packaged() -> list[str]:
 
 
 def resolve_path(name_or_path: str) -> Path:
-    """The file that a config name or path stands for.
+    """Return the file of a config name or path.
 
     Args:
         name_or_path: A path, or the name of a packaged config such as ``instfree/mini``.
 
     Raises:
-        ConfigError: If neither exists, or it is a packaged base that only other configs build on.
+        ConfigError: If neither exists, or it is a packaged config that is only a base of other configs.
     """
     path = Path(name_or_path).expanduser()
     packaged = CONFIGS / f"{name_or_path.removesuffix('.yaml')}.yaml"
@@ -129,11 +129,11 @@ def _refuse_base(path: Path) -> Path:
 
 
 def compose(path: Path) -> Composed:
-    """Read a config with everything that it is based on.
+    """Read a config and all its bases.
 
     Raises:
-        ConfigError: For an unreadable file, a base that does not exist, bases in a circle, or ``~key`` without a key
-            to delete, naming the file.
+        ConfigError: For an unreadable file, a base that does not exist, a cycle of bases, or ``~key`` for a key that
+            does not exist. It names the file.
     """
     return _compose(path, ())
 
@@ -141,29 +141,29 @@ def compose(path: Path) -> Composed:
 def _compose(path: Path, chain: tuple[Path, ...]) -> Composed:
     chain = (*chain, path)
     if path.resolve() in [above.resolve() for above in chain[:-1]]:
-        raise ConfigError(f"{_shown(chain)}: the bases go in a circle; take one of them out")
-    own = read_yaml(path)
+        raise ConfigError(f"{_shown(chain)}: the bases form a cycle; remove one of them")
+    values = read_yaml(path)
     composed = Composed(path, {}, {}, [])
-    for name in _bases(own.pop(BASE, None), path):
+    for name in _bases(values.pop(BASE, None), path):
         below = _compose(_find_base(name, chain), chain)
         _merge(composed.tree, below.tree, (), composed.origins, below.origins)
         composed.files += [file for file in below.files if file not in composed.files]
-    _merge(composed.tree, own, (), composed.origins, str(path))
+    _merge(composed.tree, values, (), composed.origins, str(path))
     composed.files.append(path)
     return composed
 
 
 def read_yaml(path: Path) -> dict[Any, Any]:
-    """One file as plain values, ``${...}`` as it was written.
+    """Return one file as plain values; ``${...}`` is not resolved.
 
     Raises:
-        ConfigError: If it cannot be read, is no YAML or no mapping.
+        ConfigError: If it cannot be read, is not YAML or is not a mapping.
     """
     try:
         plain = OmegaConf.to_container(OmegaConf.load(path), resolve=False)
     except (OmegaConfBaseException, ValueError, OSError) as error:
         raise ConfigError(f"{path}: {error}") from error
-    except Exception as error:  # YAML's own errors carry line and column
+    except Exception as error:  # the errors of the YAML parser contain line and column
         if type(error).__module__.startswith("yaml"):
             raise ConfigError(f"{path} is not valid YAML: {error}") from error
         raise
@@ -180,7 +180,7 @@ def _bases(value: Any, path: Path) -> list[str]:
 
 
 def _find_base(name: str, chain: tuple[Path, ...]) -> Path:
-    """Relative to the file that names it, then among the packaged configs."""
+    """Search relative to the file that names the base, then among the packaged configs."""
     beside = chain[-1].parent / Path(name).expanduser()
     for candidate in (beside, Path(f"{beside}.yaml"), CONFIGS / f"{name.removesuffix('.yaml')}.yaml"):
         if candidate.is_file():
@@ -198,7 +198,7 @@ def _shown(chain: tuple[Path, ...]) -> str:
 def _merge(
     below: dict[Any, Any], above: Mapping[Any, Any], at: Keys, origins: dict[Keys, str], source: str | dict[Keys, str]
 ) -> None:
-    """Put ``above`` over ``below`` in place; ``source`` is the file of ``above``, or its own origins."""
+    """Override ``below`` by ``above`` in place; ``source`` is the file of ``above``, or the origins of its values."""
     for key, value in above.items():
         place = (*at, str(key))
         if isinstance(key, str) and key.startswith("~"):
@@ -215,7 +215,7 @@ def _merge(
 def _delete(below: dict[Any, Any], key: str, value: Any, at: Keys, origins: dict[Keys, str], source: str) -> None:
     place = Place(source, (*at, key))
     if value is not None:
-        raise ConfigError(f"{place}: deletes a key of the base, so that nothing may stand behind it, got {value!r}")
+        raise ConfigError(f"{place}: a key that begins with ~ is deleted, so it must have no value, got {value!r}")
     if key[1:] not in below:
         raise ConfigError(f"{place}: the base has no key {key[1:]!r} to delete; {nearest(key[1:], list(below))}")
     del below[key[1:]]
@@ -225,13 +225,13 @@ def _delete(below: dict[Any, Any], key: str, value: Any, at: Keys, origins: dict
 
 
 def _another(below: Mapping[Any, Any], above: Mapping[Any, Any]) -> bool:
-    """Whether the two name different components; one that names none has arguments for any."""
-    held, wanted = below.get("_component_"), above.get("_component_")
-    return None not in (held, wanted) and resolve_component(str(held)) != resolve_component(str(wanted))
+    """Return whether the two name different components; a node without a component fits every component."""
+    old, new = below.get("_component_"), above.get("_component_")
+    return None not in (old, new) and resolve_component(str(old)) != resolve_component(str(new))
 
 
 def _copied(value: Any, at: Keys, source: str | dict[Keys, str]) -> Any:
-    """A deep copy, in which no ``~key`` may stand: there is nothing beneath to delete from."""
+    """Return a deep copy. A ``~key`` in it is an error, because there is no base value to delete."""
     if isinstance(value, list):
         return [_copied(item, (*at, str(number)), source) for number, item in enumerate(value)]
     if not isinstance(value, dict):
@@ -243,13 +243,13 @@ def _copied(value: Any, at: Keys, source: str | dict[Keys, str]) -> Any:
 
 
 def forget(place: Keys, origins: dict[Keys, str]) -> None:
-    """Drop what is known of a place and of all beneath it."""
+    """Remove the origins of a place and of all places below it."""
     for keys in [keys for keys in origins if keys[: len(place)] == place]:
         del origins[keys]
 
 
 def leaves(value: Any, at: Keys) -> Iterator[Keys]:
-    """The places of everything that is no filled mapping or list, beneath ``at``."""
+    """Yield the places below ``at`` of all values that are not a non-empty mapping or list."""
     items = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
-    found = [place for key, item in items for place in leaves(item, (*at, str(key)))]
-    yield from found or [at]
+    below = [place for key, item in items for place in leaves(item, (*at, str(key)))]
+    yield from below or [at]

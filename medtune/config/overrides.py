@@ -1,4 +1,4 @@
-"""What the command line changes in a config: ``key=value`` (dots go deeper, the value is YAML) and ``~key``."""
+"""Overrides of a config on the command line: ``key=value`` (dots separate levels, the value is YAML) and ``~key``."""
 
 import re
 from collections.abc import Sequence
@@ -15,13 +15,13 @@ def apply_override(tree: Any, override: str) -> tuple[Keys, Any]:
 
     Args:
         tree: The composed config.
-        override: ``key=value`` or ``~key``. A text given for a component names another callable.
+        override: ``key=value`` or ``~key``. A text as the value of a component names another callable.
 
     Returns:
-        The place that was written, and the value as plain lists and scalars; of what was deleted null.
+        The changed place, and the value as plain lists and scalars; None for a deleted key.
 
     Raises:
-        ConfigError: If it has neither form, or deletes what is not there.
+        ConfigError: If it has neither form, or deletes a key that does not exist.
     """
     if override.startswith("~"):
         key = override[1:]
@@ -37,18 +37,18 @@ def apply_override(tree: Any, override: str) -> tuple[Keys, Any]:
     current = OmegaConf.select(tree, key)
     if isinstance(value, str) and OmegaConf.is_dict(current) and "_component_" in current:
         key = f"{key}._component_"
-    # A mapping that takes a list's place (model.lora_parts), or the other way round, cannot be merged with it.
+    # A mapping cannot be merged into a list (model.lora_parts), nor a list into a mapping.
     alike = OmegaConf.is_list(current) == OmegaConf.is_list(value)
     OmegaConf.update(tree, key, value, force_add=True, merge=alike)
     return _keys(key), OmegaConf.to_container(value) if OmegaConf.is_config(value) else value
 
 
 def overridden(composed: Composed, overrides: Sequence[str]) -> Any:
-    """The OmegaConf tree of a composed config with its overrides; ``composed.origins`` learns of them."""
+    """Return the OmegaConf tree of a composed config with overrides; adds them to ``composed.origins``."""
     tree = OmegaConf.create(composed.tree)
     for override in overrides:
         place, value = apply_override(tree, override)
-        if not isinstance(value, dict):  # a mapping is merged into what was there
+        if not isinstance(value, dict):  # a mapping is merged into the existing value
             forget(place, composed.origins)
         source = f"{composed.path}, override {override!r}"
         composed.origins.update(dict.fromkeys(leaves(value, place), source))
@@ -60,7 +60,7 @@ def _keys(key: str) -> Keys:
 
 
 def _value(text: str) -> Any:
-    """The text of an override as YAML; what is no YAML, such as a lone comma, stands for itself."""
+    """Parse the text of an override as YAML; a text that is not YAML, such as a single comma, is taken literally."""
     if not text.strip():
         return None
     try:

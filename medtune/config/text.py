@@ -1,4 +1,4 @@
-"""A composed config as one YAML file that a reader can edit: comments kept, and each block told where it comes from."""
+"""A composed config as one editable YAML file, with comments and with the origin of each block."""
 
 import re
 from collections.abc import Iterable, Sequence
@@ -14,7 +14,7 @@ _KEY = re.compile(r"^([A-Za-z_]\w*):")
 
 
 def show(name_or_path: str, overrides: Sequence[str] = ()) -> str:
-    """The text of a config with everything that it is based on, and with overrides.
+    """Return the text of a config composed with its bases and with overrides.
 
     Args:
         name_or_path: A packaged config or a path.
@@ -29,24 +29,23 @@ def show(name_or_path: str, overrides: Sequence[str] = ()) -> str:
 
 
 def composed_text(composed: Composed) -> str:
-    """One YAML file that stands for a config and its bases.
+    """Return one YAML file that is equivalent to a config and its bases.
 
-    It begins with the comment at the head of the config's own file. A block whose values all come from one file is
-    copied from there with its comments; in others each key that a file of its own decides is marked. ``${...}`` stays
-    as it was written.
+    It begins with the header comment of the config's own file. A block whose values all come from one file is copied
+    from there with its comments. Comments name the files that blocks come from. ``${...}`` is not resolved.
     """
-    own = composed.path.read_text(encoding="utf-8")
-    header = _header(own)
+    text = composed.path.read_text(encoding="utf-8")
+    header = _header(text)
     if len(composed.files) == 1 and set(composed.origins.values()) <= {str(composed.path)}:
-        return own
-    told, texts = "", {str(path): _blocks(path.read_text(encoding="utf-8")) for path in composed.files}
+        return text
+    previous, texts = "", {str(path): _blocks(path.read_text(encoding="utf-8")) for path in composed.files}
     lines = [*header, ""]
     for key in _in_order(composed, texts[str(composed.path)]):
         sources = {composed.origins[place] for place in leaves(composed.tree[key], (str(key),))}
         source = sources.pop() if len(sources) == 1 else ""
-        if source != told or not source:
+        if source != previous or not source:
             lines.append(f"# from {', '.join(_names(composed, key)) if not source else _name(source, composed)}")
-        told = source
+        previous = source
         block = texts.get(source, {}).get(key, [])
         lines += block if _says(block, key, composed.tree[key]) else _written(key, composed.tree[key])
     return "\n".join(lines).strip("\n") + "\n"
@@ -59,13 +58,13 @@ def _header(text: str) -> list[str]:
 
 
 def _blocks(text: str) -> dict[str, list[str]]:
-    """Top-level key -> its lines, with the comment above it."""
+    """Return top-level key -> its lines, with the comment above it."""
     blocks: dict[str, list[str]] = {}
     above: list[str] = []
     for line in text.splitlines()[len(_header(text)) :]:
-        found = _KEY.match(line)
-        if found:
-            blocks[found[1]] = [*above, line]
+        match = _KEY.match(line)
+        if match:
+            blocks[match[1]] = [*above, line]
             above = []
         elif line.startswith("#"):
             above.append(line)
@@ -75,21 +74,21 @@ def _blocks(text: str) -> dict[str, list[str]]:
     return blocks
 
 
-def _in_order(composed: Composed, own: Iterable[str]) -> list[Any]:
-    """The config's own keys first, in its order, then those of its bases."""
-    first = [key for key in own if key in composed.tree]
+def _in_order(composed: Composed, own_keys: Iterable[str]) -> list[Any]:
+    """Return the config's own keys first, in its order, then the keys of its bases."""
+    first = [key for key in own_keys if key in composed.tree]
     return [*first, *(key for key in composed.tree if key not in first)]
 
 
 def _says(block: list[str], key: Any, value: Any) -> bool:
-    """Whether the lines say exactly this, since the file may hold only a part of it."""
+    """Return whether the lines define exactly this value, because the file may hold only a part of it."""
     if not block:
         return False
     return bool(OmegaConf.to_container(OmegaConf.create("\n".join(block)), resolve=False) == {key: value})
 
 
 def _written(key: Any, value: Any, indent: str = "") -> list[str]:
-    """A block in YAML: mappings on lines of their own, the component's path first, short lists on one line."""
+    """Return a block in YAML: one line per mapping entry, the component's path first, short lists on one line."""
     if isinstance(value, dict) and value:
         keys = sorted(value, key=lambda name: name != "_component_")
         return [f"{indent}{key}:", *(line for name in keys for line in _written(name, value[name], f"{indent}  "))]
@@ -105,14 +104,14 @@ def _scalar(value: Any) -> str:
 
 
 def _names(composed: Composed, key: Any) -> list[str]:
-    """The sources of a block, each base before what is put over it."""
-    held = [composed.origins[place] for place in leaves(composed.tree[key], (str(key),))]
-    order = [*map(str, composed.files), *held]
-    return [_name(source, composed) for source in dict.fromkeys(order) if source in held]
+    """Return the sources of a block, each base before the files that override it."""
+    sources = [composed.origins[place] for place in leaves(composed.tree[key], (str(key),))]
+    order = [*map(str, composed.files), *sources]
+    return [_name(source, composed) for source in dict.fromkeys(order) if source in sources]
 
 
 def _name(source: str, composed: Composed) -> str:
-    """A packaged file by its config's name, another by its path, an override by itself."""
+    """Return a packaged file's config name, another file's path, or an override unchanged."""
     if source.startswith(f"{composed.path}, "):
         return source.removeprefix(f"{composed.path}, ")
     path = Path(source)

@@ -1,1 +1,1 @@
-"""Samples, and the pure functions on them: reading, shuffling, asking, batching."""
+"""Samples and pure functions on them: reading, shuffling, writing questions, batching."""

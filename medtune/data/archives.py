@@ -22,7 +22,7 @@ def tar_blocks(members: Iterable[tuple[str, bytes]]) -> Iterator[bytes]:
     """Yield an uncompressed tar file (POSIX ustar) block by block, without dates or owners.
 
     Args:
-        members: (path, contents), in the order in which they are to stand.
+        members: (path, contents), in the order in which they are written.
 
     Raises:
         DataError: if a path is too long for the format.

@@ -1,4 +1,4 @@
-"""Balanced sampling: how often a report is shown, from how rare its words are."""
+"""Balanced sampling: reports with rare words are shown more often."""
 
 import re
 from array import array
@@ -12,27 +12,27 @@ _WORD = re.compile(r"[^\W\d_](?:[^\W_]|[-'](?=[^\W_]))*")
 def balanced_weights(reports: Iterable[str]) -> np.ndarray:
     """Weigh each report by the rarity of its words (the baseline "Bal" of InstFree, Kang et al. 2026, section 5.3.1).
 
-    The paper counts each word and shows samples with rare words more often; how much more it leaves open. Here a word's
-    frequency is the number of times it stands in all reports, and a report's weight is the mean of one over the
-    frequency, over its different words. The mean keeps long reports from being favoured for their length.
+    The paper counts each word and shows samples with rare words more often. It does not say how much more often. Here a
+    word's frequency is the number of times it occurs in all reports. A report's weight is the mean of 1 / frequency
+    over its distinct words. The mean keeps long reports from being favoured for their length.
 
-    Words are compared in lower case. A word begins with a letter, so that measurements, each of them rare, count for
-    nothing; a hyphen or an apostrophe inside belongs to it.
+    Words are compared in lower case. A word begins with a letter, so that measurements (each of them is rare) do not
+    count. A hyphen or an apostrophe inside a word belongs to it.
 
     Args:
-        reports: the texts; read once, and four bytes per different word of each are kept.
+        reports: the texts; read once. Four bytes are kept per distinct word of each report.
 
     Returns:
-        One weight per report, with mean 1; a report without words weighs as much as the lightest one that has some.
+        One weight per report, with mean 1. A report without words gets the smallest weight of the reports with words.
     """
     numbers: dict[str, int] = {}
     counts, words, lengths = array("q"), array("i"), array("q")
     for report in reports:
-        found = [numbers.setdefault(word, len(numbers)) for word in _WORD.findall(report.lower())]
+        occurrences = [numbers.setdefault(word, len(numbers)) for word in _WORD.findall(report.lower())]
         counts.extend([0] * (len(numbers) - len(counts)))
-        for number in found:
+        for number in occurrences:
             counts[number] += 1
-        different = set(found)
+        different = set(occurrences)
         words.extend(sorted(different))
         lengths.append(len(different))
     size = np.asarray(lengths, dtype=np.int64)

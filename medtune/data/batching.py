@@ -17,12 +17,12 @@ class BatchPlan:
     A step is the set of samples of one optimizer update over all processes and accumulated micro-batches, so it
     depends on the global batch size alone: one process and many see the same steps.
 
-    Samples of like size share a step: the epoch's permutation is cut into windows of 50 steps, each window is sorted
-    by (tiles, length) and cut into steps, and the steps are then put in random order. What does not fill a step is
-    drawn at random and comes last.
+    Samples of similar size share a step: the epoch's permutation is cut into windows of 50 steps, each window is sorted
+    by (tiles, length) and cut into steps, and the steps are then put in random order. The last samples, too few for a
+    whole step, are chosen at random and come last.
 
     With ``weights`` an epoch is as many draws with replacement as there are samples, each with a probability in
-    proportion to its weight, and all else is the same. A sample that is drawn twice in an epoch looks the same twice.
+    proportion to its weight; nothing else changes. A sample that is drawn twice in an epoch looks the same both times.
 
     Args:
         lengths: tokens of each sample; samples of equal length and tiles are mixed at random.
@@ -30,8 +30,8 @@ class BatchPlan:
         seed: the run's seed.
         shuffle: a new order each epoch; without it the samples come in the order of the source.
         bucket: sort by size inside the windows; has no effect without ``shuffle``.
-        tiles: image tiles of each sample; all alike if absent.
-        indices: the source index of each sample where some of the source are left out; 0, 1, 2, ... if absent.
+        tiles: image tiles of each sample; equal for all if absent.
+        indices: the source index of each sample, if some samples of the source are left out; 0, 1, 2, ... if absent.
         weights: draw the samples of an epoch in proportion to these, which must be positive.
 
     Raises:
@@ -69,7 +69,7 @@ class BatchPlan:
     def steps(self, epoch: int) -> list[list[int]]:
         """Return the source indices of each step of an epoch.
 
-        Without weights every sample stands in exactly one step. Only the last step may be short.
+        Without weights every sample is in exactly one step. Only the last step may be short.
 
         Args:
             epoch: from 0.
@@ -107,13 +107,14 @@ def split_step(
     Args:
         indices: the step's samples; at most ``world * accumulation * batch_size``.
         world: number of processes.
-        rank: this one's number.
+        rank: number of this process.
         accumulation: micro-batches per process.
         batch_size: samples per micro-batch.
 
     Returns:
-        ``accumulation`` micro-batches of ``batch_size`` pairs (index, real). A short step is filled up with samples
-        of its own marked as not real, whose labels count for nothing, so that all processes run the same shapes.
+        ``accumulation`` micro-batches of ``batch_size`` pairs (index, real). A short step is filled up with repeats of
+        its own samples, so that all processes run the same shapes. They are marked as not real; their labels are
+        ignored.
 
     Raises:
         ConfigError: if the step is empty or does not fit.

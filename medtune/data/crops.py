@@ -1,4 +1,4 @@
-"""Sources whose images are cut to their centre, or framed to a square without losing their shape."""
+"""Sources whose images are cropped to their centre, or padded to a square without changing their aspect ratio."""
 
 import hashlib
 from abc import ABC, abstractmethod
@@ -19,7 +19,7 @@ def central_box(width: int, height: int, share: float) -> tuple[int, int, int, i
 
 
 def padded_box(width: int, height: int, side: int) -> tuple[int, int, int, int]:
-    """Return left, upper, right, lower of an image that is fitted into a square and centred there, in pixels."""
+    """Return left, upper, right, lower of an image that is fitted into a square and centred in it, in pixels."""
     ratio = min(side / width, side / height)
     fitted_width, fitted_height = max(1, int(width * ratio)), max(1, int(height * ratio))
     left, upper = (side - fitted_width) // 2, (side - fitted_height) // 2
@@ -27,7 +27,7 @@ def padded_box(width: int, height: int, side: int) -> tuple[int, int, int, int]:
 
 
 class ChangedImages(ABC):
-    """A source whose images are cut or framed as they are opened; all else is the source's own.
+    """A source that crops or pads its images when they are opened; everything else is passed through unchanged.
 
     Args:
         source: the samples.
@@ -39,16 +39,16 @@ class ChangedImages(ABC):
 
     @abstractmethod
     def change(self, image: Image.Image) -> Image.Image:
-        """Return the image that is handed on."""
+        """Return the changed image."""
 
     @abstractmethod
     def changed_size(self, width: int, height: int) -> tuple[int, int]:
-        """Return width and height of the image that is handed on."""
+        """Return width and height of the changed image."""
 
     @property
     @abstractmethod
     def change_key(self) -> str:
-        """What decides the change, for the fingerprint."""
+        """Text that identifies the change, for the fingerprint."""
 
     def __len__(self) -> int:
         """Return the number of samples."""
@@ -67,19 +67,19 @@ class ChangedImages(ABC):
         return [self.changed_size(width, height) for width, height in self.source.image_sizes(sample)]
 
     def picture_keys(self, sample: Sample) -> list[str]:
-        """The source's own; the change is the same for all of its images."""
+        """Return the keys of the underlying source; every image gets the same change."""
         return picture_keys(self.source, sample)
 
     def image_roots(self) -> list[str] | None:
-        """The source's own."""
+        """Return the roots of the underlying source."""
         return image_roots(self.source)
 
     def image_files(self, sample: Sample) -> list[str]:
-        """The source's own."""
+        """Return the files of the underlying source."""
         return image_files(self.source, sample)
 
     def where(self, sample: Sample) -> str:
-        """Return what names a sample in a message."""
+        """Return the text that names a sample in a message."""
         return place(self.source, sample)
 
     def fingerprint(self) -> str:
@@ -88,7 +88,7 @@ class ChangedImages(ABC):
 
 
 class CenterCropped(ChangedImages):
-    """A source with the middle of its images.
+    """A source that keeps only the middle of its images.
 
     Args:
         source: the samples.
@@ -120,7 +120,9 @@ class CenterCropped(ChangedImages):
 
 
 class PaddedToSquare(ChangedImages):
-    """A source whose images keep their shape: resized (Lanczos) into a black square, as InstFree's lesion crops are.
+    """A source whose images keep their aspect ratio: each is resized (Lanczos) into a black square.
+
+    InstFree prepares its lesion crops in this way.
 
     Args:
         source: the samples.
@@ -144,10 +146,10 @@ class PaddedToSquare(ChangedImages):
         return square
 
     def changed_size(self, width: int, height: int) -> tuple[int, int]:
-        """Return the square's size, whatever the image's."""
+        """Return the square's size, which does not depend on the image's size."""
         return self.side, self.side
 
     @property
     def change_key(self) -> str:
-        """The side, told apart from a share."""
+        """The side, written so that it cannot equal a share."""
         return f"square {self.side}"

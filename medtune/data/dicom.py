@@ -1,4 +1,4 @@
-"""DICOM pictures as a viewer shows them; needs pydicom (``pip install 'medtune[dicom]'``)."""
+"""DICOM images as a viewer shows them; needs pydicom (``pip install 'medtune[dicom]'``)."""
 
 import io
 import warnings
@@ -19,22 +19,22 @@ _END_OF_FRAMES = bytes.fromhex("feffdde000000000")
 
 
 def is_dicom(data: bytes) -> bool:
-    """Return whether a file begins like DICOM: 128 free bytes and ``DICM``."""
+    """Return whether a file begins like DICOM: 128 bytes of any content, then ``DICM``."""
     return data[_MAGIC] == b"DICM"
 
 
 def dicom_header(data: bytes) -> tuple["Dataset", int]:
-    """Read what stands before the pixels.
+    """Read the header: everything before the pixels.
 
     Args:
         data: the file, or enough of its beginning.
 
     Returns:
-        The elements, and how many bytes of the file they take.
+        The elements, and the number of bytes that they take in the file.
 
     Raises:
-        DataError: if pydicom is absent, or the file holds no picture or several frames. As with all messages of this
-            module, it is a phrase that follows the image's name.
+        DataError: if pydicom is absent, or the file holds no image or several frames. All messages of this module are
+            phrases that follow the image's name.
     """
     with _reading() as pydicom:
         stream = io.BytesIO(data)
@@ -43,24 +43,24 @@ def dicom_header(data: bytes) -> tuple["Dataset", int]:
         frames = int(header.get("NumberOfFrames") or 1)
     if not rows or not columns:
         kind = header.get("Modality") or "unknown modality"
-        raise DataError(f"is a DICOM file without a picture ({kind}); remove the row.")
+        raise DataError(f"is a DICOM file without an image ({kind}); remove the row.")
     if frames > 1:
         raise DataError(f"holds {frames} frames; save the one that is meant by itself.")
     return header, stream.tell()
 
 
 def looks_cut_off(header: "Dataset", pixels_at: int, size: int, end: bytes) -> bool:
-    """Return whether a file is too short for its picture, as far as its size and its end tell.
+    """Return whether a file is too short for its image, judged by its size and its end.
 
     Args:
-        header: as :func:`dicom_header` returns it, with
-        pixels_at: the bytes before the pixels.
+        header: from :func:`dicom_header`.
+        pixels_at: number of bytes before the pixels, from :func:`dicom_header` too.
         size: of the file in bytes.
         end: its last bytes.
     """
     syntax = header.file_meta.get("TransferSyntaxUID")
     if syntax is not None and syntax.is_deflated:
-        return True  # nothing can be told from outside
+        return True  # the size of deflated data says nothing about its content
     if syntax is not None and syntax.is_compressed:
         return _END_OF_FRAMES not in end
     bits = (
@@ -74,8 +74,8 @@ def dicom_image(data: bytes) -> Image.Image:
     """Decode a DICOM file to 8-bit RGB.
 
     * Grey values go through the modality LUT or rescaling, then through the VOI LUT or the first window that the file
-      names (PS3.3 C.11.1, C.11.2). Without one, more than 8 bits are scaled from the picture's own smallest value to
-      its largest, padding set aside; 8 bits stay as they are.
+      names (PS3.3 C.11.1, C.11.2). Without one, values of more than 8 bits are scaled from the image's smallest
+      value to its largest; padding is not counted. 8-bit values stay as they are.
     * MONOCHROME1 (small values are bright) is inverted last.
     * Palettes and YBR colours become RGB; 16-bit colours are scaled.
 
@@ -103,7 +103,7 @@ def dicom_image(data: bytes) -> Image.Image:
 
 @contextmanager
 def _reading() -> Iterator[Any]:
-    """Lend pydicom, and turn what it raises on damaged files into a DataError."""
+    """Yield pydicom, and turn the exceptions that it raises on damaged files into a DataError."""
     try:
         import pydicom
         import pydicom.pixels
@@ -112,11 +112,11 @@ def _reading() -> Iterator[Any]:
         raise DataError(f"is a DICOM file; {hint}.") from None
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # on values that break the standard and can be read all the same
+            warnings.simplefilter("ignore")  # pydicom warns of values that break the standard but can be read
             yield pydicom
     except DataError:
         raise
-    except Exception as error:  # what pydicom raises on damaged data depends on the damage
+    except Exception as error:  # the type depends on the damage
         raise DataError(f"is truncated or damaged ({error}); replace it by a whole copy, or remove the row.") from None
 
 
@@ -130,7 +130,7 @@ def _undecodable(dataset: "Dataset", error: Exception) -> str:
 
 
 def _grey(stored: np.ndarray, dataset: "Dataset", values: np.ndarray) -> np.ndarray:
-    """Return 8-bit grey of modality values, bright where a viewer shows it bright."""
+    """Return modality values as 8-bit grey, as bright as a viewer shows them."""
     table = dataset.get("VOILUTSequence")
     centre, width = _first(dataset.get("WindowCenter")), _first(dataset.get("WindowWidth"))
     if table:
@@ -141,14 +141,14 @@ def _grey(stored: np.ndarray, dataset: "Dataset", values: np.ndarray) -> np.ndar
         shown = _scaled(stored, 0, 255)
     else:
         padding = dataset.get("PixelPaddingValue")
-        picture = values[stored != padding] if padding is not None else values
-        picture = picture if picture.size else values
-        shown = _scaled(values, float(picture.min()), float(picture.max()))
+        unpadded = values[stored != padding] if padding is not None else values
+        unpadded = unpadded if unpadded.size else values
+        shown = _scaled(values, float(unpadded.min()), float(unpadded.max()))
     return 255 - shown if dataset.PhotometricInterpretation == "MONOCHROME1" else shown
 
 
 def _first(value: Any) -> float | None:
-    """Return the first of an element's values; a window may have several, the first is the one to show."""
+    """Return the first of an element's values; a file may define several windows, and the first one is shown."""
     values = [value] if isinstance(value, int | float) else list(value or [])
     return float(values[0]) if values else None
 
@@ -172,7 +172,7 @@ def _looked_up(values: np.ndarray, table: "Dataset") -> np.ndarray:
 
 
 def _scaled(values: np.ndarray, lowest: float, highest: float) -> np.ndarray:
-    """Map a range of values to 0..255; what lies beyond it is clipped."""
+    """Map a range of values to 0..255; values outside the range are clipped."""
     if highest <= lowest:
         return np.where(values > lowest, 255, 0).astype(np.uint8)
     if (lowest, highest, values.dtype) == (0, 255, np.uint8):

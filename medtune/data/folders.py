@@ -1,7 +1,7 @@
-"""Folders that are written whole, and a record in each of what medtune wrote there.
+"""Folders that are replaced as a whole, and a record in each folder of what medtune wrote there.
 
-Nothing that medtune did not write is replaced or removed: who writes into a folder claims the names that it will write,
-and is refused where one of them is taken by somebody else's file.
+Nothing that medtune did not write is replaced or removed. A writer first claims the names that it will write into a
+folder. The claim is refused if a file that medtune did not write already has one of these names.
 """
 
 import ctypes
@@ -21,23 +21,23 @@ _FORMAT = 1
 _EXCHANGE, _HERE = 2, -100  # RENAME_EXCHANGE and AT_FDCWD of renameat2(2)
 
 
-# -- folders that are there whole -------------------------------------------------------------------------------------
+# -- folders that are replaced as a whole -----------------------------------------------------------------------------
 
 
 def write_folder(aside: Path, final: Path, write: Callable[[Path], None]) -> None:
-    """Fill ``aside`` by ``write``, flush it to disk and put it in the place of ``final``.
+    """Fill ``aside`` with ``write``, flush it to disk and move it to ``final``.
 
-    Where ``final`` exists the two change places in one step, and the old one is removed afterwards, so that one of
-    them is there whenever the process is killed. Where the file system cannot do that (NFS, for one), the old one
-    waits beside it for a moment, and :func:`finish_swap` puts it back after a kill.
+    If ``final`` exists, the two folders are exchanged in one atomic step and the old one is removed afterwards, so that
+    a complete folder exists even if the process is killed. If the file system cannot exchange folders (NFS, for
+    example), the old folder is renamed for a moment, and :func:`finish_swap` restores it after a kill.
 
     Args:
-        aside: a name beside ``final``; what an earlier, killed call left there is removed.
-        final: the folder.
-        write: fills the folder that it is given.
+        aside: a path next to ``final``; leftovers of an earlier, killed call are removed.
+        final: the folder to replace.
+        write: fills the folder whose path it gets.
 
     Raises:
-        OSError: if the disk refuses; ``final`` is then as it was.
+        OSError: if writing fails; ``final`` is then unchanged.
     """
     finish_swap(final)
     _remove(aside)
@@ -61,7 +61,7 @@ def write_folder(aside: Path, final: Path, write: Callable[[Path], None]) -> Non
 
 
 def exchange(first: Path, second: Path) -> bool:
-    """Let two paths change places in one step; False where the system or the file system cannot."""
+    """Exchange two paths in one atomic step; return False if the system or the file system cannot."""
     swap = getattr(ctypes.CDLL(None, use_errno=True), "renameat2", None)
     if swap is None:
         return False
@@ -74,7 +74,7 @@ def exchange(first: Path, second: Path) -> bool:
 
 
 def finish_swap(final: Path) -> None:
-    """Put back, or remove, the old folder of a swap that a kill cut in two."""
+    """Restore or remove the old folder of a swap that was interrupted by a kill."""
     waiting = _waiting(final)
     if waiting.is_dir():
         if final.exists():
@@ -84,7 +84,7 @@ def finish_swap(final: Path) -> None:
 
 
 def _remove(folder: Path) -> None:
-    """Remove a folder; of a link to one, the link alone."""
+    """Remove a folder; for a link to a folder, remove only the link."""
     if folder.is_symlink():
         folder.unlink()
     elif folder.exists():
@@ -95,20 +95,20 @@ def _waiting(final: Path) -> Path:
     return final.with_name(f".{final.name}.replaced")
 
 
-# -- whose a folder is ------------------------------------------------------------------------------------------------
+# -- who wrote a folder -----------------------------------------------------------------------------------------------
 
 
 def refuse_taken(folder: Path, writer: str, names: Iterable[str], ours: Callable[[Path], bool]) -> None:
-    """Refuse to write where a name is taken by a file of somebody else's. Writes nothing.
+    """Refuse a folder in which a file that medtune did not write has one of the names. Writes nothing.
 
     Args:
-        folder: need not exist.
-        writer: who writes, e.g. ``train``; each has its own list in the record.
-        names: files and folders that it writes, replaces or removes; may be patterns. Empty ones are no matter.
-        ours: recognises a folder that was written before there was a record.
+        folder: the folder; it need not exist.
+        writer: name of the writer, e.g. ``train``; each writer has its own list in the record.
+        names: files and folders that it writes, replaces or removes; may be patterns. Empty ones never conflict.
+        ours: recognises a folder that medtune wrote before records were introduced.
 
     Raises:
-        ConfigError: naming what is in the way.
+        ConfigError: naming the conflicting file.
     """
     listed = _read(folder).get(writer)
     taken = _taken(folder, [name for name in names if name not in (listed or [])])
@@ -120,12 +120,12 @@ def refuse_taken(folder: Path, writer: str, names: Iterable[str], ours: Callable
 
 
 def claim(folder: Path, writer: str, names: Iterable[str], ours: Callable[[Path], bool]) -> None:
-    """:func:`refuse_taken`, then take note of the names in the folder's record before anything else is written.
+    """Call :func:`refuse_taken`, then add the names to the folder's record before anything else is written.
 
-    Other files of the folder are no matter: they are never touched.
+    Other files of the folder do not matter: they are never touched.
 
     Raises:
-        ConfigError: if a name is taken, or the folder cannot be written to; nothing was written then.
+        ConfigError: if a name is taken, or the folder cannot be written to; nothing is written in that case.
     """
     names = list(names)
     refuse_taken(folder, writer, names, ours)
@@ -136,10 +136,10 @@ def claim(folder: Path, writer: str, names: Iterable[str], ours: Callable[[Path]
 
 
 def note(folder: Path, writer: str, names: Iterable[str]) -> None:
-    """Add names to those that a writer's record lists.
+    """Add names to a writer's list in the record.
 
     Raises:
-        OSError: if the disk refuses.
+        OSError: if writing fails.
     """
     record = _read(folder)
     listed = sorted({*record.get(writer, []), *names})
@@ -149,7 +149,7 @@ def note(folder: Path, writer: str, names: Iterable[str]) -> None:
 
 
 def noted(folder: Path, writer: str) -> list[str]:
-    """The names that a writer's record lists; none where there is no record."""
+    """Return the names in a writer's list; none if there is no record."""
     return list(_read(folder).get(writer, []))
 
 
@@ -158,8 +158,8 @@ def _read(folder: Path) -> Mapping[str, list[str]]:
     if not path.is_file():
         return {}
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-        return {str(writer): [str(name) for name in names] for writer, names in found["writes"].items()}
+        record = json.loads(path.read_text(encoding="utf-8"))
+        return {str(writer): [str(name) for name in names] for writer, names in record["writes"].items()}
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise ConfigError(f"{path} cannot be read ({error}); choose another folder") from error
 

@@ -1,4 +1,4 @@
-"""What was made of what: contents by hash, and the one comparison of a saved identity with the present one."""
+"""Identities: hashes of file contents, and the comparison of a saved identity with the current one."""
 
 import functools
 import json
@@ -15,12 +15,12 @@ _LONGEST = 60  # characters of a value in a message
 
 @dataclass(frozen=True)
 class Difference:
-    """A key whose saved value is not the present one.
+    """A key whose saved value differs from the current one.
 
     Attributes:
-        key: the path to it, its parts joined by dots.
-        there: the saved value, short.
-        here: the present value, short.
+        key: path of the key, its parts joined by dots.
+        there: the saved value, shortened.
+        here: the current value, shortened.
     """
 
     key: str
@@ -42,9 +42,9 @@ def differences(
 
     Args:
         saved: as read from JSON.
-        current: plain values; compared as JSON would give them back, so that a tuple equals a list.
-        keys: the top-level keys that are compared; None compares all of both.
-        null_is_absent: take a key that is missing for one whose value is null.
+        current: plain values; compared after conversion to JSON, so that a tuple equals a list.
+        keys: the top-level keys that are compared; None compares all keys of both.
+        null_is_absent: treat a missing key as a key whose value is null.
 
     Returns:
         The leaves that differ, in the order of ``saved`` and then of ``current``.
@@ -52,10 +52,10 @@ def differences(
     here = json.loads(json.dumps(dict(current)))
     chosen = [key for key in {**saved, **here} if keys is None or key in keys]
     missing = None if null_is_absent else _ABSENT
-    found: list[Difference] = []
+    differing: list[Difference] = []
     for key in chosen:
-        found += _leaves(saved.get(key, missing), here.get(key, missing), key, missing)
-    return found
+        differing += _leaves(saved.get(key, missing), here.get(key, missing), key, missing)
+    return differing
 
 
 def _leaves(old: Any, new: Any, where: str, missing: Any) -> Iterator[Difference]:
@@ -67,7 +67,7 @@ def _leaves(old: Any, new: Any, where: str, missing: Any) -> Iterator[Difference
 
 
 def short(value: Any) -> str:
-    """A value for a message: of a digest the first digits, of anything long the beginning."""
+    """Shorten a value for a message: the first digits of a digest, the beginning of any other long value."""
     if value is _ABSENT:
         return "absent"
     if isinstance(value, str) and len(value) == 64 and not set(value) - set("0123456789abcdef"):
@@ -77,7 +77,7 @@ def short(value: Any) -> str:
 
 
 def file_identity(path: str | Path) -> str:
-    """SHA-256 of a file's content; read once in a process, and again when its size or time has changed.
+    """Return the SHA-256 of a file's content; read once per process, and again when its size or time has changed.
 
     Raises:
         OSError: if it cannot be read.
@@ -93,22 +93,26 @@ def _hashed(path: Path, size: int, changed: int, inode: int) -> str:
 
 
 def files_identity(files: Mapping[str, Path]) -> dict[str, str]:
-    """Name -> :func:`file_identity` of its file; where the files lie is no part of it.
+    """Return name -> :func:`file_identity` of its file; the paths of the files are not part of it.
 
     Raises:
-        OSError: if one cannot be read.
+        OSError: if a file cannot be read.
     """
     return {name: file_identity(file) for name, file in sorted(files.items())}
 
 
 def named_paths(node: Any, where: str = "") -> Iterator[tuple[str, Path]]:
-    """Every file and folder that exists and that a component names, however deep, with the place of its key."""
+    """Yield every existing file and folder that a component names at any depth, with the path of its key."""
     if isinstance(node, str):
         try:
             path = Path(node).expanduser()
             if node and path.exists():
                 yield where, path
-        except (OSError, ValueError, RuntimeError):  # a text: too long, of other characters, or of no user
+        except (
+            OSError,
+            ValueError,
+            RuntimeError,
+        ):  # a text that cannot be a path: too long, invalid characters, or ~ with an unknown user
             return
     elif isinstance(node, Mapping | list | tuple):
         for key, value in node.items() if isinstance(node, Mapping) else enumerate(node):

@@ -1,4 +1,4 @@
-"""Images: found inside their root, decoded on demand, and always handed on as 8-bit RGB."""
+"""Images: found inside their root, decoded on demand, and always returned as 8-bit RGB."""
 
 import hashlib
 import io
@@ -41,14 +41,14 @@ class _Store(Protocol):
 class ImageRoot:
     """A folder or a plain tar file that image paths are relative to.
 
-    Nothing is held open and nothing is decoded before it is asked for, so that one object serves any number of
-    images and of worker processes. A tar file costs 24 bytes of memory per member.
+    No file is kept open and no image is decoded before it is requested, so that one object serves any number of images
+    and worker processes. A tar file costs 24 bytes of memory per member.
 
     Args:
         path: the folder, or the ``.tar`` file (not compressed, because its members are read in any order).
 
     Raises:
-        DataError: if the path is neither.
+        DataError: if the path is neither of them.
     """
 
     def __init__(self, path: str | Path) -> None:
@@ -61,10 +61,10 @@ class ImageRoot:
             raise DataError(f"The image root {self.path} does not exist; give the folder or .tar file of the images.")
 
     def files(self, names: Iterable[str]) -> list[str]:
-        """Return the absolute paths of the files that hold images, whether or not they are there.
+        """Return the absolute paths of the files that hold images, whether or not they exist.
 
         Args:
-            names: paths relative to the root; those that :func:`safe_path` refuses are left out.
+            names: paths relative to the root; paths that :func:`safe_path` refuses are left out.
         """
         safe = []
         for name in names:
@@ -80,10 +80,10 @@ class ImageRoot:
             where: file and row that name the image, for messages.
 
         Returns:
-            Width and height in pixels, as the image will be handed on.
+            Width and height in pixels of the image as :meth:`load` returns it.
 
         Raises:
-            DataError: for a path outside the root, and for a file that is absent, truncated or no image.
+            DataError: for a path outside the root, and for a file that is absent, truncated or not an image.
         """
         relative = safe_path(name, where)
         data = self._read(relative, where, limit=_HEADER_BYTES)
@@ -106,15 +106,15 @@ class ImageRoot:
     def load(self, name: str, where: str) -> Image.Image:
         """Decode an image to 8-bit RGB, upright by its EXIF orientation.
 
-        Grey, palette, CMYK, 16-bit and transparent images are converted as :func:`medtune.data.pixels.to_rgb` says,
-        DICOM files, which are known by their contents, as :func:`medtune.data.dicom.dicom_image` says.
+        Grey, palette, CMYK, 16-bit and transparent images are converted by :func:`medtune.data.pixels.to_rgb`. DICOM
+        files are recognised by their content and converted by :func:`medtune.data.dicom.dicom_image`.
 
         Args:
             name: path relative to the root, with ``/``.
             where: file and row that name the image, for messages.
 
         Raises:
-            DataError: as :meth:`size`, and for a damaged image, one of several frames, or one that is too large.
+            DataError: as :meth:`size`, and for an image that is damaged, has several frames or is too large.
         """
         data = self._read(safe_path(name, where), where)
         if is_dicom(data):
@@ -139,7 +139,7 @@ class ImageRoot:
         """Return the size that a DICOM header names; decode the file only if it looks cut off."""
         try:
             header, pixels_at = _check_dicom(data, str(name), where)
-        except DataError:  # also where what stands before the pixels is longer than what was read
+        except DataError:  # also if the header is longer than the part that was read
             if whole:
                 raise
             return self.load(str(name), where).size
@@ -166,7 +166,7 @@ class ImageRoot:
 
 
 def safe_path(name: str, where: str) -> PurePosixPath:
-    """Return a path that stays inside whatever root it is joined to.
+    """Return a path that stays inside any root that it is joined to.
 
     Raises:
         DataError: for an absolute path, a drive letter, a ``..``, or an empty path.
@@ -182,7 +182,7 @@ def safe_path(name: str, where: str) -> PurePosixPath:
 
 
 def _open(data: bytes, name: str, where: str) -> Image.Image:
-    """Open an image without decoding it, and refuse what is no picture or too large to be one."""
+    """Open an image without decoding it; refuse a file that is not an image or is too large."""
     try:
         image = Image.open(io.BytesIO(data), formats=FORMATS)
     except Image.DecompressionBombError:
@@ -198,7 +198,7 @@ def _open(data: bytes, name: str, where: str) -> Image.Image:
 
 @contextmanager
 def _named(name: str, where: str) -> Iterator[None]:
-    """Put file, row and image before a message that is a phrase about the image."""
+    """Prepend file, row and image to a message that is a phrase about the image."""
     try:
         yield
     except DataError as error:
@@ -215,7 +215,9 @@ def _check_dicom(data: bytes, name: str, where: str) -> tuple["Dataset", int]:
 
 def _check_frames(image: Image.Image, name: str, where: str) -> None:
     try:
-        frames = 1 if image.format == "MPO" else getattr(image, "n_frames", 1)  # phones add a preview as a frame
+        frames = (
+            1 if image.format == "MPO" else getattr(image, "n_frames", 1)
+        )  # phones store a preview as a second frame
     except Exception as error:
         raise DataError(f"{where}: the image {name} is truncated or damaged ({error}); replace it.") from None
     if frames > 1:
@@ -223,12 +225,12 @@ def _check_frames(image: Image.Image, name: str, where: str) -> None:
 
 
 def _lies_on_its_side(image: Image.Image) -> bool:
-    """Return whether EXIF turns the image by a quarter; a PNG is only asked if that needs no decoding."""
+    """Return whether EXIF rotates the image by 90 degrees; for a PNG only if that needs no decoding."""
     if image.format == "PNG" and "exif" not in image.info:
         return False
     try:
         return image.getexif().get(_ORIENTATION, 1) >= 5
-    except Exception:  # damaged EXIF; load() has the last word
+    except Exception:  # damaged EXIF: load() decides
         return False
 
 
@@ -247,7 +249,7 @@ class _Folder:
 
     @contextmanager
     def open(self, name: PurePosixPath) -> Iterator[tuple[BinaryIO, int, int]]:
-        path = Path(os.path.realpath(self.root / name))  # unlike resolve(), it does not raise on a loop of links
+        path = Path(os.path.realpath(self.root / name))  # unlike resolve(), realpath does not raise on a loop of links
         if not path.is_relative_to(self.root):
             raise DataError(
                 f"the image path {name} is a link that leaves the image root; copy the image into the root."
@@ -257,7 +259,7 @@ class _Folder:
 
 
 class _Tar:
-    """Members of a tar file, found by a sorted table of (hash of the name, offset, size)."""
+    """Members of a tar file, found through a sorted table of (hash of the name, offset, size)."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -275,7 +277,9 @@ class _Tar:
     @contextmanager
     def open(self, name: PurePosixPath) -> Iterator[tuple[BinaryIO, int, int]]:
         key = np.uint64(_name_hash(name))
-        at = int(np.searchsorted(self.hashes, key, side="right")) - 1  # of members of one name, the last one counts
+        at = (
+            int(np.searchsorted(self.hashes, key, side="right")) - 1
+        )  # of members with the same name, the last one counts
         if at < 0 or self.hashes[at] != key:
             raise FileNotFoundError(name)
         with self.path.open("rb") as file:
@@ -285,7 +289,7 @@ class _Tar:
 def _members(path: Path) -> Iterator[tuple[int, int, int]]:
     with tarfile.open(path, "r:") as archive:
         while (member := archive.next()) is not None:
-            archive.members.clear()  # type: ignore[attr-defined]  # else it keeps an object per member
+            archive.members.clear()  # type: ignore[attr-defined]  # otherwise tarfile keeps an object per member
             if member.isreg() and not member.issparse():
                 yield _name_hash(PurePosixPath(member.name)), member.offset_data, member.size
 

@@ -1,4 +1,4 @@
-"""What a batch is made of: one item per sample, made in a data worker."""
+"""Items, the parts of a batch: one item per sample, made in a data worker."""
 
 import random
 from collections.abc import Callable
@@ -17,7 +17,7 @@ Sizes = list[tuple[int, int]]
 
 
 class ModelTransform(Protocol):
-    """What a model family's transform offers to the data side."""
+    """The interface of a model family's transform that data code uses."""
 
     max_seq_len: int
 
@@ -26,11 +26,11 @@ class ModelTransform(Protocol):
         ...
 
     def collate(self, items: list[dict[str, Any]]) -> dict[str, Any]:
-        """Return a batch of such items."""
+        """Return the items as a batch."""
         ...
 
     def token_counts(self, sample: Sample, sizes: Sizes | None = None) -> tuple[int, int]:
-        """Return how many tokens a sample has whose images have these (width, height), and how many are supervised.
+        """Return the number of tokens of a sample, given (width, height) of its images, and how many are supervised.
 
         Opens no image.
         """
@@ -45,10 +45,10 @@ class Row(NamedTuple):
     """The size of one row of tokens that an item holds.
 
     Attributes:
-        tokens: all of them.
-        supervised: those that a loss is taken of, after the shift by one.
+        tokens: number of all tokens.
+        supervised: number of tokens with a loss, after the shift by one.
         tiles: image tiles that the row sees.
-        drawn: whether each epoch draws another such row (a negative), so that no batch can be planned by it.
+        drawn: whether each epoch draws a different row (a negative), so that batches cannot be planned by its size.
     """
 
     tokens: int
@@ -73,43 +73,43 @@ class BatchItems(Protocol):
         ...
 
     def collate(self, items: list[dict[str, Any]], transform: Any) -> dict[str, Any]:
-        """Return a batch: what the objective reads, and "padding" (True at real tokens), which the trainer counts."""
+        """Return a batch: the objective's inputs, and "padding" (True at real tokens), which the trainer counts."""
         ...
 
 
 class Items(BatchItems, Protocol):
-    """How a method makes items of samples, and says before training how large they will be.
+    """How a method makes items of samples, and measures their sizes before training.
 
-    A method that needs more than a sample (a second image, another model's pixels, a rejected answer) has its own.
-    Items that do the same are equal (``==``), so that they are measured once.
+    A method that needs more than a sample (a second image, another model's pixels, a rejected answer) has its own
+    class. Objects that make the same items are equal (``==``), so that they are measured once.
     """
 
     def measure(self, source: SampleSource, index: int, rng: random.Random, transform: Any) -> tuple[Row, ...]:
         """Return the size of every row that the item of one sample holds; opens no image.
 
-        Called with the generator that ``__call__`` gets in the first epoch, it says of what length that item will be.
+        If it gets the generator that ``__call__`` gets in the first epoch, it returns the size of that epoch's item.
 
         Raises:
-            DataError: if the item cannot be made: a row is too long, or nothing of it is supervised.
+            DataError: if the item cannot be made: a row is too long, or has no supervised token.
         """
         ...
 
 
 @dataclass(frozen=True)
 class SampleItems:
-    """The sample as the method shows it, through the model's transform.
+    """Items of single samples: the sample as the method changes it, through the model's transform.
 
     Attributes:
-        sample_transform: the method's own change to a sample.
+        sample_transform: the change that the method makes to a sample.
     """
 
     sample_transform: SampleTransform
 
     def __call__(self, source: SampleSource, index: int, rng: random.Random, transform: Any) -> dict[str, Any]:
-        """Open the images, change the sample, transform both.
+        """Open the images, change the sample, apply the model's transform to both.
 
         Raises:
-            DataError: if it cannot be read, or nothing of it is supervised.
+            DataError: if the sample cannot be read, or has no supervised token.
         """
         sample = source[index]
         images = source.open_images(sample)
@@ -118,10 +118,10 @@ class SampleItems:
     def item(
         self, source: SampleSource, sample: Sample, shown: Sample, images: list[Image.Image], transform: Any
     ) -> dict[str, Any]:
-        """Transform a sample as the method shows it.
+        """Apply the model's transform to a sample as the method changed it.
 
         Raises:
-            DataError: if nothing of it is supervised.
+            DataError: if the sample has no supervised token.
         """
         item = dict(transform(shown, images))
         if all(label == IGNORE_INDEX for label in item["labels"]):
@@ -152,7 +152,7 @@ class SampleItems:
 
 
 def check_answer(source: SampleSource, shown: Sample) -> None:
-    """Refuse a conversation without an assistant's words.
+    """Refuse a conversation without text from the assistant.
 
     Raises:
         DataError: naming file and row.
@@ -165,14 +165,14 @@ def measured_row(source: SampleSource, shown: Sample, sizes: Sizes, transform: A
     """Return the size of a conversation as one row.
 
     Args:
-        source: where it comes from, for messages.
-        shown: the conversation as the method shows it.
+        source: the source of the conversation, for messages.
+        shown: the conversation as the method changed it.
         sizes: (width, height) of its images.
         transform: the model's transform.
         drawn: as in :class:`Row`.
 
     Raises:
-        DataError: if it is longer than the model takes, or no token of it is supervised.
+        DataError: if it is longer than the model accepts, or has no supervised token.
     """
     tiles = sum(transform.tile_count(width, height) for width, height in sizes)
     tokens, supervised = transform.token_counts(shown, sizes)

@@ -1,4 +1,4 @@
-"""Class labels as text, and what a classification question's ``meta`` says of them."""
+"""Class labels as text, and their description in a classification question's ``meta``."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -8,9 +8,9 @@ from medtune.data.sample import Sample
 from medtune.errors import DataError
 
 LABEL_SEPARATOR = "; "
-"""Between the findings of one image; a comma will not do, since official class names hold commas."""
+"""Separates the findings of one image; not a comma, because official class names contain commas."""
 NO_FINDING = "no finding"
-"""The answer where a multi-label set has no finding."""
+"""The answer for an image of a multi-label set without findings."""
 PROTOCOL = "classification"
 LabelTask = Literal["multi_class", "multi_label", "ordinal"]
 TASKS: tuple[LabelTask, ...] = ("multi_class", "multi_label", "ordinal")
@@ -18,10 +18,10 @@ TASKS: tuple[LabelTask, ...] = ("multi_class", "multi_label", "ordinal")
 
 @dataclass(frozen=True)
 class Target:
-    """What a classification question asks for, and its right answer.
+    """The classes of a classification question, and its right answer.
 
     Attributes:
-        set: name of the set that the image is of.
+        set: name of the set that the image belongs to.
         task: ``multi_class``, ``multi_label`` or ``ordinal`` (classes in rising order).
         classes: all classes of the set, by index.
         indices: the right ones; exactly one unless the task is ``multi_label``.
@@ -39,7 +39,7 @@ class Target:
 
     @property
     def text(self) -> str:
-        """The right answer as it is learned and asked for."""
+        """The right answer, as it is trained on and expected."""
         return label_text(self.labels)
 
     def to_meta(self) -> dict[str, Any]:
@@ -56,21 +56,21 @@ class Target:
 
 
 def label_text(names: Sequence[str]) -> str:
-    """Write labels as an answer: joined by ``"; "``, ``no finding`` where there is none."""
+    """Write labels as an answer: joined by ``"; "``, or ``no finding`` if there is none."""
     return LABEL_SEPARATOR.join(names) or NO_FINDING
 
 
 def check_classes(task: str, classes: Sequence[str], where: str) -> None:
-    """Check that classes can be asked for and told apart.
+    """Check that classes can be used in questions and are distinct.
 
     Raises:
-        DataError: for fewer than two, one that stands there twice, or one that a list of findings cannot hold.
+        DataError: for fewer than two classes, a repeated class, or a class that a list of findings cannot contain.
     """
     if len(classes) < 2 or len(set(classes)) != len(classes):
         raise DataError(f"{where}: a set needs at least two classes, each with a text of its own.")
-    unfit = [one for one in classes if ";" in one or "\n" in one or one == NO_FINDING]
+    unfit = [name for name in classes if ";" in name or "\n" in name or name == NO_FINDING]
     if task == "multi_label" and unfit:
-        raise DataError(f"{where}: the class {unfit[0]!r} cannot stand in a list of findings; give it another text.")
+        raise DataError(f"{where}: the class {unfit[0]!r} cannot be part of a list of findings; give it another text.")
 
 
 def is_classification(sample: Sample) -> bool:
@@ -90,7 +90,7 @@ def classification_target(sample: Sample) -> Target:
         raise DataError(f"{where}: meta needs 'protocol': 'classification' and a text 'set'; prepare the data again.")
     if task not in TASKS:
         raise DataError(f"{where}: meta needs a 'task', one of {', '.join(TASKS)}, not {task!r}.")
-    texts = isinstance(classes, list | tuple) and all(isinstance(one, str) and one.strip() for one in classes)
+    texts = isinstance(classes, list | tuple) and all(isinstance(name, str) and name.strip() for name in classes)
     if not isinstance(classes, list | tuple) or not texts:
         raise DataError(f"{where}: meta needs 'classes', a list of texts.")
     check_classes(task, classes, where)
@@ -98,7 +98,7 @@ def classification_target(sample: Sample) -> Target:
     labels, indices = (label, index) if task == "multi_label" else ([label], [index])
     if not isinstance(labels, list | tuple) or not isinstance(indices, list | tuple):
         raise DataError(f"{where}: 'label' and 'label_index' of a multi-label question must be lists.")
-    known = all(isinstance(one, int) and not isinstance(one, bool) and 0 <= one < len(classes) for one in indices)
-    if not known or [classes[one] for one in indices] != list(labels) or sorted(set(indices)) != list(indices):
+    known = all(isinstance(at, int) and not isinstance(at, bool) and 0 <= at < len(classes) for at in indices)
+    if not known or [classes[at] for at in indices] != list(labels) or sorted(set(indices)) != list(indices):
         raise DataError(f"{where}: 'label' and 'label_index' do not name the same of its 'classes'.")
     return Target(name, task, tuple(classes), tuple(indices))

@@ -1,4 +1,4 @@
-"""Locks on files that end with the process that holds them, however it ends."""
+"""Locks on files that are released when the process that holds them ends, for whatever reason."""
 
 import fcntl
 import os
@@ -7,24 +7,24 @@ from types import TracebackType
 
 from medtune.errors import MedtuneError
 
-_held: set[tuple[int, str]] = set()  # by process: a forked child has this set, and not the locks
+_held: set[tuple[int, str]] = set()  # (process id, path): a forked child inherits this set, but not the locks
 
 
 class FileLock:
-    """An exclusive lock on a file, taken at once or refused.
+    """An exclusive lock on a file. It is taken at once, or an error is raised.
 
-    It is a POSIX record lock: the system lifts it when the process ends, and a forked child (a data worker) does not
-    inherit it, so that a killed run can be started again while its workers are still ending. The system would grant it
-    to the same process twice; that is refused here too.
+    It is a POSIX record lock. The system releases it when the process ends. A forked child (a data worker) does not
+    inherit it, so that a killed run can be started again while its workers are still ending. The system would grant the
+    lock to the same process twice; this class refuses that too.
 
     Args:
-        path: made if absent; nothing is written into it. Its folder must exist. Take a file that is never opened
-            otherwise: closing any descriptor of it would lift the lock.
-        refusal: raised where another run holds the lock.
+        path: created if absent; nothing is written into it. Its folder must exist. Use a file that nothing else opens:
+            closing any descriptor of it would release the lock.
+        refusal: the error that is raised if another run holds the lock.
 
     Raises:
         MedtuneError: ``refusal``.
-        OSError: if the file cannot be made.
+        OSError: if the file cannot be created.
     """
 
     def __init__(self, path: Path, refusal: MedtuneError) -> None:
@@ -40,7 +40,7 @@ class FileLock:
         _held.add(self._key)
 
     def close(self) -> None:
-        """Give the lock up; a second call does nothing."""
+        """Release the lock; a second call does nothing."""
         if not self._file.closed:
             self._file.close()
             _held.discard(self._key)

@@ -20,10 +20,10 @@ def multiple_choice_prompt(question: str, options: Sequence[str]) -> str:
 
     Args:
         question: for example ``open_question("cell size")``.
-        options: at least two different values, at most 26; the first becomes A.
+        options: two to 26 distinct values; the first becomes A.
 
     Raises:
-        DataError: if the options cannot be lettered.
+        DataError: if there are fewer than two or more than 26 options, or repeated ones.
     """
     check_options(options)
     lettered = "\n".join(f"{letter}. {option}" for letter, option in zip(LETTERS, options, strict=False))
@@ -35,7 +35,7 @@ def multiple_choice_prompt(question: str, options: Sequence[str]) -> str:
 
 
 def multiple_choice_answer(options: Sequence[str], answer: str) -> str:
-    """Return the sentence that a model is asked to begin with, holding the right letter."""
+    """Return the sentence that a model is asked to begin its answer with, with the right letter."""
     return f"{ANSWER_PHRASE} {option_letter(options, answer)}."
 
 
@@ -51,7 +51,7 @@ def option_letter(options: Sequence[str], answer: str) -> str:
 
 
 def fixed_order(values: Sequence[str]) -> list[str]:
-    """Return all values of an attribute in the order in which they are always offered.
+    """Return all values of an attribute in the fixed order of the options.
 
     Alphabetical, except that "yes" comes before "no": the order of the published evaluation.
     """
@@ -61,13 +61,13 @@ def fixed_order(values: Sequence[str]) -> list[str]:
 def sampled_options(answer: str, values: Sequence[str], rng: random.Random, distractors: int = 4) -> list[str]:
     """Return the answer and some other values of its attribute, shuffled.
 
-    For attributes with more values than can be offered (InstFree, section 4.2: five options as a rule).
+    Used for attributes with more values than a question has options (InstFree, section 4.2: usually five options).
 
     Args:
         answer: the right value.
         values: all values of the attribute; the answer may be among them.
         rng: the sample's own generator.
-        distractors: how many wrong values; fewer are taken where there are fewer.
+        distractors: number of wrong values; all of them if there are fewer.
     """
     others = [value for value in fixed_order(values) if value != answer]
     options = [answer, *rng.sample(others, k=min(distractors, len(others)))]
@@ -76,10 +76,10 @@ def sampled_options(answer: str, values: Sequence[str], rng: random.Random, dist
 
 
 def check_options(options: Sequence[str]) -> None:
-    """Refuse options that letters cannot tell apart.
+    """Refuse options that cannot be lettered.
 
     Raises:
-        DataError: for fewer than two, more than 26, or repeated options.
+        DataError: for fewer than two or more than 26 options, or repeated ones.
     """
     if not 2 <= len(options) <= len(LETTERS):
         raise DataError(f"A question needs 2 to {len(LETTERS)} options, this one has {len(options)}.")

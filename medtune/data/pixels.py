@@ -1,4 +1,4 @@
-"""Any pixel format to 8-bit RGB, by rules that keep what a reader of the image would see."""
+"""Conversion of any pixel format to 8-bit RGB, such that the image looks as it would in a viewer."""
 
 import numpy as np
 from PIL import Image
@@ -11,17 +11,17 @@ _ALPHA_MODES = ("RGBA", "LA", "PA", "La", "RGBa")
 def to_rgb(image: Image.Image) -> Image.Image:
     """Convert a decoded image to mode RGB.
 
-    * 16-bit grey is scaled to 8 bits: from 0..65535, or from 0..4095 where no value is larger, because 12-bit
-      detectors store their values in 16 bits and would come out black.
-    * Transparent pixels are laid on black, the background of most medical images.
+    * 16-bit grey is scaled to 8 bits: from 0..65535, or from 0..4095 if no value is larger. 12-bit detectors store
+      their values in 16 bits, and their images would be almost black otherwise.
+    * Transparent pixels are blended with black, the background of most medical images.
     * Grey, palette and CMYK are converted by Pillow.
 
     Args:
         image: a loaded image of any mode.
 
     Raises:
-        DataError: for floating-point pixels and for integers beyond 16 bits, which have no agreed range. The message
-            is a phrase that follows the image's name.
+        DataError: for floating-point pixels and for integers of more than 16 bits, which have no standard range. The
+            message is a phrase that follows the image's name.
     """
     if image.mode == "F":
         raise DataError("holds floating-point pixels, which have no agreed range; save it with 8 or 16 bits.")

@@ -1,4 +1,4 @@
-"""One pass over the data before training, so that what can be known then is not found out at three in the morning."""
+"""One pass over the data before training, so that unusable rows are found before training starts."""
 
 import hashlib
 import os
@@ -32,7 +32,7 @@ class Problem:
     """A row that cannot be used.
 
     Attributes:
-        id: the sample's id, or its row where it has none.
+        id: the sample's id, or its row if it has none.
         reason: the whole message, with file and row.
     """
 
@@ -42,16 +42,16 @@ class Problem:
 
 @dataclass(frozen=True)
 class Preflight:
-    """What the pass found; the arrays hold one number per usable sample.
+    """The outcome of the pass; the arrays hold one number per usable sample.
 
     Attributes:
         rows: rows of the source.
         indices: position of each usable sample in the source.
-        lengths: tokens of each, as the first epoch shows it: of the longest of the rows that every epoch has.
-        tiles: image tiles of each, likewise.
-        longest: tokens of the longest of all rows that an item holds in any stage, as the first epoch shows it.
-        most_tiles: image tiles of each, likewise.
-        supervised: tokens of each that a loss is taken of, in the rows that every epoch of the first stage has.
+        lengths: tokens of each in the first epoch: the longest of the rows that are the same in every epoch.
+        tiles: image tiles of each, the largest number in these rows.
+        longest: tokens of the longest of all rows that an item holds in any stage, in the first epoch.
+        most_tiles: image tiles of each, the largest number in all these rows.
+        supervised: tokens of each with a loss, in the rows that are the same in every epoch of the first stage.
         labelled: whether each is a classification question.
         problems: the rows left out; empty unless ``on_error`` was ``skip``.
     """
@@ -68,7 +68,7 @@ class Preflight:
 
     @property
     def usable(self) -> str:
-        """Which rows can be used, as a run compares it with that of its checkpoint."""
+        """Digest of the usable rows; a resumed run compares it with that of its checkpoint."""
         digest = hashlib.sha256(self.indices.astype("<i8").tobytes()).hexdigest()
         return f"{len(self.indices)} of {self.rows} rows ({digest[:16]})"
 
@@ -84,34 +84,34 @@ def preflight(
     num_workers: int = 0,
     record: Record | None = None,
 ) -> Preflight:
-    """Check every row of a source, and measure it for the batch plan.
+    """Check every row of a source and measure it for the batch plan.
 
-    Each row must be a sample with its own id and an assistant text, its images must lie in their root and begin like
-    images, and every row of tokens that its items hold must fit the model.
+    Each row must be a sample with a unique id and a text of the assistant. Its images must be in their root and have
+    valid headers. Every row of tokens that its items hold must fit the model.
 
     Args:
         source: the samples.
         transform: the model's transform; it measures tokens and tiles.
-        items: gives the items of the run's stages; called only if rows must be read.
-        on_error: ``raise`` stops with all problems counted, ``skip`` leaves those rows out and lists them.
+        items: returns the items of the run's stages; called only if rows must be read.
+        on_error: ``raise`` raises an error that counts all problems, ``skip`` leaves those rows out and lists them.
         progress: show a bar with the time left.
         seed: the run's seed.
-        decode: decode the images whole, which also finds truncated ones, at the cost of one epoch's decoding.
-        num_workers: processes that read rows, with the same outcome; 0 reads them in this one.
-        record: where the outcome is kept, unless images are decoded. Rows that it knows are read again only where an
-            image file was added, went away or changed its size or time.
+        decode: decode the images fully, which also finds truncated ones, at the cost of one epoch's decoding.
+        num_workers: number of processes that read rows; 0 reads them in this process. The outcome is the same.
+        record: where the outcome is kept, unless images are decoded. A row in the record is read again only if one of
+            its image files was added, was removed or changed its size or time.
 
     Raises:
-        DataError: if rows cannot be used and ``on_error`` is ``raise``, or if none can.
+        DataError: if a row cannot be used and ``on_error`` is ``raise``, or if no row can be used.
     """
     if decode or image_roots(source) is None:
-        record = None  # more is looked at than a record knows, or what images these are cannot be asked
+        record = None  # decoding checks more than a record stores; or the source cannot name its image files
 
     def look(rows: Sequence[int]) -> Table:
         distinct: list[Items] = []
-        for one in items():
-            if one not in distinct:
-                distinct.append(one)
+        for stage_items in items():
+            if stage_items not in distinct:
+                distinct.append(stage_items)
         return _look(_Look(source, transform, distinct, seed, decode), rows, num_workers, progress)
 
     table = None if record is None else record.load(len(source))
@@ -123,11 +123,11 @@ def preflight(
     if record is not None and fresh:
         record.save(table)
     problems = [Problem(*problem) for problem in table.problems.values()]
-    found = dict(zip(_COLUMNS, table.numbers.astype(np.int64).T.copy(), strict=True))
-    indices = np.flatnonzero(found.pop("usable"))
+    columns = dict(zip(_COLUMNS, table.numbers.astype(np.int64).T.copy(), strict=True))
+    indices = np.flatnonzero(columns.pop("usable"))
     if problems and (on_error == "raise" or not len(indices)):
         raise DataError(_summary(source.name, problems, len(source)))
-    arrays: dict[str, Any] = {name: values[indices] for name, values in found.items()}
+    arrays: dict[str, Any] = {name: values[indices] for name, values in columns.items()}
     arrays["labelled"] = arrays["labelled"].astype(bool)
     return Preflight(rows=len(source), indices=indices, problems=problems, **arrays)
 
@@ -135,7 +135,7 @@ def preflight(
 def _again(
     table: Table, look: Callable[[Sequence[int]], Table], say: Callable[[str], None], name: str
 ) -> tuple[Table, bool]:
-    """Read the rows of a table whose files have changed; the table as it is now, and whether it is another one."""
+    """Read the rows whose files have changed; return the updated table, and whether anything changed."""
     stamps = file_stamps(table.names)
     changed = (stamps != table.stamps).any(axis=1)
     if not changed.any():
@@ -149,14 +149,14 @@ def _again(
 
 
 class _Watched:
-    """A source that reads each sample and each header once for a row, and notes the image files it has looked at."""
+    """A source that reads each sample and each header once per row, and records the image files that it reads."""
 
     def __init__(self, source: SampleSource, decode: bool) -> None:
         self.source, self.decode, self.name = source, decode, source.name
         self.begin()
 
     def begin(self) -> None:
-        """Begin with the next row."""
+        """Start the next row."""
         self.files: dict[bytes, tuple[int, int]] = {}
         self._samples: dict[int, Sample] = {}
         self._sizes: dict[tuple[str, tuple[str, ...]], Sizes] = {}
@@ -177,7 +177,7 @@ class _Watched:
         if key not in self._sizes:
             for path in map(os.fsencode, image_files(self.source, sample)):
                 if path not in self.files:
-                    self.files[path] = file_stamp(path)  # before the file is read, so that no change is missed
+                    self.files[path] = file_stamp(path)  # taken before the file is read, so that no change is missed
             if self.decode:
                 self._sizes[key] = [image.size for image in self.source.open_images(sample)]
             else:
@@ -192,7 +192,7 @@ class _Watched:
 
 
 class _Found(NamedTuple):
-    """What was found in some rows, on its way from a worker."""
+    """The outcome of some rows, sent from a worker."""
 
     numbers: list[tuple[int, ...]]
     problems: dict[int, tuple[str, str]]
@@ -202,7 +202,7 @@ class _Found(NamedTuple):
 
 
 class _Look(Dataset):
-    """A look at rows of a source, addressed by lists of them."""
+    """Checks rows of a source, addressed by lists of row numbers."""
 
     def __init__(
         self, source: SampleSource, transform: ModelTransform, items: Sequence[Items], seed: int, decode: bool
@@ -229,37 +229,39 @@ class _Look(Dataset):
         return found
 
     def _numbers(self, row: int) -> tuple[int, ...]:
-        """The columns of one row."""
-        stages = [one.measure(self.source, row, sample_rng(self.seed, 0, row), self.transform) for one in self.items]
-        held = [size for sizes in stages for size in sizes]
-        planned = [size for size in held if not size.drawn]
+        """Return the columns of one row."""
+        stages = [
+            items.measure(self.source, row, sample_rng(self.seed, 0, row), self.transform) for items in self.items
+        ]
+        every = [size for sizes in stages for size in sizes]
+        planned = [size for size in every if not size.drawn]
         return (
             True,
             max(size.tokens for size in planned),
             max(size.tiles for size in planned),
-            max(size.tokens for size in held),
-            max(size.tiles for size in held),
+            max(size.tokens for size in every),
+            max(size.tiles for size in every),
             sum(size.supervised for size in stages[0] if not size.drawn),
             is_classification(self.source[row]),
         )
 
 
 def _look(look: _Look, rows: Sequence[int], num_workers: int, progress: bool) -> Table:
-    """Look at rows in several processes."""
+    """Check rows in several processes."""
     blocks = [rows[at : at + _BLOCK] for at in range(0, len(rows), _BLOCK)]
     numbers, counts, stamps = [], [], []
     problems: dict[int, tuple[str, str]] = {}
     names: list[bytes] = []
     bar = tqdm(total=len(rows), desc=f"check {look.source.name}", unit="row", disable=not progress, leave=False)
-    with bar, closing(InOrder(look, blocks, min(num_workers, len(blocks)))) as found:
+    with bar, closing(InOrder(look, blocks, min(num_workers, len(blocks)))) as results:
         for at, block in enumerate(blocks):
-            one: _Found = found.next()
-            numbers.append(_array(one.numbers, len(_COLUMNS)))
-            counts.append(np.asarray(one.counts, dtype=np.int32))
-            stamps.append(_array(one.stamps, 2))
-            names += one.names
+            found: _Found = results.next()
+            numbers.append(_array(found.numbers, len(_COLUMNS)))
+            counts.append(np.asarray(found.counts, dtype=np.int32))
+            stamps.append(_array(found.stamps, 2))
+            names += found.names
             place_of = {row: at * _BLOCK + slot for slot, row in enumerate(block)}
-            problems |= {place_of[row]: problem for row, problem in one.problems.items()}
+            problems |= {place_of[row]: problem for row, problem in found.problems.items()}
             bar.update(len(block))
     return Table.of(np.concatenate(numbers), problems, np.concatenate(counts), names, np.concatenate(stamps))
 

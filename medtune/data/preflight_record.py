@@ -1,4 +1,4 @@
-"""What the check of a data set found, kept between two starts, so that the second asks only whether files changed."""
+"""The outcome of the check of a data set, kept on disk, so that the next start only checks which files changed."""
 
 import hashlib
 import io
@@ -22,20 +22,20 @@ SUFFIX = ".check"
 _ABSENT = (-1, -1)
 _CHANGED = (-2, -2)  # no file has this stamp
 _CHUNK = 2048
-_SLOW_STAT = 50e-6  # seconds; a local disk answers in 3e-6, a network's in 1e-4 to 1e-2
+_SLOW_STAT = 50e-6  # seconds; a local disk answers in 3e-6, a network file system in 1e-4 to 1e-2
 _THREADS = 32
 
 
 @dataclass(frozen=True)
 class Table:
-    """What a look at every row of a source found.
+    """The outcome of checking every row of a source.
 
     Attributes:
-        numbers: what was measured of each row, [rows, columns]; all 0 in a row with a problem.
-        problems: row -> (id, reason) of those that cannot be used.
-        counts: on how many image files the outcome of each row depends, [rows].
-        files: which ones, row after row, as numbers into ``stamps``.
-        stamps: size in bytes and time of the last change in ns of each file, [files, 2]; -1 where it is absent.
+        numbers: measured values of each row, [rows, columns]; all 0 in a row with a problem.
+        problems: row -> (id, reason) of the rows that cannot be used.
+        counts: number of image files that the outcome of each row depends on, [rows].
+        files: these files, row after row, as indices into ``stamps``.
+        stamps: size in bytes and time of the last change in ns of each file, [files, 2]; -1 if it is absent.
         names: absolute path of each file.
     """
 
@@ -54,39 +54,39 @@ class Table:
         names: Sequence[bytes],
         stamps: np.ndarray,
     ) -> "Table":
-        """Make a table in which each file stands once.
+        """Make a table that contains each file once.
 
         Args:
             numbers: as above.
             problems: as above.
             counts: as above.
-            names: the files of row after row.
-            stamps: of each of ``names``, [len(names), 2].
+            names: the files, row after row.
+            stamps: stamps of ``names``, [len(names), 2].
         """
         hashes = np.fromiter(map(_hash, names), dtype=np.uint64, count=len(names))
         _, first, files = np.unique(hashes, return_index=True, return_inverse=True)
         known = stamps[first]
         differing = (stamps != known[files]).any(axis=1)
-        known[files[differing]] = _CHANGED  # it changed while it was looked at
+        known[files[differing]] = _CHANGED  # the file changed during the check
         return Table(numbers, problems, counts, files.astype(np.int32), known, [names[at] for at in first.tolist()])
 
     def rows_of(self, changed: np.ndarray) -> np.ndarray:
-        """Return the rows that depend on files.
+        """Return the rows that depend on changed files.
 
         Args:
-            changed: whether each file is one of them, [files].
+            changed: whether each file has changed, [files].
         """
         owners = np.repeat(np.arange(len(self.counts)), self.counts)
         rows: np.ndarray = np.unique(owners[changed[self.files]])
         return rows
 
     def updated(self, rows: np.ndarray, found: "Table", stamps: np.ndarray) -> "Table":
-        """Return the table with some rows as they were found anew.
+        """Return the table with the new outcome of some rows.
 
         Args:
-            rows: which ones.
-            found: what was found in them, in that order.
-            stamps: of all files, as they were before the rows were looked at.
+            rows: the rows that were checked again.
+            found: their new outcome, in that order.
+            stamps: stamps of all files, taken before the rows were checked.
         """
         numbers = self.numbers.copy()
         numbers[rows] = found.numbers
@@ -101,7 +101,7 @@ def _hash(name: bytes) -> int:
 
 
 def file_stamp(name: bytes) -> tuple[int, int]:
-    """Return a file's size in bytes and the time of its last change in ns; -1 and -1 where there is none."""
+    """Return a file's size in bytes and the time of its last change in ns; -1 and -1 if it does not exist."""
     try:
         status = os.stat(name)
     except (OSError, ValueError):
@@ -110,19 +110,19 @@ def file_stamp(name: bytes) -> tuple[int, int]:
 
 
 def file_stamps(names: Sequence[bytes]) -> np.ndarray:
-    """Return the stamps of many files, [files, 2]; in threads where a file system is slow to answer."""
+    """Return the stamps of many files, [files, 2]; uses threads if the file system is slow."""
     chunks = [names[at : at + _CHUNK] for at in range(0, len(names), _CHUNK)]
     if not chunks:
         return np.empty((0, 2), dtype=np.int64)
     began = time.perf_counter()
-    found = [_stamps(chunks[0])]
+    stamps = [_stamps(chunks[0])]
     slow = (time.perf_counter() - began) / len(chunks[0]) > _SLOW_STAT
     if slow and len(chunks) > 1:
         with ThreadPoolExecutor(_THREADS) as pool:
-            found += pool.map(_stamps, chunks[1:])
+            stamps += pool.map(_stamps, chunks[1:])
     else:
-        found += map(_stamps, chunks[1:])
-    return np.concatenate(found)
+        stamps += map(_stamps, chunks[1:])
+    return np.concatenate(stamps)
 
 
 def _stamps(names: Sequence[bytes]) -> np.ndarray:
@@ -131,13 +131,13 @@ def _stamps(names: Sequence[bytes]) -> np.ndarray:
 
 @dataclass(frozen=True)
 class Record:
-    """Where the outcome of one check is kept: a file named by all that it is made of, image files aside.
+    """The file that keeps the outcome of one check, named by a hash of everything that decides it except image files.
 
     Attributes:
-        folder: of such files.
-        name: of the data, for people.
-        made_of: whatever decides the outcome beside the image files, as JSON.
-        say: prints a line.
+        folder: folder of such files.
+        name: name of the data, for people.
+        made_of: everything that decides the outcome except the image files, as JSON.
+        say: function that prints a line.
     """
 
     folder: Path
@@ -155,10 +155,10 @@ class Record:
         return json.dumps(self.made_of, sort_keys=True, default=str)
 
     def load(self, rows: int) -> Table | None:
-        """Return what is kept; None where there is nothing, or, after a line that says so, nothing that can be used.
+        """Return the saved table, or None if there is none. A file that cannot be used is reported by a line.
 
         Args:
-            rows: of the source.
+            rows: number of rows of the source.
         """
         try:
             table = _read(self.path.read_bytes(), self._key, rows)
@@ -168,11 +168,11 @@ class Record:
             self.say(f"check {self.name}: what {self.path} remembers cannot be used ({error}); reading all rows")
             return None
         with suppress(OSError):
-            os.utime(self.path)  # the records used last are those that stay
+            os.utime(self.path)  # the most recently used records are kept
         return table
 
     def save(self, table: Table) -> None:
-        """Keep what was found, in a file that is whole or not there; a folder that cannot be written to is named."""
+        """Save the outcome atomically; a folder that cannot be written to is reported by a line."""
         try:
             self.folder.mkdir(parents=True, exist_ok=True, mode=0o700)
             write_files(self.folder, {self.path.name: _written(table, self._key)}, overwrite=True)
@@ -181,7 +181,7 @@ class Record:
             self.say(f"check {self.name}: the outcome cannot be kept in {self.folder} ({error})")
 
     def _clear(self) -> None:
-        """Remove the records that nobody has used for the longest time."""
+        """Remove the least recently used records."""
         age = {}
         for path in self.folder.glob(f"*{SUFFIX}"):
             with suppress(FileNotFoundError):
@@ -217,16 +217,16 @@ def _written(table: Table, key: str) -> bytes:
 
 
 def _read(raw: bytes, key: str, rows: int) -> Table:
-    """Make a table of a file's bytes: a SHA-256 and an npz file.
+    """Read a table from a file's bytes: a SHA-256 and an npz file.
 
     Raises:
-        ValueError: if the bytes are damaged, of something else, or not of as many rows.
+        ValueError: if the bytes are damaged, belong to other data, or have another number of rows.
     """
     digest, whole = raw[:32], memoryview(raw)[32:]
     if hashlib.sha256(whole).digest() != digest:
         raise ValueError("it is torn or damaged")
-    with np.load(io.BytesIO(whole), allow_pickle=False) as found:
-        arrays = {name: found[name] for name in found.files}
+    with np.load(io.BytesIO(whole), allow_pickle=False) as saved:
+        arrays = {name: saved[name] for name in saved.files}
     header = json.loads(arrays["header"].tobytes())
     if header["made_of"] != key:
         raise ValueError("it is of other data or settings")

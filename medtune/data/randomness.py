@@ -1,4 +1,4 @@
-"""Randomness that depends on the sample alone, never on the worker that happens to load it."""
+"""Randomness that depends only on the sample, never on the worker that loads it."""
 
 import hashlib
 import random
@@ -14,7 +14,7 @@ def sample_rng(seed: int, epoch: int, index: int, stream: str = "") -> random.Ra
         stream: a name for each independent use ("negatives", "distractors"), so that one use does not shift another.
 
     Returns:
-        A generator seeded by a SHA-256 of the four, the same on every machine and in every worker.
+        A generator seeded by a SHA-256 of the four arguments, the same on every machine and in every worker.
     """
     key = f"{seed}/{epoch}/{index}/{stream}".encode()
     return random.Random(int.from_bytes(hashlib.sha256(key).digest(), "big"))

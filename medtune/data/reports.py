@@ -1,4 +1,4 @@
-"""Reports as text: written from attributes, and shuffled while a model is tuned on them."""
+"""Reports as text: written from attributes, and shuffled during training."""
 
 import random
 from collections.abc import Iterable, Mapping, Sequence
@@ -11,12 +11,12 @@ def shuffle_response(text: str, separator: str, rng: random.Random) -> str:
     r"""Reorder the segments of a report at random.
 
     Response shuffling of InstFree (Kang et al. 2026), Eq. 4: split at the separator, strip, shuffle, join again with
-    the separator and one space (a separator that ends in white space is joined as it is). Empty segments vanish;
-    a separator that ends the text still ends it.
+    the separator and one space (no space is added to a separator that ends in white space). Empty segments are removed.
+    A separator at the end of the text stays at the end.
 
     Args:
         text: the report.
-        separator: what stands between its segments: ``","``, ``"."``, ``"\n"``.
+        separator: text between its segments: ``","``, ``"."``, ``"\n"``.
         rng: the sample's own generator.
 
     Raises:
@@ -35,8 +35,8 @@ def shuffle_response(text: str, separator: str, rng: random.Random) -> str:
 def shuffle_sentences(text: str, rng: random.Random) -> str:
     """Put the sentences of a report into a random order.
 
-    Equation 4 of InstFree with sentences in place of separators. What stands between two sentences (a space, a line's
-    end) stays in its place, so that not a character is lost or added.
+    Equation 4 of InstFree with sentences in place of separators. The white space between two sentences stays in its
+    place, so that no character is lost or added.
 
     Args:
         text: the report.
@@ -55,11 +55,11 @@ def shuffle_sentences(text: str, rng: random.Random) -> str:
 def shuffle_sections(sections: Sequence[str], rng: random.Random) -> str:
     """Put the sections of a report, such as findings and impression, into a random order.
 
-    InstFree (section 5.2) shuffles the reports of MIMIC-CXR by section and uses no separator there: what stands inside
-    a section stays as it is, and one space stands between sections. Empty sections vanish.
+    InstFree (section 5.2) shuffles the reports of MIMIC-CXR by section and uses no separator there: the text of a
+    section does not change, and sections are joined by one space. Empty sections are removed.
 
     Args:
-        sections: the texts, as ``meta["sections"]`` of a sample holds them.
+        sections: the texts, from ``meta["sections"]`` of a sample.
         rng: the sample's own generator.
     """
     present = [section.strip() for section in sections if section.strip()]
@@ -70,15 +70,15 @@ def shuffle_sections(sections: Sequence[str], rng: random.Random) -> str:
 def attribute_report(attributes: Mapping[str, str], value_only: Iterable[str] = ()) -> str:
     """Write annotated attributes as a report of comma-separated terms (InstFree, section 4.2).
 
-    ``nil`` (not applicable) and ``no`` are left out, ``yes`` becomes the attribute's name, an attribute of
-    ``value_only`` becomes its value, every other one becomes "value name". Underscores in names become spaces.
+    ``nil`` (not applicable) and ``no`` are left out. ``yes`` becomes the attribute's name. An attribute in
+    ``value_only`` becomes its value. Every other attribute becomes "value name". Underscores in names become spaces.
 
     Args:
-        attributes: name to value, in the order in which the report shall list them.
-        value_only: names that are written without their name, such as ``label``.
+        attributes: name to value, in the order of the report.
+        value_only: attributes that are written without their name, such as ``label``.
 
     Returns:
-        The report; empty where nothing is present.
+        The report; empty if no attribute is present.
     """
     bare = set(value_only)
     terms = []

@@ -1,4 +1,4 @@
-"""The one record that every dataset yields and every recipe reads."""
+"""The record type that every dataset yields and every recipe reads."""
 
 import difflib
 from collections.abc import Mapping
@@ -18,7 +18,7 @@ class Message:
 
     Attributes:
         role: ``system``, ``user`` or ``assistant``.
-        content: the text; ``<image>`` marks where an image stands, in user turns only.
+        content: the text; ``<image>`` marks the place of an image, in user turns only.
     """
 
     role: str
@@ -33,7 +33,7 @@ class Sample:
         id: unique in its source; logs and errors name it instead of quoting the text.
         images: paths relative to the image root, in the order of their tags.
         messages: the turns; an image-report pair is a single assistant turn.
-        meta: what a protocol needs beside the text (attribute, options, answer).
+        meta: what a protocol needs in addition to the text (attribute, options, answer).
     """
 
     id: str
@@ -43,14 +43,14 @@ class Sample:
 
     @classmethod
     def from_dict(cls, row: Mapping[str, Any], where: str) -> "Sample":
-        """Check a decoded row and make a sample of it.
+        """Check a decoded row and convert it to a sample.
 
         Args:
             row: ``{"id", "images", "messages", "meta"}``; the last may be absent, and so may ``images``.
             where: file and row, for messages.
 
         Raises:
-            DataError: naming ``where``, the field that is wrong, and what belongs there.
+            DataError: naming ``where``, the wrong field, and its expected content.
         """
         if not isinstance(row, Mapping):
             raise DataError(f"{where}: a row must be a JSON object, this one is a {type(row).__name__}.")
@@ -65,7 +65,7 @@ class Sample:
         return cls(id=str(row["id"]), images=images, messages=messages, meta=dict(meta))
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the row as it stands on disk."""
+        """Return the row as it is written to disk."""
         turns = [{"role": message.role, "content": message.content} for message in self.messages]
         return {"id": self.id, "images": list(self.images), "messages": turns, "meta": self.meta}
 
@@ -119,7 +119,7 @@ def _images(paths: object, where: str) -> tuple[str, ...]:
 
 
 def _check_tags(messages: tuple[Message, ...], images: tuple[str, ...], where: str) -> None:
-    """Image tags, where there are any, must pair with the images one to one."""
+    """Check that image tags, if there are any, match the images one to one."""
     if any(IMAGE_TAG in message.content for message in messages if message.role != "user"):
         raise DataError(f"{where}: {IMAGE_TAG} stands outside a user message; move it into one.")
     tags = sum(message.content.count(IMAGE_TAG) for message in messages)

@@ -1,24 +1,24 @@
-"""Sentences of English clinical text, found by rules that can be read, with nothing to install or download.
+"""Sentences of English clinical text, found by explicit rules, with nothing to install or download.
 
-Where in doubt two sentences stay one: a unit that is too long is still a unit of the report, half a sentence is not.
-The text is only cut, never rewritten.
+In doubtful cases two sentences are not separated: a unit that is too long is still a unit of the report, half a
+sentence is not. The text is only cut, never rewritten.
 """
 
 import re
 
 NEVER_LAST = frozenset("dr drs mr mrs ms prof st vs approx ca cf e.g eg i.e ie viz fig figs incl".split())
-"""Abbreviations that something always follows: a stop after them ends no sentence."""
+"""Abbreviations that are always followed by more text: a full stop after them does not end a sentence."""
 
 RARELY_LAST = frozenset(
     "mm cm m km ml dl l cc mg mcg ug kg g lb lbs oz ft hz khz mhz kv hu s sec secs min mins h hr hrs d wk wks mo "
     "mos yr yrs a.m p.m etc al rt lt bilat lat ant post sup inf med prox dist temp wt ht max avg vol no nos pt "
     "pts hx tx dx fx sx rx abd resp poss prob neg pos neuro staph strep spp ssp dept jr sr ref eq ext int".split()
 )
-"""Abbreviations and units that may end a sentence: they do where a capital letter or a list number follows."""
+"""Abbreviations and units that may end a sentence: they do so if a capital letter or a list number follows."""
 
 _STOP = re.compile(r"""[.!?]+["'”’)\]]*(?=\s|$)|(?<=[a-z]{2})\.(?=[A-Z][a-z])""")
 _BREAK = re.compile(r"\n[ \t]*\n\s*|\n\s*(?=(?:[-*•]|\(?\d{1,2}[.)])\s)")
-_AHEAD = 80  # of what follows only the first word matters
+_AHEAD = 80  # characters of the following text that are read: only its first word matters
 _BRACKETS = re.compile(r"\([^()]{0,300}\)")
 _LAST_WORD = re.compile(r"""[^\s(\["']+$""")
 _MARKER = re.compile(r"\s*(?:[-*•]\s*)?\(?(?:\d{1,2}|[A-Za-z])[.)]+")
@@ -39,7 +39,7 @@ def sentence_spans(text: str) -> list[tuple[int, int]]:
         text: the report.
 
     Returns:
-        Start and end of each sentence, without the white space around it; all else in the text is white space.
+        Start and end of each sentence, without the white space around it; the rest of the text is white space.
     """
     spans, start = [], 0
     for end in _ends(text):
@@ -53,7 +53,7 @@ def sentence_spans(text: str) -> list[tuple[int, int]]:
 
 
 def _ends(text: str) -> list[int]:
-    """Every place outside brackets where a sentence may end, in order; the last is the end of the text."""
+    """Return every position outside brackets at which a sentence may end, in order; the last is the end of the text."""
     places = {match.end() for match in _STOP.finditer(text)} | {match.start() for match in _BREAK.finditer(text)}
     for match in _BRACKETS.finditer(text):
         places.difference_update(range(match.start() + 1, match.end()))
@@ -61,13 +61,13 @@ def _ends(text: str) -> list[int]:
 
 
 def _continues(piece: str, rest: str) -> bool:
-    """Whether the sentence that seems to end with ``piece`` goes on in ``rest``."""
+    """Return whether the sentence that seems to end with ``piece`` continues in ``rest``."""
     if piece.endswith(":") or _MARKER.fullmatch(piece) or re.search(r":\s*\(?1[.)]$", piece):
         return True
     if not piece.endswith("."):
         return False
-    found = _LAST_WORD.search(piece.rstrip("."))
-    word = found[0] if found else ""
+    match = _LAST_WORD.search(piece.rstrip("."))
+    word = match[0] if match else ""
     if word.lower() in NEVER_LAST:
         return True
     if word in ("No", "Nos", "no", "nos") and rest[:1].isdigit():

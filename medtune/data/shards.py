@@ -1,4 +1,4 @@
-"""Arrays of numbered items on disk, in files of which a reader takes the rows that it wants."""
+"""Arrays of numbered items on disk, in files from which a reader reads only the rows that it needs."""
 
 import hashlib
 import json
@@ -20,19 +20,19 @@ _CHUNK = 16 << 20  # bytes that are hashed at once
 
 
 class Shards:
-    """Arrays of items in safetensors files, mapped from disk. Picklable.
+    """Arrays of items in memory-mapped safetensors files. Picklable.
 
-    A shard holds items of consecutive numbers. Each array of an item is [rows, ...], and those of all items of a shard
-    stand one after another in one tensor of that name. How many rows an item has is known beforehand (``rows``), or
-    stands in the shard as ``NAME.rows``, or is one. The metadata has notes on items that could not be made, and a
-    BLAKE2b checksum of names, types, shapes, values and notes. It is verified when a shard is first read in a run, once
-    for all data workers; a shard without one (of an older version) is read as it is.
+    A shard holds items of consecutive numbers. Each array of an item is [rows, ...]. The arrays of all items of a shard
+    are concatenated in one tensor of that name. The number of rows of an item is known beforehand (``rows``), or is
+    stored in the shard as ``NAME.rows``, or is 1. The metadata has notes on items that could not be made, and a BLAKE2b
+    checksum of names, types, shapes, values and notes. The checksum is verified when a shard is first read in a run,
+    once for all data workers. A shard without a checksum (written by an older version) is read without this check.
 
     Args:
-        folder: where the files are.
+        folder: folder of the files.
         starts: number of the first item of each shard, and the number of items at the end.
-        rows: array's name -> rows of each item, [items], where that is known beforehand.
-        key: the config's key that names the folder, for messages.
+        rows: array's name -> rows of each item, [items], for arrays whose number of rows is known beforehand.
+        key: the config key that names the folder, for messages.
     """
 
     def __init__(
@@ -44,7 +44,7 @@ class Shards:
         self._open: dict[int, _OpenShard] = {}
 
     def __getstate__(self) -> dict[str, Any]:
-        """Leave open files behind."""
+        """Return the state without the open files, which cannot be pickled."""
         return {**self.__dict__, "_open": {}}
 
     def __len__(self) -> int:
@@ -56,11 +56,11 @@ class Shards:
         return self.folder / f"shard_{shard:05d}.safetensors"
 
     def numbers(self, shard: int) -> range:
-        """Return the items of a shard."""
+        """Return the numbers of a shard's items."""
         return range(int(self.starts[shard]), int(self.starts[shard + 1]))
 
     def is_whole(self, shard: int) -> bool:
-        """Return whether a shard's file is there, not torn, and of the right length; reads no values."""
+        """Return whether a shard's file exists, is complete and has the right length; reads no values."""
         try:
             with safe_open(self.path(shard), framework="pt") as file:
                 names = [name for name in file.keys() if not name.endswith(_ROWS)]
@@ -71,16 +71,16 @@ class Shards:
             return False
 
     def write(self, shard: int, items: Sequence[Mapping[str, Tensor]], notes: Mapping[int, str] | None = None) -> None:
-        """Write a shard aside and put it in its place.
+        """Write a shard to a temporary file and move it to its path.
 
         Args:
-            shard: which one.
-            items: arrays of each of its items, of the same names.
-            notes: item's number -> why it could not be made; reading it raises that.
+            shard: number of the shard.
+            items: arrays of each of its items, with the same names.
+            notes: item's number -> why it could not be made; reading the item raises an error with this text.
 
         Raises:
-            DataError: if the disk refuses.
-            ValueError: if there are more or fewer items, or rows, than were announced.
+            DataError: if writing fails.
+            ValueError: if the number of items or rows differs from the expected one.
         """
         numbers = self.numbers(shard)
         if len(items) != len(numbers):
@@ -103,14 +103,14 @@ class Shards:
                 save_file(tensors, aside, metadata)
         except (OSError, SafetensorError) as error:
             raise DataError(f"{self.key}: cannot write {path}: {error}") from error
-        self._verified[shard] = 1  # it is what was just in memory
+        self._verified[shard] = 1  # the file holds what was just in memory
 
     def item(self, number: int) -> dict[str, Tensor]:
         """Read one item's arrays.
 
         Raises:
             DataError: if the item could not be made.
-            ConfigError: if its file is gone, torn or damaged; a run must not pass that over as an unusable sample.
+            ConfigError: if its file is missing, incomplete or damaged; a run must not skip this as an unusable sample.
         """
         shard = int(np.searchsorted(self.starts, number, side="right")) - 1
         opened = self._opened(shard)
@@ -123,7 +123,7 @@ class Shards:
         }
 
     def _borders(self, file: Any, shard: int, name: str) -> np.ndarray:
-        """First row of each item of a shard, and the number of rows at the end."""
+        """Return the first row of each item of a shard, and at the end the number of rows."""
         numbers = self.numbers(shard)
         if name in self._before:
             before = self._before[name][numbers.start : numbers.stop + 1]
@@ -165,7 +165,7 @@ class Shards:
 
 
 class _OpenShard:
-    """A shard's file, where its items begin, and what is noted of them."""
+    """A shard's file, the first rows of its items, and the notes on them."""
 
     def __init__(self, file: Any, borders: dict[str, np.ndarray], notes: dict[str, str]) -> None:
         self.file, self.borders, self.notes = file, borders, notes
@@ -176,19 +176,19 @@ def _before(counts: np.ndarray) -> np.ndarray:
 
 
 def _checksum(names: Sequence[str], array: Any, notes: str) -> str:
-    """BLAKE2b over names, types, shapes, values and notes; ``array`` gives a tensor, or a slice of a file."""
+    """Return BLAKE2b over names, types, shapes, values and notes; ``array`` returns a tensor or a slice of a file."""
     digest = hashlib.blake2b(notes.encode(), digest_size=16)
     for name in names:
-        found = array(name)
-        shape = list(found.shape if isinstance(found, Tensor) else found.get_shape())
-        first = found[:0]
+        values = array(name)
+        shape = list(values.shape if isinstance(values, Tensor) else values.get_shape())
+        first = values[:0]
         digest.update(f"|{name}|{first.dtype}|{shape}|".encode())
-        for chunk in _chunks(found, shape, first.element_size()):
+        for chunk in _chunks(values, shape, first.element_size()):
             digest.update(chunk.contiguous().reshape(-1).view(torch.uint8).numpy().data)
     return digest.hexdigest()
 
 
-def _chunks(found: Any, shape: list[int], size: int) -> Iterator[Tensor]:
+def _chunks(values: Any, shape: list[int], size: int) -> Iterator[Tensor]:
     rows = max(1, _CHUNK // max(1, size * int(np.prod(shape[1:]))))
     for start in range(0, shape[0], rows):
-        yield found[start : min(start + rows, shape[0])]
+        yield values[start : min(start + rows, shape[0])]

@@ -1,4 +1,4 @@
-"""Sources: where samples come from, one at a time, with nothing but row positions in memory."""
+"""Sources, from which samples are read one at a time, with only row positions in memory."""
 
 import functools
 import hashlib
@@ -19,7 +19,7 @@ from medtune.errors import DataError
 
 @runtime_checkable
 class SampleSource(Protocol):
-    """What every builder of :mod:`medtune.datasets` returns.
+    """The interface of the sources that every builder of :mod:`medtune.datasets` returns.
 
     Attributes:
         name: short name for tables and messages.
@@ -51,14 +51,14 @@ class SampleSource(Protocol):
 class RecordSource(ABC):
     """Samples of one file, read a row at a time.
 
-    Building it reads the file once and keeps 36 bytes per row, whatever the rows hold. A row that cannot be used (no
-    valid JSON, a duplicate id, an empty report) raises its DataError when it is asked for, so that a preflight can
-    list all such rows at once.
+    The constructor reads the file once and keeps 36 bytes per row, independent of the rows' content. A row that cannot
+    be used (no valid JSON, a duplicate id, an empty report) raises its DataError when it is read, so that a preflight
+    can list all such rows at once.
 
     Args:
         path: the file.
-        image_root: folder or ``.tar`` of the images; None where no row has any.
-        settings: whatever else decides what the samples are; part of the fingerprint.
+        image_root: folder or ``.tar`` of the images; None if no row has images.
+        settings: everything else that decides the samples; part of the fingerprint.
     """
 
     unit = "line"
@@ -84,7 +84,7 @@ class RecordSource(ABC):
 
     @abstractmethod
     def parse(self, raw: bytes, number: int, where: str) -> Sample:
-        """Make a sample of a row's bytes, or raise a DataError that begins with ``where``."""
+        """Convert a row's bytes to a sample, or raise a DataError that begins with ``where``."""
 
     def __len__(self) -> int:
         """Return the number of rows."""
@@ -94,7 +94,7 @@ class RecordSource(ABC):
         """Read one row.
 
         Raises:
-            DataError: if the row is not a sample or repeats the id of an earlier row; file and row are named.
+            DataError: if the row is not a sample or repeats the id of an earlier row; names file and row.
         """
         if not 0 <= index < len(self):
             raise IndexError(f"{self.name} has {len(self)} samples, there is no number {index}")
@@ -161,7 +161,7 @@ class RecordSource(ABC):
 
 
 class JsonlSource(RecordSource):
-    """Samples of a JSON Lines file, one :class:`~medtune.data.sample.Sample` per line; blank lines are passed over."""
+    """Samples of a JSON Lines file, one :class:`~medtune.data.sample.Sample` per line; blank lines are skipped."""
 
     def spans(self) -> Iterator[tuple[int, int, int, object]]:
         """Yield the place of each line; see :class:`RecordSource`."""
@@ -173,30 +173,31 @@ class JsonlSource(RecordSource):
                 position += len(raw)
 
     def parse(self, raw: bytes, number: int, where: str) -> Sample:
-        """Make a sample of a line."""
+        """Convert a line to a sample."""
         return Sample.from_dict(decode_json(raw, where), where)
 
 
 def place(source: SampleSource, sample: Sample) -> str:
-    """Return what names a sample in a message: file, row and id where the source knows them, else name and id."""
+    """Return the text that names a sample in a message: file, row and id if the source knows them, else name and id."""
     where = getattr(source, "where", None)
     return where(sample) if where is not None else f"{source.name} (id {sample.id!r})"
 
 
 def image_roots(source: SampleSource) -> list[str] | None:
-    """Return the absolute paths that a source's images lie below; None where it does not know them.
+    """Return the absolute paths of the folders or tar files of a source's images; None if it does not know them.
 
-    What the check before training found is remembered for sources that know them, and that tell for each sample by
-    :func:`image_files` whose change would change what was found.
+    The outcome of the check before training is kept only for sources that know them. Such a source also reports by
+    :func:`image_files` the files that the outcome of each sample depends on.
     """
     roots = getattr(source, "image_roots", None)
     return roots() if roots is not None else None
 
 
 def image_files(source: SampleSource, sample: Sample) -> list[str]:
-    """Return the absolute paths of the files that hold a sample's images, whether or not they are there.
+    """Return the absolute paths of the files that hold a sample's images, whether or not they exist.
 
-    Images in a tar file are in one file. A path that :func:`medtune.data.images.safe_path` refuses is left out.
+    All images in a tar file have the path of that tar file. A path that :func:`medtune.data.images.safe_path` refuses
+    is left out.
     """
     files = getattr(source, "image_files", None)
     return files(sample) if files is not None else []
@@ -218,7 +219,7 @@ def decode_json(raw: bytes, where: str) -> Any:
 
 
 def json_objects(path: Path) -> Iterator[tuple[int, int]]:
-    """Yield the byte range of each object in a JSON file that is one array, without loading the file.
+    """Yield the byte range of each object in a JSON file that holds one array, without loading the file.
 
     Raises:
         DataError: if the file is not an array of objects.
@@ -239,14 +240,14 @@ def json_objects(path: Path) -> Iterator[tuple[int, int]]:
 
 
 def _structure(path: Path) -> Iterator[tuple[int, bytes]]:
-    """Yield position and mark of each bracket that is not inside a string, reading a block at a time."""
+    """Yield position and character of each bracket that is not inside a string, reading a block at a time."""
     token = re.compile(rb'"(?:[^"\\]|\\.)*"|[\[\]{}]|"', re.DOTALL)
     rest, base = b"", 0
     with path.open("rb") as file:
         while block := file.read(1 << 20):
             data, done = rest + block, len(rest) + len(block)
             for match in token.finditer(data):
-                if match[0] == b'"':  # a string that goes on in the next block
+                if match[0] == b'"':  # the string continues in the next block
                     done = match.start()
                     break
                 if match[0][:1] != b'"':
@@ -263,6 +264,6 @@ def _json_id(raw: bytes) -> object:
 
 
 def _id_hash(id: object) -> int:
-    """Return 64 bits of an id; a row without a usable one gets the hash of nothing, which no id has."""
+    """Return a 64-bit hash of an id; a row without a usable id gets the hash of the empty text, which no id has."""
     text = str(id).encode("utf-8", "surrogatepass") if is_identifier(id) else b""
     return int.from_bytes(hashlib.blake2b(text, digest_size=8).digest(), "big")

@@ -18,9 +18,9 @@ class TableRow:
 
     Attributes:
         line: the line of the file on which it begins, from 1.
-        start: byte at which it begins.
-        end: byte after its last one.
-        fields: its cells; as many as the header has, unless :func:`check_cells` objects.
+        start: position of its first byte.
+        end: position after its last byte.
+        fields: its cells; :func:`check_cells` checks that there are as many as in the header.
     """
 
     line: int
@@ -50,7 +50,7 @@ class _Lines:
 def scan_rows(path: Path) -> Iterator[TableRow]:
     """Yield the header and then each row that is not blank, with its place in the file.
 
-    A name that ends in ``.gz`` is unpacked as it is read; places are those in the unpacked text.
+    A file whose name ends in ``.gz`` is decompressed while it is read; positions refer to the decompressed text.
 
     Raises:
         DataError: if the file is absent, not UTF-8, or not CSV.
@@ -72,10 +72,10 @@ def scan_rows(path: Path) -> Iterator[TableRow]:
 
 
 def read_header(path: Path, required: Sequence[str]) -> list[str]:
-    """Return a table's column names, stripped of blanks.
+    """Return a table's column names, without surrounding spaces.
 
     Raises:
-        DataError: if the table is empty, or a required column is absent; the message names the nearest one.
+        DataError: if the table is empty, or a required column is absent; the message names the most similar column.
     """
     first = next(scan_rows(path), None)
     if first is None:
@@ -84,7 +84,9 @@ def read_header(path: Path, required: Sequence[str]) -> list[str]:
     for name in required:
         if name not in columns:
             raise DataError(f"{path}, line 1: there is no column {name!r}; {_column_hint(name, columns)}.")
-    repeated = sorted({name for name in columns if name and columns.count(name) > 1})  # spreadsheets leave blank ones
+    repeated = sorted(
+        {name for name in columns if name and columns.count(name) > 1}
+    )  # spreadsheets write columns without a name
     if repeated:
         raise DataError(f"{path}, line 1: the column {repeated[0]!r} is there twice; rename one of them.")
     return columns
@@ -100,10 +102,10 @@ def _column_hint(name: str, columns: Sequence[str]) -> str:
 
 
 def check_cells(fields: Sequence[str], columns: Sequence[str], where: str) -> dict[str, str]:
-    """Return a row as a mapping from column to cell, blanks around the cells removed.
+    """Return a row as a mapping from column to cell, without spaces around the cells.
 
     Raises:
-        DataError: if the number of cells is not that of the columns.
+        DataError: if the number of cells differs from the number of columns.
     """
     if len(fields) != len(columns):
         hint = "put a text that holds commas into double quotes" if len(fields) > len(columns) else "fill it up"
@@ -128,7 +130,7 @@ def read_table(path: Path, required: Sequence[str]) -> Iterator[tuple[str, dict[
 
     Args:
         path: a CSV file in UTF-8 with a header; may be compressed (``.csv.gz``).
-        required: columns that must be there.
+        required: columns that must exist.
 
     Raises:
         DataError: as :func:`read_header`, :func:`scan_rows` and :func:`check_cells`.

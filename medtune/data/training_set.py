@@ -1,4 +1,4 @@
-"""From a source to micro-batches on their way to the model, the same with any number of workers."""
+"""The data loading path from a source to micro-batches; the result is the same with any number of workers."""
 
 from collections.abc import Iterator, Sequence
 from typing import Any, Literal
@@ -20,12 +20,12 @@ class TrainingSet(Dataset):
     """Samples ready for the model, addressed by (epoch, index, real).
 
     Args:
-        source: where the samples come from.
-        items: how the method makes an item of a sample; it gets the sample's generator.
+        source: the samples.
+        items: makes an item of a sample for the method; it gets the sample's generator.
         transform: the model family's transform.
-        seed: the run's seed; with epoch and index it decides everything random about a sample.
-        on_error: ``raise``, or ``skip``: a sample that cannot be used is replaced by the next one that can, with
-            weight 0, and the batch says so under "skipped".
+        seed: the run's seed; together with epoch and index it decides everything random about a sample.
+        on_error: ``raise``, or ``skip``: a sample that cannot be used is replaced by the next usable one, with weight
+            0, and the batch lists it under "skipped".
     """
 
     def __init__(
@@ -40,7 +40,7 @@ class TrainingSet(Dataset):
         self.seed, self.on_error = seed, on_error
 
     def with_items(self, items: BatchItems) -> "TrainingSet":
-        """Return the same samples made into other items."""
+        """Return a training set of the same samples with other items."""
         return TrainingSet(self.source, items, self.transform, self.seed, self.on_error)
 
     def __len__(self) -> int:
@@ -66,7 +66,7 @@ class TrainingSet(Dataset):
         return {**(item if real else self.items.blank(item)), "skipped": []}
 
     def _substitute(self, epoch: int, index: int, skipped: tuple[str, str]) -> dict[str, Any]:
-        """Stand in for a sample with the next usable one, so that every process still runs the same shapes."""
+        """Replace a sample by the next usable one, so that every process still runs the same shapes."""
         for step in range(1, len(self.source)):
             try:
                 item = self._item(epoch, (index + step) % len(self.source), real=False)
@@ -108,17 +108,17 @@ def epoch_loader(
 ) -> Iterator[list[dict[str, Any]]]:
     """Yield the micro-batches of each optimizer step of an epoch, in order.
 
-    The sequence is the same with and without workers, and beginning at ``start_step`` gives the same steps as
-    arriving there. The global random state is not touched.
+    The sequence is the same with and without workers. A run that begins at ``start_step`` gets the same steps as a run
+    that has reached it. The global random state is not touched.
 
     Args:
         dataset: the samples.
         steps: one process's steps, each a list of micro-batches of (index, real), as
             :func:`medtune.data.batching.split_step` gives them.
         epoch: the epoch they belong to.
-        num_workers: worker processes; 0 loads in this one.
-        start_step: how many steps to leave out.
-        pin_memory: lay the tensors in page-locked memory for a faster copy to a GPU.
+        num_workers: worker processes; 0 loads in this process.
+        start_step: number of steps to skip.
+        pin_memory: copy the tensors to page-locked memory for a faster copy to a GPU.
 
     Yields:
         The collated micro-batches of one step, each with "ids" and "skipped".

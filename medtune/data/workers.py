@@ -1,4 +1,4 @@
-"""What data workers make, in the order of the keys, the same with any number of workers."""
+"""The results of data workers in the order of the keys; the results are the same with any number of workers."""
 
 import atexit
 import signal
@@ -19,11 +19,11 @@ LAST_BREATH = 5.0
 
 @dataclass(frozen=True)
 class Failure:
-    """An error on its way from a worker: torch would wrap it in a traceback.
+    """An error that a worker sends as a value, because torch would wrap an exception in a traceback.
 
     Attributes:
-        kind: its class.
-        message: its sentence.
+        kind: class of the error.
+        message: its message.
     """
 
     kind: type[MedtuneError]
@@ -31,23 +31,24 @@ class Failure:
 
     @staticmethod
     def of(error: MedtuneError) -> "Failure":
-        """Return an error as something that a worker may send."""
+        """Convert an error to a value that a worker can send."""
         return Failure(type(error), str(error))
 
 
 class InOrder:
-    """An iterator over a data set, whose worker processes end with it.
+    """An iterator over a data set whose worker processes end when it is closed.
 
-    The workers ignore the signals by which they would be ended otherwise, so an iterator that is still open when the
-    process exits (a traceback refers to it, say) must be closed before multiprocessing waits for its children.
+    The workers ignore the signals that would normally end them. An iterator that is still open when the process exits
+    (because a traceback refers to it, for example) must therefore be closed before multiprocessing waits for its
+    children.
 
     The global random state is not touched.
 
     Args:
-        dataset: gives a value, or a :class:`Failure`, for each key.
-        keys: in the order in which their values shall come.
-        num_workers: worker processes; 0 makes the values in this one.
-        pin_memory: lay tensors in page-locked memory for a faster copy to a GPU.
+        dataset: returns a value, or a :class:`Failure`, for each key.
+        keys: the keys, in the order in which their values are returned.
+        num_workers: worker processes; 0 makes the values in this process.
+        pin_memory: copy tensors to page-locked memory for a faster copy to a GPU.
     """
 
     def __init__(
@@ -60,7 +61,7 @@ class InOrder:
             collate_fn=_unchanged,
             num_workers=num_workers,
             worker_init_fn=_quiet_worker,
-            generator=torch.Generator(),  # else torch draws the workers' seeds from the global state
+            generator=torch.Generator(),  # otherwise torch draws the workers' seeds from the global state
             pin_memory=pin_memory,
         )
         others = set(active_children())
@@ -68,25 +69,26 @@ class InOrder:
         self.iterator: Iterator[Any] = iter(loader)
         self._workers = set(active_children()) - others
         if signal.getsignal(signal.SIGCHLD) is not handler:
-            # torch's handler raises wherever the main thread happens to be, between two collectives too, so that other
-            # processes would wait for this one. A worker's death is noticed when the next value is asked for.
+            # torch's signal handler raises an exception at any point of the main thread, also between two collectives,
+            # and the other processes would then wait forever. Here a worker's death is noticed at the next value.
             signal.signal(signal.SIGCHLD, handler)
         if self._workers:
             atexit.register(self.close)
-            # A process that multiprocessing itself started runs no atexit; above 10, since its queues close at 10.
+            # A process started by multiprocessing runs no atexit handlers. The priority is above 10, because the
+            # queues of multiprocessing close at 10.
             self._at_exit = Finalize(None, self.close, exitpriority=100)
 
     def next(self) -> Any:
         """Return the next value.
 
         Raises:
-            MedtuneError: the error that a worker sent in its place.
+            MedtuneError: the error that a worker sent in place of the value.
             DataError: if a worker process has died.
         """
         try:
             value = next(self.iterator)
-        except (RuntimeError, OSError, EOFError) as error:  # how depends on what the worker was about
-            # Its pipe may close a moment before the system tells that it has ended.
+        except (RuntimeError, OSError, EOFError) as error:  # the type depends on what the worker was doing
+            # Its pipe may close a moment before the system reports that it has ended.
             ended = wait([worker.sentinel for worker in self._workers], timeout=LAST_BREATH)
             died = [worker for worker in self._workers if worker.sentinel in ended]
             if not died:
@@ -101,7 +103,7 @@ class InOrder:
         return value
 
     def close(self) -> None:
-        """End the workers; one that does not end by itself is killed."""
+        """End the workers; a worker that does not end by itself is killed."""
         self.iterator = iter(())
         if not self._workers:
             return
@@ -123,7 +125,7 @@ def _unchanged(value: Any) -> Any:
 
 
 def _quiet_worker(_: int) -> None:
-    """Leave signals to the main process, which finishes its step and saves while its workers still serve it.
+    """Ignore signals in a worker: the main process finishes its step and saves, and needs its workers until then.
 
     A launcher signals the whole process group. Without this the workers would die first and the save would fail.
     """

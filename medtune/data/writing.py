@@ -1,4 +1,4 @@
-"""Files that are either whole or not there."""
+"""Atomic writing: a file is either complete or absent."""
 
 import hashlib
 import json
@@ -15,12 +15,12 @@ from medtune.errors import DataError
 
 @dataclass(frozen=True)
 class Content:
-    """What a file shall hold, without holding it.
+    """The content to write to a file, without keeping it in memory.
 
     Attributes:
-        size: in bytes.
+        size: number of bytes.
         digest: SHA-256 in hexadecimal.
-        blocks: yields the bytes, the same ones each time.
+        blocks: yields the bytes; the same bytes at each call.
     """
 
     size: int
@@ -29,7 +29,7 @@ class Content:
 
 
 def measured(blocks: Callable[[], Iterator[bytes]]) -> Content:
-    """Read blocks once for their size and digest."""
+    """Read blocks once to compute their size and digest."""
     size, digest = 0, hashlib.sha256()
     for block in blocks():
         size += len(block)
@@ -54,22 +54,22 @@ def json_bytes(value: Any) -> bytes:
 
 
 def sha256(data: bytes) -> str:
-    """Return the SHA-256 of some bytes in hexadecimal."""
+    """Return the SHA-256 of bytes in hexadecimal."""
     return hashlib.sha256(data).hexdigest()
 
 
 def file_sha256(path: Path) -> str:
-    """Return the SHA-256 of a file in hexadecimal, whatever its size."""
+    """Return the SHA-256 of a file of any size in hexadecimal."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 @contextmanager
 def replaced(path: Path) -> Iterator[Path]:
-    """Yield a path beside ``path`` to write to; it takes the place of ``path`` when the block ends without an error.
+    """Yield a temporary path next to ``path`` to write to; it replaces ``path`` when the block ends without an error.
 
-    What was written is flushed to the disk first, and may be read by whomever the umask allows, however it was made.
-    Whoever reads ``path`` finds the old file or the new one, whole. After an error the old file is left as it was.
+    The new file is flushed to disk first and gets the permissions of the umask. A reader of ``path`` sees either the
+    complete old file or the complete new one. After an error the old file is unchanged.
 
     Args:
         path: the file to replace; its folder must exist.
@@ -82,7 +82,7 @@ def replaced(path: Path) -> Iterator[Path]:
         aside.touch()
         mode = aside.stat().st_mode & 0o777
         yield aside
-        aside.chmod(mode)  # safetensors gives its files to their owner alone
+        aside.chmod(mode)  # safetensors creates files that only their owner can read
         flush(aside)
         aside.replace(path)
     finally:
@@ -90,7 +90,7 @@ def replaced(path: Path) -> Iterator[Path]:
 
 
 def write_whole(path: Path, data: bytes | str) -> None:
-    """Write a file, whole or not at all; text is written in UTF-8.
+    """Write a file atomically; text is written in UTF-8.
 
     Raises:
         OSError: if the disk refuses.
@@ -100,7 +100,7 @@ def write_whole(path: Path, data: bytes | str) -> None:
 
 
 def flush(path: Path) -> None:
-    """Wait until a file's content, or a folder's names, are on the disk.
+    """Wait until a file's content, or a folder's entries, are on the disk.
 
     Raises:
         OSError: if the disk refuses.
@@ -115,22 +115,23 @@ def flush(path: Path) -> None:
 def write_files(
     folder: Path, files: Mapping[str, bytes | Content], overwrite: bool, free: Iterable[str] = ()
 ) -> list[str]:
-    """Write files into a folder, each one whole or not at all, in the order given.
+    """Write files into a folder, each atomically, in the given order.
 
-    Files that already hold these bytes are left alone, so that repeating a finished or an interrupted call is safe.
+    Files that already hold these bytes are not written again, so that repeating a finished or an interrupted call is
+    safe.
 
     Args:
-        folder: made if absent; what else lies there stays.
+        folder: created if absent; other files in it stay.
         files: name -> contents; a :class:`Content` is written block by block.
-        overwrite: replace files of other contents.
-        free: names that are replaced in any case, such as a manifest that describes the others.
+        overwrite: replace files with other contents.
+        free: names that are always replaced, such as a manifest that describes the other files.
 
     Returns:
         The names that were written.
 
     Raises:
-        DataError: if a file of other contents is in the way and ``overwrite`` is not set; nothing is written then.
-            Also if a :class:`Content` yields other bytes than it announced; that file stays as it was.
+        DataError: if a file with other contents exists and ``overwrite`` is not set; nothing is written then. Also if a
+            :class:`Content` yields bytes that do not match its digest; that file is left unchanged.
     """
     contents = {name: _content(data) for name, data in files.items()}
     changed = [name for name, content in contents.items() if not _holds(folder / name, content)]

@@ -1,4 +1,4 @@
-"""A plain table of images and reports."""
+"""Image-report pairs from a CSV table."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -39,7 +39,7 @@ class ReportCsvSource(RecordSource):
             yield row.start, row.end, row.line, id
 
     def parse(self, raw: bytes, number: int, where: str) -> Sample:
-        """Make an image-report pair of a row."""
+        """Convert a row to an image-report pair."""
         cells = check_cells(parse_row(raw, where), self.columns, where)
         id = cells[self.id_column] if self.id_column else self._row_id(number)
         for column, value in ((self.id_column, id), (self.image_column, cells[self.image_column])):
@@ -70,10 +70,11 @@ def report_csv_dataset(
         image_root: folder or ``.tar`` that the image paths are relative to.
         image_column: column of the image's path.
         text_column: column of the report.
-        id_column: column of a unique id; without one a sample is named by file and line.
-        image_separator: what stands between the paths where a row has several images, for example ``"|"``.
+        id_column: column of a unique id; without one the id of a sample is made of file and line.
+        image_separator: text between the paths if a row has several images, for example ``"|"``.
 
     Raises:
-        DataError: if the file or the image root is absent, or a column is missing (the nearest one is named).
+        DataError: if the file or the image root is absent, or a column is missing (the message names the most similar
+            one).
     """
     return ReportCsvSource(source, image_root, image_column, text_column, id_column, image_separator)

@@ -1,4 +1,4 @@
-"""Samples as medtune writes them."""
+"""Samples from JSON Lines, the format that medtune writes."""
 
 from medtune.data.crops import CenterCropped, PaddedToSquare
 from medtune.data.source import JsonlSource, SampleSource
@@ -11,10 +11,10 @@ def jsonl_dataset(
 
     Args:
         source: the ``.jsonl`` file.
-        image_root: folder or ``.tar`` that the image paths are relative to; absent where no row has images.
-        center_crop: how much of each image's sides is kept around the middle; 1 keeps the whole image.
-        pad_to_square: side in pixels of a black square into which each image is resized without changing its shape
-            (after the crop); absent leaves the images as they are.
+        image_root: folder or ``.tar`` that the image paths are relative to; absent if no row has images.
+        center_crop: share of each image's sides that is kept around the centre; 1 keeps the whole image.
+        pad_to_square: side in pixels of a black square into which each image is resized (after the crop) without
+            changing its aspect ratio; absent leaves the images as they are.
 
     Raises:
         ConfigError: if ``center_crop`` is not above 0 and at most 1, or ``pad_to_square`` is below 1.

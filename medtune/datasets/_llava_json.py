@@ -27,7 +27,7 @@ class LlavaJsonSource(RecordSource):
                 yield start, end, number, row.get("id", self._item_id(number)) if isinstance(row, dict) else None
 
     def parse(self, raw: bytes, number: int, where: str) -> Sample:
-        """Make a sample of an item."""
+        """Convert an item to a sample."""
         item = decode_json(raw, where)
         if not isinstance(item, Mapping) or not isinstance(item.get("conversations"), list):
             raise DataError(f"{where}: an item needs a list 'conversations' of {{'from', 'value'}}.")
@@ -52,11 +52,11 @@ def _turn(turn: Any, where: str) -> dict[str, Any]:
 def llava_json_dataset(source: str, image_root: str | None = None) -> LlavaJsonSource:
     """Conversations from a JSON array ``[{"id", "image", "conversations": [{"from": "human", "value": ...}]}]``.
 
-    ``image`` is a path or a list of paths; ``<image>`` in a human turn marks where it stands. Other keys are ignored.
+    ``image`` is a path or a list of paths; ``<image>`` in a human turn marks its place. Other keys are ignored.
 
     Args:
         source: the ``.json`` file; read an item at a time.
-        image_root: folder or ``.tar`` that the image paths are relative to; absent where no item has images.
+        image_root: folder or ``.tar`` that the image paths are relative to; absent if no item has images.
 
     Raises:
         DataError: if the file is absent or no JSON array, or the image root is absent.

@@ -1,4 +1,4 @@
-"""Several sources as one."""
+"""Several sources combined into one."""
 
 import dataclasses
 import hashlib
@@ -38,7 +38,7 @@ class MixtureSource:
         return len(self._row)
 
     def __getitem__(self, index: int) -> Sample:
-        """Return a sample of the part that the index falls into."""
+        """Return a sample of the part that contains the index."""
         if not 0 <= index < len(self):
             raise IndexError(f"the mixture has {len(self)} samples, there is no number {index}")
         name = self._names[int(self._number[index])]
@@ -47,59 +47,60 @@ class MixtureSource:
 
     def open_images(self, sample: Sample) -> list[Image.Image]:
         """Decode a sample's images in the part it comes from."""
-        source, own = self._own(sample)
-        return source.open_images(own)
+        source, inner = self._in_part(sample)
+        return source.open_images(inner)
 
     def image_sizes(self, sample: Sample) -> list[tuple[int, int]]:
         """Read the headers of a sample's images in the part it comes from."""
-        source, own = self._own(sample)
-        return source.image_sizes(own)
+        source, inner = self._in_part(sample)
+        return source.image_sizes(inner)
 
     def picture_keys(self, sample: Sample) -> list[str]:
-        """What tells pictures of all parts apart: the part, and the key that it has there."""
-        source, own = self._own(sample)
+        """Return keys that identify images across all parts: the part, and the key within the part."""
+        source, inner = self._in_part(sample)
         part = sample.id.partition("/")[0]
-        return [f"{part}/{key}" for key in picture_keys(source, own)]
+        return [f"{part}/{key}" for key in picture_keys(source, inner)]
 
     def image_roots(self) -> list[str] | None:
-        """Those of all parts, in order; None if one of them does not know."""
+        """Return the roots of all parts, in order; None if a part does not know its roots."""
         roots = [image_roots(source) for source in self._parts.values()]
         return None if None in roots else [root for some in roots for root in some or []]
 
     def image_files(self, sample: Sample) -> list[str]:
-        """The files that hold a sample's images in the part it comes from."""
-        source, own = self._own(sample)
-        return image_files(source, own)
+        """Return the files that hold a sample's images in the part it comes from."""
+        source, inner = self._in_part(sample)
+        return image_files(source, inner)
 
     def where(self, sample: Sample) -> str:
         """Return file, row and id of a sample in the part it comes from."""
-        source, own = self._own(sample)
-        return place(source, own)
+        source, inner = self._in_part(sample)
+        return place(source, inner)
 
     def fingerprint(self) -> str:
         """Return a SHA-256 of the parts' fingerprints, their weights and the seed."""
         parts = [source.fingerprint() for source in self._parts.values()]
         return hashlib.sha256(repr((parts, self._weights, self._seed)).encode()).hexdigest()
 
-    def _own(self, sample: Sample) -> tuple[SampleSource, Sample]:
-        name, _, own_id = sample.id.partition("/")
-        return self._parts[name], dataclasses.replace(sample, id=own_id)
+    def _in_part(self, sample: Sample) -> tuple[SampleSource, Sample]:
+        """Return the part that a sample comes from, and the sample with its id in that part."""
+        name, _, part_id = sample.id.partition("/")
+        return self._parts[name], dataclasses.replace(sample, id=part_id)
 
 
 def _repeated(rows: int, weight: float, seed: int) -> list[int]:
-    """Return the rows that a weight stands for: whole copies, and a fixed random subset for the fraction."""
+    """Return the rows for a weight: whole copies, and a fixed random subset for the fraction."""
     whole = int(weight)
     rest = random.Random(seed).sample(range(rows), round((weight - whole) * rows))
     return [*range(rows)] * whole + sorted(rest)
 
 
 def mixture_dataset(parts: list[dict[str, Any]], seed: int = 0) -> MixtureSource:
-    """Several datasets as one, for example conversations with and without images.
+    """Combine several datasets into one, for example conversations with and without images.
 
     Args:
         parts: components, each with an optional ``weight``: how often the part's samples occur in an epoch. 1 (the
             default) is once, 2 is twice, 0.25 is a fixed random quarter.
-        seed: chooses the fractions.
+        seed: seed of the choice of rows for fractions.
 
     Raises:
         ConfigError: for no parts, a weight that is not positive, or a part that yields no sample.

@@ -1,9 +1,9 @@
-"""CBIS-DDSM (Sawyer-Lee et al. 2017): lesions of digitised mammograms with BI-RADS descriptors, as its owners ship it.
+"""CBIS-DDSM (Sawyer-Lee et al. 2017): lesions of digitised mammograms with BI-RADS descriptors, as published.
 
-Reports and questions follow InstFree (Kang et al. 2026), section 4.2, with the details of its published code. Read are
-``patient_id``, ``abnormality type``, ``pathology``, ``cropped image file path`` and the two descriptors of each of the
-four case tables, and ``PatientID``, ``SeriesDescription`` and ``image_path`` of ``dicom_info.csv``, the list of images
-that comes with the JPEG copy of the set.
+Reports and questions follow InstFree (Kang et al. 2026), section 4.2, with the details of its published code. The
+columns that are read are ``patient_id``, ``abnormality type``, ``pathology``, ``cropped image file path`` and the two
+descriptors of each of the four case tables, and ``PatientID``, ``SeriesDescription`` and ``image_path`` of
+``dicom_info.csv``, the list of images that comes with the JPEG copy of the set.
 """
 
 import random
@@ -32,7 +32,7 @@ DESCRIPTORS = {"mass": ("mass shape", "mass margins"), "calcification": ("calc t
 """Columns of each kind of abnormality, in the order of the reports."""
 
 GENERAL = ("abnormality type", "pathology")
-"""Columns of every case; a report holds their values without their names."""
+"""Columns of every case; a report contains their values without their names."""
 
 ASKED = {
     "mass shape": (
@@ -61,7 +61,7 @@ ASKED = {
     "abnormality type": ("calcification", "mass"),
     "pathology": ("benign", "malignant"),
 }
-"""Values that are asked for and offered. Compound ones ("oval-lymph node") stand in reports only."""
+"""Values that occur in questions and options. Compound values ("oval-lymph node") occur only in reports."""
 
 CROPS = "cropped images"
 ABSENT = ("", "n/a", "nan")
@@ -75,10 +75,10 @@ class Case:
     """One annotated lesion in one view.
 
     Attributes:
-        key: the owners' name of the crop, such as ``Mass-Training_P_00001_LEFT_CC_1``.
+        key: the publisher's name of the crop, such as ``Mass-Training_P_00001_LEFT_CC_1``.
         image: path of the crop.
         patient: such as ``P_00001``.
-        values: attribute to value, in lower case, absent ones left out; in the order of the report.
+        values: attribute to value, in lower case, without absent ones; in the order of the report.
     """
 
     key: str
@@ -88,7 +88,7 @@ class Case:
 
     @property
     def is_test(self) -> bool:
-        """Whether the owners put the lesion into their test set."""
+        """Whether the lesion is in the official test set."""
         return self.key.split("_")[0].endswith("-Test")
 
 
@@ -101,10 +101,10 @@ def read_cases(path: Path, kind: str) -> tuple[list[Case], int]:
 
     Returns:
         The cases of that kind, with the path of the crop that the table names; and the number of rows of the other
-        kind, which a copy of the calcification tables that is passed around has at its end.
+        kind. Some copies of the calcification tables that are in circulation have such rows at the end.
 
     Raises:
-        DataError: for a missing column, a path without a crop's name, or a crop that is there twice.
+        DataError: for a missing column, a path without a crop's name, or a crop that is listed twice.
     """
     columns = ["patient_id", "cropped image file path", *GENERAL, *DESCRIPTORS[kind]]
     cases: dict[str, Case] = {}
@@ -126,7 +126,7 @@ def read_cases(path: Path, kind: str) -> tuple[list[Case], int]:
 
 
 def read_crops(path: Path) -> dict[str, str]:
-    """Return the image of each crop, by the owners' name of it, from ``dicom_info.csv``.
+    """Return the publisher's name of each crop -> its image, from ``dicom_info.csv``.
 
     Raises:
         DataError: for a missing column, or two images of one crop.
@@ -157,21 +157,21 @@ def prepare_cbis_ddsm(
     limit_train: int | None = None,
     limit_questions_per_attribute: int | None = None,
 ) -> Prepared:
-    """Turn the four tables of cases into reports and questions.
+    """Convert the four tables of cases to reports and questions.
 
-    Splits: ``train``, ``val_reports`` and ``test_reports`` hold image-report pairs, ``val`` and ``test`` questions,
-    one per attribute whose value is in :data:`ASKED`. A descriptor is offered with four other values drawn at random
-    and shuffled, abnormality type and pathology with both values in alphabetical order. What the training split holds
-    most often is written beside them as ``training_majority``.
+    Splits: ``train``, ``val_reports`` and ``test_reports`` hold image-report pairs; ``val`` and ``test`` hold
+    questions, one per attribute whose value is in :data:`ASKED`. The options of a descriptor are its value and four
+    other values drawn at random, shuffled. The options of abnormality type and pathology are both values in
+    alphabetical order. The most frequent values of the training split are written to ``training_majority``.
 
     Args:
         annotations: folder of ``{mass,calc}_case_description_{train,test}_set.csv``.
         dicom_info: the list of images, ``dicom_info.csv``; cases whose crop is not in it are left out and counted.
             Without it, each case keeps the DICOM path that its table gives.
-        shared_patients: 31 patients are in training by one kind of lesion and in test by the other. ``keep`` leaves
+        shared_patients: 31 patients are in training with one kind of lesion and in test with the other. ``keep`` keeps
             them, as the published code does; ``drop`` removes their training and validation cases after the draw.
-        repeat_train: how often each training report is written; the published code writes it three times.
-        seed: of all draws; 0 draws the published validation patients.
+        repeat_train: number of times each training report is written; the published code writes it three times.
+        seed: seed of all draws; 0 draws the published validation patients.
         limit_train: keep this many training reports, drawn at random, before they are repeated.
         limit_questions_per_attribute: keep this many questions of each attribute in each split, drawn at random.
 
@@ -184,7 +184,7 @@ def prepare_cbis_ddsm(
     limits = {"limit_train": limit_train, "limit_questions_per_attribute": limit_questions_per_attribute}
     check_limits(**limits)
     inputs = _inputs(annotations, dicom_info)
-    cases, found = _read(inputs)
+    cases, left_out = _read(inputs)
     groups, shared = _split(cases, shared_patients, seed)
     trained = {name: value_counts(c.values[name] for c in groups["train"] if name in c.values) for name in ASKED}
     train = limited(_reports("train", groups["train"]), limit_train, seed, "train")
@@ -200,7 +200,7 @@ def prepare_cbis_ddsm(
         options={"shared_patients": shared_patients, "repeat_train": repeat_train, "seed": seed, **limits},
         tables={"training_majority": {_named(name): next(iter(counts)) for name, counts in trained.items() if counts}},
         summary={
-            **found,
+            **left_out,
             "patients_in_training_and_test": shared,
             "training_values": {_named(name): counts for name, counts in trained.items()},
             "questions": {split: per_attribute(splits[split]) for split in ("val", "test")},
@@ -216,7 +216,7 @@ def _inputs(annotations: str, dicom_info: str | None) -> dict[str, Path]:
 
 
 def _read(inputs: dict[str, Path]) -> tuple[list[Case], dict[str, int]]:
-    """Return the cases, masses first as the published code lists them, and what was left out."""
+    """Return the cases, masses first as the published code lists them, and counts of what was left out."""
     crops = read_crops(inputs["dicom_info"]) if "dicom_info" in inputs else None
     cases: list[Case] = []
     others = 0
@@ -225,8 +225,8 @@ def _read(inputs: dict[str, Path]) -> tuple[list[Case], dict[str, int]]:
             read, passed = read_cases(inputs[f"{table}_{split}"], kind)
             cases, others = cases + read, others + passed
     if crops is not None:
-        found = [Case(c.key, crops[c.key], c.patient, c.values) for c in cases if c.key in crops]
-        return found, {"rows_of_the_other_kind": others, "cases_without_crop": len(cases) - len(found)}
+        matched = [Case(c.key, crops[c.key], c.patient, c.values) for c in cases if c.key in crops]
+        return matched, {"rows_of_the_other_kind": others, "cases_without_crop": len(cases) - len(matched)}
     return cases, {"rows_of_the_other_kind": others, "cases_without_crop": 0}
 
 
@@ -266,5 +266,5 @@ def _spoken(cell: str) -> str:
 
 
 def _named(column: str) -> str:
-    """Return an attribute as it is asked for: the published questions say "mass margin"."""
+    """Return an attribute's name in questions: the published questions say "mass margin"."""
     return "mass margin" if column == "mass margins" else column

@@ -1,4 +1,4 @@
-"""What the doors of classification sets share: the instruction, the sample, the draw of rows."""
+"""Shared code of the converters of classification sets: the instruction, the sample, the draw of rows."""
 
 import random
 from collections import Counter
@@ -14,7 +14,7 @@ from medtune.errors import ConfigError
 Template = Literal["full", "without_classes"]
 Balance = Literal["undersample", "oversample"]
 Row = tuple[int, int]
-"""A row of a split, and which copy of it: 1, or more where a rare class is repeated."""
+"""A row of a split, and the number of its copy: 1, or more if a rare class is repeated."""
 
 
 @dataclass(frozen=True)
@@ -22,12 +22,12 @@ class ClassSet:
     """A set of images with fixed classes, and the words of its instruction.
 
     Attributes:
-        name: of the set; ``meta.set`` of its samples.
+        name: name of the set; ``meta.set`` of its samples.
         modality: what the images are, as in "the given {modality} image".
         task: ``multi_class``, ``multi_label`` or ``ordinal``.
         classes: all classes, by index.
-        purpose: what the image is looked at for.
-        noun: what the classes are, in the plural.
+        purpose: what the image is examined for.
+        noun: noun for the classes, in the plural.
     """
 
     name: str
@@ -43,7 +43,7 @@ class ClassSet:
     def instruction(self, template: Template = "full") -> str:
         """Return the user's turn (VITask, section 3; without the classes, section 5.4).
 
-        The classes are parted by semicolons, because official class names hold commas.
+        The classes are separated by semicolons, because official class names contain commas.
         """
         text = f"Analyze the given {self.modality} image {self.purpose}."
         if template == "without_classes":
@@ -52,26 +52,26 @@ class ClassSet:
         return text + f' Name all that are present, or "{NO_FINDING}".' if self.task == "multi_label" else text
 
     def sample(self, id: str, image: str, indices: Sequence[int], template: Template = "full") -> Sample:
-        """Return one image as instruction and answer, with the ``meta`` of a classification question."""
+        """Return an image's instruction and answer, with the ``meta`` of a classification question."""
         target = Target(self.name, self.task, self.classes, tuple(indices))
         turns = (Message("user", self.instruction(template)), Message("assistant", target.text))
         return Sample(id, (image,), turns, target.to_meta())
 
     def text(self, indices: Sequence[int]) -> str:
-        """Return an answer."""
+        """Return the answer for these classes."""
         return label_text([self.classes[index] for index in indices])
 
 
 @dataclass(frozen=True)
 class Choice:
-    """Which template is written, and which rows: the options that all doors of classification sets have.
+    """The template and the rows that are written: the options that all converters of classification sets share.
 
     Attributes:
         template: ``full`` lists the classes in the instruction, ``without_classes`` leaves them out.
-        balance_train: see :func:`draw_rows`; of the training split alone.
+        balance_train: see :func:`draw_rows`; applies to the training split only.
         limit_train: keep this many training images of each set, drawn at random after balancing.
         limit_questions: keep this many images of each set in val and in test, drawn at random.
-        seed: of all draws.
+        seed: seed of all draws.
 
     Raises:
         ConfigError: for an unknown option or a limit below 1.
@@ -108,15 +108,15 @@ class Choice:
 def draw_rows(
     labels: Sequence[Hashable], balance: str | None = None, limit: int | None = None, seed: int = 0, stream: str = ""
 ) -> list[Row]:
-    """Choose rows of a split, in their old order.
+    """Choose rows of a split; they keep their order.
 
     Args:
         labels: the class of each row.
         balance: ``undersample`` keeps as many rows of each class as the rarest has, drawn at random; ``oversample``
-            repeats rows until each class has as many as the commonest: whole copies, then a random choice.
+            repeats rows until each class has as many as the most frequent: whole copies, then a random choice.
         limit: keep this many of the result, drawn at random.
-        seed: of the draws.
-        stream: names the split, so that splits are drawn apart.
+        seed: seed of the draws.
+        stream: name of the split, so that splits are drawn independently.
 
     Returns:
         (row, copy), copies counted from 1.
@@ -129,16 +129,16 @@ def draw_rows(
         sizes = [len(group) for group in groups.values()]
         wanted = min(sizes, default=0) if balance == "undersample" else max(sizes, default=0)
         rows = sorted(
-            one for label, group in groups.items() for one in _filled(group, wanted, f"{seed}/{stream}/{label}")
+            item for label, group in groups.items() for item in _filled(group, wanted, f"{seed}/{stream}/{label}")
         )
     if limit is None or limit >= len(rows):
         return rows
-    kept = random.Random(f"{seed}/{stream}").sample(range(len(rows)), limit)
-    return [rows[place] for place in sorted(kept)]
+    places = random.Random(f"{seed}/{stream}").sample(range(len(rows)), limit)
+    return [rows[place] for place in sorted(places)]
 
 
 def row_id(id: str, copy: int) -> str:
-    """Return the id of a row's copy: the row's own, then ``#2``, ``#3``, ..."""
+    """Return the id of a row's copy: the row's id, followed by ``#2``, ``#3``, ... for repeats."""
     return id if copy == 1 else f"{id}#{copy}"
 
 

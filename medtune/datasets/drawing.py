@@ -1,4 +1,4 @@
-"""What the doors of attribute data sets share: questions, limits and repeats."""
+"""Shared code of the converters of attribute data sets: questions, limits and repeats."""
 
 import dataclasses
 import hashlib
@@ -12,7 +12,7 @@ from medtune.errors import ConfigError, DataError
 
 
 def option_question(id: str, image: str, attribute: str, question: str, options: Sequence[str], answer: str) -> Sample:
-    """Return a question with options, as :mod:`medtune.evaluation` asks it.
+    """Return a question with options, in the form that :mod:`medtune.evaluation` uses.
 
     Raises:
         DataError: if the answer is not among the options.
@@ -27,22 +27,22 @@ def check_limits(**limits: int | None) -> None:
     """Refuse limits below 1.
 
     Raises:
-        ConfigError: naming all of them.
+        ConfigError: naming all limits.
     """
     if any(limit is not None and limit < 1 for limit in limits.values()):
         raise ConfigError(f"{' and '.join(limits)} must be at least 1, or null for no limit.")
 
 
 def limited(samples: list[Sample], limit: int | None, seed: int, stream: str) -> list[Sample]:
-    """Keep a random choice of samples, in their old order."""
+    """Keep a random choice of samples; they keep their order."""
     if limit is None or limit >= len(samples):
         return samples
-    kept = random.Random(f"{seed}/{stream}").sample(range(len(samples)), limit)
-    return [samples[index] for index in sorted(kept)]
+    indices = random.Random(f"{seed}/{stream}").sample(range(len(samples)), limit)
+    return [samples[index] for index in sorted(indices)]
 
 
 def limited_per_attribute(samples: list[Sample], limit: int | None, seed: int, split: str) -> list[Sample]:
-    """Keep a random choice of the questions of each attribute, in their old order."""
+    """Keep a random choice of the questions of each attribute; they keep their order."""
     groups: dict[str, list[Sample]] = {}
     for sample in samples:
         groups.setdefault(sample.meta["attribute"], []).append(sample)
@@ -51,11 +51,11 @@ def limited_per_attribute(samples: list[Sample], limit: int | None, seed: int, s
 
 
 def chosen(keys: Iterable[tuple[str, str]], limit: int, seed: int) -> set[str]:
-    """Choose ids at random without holding more of them than are kept.
+    """Choose ids at random, with only the chosen ids in memory.
 
     Args:
         keys: (group, id) of each candidate.
-        limit: how many of each group.
+        limit: number of ids of each group.
         seed: orders the candidates by a hash; the choice does not depend on the order in which they come.
     """
     heaps: dict[str, list[tuple[int, str]]] = {}
@@ -70,7 +70,7 @@ def chosen(keys: Iterable[tuple[str, str]], limit: int, seed: int) -> set[str]:
 
 
 def repeated(samples: Sequence[Sample], times: int) -> list[Sample]:
-    """Return all samples, then all of them again; the repeats' ids end in ``#2``, ``#3``, ...
+    """Return all samples ``times`` times; the ids of repeats end in ``#2``, ``#3``, ...
 
     Raises:
         ConfigError: if ``times`` is below 1.
@@ -82,7 +82,7 @@ def repeated(samples: Sequence[Sample], times: int) -> list[Sample]:
 
 
 def value_counts(values: Iterable[str]) -> dict[str, int]:
-    """Return how often each value occurs, the most frequent first, equally frequent ones in alphabetical order."""
+    """Count each value; the most frequent come first, equally frequent ones in alphabetical order."""
     return dict(sorted(Counter(values).items(), key=lambda item: (-item[1], item[0])))
 
 

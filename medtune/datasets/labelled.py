@@ -1,4 +1,4 @@
-"""Labelled images of one's own as a classification set: a folder for each class, or a CSV of paths and labels."""
+"""Your own labelled images as a classification set: a folder for each class, or a CSV of paths and labels."""
 
 import os
 from collections.abc import Iterator
@@ -45,27 +45,28 @@ def prepare_labelled_folder(
     limit_questions: int | None = None,
     seed: int = 0,
 ) -> Prepared:
-    """Turn ``<class>/<image>`` or ``<split>/<class>/<image>`` into instructions.
+    """Convert ``<class>/<image>`` or ``<split>/<class>/<image>`` to instructions.
 
     Args:
         images: the folder; also the recipe's ``image_root``. Split folders are ``train``, ``val`` and ``test``.
         set: name of the set.
         modality: what the images are, as in "the given {modality} image".
         task: ``multi_class``, or ``ordinal`` with ``classes`` in rising order.
-        classes: the class folders in order, or a mapping from folder to class text; null: all, in alphabetical order.
+        classes: the class folders in order, or a mapping from folder to class text; null takes all folders in
+            alphabetical order.
         purpose: see :class:`medtune.datasets.classification.ClassSet`.
         noun: see there.
         template: ``full`` lists the classes in the instruction, ``without_classes`` leaves them out.
-        val_share: share of each class that is drawn for validation, where there are no split folders.
+        val_share: share of each class that is drawn for validation, if there are no split folders.
         test_share: share drawn for test; 1.0 makes the set an external test.
         balance_train: see :func:`medtune.datasets.classification.draw_rows`.
         limit_train: keep this many training images, drawn at random after balancing.
         limit_questions: keep this many images of val and of test, drawn at random.
-        seed: of all draws.
+        seed: seed of all draws.
 
     Raises:
         ConfigError: for an unknown option or a limit or share out of range.
-        DataError: for a folder that is absent, empty, or no class.
+        DataError: for a folder that is absent, empty, or not a class.
     """
     if task == "multi_label":
         raise ConfigError("task: an image in one folder has one label; write a CSV for a multi-label set.")
@@ -103,18 +104,18 @@ def prepare_labelled_csv(
     limit_questions: int | None = None,
     seed: int = 0,
 ) -> Prepared:
-    """Turn a table of image paths and labels into instructions.
+    """Convert a table of image paths and labels to instructions.
 
     Args:
         table: the CSV file, UTF-8, with a header.
         set: name of the set.
         modality: what the images are.
-        task: ``multi_class``, ``multi_label`` (a cell holds labels parted by ``label_separator``, or none), or
+        task: ``multi_class``, ``multi_label`` (a cell holds labels separated by ``label_separator``, or no label), or
             ``ordinal`` with ``classes`` in rising order.
         image_column: column of the paths, relative to the recipe's ``image_root``.
         label_column: column of the labels.
         split_column: column of train, val and test; null draws the splits.
-        group_column: column of what must not be parted, such as a patient; null draws image by image.
+        group_column: column of groups that must stay in one split, such as patients; null draws image by image.
         label_separator: see ``task``.
         classes: as in :func:`prepare_labelled_folder`.
         purpose: see there.
@@ -145,22 +146,23 @@ def prepare_labelled_csv(
 
 
 def _walk(root: Path) -> tuple[list[LabelledImage], int]:
-    """Return the images below the class folders, and the number of files that are none."""
+    """Return the images below the class folders, and the number of files that are not images."""
     if not root.is_dir():
         raise DataError(f"The folder {root} does not exist; give the one that holds the class folders.")
     folders = sorted(path for path in root.iterdir() if path.is_dir() and not path.name.startswith("."))
     parted = bool(folders) and all(path.name.lower() in _SPLIT_NAMES for path in folders)
-    homes = [(_SPLIT_NAMES[one.name.lower()], one) for one in folders] if parted else [("", root)]
+    homes = [(_SPLIT_NAMES[path.name.lower()], path) for path in folders] if parted else [("", root)]
     rows, passed = [], 0
     for split, home in homes:
         for folder in sorted(path for path in home.iterdir() if path.is_dir() and not path.name.startswith(".")):
             files = sorted(Path(base) / name for base, _, names in os.walk(folder) for name in names)
-            pictures = [file for file in files if file.suffix.lower() in SUFFIXES]
-            passed += len(files) - len(pictures)
-            if not pictures:
+            images = [file for file in files if file.suffix.lower() in SUFFIXES]
+            passed += len(files) - len(images)
+            if not images:
                 raise DataError(f"The class folder {folder} holds no image; add some, or remove the folder.")
             rows += [
-                LabelledImage(one.relative_to(root).as_posix(), (folder.name,), str(folder), split) for one in pictures
+                LabelledImage(image.relative_to(root).as_posix(), (folder.name,), str(folder), split)
+                for image in images
             ]
     if not rows:
         raise DataError(f"{root} holds no folder with images; it must hold one folder for each class.")
@@ -170,7 +172,7 @@ def _walk(root: Path) -> tuple[list[LabelledImage], int]:
 def _read(
     path: Path, image: str, label: str, split: str | None, group: str | None, separator: str, task: str
 ) -> Iterator[LabelledImage]:
-    required = [image, label, *(one for one in (split, group) if one)]
+    required = [image, label, *(column for column in (split, group) if column)]
     for where, row in read_table(path, required):
         for column in required:
             if not row[column] and not (column == label and task == "multi_label"):
@@ -179,6 +181,7 @@ def _read(
         if split and not home:
             raise DataError(f"{where}: unknown split {row[split]!r}; use train, val or test.")
         cell = row[label]
-        labels = [one.strip() for one in cell.split(separator)] if task == "multi_label" else [cell]
-        kept = tuple(one for one in dict.fromkeys(labels) if one and not (task == "multi_label" and one == NO_FINDING))
-        yield LabelledImage(row[image], kept, where, home, row[group] if group else "")
+        names = [name.strip() for name in cell.split(separator)] if task == "multi_label" else [cell]
+        unique = [name for name in dict.fromkeys(names) if name]
+        labels = tuple(name for name in unique if not (task == "multi_label" and name == NO_FINDING))
+        yield LabelledImage(row[image], labels, where, home, row[group] if group else "")

@@ -1,4 +1,4 @@
-"""Labelled images, wherever they are listed, as a classification set: splits, classes, samples."""
+"""Labelled images from any listing as a classification set: splits, classes, samples."""
 
 import random
 from collections import Counter
@@ -16,7 +16,7 @@ from medtune.errors import ConfigError, DataError
 
 SPLITS = ("train", "val", "test")
 SUFFIXES = frozenset(".png .jpg .jpeg .bmp .gif .tif .tiff .webp .jp2 .ppm .pgm .dcm".split())
-"""File names that are taken for images."""
+"""Suffixes of files that count as images."""
 Classes = Sequence[str] | Mapping[str, str]
 """Classes in the order of their indices; a mapping gives each name in the data the text that is learned for it."""
 
@@ -27,10 +27,10 @@ class LabelledImage:
 
     Attributes:
         image: path below the image root.
-        labels: its labels as the data name them; one, unless the set is multi-label.
+        labels: its labels as the data name them; exactly one, unless the set is multi-label.
         where: file and row, or folder, for messages.
-        split: ``train``, ``val`` or ``test``; empty where it is still to be drawn.
-        group: images of one group (a patient) stay in one split; empty where each stands for itself.
+        split: ``train``, ``val`` or ``test``; empty if it is still to be drawn.
+        group: images of one group (a patient) stay in one split; empty if each image is its own group.
     """
 
     image: str
@@ -50,16 +50,16 @@ def prepare_labelled(
     summary: Mapping[str, Any] | None = None,
     majority: str | None = None,
 ) -> Prepared:
-    """Make samples of labelled images.
+    """Convert labelled images to samples.
 
     Args:
         words: the set; ``labels`` of the rows are among its classes.
-        rows: the images, each in a split.
-        choice: which rows are written, and how.
+        rows: the images, each with its split.
+        choice: the rows that are written, and the template.
         inputs: see :class:`medtune.datasets.prepared.Prepared`.
-        options: more than the choice, for the manifest.
-        summary: more counts for the manifest.
-        majority: the commonest answer of training, where there is no training split to count in.
+        options: options for the manifest, in addition to the choice.
+        summary: additional counts for the manifest.
+        majority: the most frequent answer of training, if there is no training split to count in.
 
     Raises:
         ConfigError: if a multi-label set is to be balanced.
@@ -70,7 +70,7 @@ def prepare_labelled(
     _check_homes(rows)
     groups = {split: [row for row in rows if row.split == split] for split in SPLITS}
     indices = {split: [_indices(row, words) for row in group] for split, group in groups.items()}
-    trained = [words.text(one) for one in indices["train"]]
+    trained = [words.text(right) for right in indices["train"]]
     majority = commonest(trained) if trained else majority
     return Prepared(
         name=words.name,
@@ -84,7 +84,7 @@ def prepare_labelled(
         tables={"training_majority": {words.name: majority} if majority else {}},
         summary={
             "classes": list(words.classes),
-            "values": {s: dict(Counter(words.text(one) for one in found)) for s, found in indices.items() if found},
+            "values": {s: dict(Counter(words.text(right) for right in group)) for s, group in indices.items() if group},
             **(summary or {}),
         },
     )
@@ -94,8 +94,8 @@ def class_texts(classes: Classes | None, task: str, rows: Sequence[LabelledImage
     """Return the classes of a set: those given, else the labels found in alphabetical order.
 
     Raises:
-        ConfigError: for an ordinal set without classes, whose order would be the alphabet's.
-        DataError: for no row.
+        ConfigError: for an ordinal set without classes, because their order would be alphabetical.
+        DataError: if there are no rows.
     """
     if classes is None and task == "ordinal":
         raise ConfigError("classes: an ordinal set needs its classes in rising order.")
@@ -104,30 +104,30 @@ def class_texts(classes: Classes | None, task: str, rows: Sequence[LabelledImage
     if classes is None:
         texts = sorted({label for row in rows for label in row.labels})
     else:
-        texts = [str(one) for one in (classes.values() if isinstance(classes, Mapping) else classes)]
+        texts = [str(name) for name in (classes.values() if isinstance(classes, Mapping) else classes)]
     return tuple(texts)
 
 
 def renamed(rows: Iterable[LabelledImage], classes: Classes | None) -> list[LabelledImage]:
-    """Put the classes' texts for the names in the data.
+    """Replace the names in the data by the texts of the classes.
 
     Raises:
-        DataError: for a name that the mapping lacks.
+        DataError: for a name that is not in the mapping.
     """
     if not isinstance(classes, Mapping):
         return list(rows)
     texts = {str(name): str(text) for name, text in classes.items()}
-    found = []
+    result = []
     for row in rows:
         for label in row.labels:
             if label not in texts:
                 raise DataError(f"{row.where}: unknown label {label!r}; {nearest(label, list(texts))}")
-        found.append(replace(row, labels=tuple(texts[label] for label in row.labels)))
-    return found
+        result.append(replace(row, labels=tuple(texts[label] for label in row.labels)))
+    return result
 
 
 def drawn(rows: Sequence[LabelledImage], val_share: float, test_share: float, seed: int) -> list[LabelledImage]:
-    """Draw the splits of rows that have none: by class, and no group in two of them.
+    """Draw the splits of rows that have none: by class, with each group in a single split.
 
     Raises:
         ConfigError: for shares out of range.

@@ -1,7 +1,7 @@
-"""MIMIC-CXR (Johnson et al. 2019) with LLM-annotated reports and Medical-CXR-VQA, as their owners ship them.
+"""MIMIC-CXR (Johnson et al. 2019) with LLM-annotated reports and Medical-CXR-VQA, as published.
 
-Reports and questions follow InstFree (Kang et al. 2026), sections 4.1 and 4.2; its published code does not hold this
-data set, so what the paper leaves open is chosen here and said in docs/datasets.md. What is read:
+Reports and questions follow InstFree (Kang et al. 2026), sections 4.1 and 4.2. Its published code does not contain this
+data set; choices that the paper leaves open are made here and described in docs/datasets.md. The files that are read:
 
 * MIMIC-CXR-JPG 2.1.0, ``mimic-cxr-2.0.0-metadata.csv`` and ``mimic-cxr-2.0.0-split.csv``, and CheXmask's table: see
   :class:`medtune.datasets.mimic_images.FrontalImages`.
@@ -9,8 +9,8 @@ data set, so what the paper leaves open is chosen here and said in docs/datasets
   objects, of which ``image``, ``generate_method``, ``impression`` and the findings, ``conversations`` from ``gpt``.
 * Medical-CXR-VQA 1.0.0, ``medical-cxr-vqa-questions.csv``: ``study_id``, ``question_type``, ``question``, ``answer``.
 
-Tables may be compressed (``.csv.gz``). Samples are made one at a time: what is kept in memory is some 80 bytes for
-each frontal image, and the values of each type of question.
+Tables may be compressed (``.csv.gz``). Samples are made one at a time. About 80 bytes for each frontal image and the
+values of each type of question are kept in memory.
 """
 
 import dataclasses
@@ -34,7 +34,7 @@ from medtune.errors import ConfigError, DataError
 
 REPORTS = {"train": "chat_train", "val": "chat_dev", "test": "chat_test"}
 METHODS = {"train": "gpt4", "val": "gpt4", "test": "rule-based"}
-"""Whose sections are read: the LLM's, and in the test split, for which the owners ship no others, the rules'."""
+"""Method of the sections that are read: the LLM; for the test split the rules, the only published ones."""
 
 VIEW, ABNORMALITY = "view", "abnormality"
 CLOSED = ("yes", "no")
@@ -43,13 +43,13 @@ WRONG_OPTIONS = 4
 
 @dataclasses.dataclass(frozen=True)
 class Questions:
-    """Medical-CXR-VQA's table, with the values that each type of question has.
+    """Medical-CXR-VQA's table, with the values of each type of question.
 
     Attributes:
         path: the table.
-        images: those that may be asked about.
+        images: the images that questions may be about.
         open_values: type of question -> its values other than yes and no, in alphabetical order.
-        training_values: type of question -> how often each value occurs in the training split.
+        training_values: type of question -> number of times each value occurs in the training split.
     """
 
     path: Path
@@ -59,10 +59,10 @@ class Questions:
 
     @classmethod
     def read(cls, path: Path, images: FrontalImages) -> "Questions":
-        """Read the table once for its values.
+        """Read the table once to collect its values.
 
         Raises:
-            DataError: if it is absent, a column or cell is missing, or it holds no question about these images.
+            DataError: if it is absent, a column or cell is missing, or it contains no question about these images.
         """
         values: dict[str, set[str]] = {}
         trained: dict[str, Counter[str]] = {}
@@ -75,11 +75,11 @@ class Questions:
                 trained.setdefault(row["question_type"], Counter()).update(answers)
         if not asked:
             raise DataError(f"{path}: no question is about a frontal image; is it Medical-CXR-VQA's table?")
-        open_values = {name: tuple(sorted(found - set(CLOSED))) for name, found in values.items()}
+        open_values = {name: tuple(sorted(answers - set(CLOSED))) for name, answers in values.items()}
         return cls(path, images, open_values, {name: value_counts(c.elements()) for name, c in sorted(trained.items())})
 
     def samples(self, split: str, suffix: str, seed: int, left_out: Counter[str]) -> Iterator[Sample]:
-        """Yield a split's questions, one for each right answer; count in ``left_out`` what gives none."""
+        """Yield a split's questions, one for each right answer; count rows without a question in ``left_out``."""
         left_out.clear()
         for row_number, row, number in _rows(self.path, self.images):
             if number is None:
@@ -100,19 +100,19 @@ class Questions:
 
 
 def right_answers(row: Mapping[str, str]) -> list[str]:
-    """Return what is right: of a question for abnormalities, each one that the comma-separated answer names."""
+    """Return the right answers: for a question about abnormalities each item of the comma-separated answer."""
     answers = row["answer"].split(",") if row["question_type"] == ABNORMALITY else [row["answer"]]
     return list(dict.fromkeys(answer.strip() for answer in answers if answer.strip()))
 
 
 def answer_options(answer: str, right: Sequence[str], values: Sequence[str], rng: random.Random) -> list[str]:
-    """Return yes and no where they are the answer, else the answer and four wrong values of its type, shuffled.
+    """Return yes and no if the answer is one of them, else the answer and four wrong values of its type, shuffled.
 
     Args:
-        answer: the one that counts.
-        right: all right answers of the question; none of the others is offered.
-        values: of the type of question, without yes and no.
-        rng: the question's own generator.
+        answer: the right answer of this question.
+        right: all right answers of the row; the others are not used as wrong options.
+        values: values of the type of question, without yes and no.
+        rng: the question's random generator.
     """
     if answer in CLOSED:
         return list(CLOSED)
@@ -129,13 +129,13 @@ def read_reports(
 
     Args:
         path: the JSON array; read an object at a time.
-        split: of the file: ``train``, ``val`` or ``test``.
-        images: those to keep.
-        suffix: of the image files.
-        left_out: counts what gives no sample.
+        split: split of the file: ``train``, ``val`` or ``test``.
+        images: the images to keep.
+        suffix: suffix of the image files.
+        left_out: counter of objects without a sample.
 
     Raises:
-        DataError: for a wrong object, an image of another split, or a second report of an image.
+        DataError: for an invalid object, an image of another split, or a second report of an image.
     """
     left_out.clear()
     seen = np.zeros(len(images), dtype=bool)
@@ -168,11 +168,11 @@ def prepare_mimic_cxr(
     limit_train: int | None = None,
     limit_questions_per_attribute: int | None = None,
 ) -> Prepared:
-    """Join the owners' tables to reports and questions about frontal chest X-rays.
+    """Join the published tables to reports and questions about frontal chest X-rays.
 
-    Splits are the owners': ``train``, ``val_reports`` and ``test_reports`` hold a report for each image, ``val`` and
-    ``test`` questions about one image of a study. ``training_majority`` is what the training split answers most often
-    to each type of question.
+    Splits are the official ones: ``train``, ``val_reports`` and ``test_reports`` hold a report for each image, ``val``
+    and ``test`` hold questions about one image of a study. ``training_majority`` holds the most frequent answer of the
+    training split to each type of question.
 
     Args:
         mimic_cxr_jpg: folder of ``mimic-cxr-2.0.0-metadata.csv`` and ``mimic-cxr-2.0.0-split.csv``.
@@ -181,13 +181,13 @@ def prepare_mimic_cxr(
         questions: ``medical-cxr-vqa-questions.csv``.
         least_dice: images below this ``Dice RCA (Mean)`` are left out.
         image_suffix: ``.jpg`` for MIMIC-CXR-JPG, ``.dcm`` for MIMIC-CXR; the folders are the same.
-        seed: of the wrong options and of the limits.
+        seed: seed of the wrong options and of the limits.
         limit_train: keep this many training reports, drawn at random.
         limit_questions_per_attribute: keep this many questions of each type in each split, drawn at random.
 
     Raises:
         ConfigError: for a limit below 1, or a ``least_dice`` outside 0 to 1.
-        DataError: if a file is absent or wrong; in reports and questions, when they are read.
+        DataError: if a file is absent or invalid; for reports and questions this is raised when they are read.
     """
     limits = {"limit_train": limit_train, "limit_questions_per_attribute": limit_questions_per_attribute}
     check_limits(**limits)
@@ -201,8 +201,10 @@ def prepare_mimic_cxr(
     for split in METHODS:
         name = "train" if split == "train" else f"{split}_reports"
         left_out[name] = Counter()
-        told = partial(read_reports, inputs[f"reports_{split}"], split, images, image_suffix, left_out[name])
-        splits[name] = _limited(Stream(told), limit_train if split == "train" else None, seed)
+        reports_of_split = partial(
+            read_reports, inputs[f"reports_{split}"], split, images, image_suffix, left_out[name]
+        )
+        splits[name] = _limited(Stream(reports_of_split), limit_train if split == "train" else None, seed)
         if split != "train":
             left_out[split] = Counter()
             asked = partial(table.samples, split, image_suffix, seed, left_out[split])
@@ -235,7 +237,7 @@ def _inputs(mimic_cxr_jpg: str, chexmask: str, reports: str, questions: str) -> 
 
 
 def _present(path: Path) -> Path:
-    """Return the file, or its compressed form where only that is there."""
+    """Return the file, or its compressed form if only that exists."""
     for candidate in (path, path.with_name(f"{path.name}.gz")):
         if candidate.is_file() and not (candidate.suffix == ".gz" and path.suffix == ".json"):
             return candidate
@@ -250,7 +252,7 @@ def _limited(samples: Stream, limit: int | None, seed: int) -> Stream:
 
 
 def _rows(path: Path, images: FrontalImages) -> Iterator[tuple[int, dict[str, str], int | None]]:
-    """Yield the number of each row, from 1, the row, and the image it is about; questions for the view left out."""
+    """Yield number (from 1), content and image of each row, without the questions about the view."""
     columns = ["study_id", "question_type", "question", "answer"]
     for row_number, (where, row) in enumerate(read_table(path, columns), start=1):
         if row["question_type"] == VIEW:
@@ -275,7 +277,7 @@ def _entries(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
 
 
 def _sections(entry: dict[str, Any]) -> list[str]:
-    """Return findings and impression, less the one that is missing."""
+    """Return findings and impression, without a missing one."""
     turns = [turn for turn in entry["conversations"] if isinstance(turn, dict) and turn.get("from") == "gpt"]
     texts = [*(turn.get("value") for turn in turns[:1]), entry.get("impression")]
     return [text.strip() for text in texts if isinstance(text, str) and text.strip()]

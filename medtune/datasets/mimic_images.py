@@ -1,4 +1,4 @@
-"""Which images of MIMIC-CXR are frontal and whole, found in the owners' tables in some 80 bytes per image."""
+"""The frontal, readable images of MIMIC-CXR, selected from the published tables, with about 80 bytes per image."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -10,10 +10,10 @@ from medtune.data.tables import read_table
 from medtune.errors import DataError
 
 SPLITS = {"train": "train", "validate": "val", "test": "test"}
-"""The owners' names of the splits, and ours."""
+"""Official name of each split -> its name here."""
 
 VIEWS = ("PA", "AP")
-"""The frontal views; of a study's images, one of an earlier view is asked about."""
+"""The frontal views; of a study's images, questions are about one of the view that comes first here."""
 
 DICE = "Dice RCA (Mean)"
 _NAME = 44  # letters of a dicom_id: five groups of eight hexadecimal digits
@@ -21,16 +21,16 @@ _ROW = np.dtype([("dicom", f"S{_NAME}"), ("study", np.int64), ("subject", np.int
 
 
 class FrontalImages:
-    """The images that reports and questions are asked about, sorted by ``dicom_id``.
+    """The images of reports and questions, sorted by ``dicom_id``.
 
     Args:
-        metadata: ``mimic-cxr-2.0.0-metadata.csv``; read are ``dicom_id`` and ``ViewPosition``.
-        split: ``mimic-cxr-2.0.0-split.csv``; read are ``dicom_id``, ``study_id``, ``subject_id`` and ``split``.
-        chexmask: CheXmask's ``MIMIC-CXR-JPG.csv``; read are ``dicom_id`` and ``Dice RCA (Mean)``.
-        least_dice: an image whose estimated Dice is below is taken for no chest X-ray that can be read.
+        metadata: ``mimic-cxr-2.0.0-metadata.csv``; columns ``dicom_id`` and ``ViewPosition``.
+        split: ``mimic-cxr-2.0.0-split.csv``; columns ``dicom_id``, ``study_id``, ``subject_id`` and ``split``.
+        chexmask: CheXmask's ``MIMIC-CXR-JPG.csv``; columns ``dicom_id`` and ``Dice RCA (Mean)``.
+        least_dice: an image whose estimated Dice is below this counts as unreadable and is left out.
 
     Raises:
-        DataError: if a table is absent or wrong, no image is left, or one is in no split.
+        DataError: if a table is absent or invalid, no image is left, or an image is in no split.
     """
 
     def __init__(self, metadata: Path, split: Path, chexmask: Path, least_dice: float) -> None:
@@ -54,11 +54,11 @@ class FrontalImages:
         return len(self._rows)
 
     def find(self, dicom: str) -> int | None:
-        """Return the number of an image, None where it is not among these."""
+        """Return the number of an image, or None if it is not among these."""
         return _position(self._rows["dicom"], dicom.encode())
 
     def of_study(self, study: int) -> int | None:
-        """Return the number of the image by which a study is asked about, None where it has none."""
+        """Return the number of the image that questions about a study use, or None if it has none."""
         at = _position(self._studies, study)
         return None if at is None else int(self._asked[at])
 
@@ -71,7 +71,7 @@ class FrontalImages:
         return self._rows["dicom"][number].decode()
 
     def path(self, number: int, suffix: str) -> str:
-        """Return an image's path below the owners' folder ``files``."""
+        """Return an image's path below the published folder ``files``."""
         subject, study = self._rows["subject"][number], self._rows["study"][number]
         return f"p{str(subject)[:2]}/p{subject}/s{study}/{self.dicom(number)}{suffix}"
 
@@ -84,7 +84,7 @@ def whole_number(cell: str, column: str, where: str) -> int:
     """Read a number such as a ``study_id``.
 
     Raises:
-        DataError: if the cell holds none.
+        DataError: if the cell holds no number.
     """
     try:
         return int(cell.removesuffix(".0"))

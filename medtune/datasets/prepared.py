@@ -1,4 +1,4 @@
-"""What a door hands to the prepare recipe: the samples of each split, and what the manifest says of them."""
+"""The result of a converter, which the prepare recipe writes: the samples of each split, and facts for the manifest."""
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -10,10 +10,10 @@ from medtune.data.sample import Sample
 
 @dataclass(frozen=True)
 class Stream:
-    """Samples that are made anew each time they are read, for splits that do not fit in memory.
+    """Samples that are made again each time they are read, for splits that do not fit in memory.
 
     Attributes:
-        make: starts the samples from the first one; the same samples each time.
+        make: returns an iterator that starts at the first sample; the same samples each time.
     """
 
     make: Callable[[], Iterator[Sample]]
@@ -25,17 +25,17 @@ class Stream:
 
 @dataclass(frozen=True)
 class Prepared:
-    """A data set turned into samples.
+    """A data set converted to samples.
 
     Attributes:
-        name: of the data set.
+        name: name of the data set.
         splits: file name without suffix -> samples, a list or a :class:`Stream`; written as JSON Lines.
-        inputs: name -> the owners' file, whose SHA-256 the manifest records.
-        options: what decided the samples, for the manifest.
-        tables: file name without suffix -> a small mapping, written as JSON beside the splits.
-        summary: counts for the manifest; a stream may fill in its own while it is read.
-        files: file name -> what yields its bytes, the same ones each time; written beside the splits.
-        notes: what the user should know of the data, printed by the recipe.
+        inputs: name -> the published file, whose SHA-256 the manifest records.
+        options: options that decided the samples, for the manifest.
+        tables: file name without suffix -> a small mapping, written as JSON next to the splits.
+        summary: counts for the manifest; a stream may add its counts while it is read.
+        files: file name -> a function that yields its bytes, the same each time; written next to the splits.
+        notes: what the user should know about the data; the recipe prints them.
     """
 
     name: str
@@ -48,7 +48,7 @@ class Prepared:
     notes: list[str] = field(default_factory=list)
 
     def counts(self) -> dict[str, int]:
-        """Return the number of samples of each split; streams are read for it."""
+        """Return the number of samples of each split; this reads streams."""
         return {name: sum(1 for _ in samples) for name, samples in self.splits.items()}
 
     def images(self) -> Iterator[tuple[str, str]]:

@@ -1,7 +1,7 @@
 """IDRiD, MESSIDOR and APTOS: retinal photographs graded for diabetic retinopathy, as external tests of RetinaMNIST.
 
-They take RetinaMNIST's instruction and classes (VITask, section 5.4). Images are not given by the tables alike: with a
-suffix, without one, or with one in other letters than the file's; they are therefore found in their folder.
+They use RetinaMNIST's instruction and classes (VITask, section 5.4). The tables name images in different ways: with a
+suffix, without one, or with a suffix in another case than the file's. Images are therefore looked up in their folder.
 """
 
 import os
@@ -33,26 +33,26 @@ def prepare_retinopathy(
     limit_questions: int | None = None,
     seed: int = 0,
 ) -> Prepared:
-    """Turn a table of grades 0 to 4 into a test split.
+    """Convert a table of grades 0 to 4 to a test split.
 
     Args:
         set: name of the set.
-        annotations: the owners' table as CSV.
+        annotations: the published table as CSV.
         images: folder of its images; also the recipe's ``image_root``.
         image_column: column of the images' names.
         grade_column: column of the grades.
-        gradable_column: column that is 0 where the graders could not tell; such rows are left out and counted.
-        image_suffix: what a name lacks to be a file's, for the message where its image is not in the folder.
-        template: as the model was trained: ``full`` or ``without_classes``.
-        grades: as the model was trained: ``words`` or ``numbers``.
-        training_majority: the commonest grade of the set that was trained on, for the baseline; 0 in RetinaMNIST.
+        gradable_column: column that is 0 if the image could not be graded; such rows are left out and counted.
+        image_suffix: suffix that the table's names lack, for the message about an image that is not in the folder.
+        template: the one that the model was trained with: ``full`` or ``without_classes``.
+        grades: the form that the model was trained with: ``words`` or ``numbers``.
+        training_majority: the most frequent grade of the training set, for the baseline; 0 in RetinaMNIST.
         limit_questions: keep this many images, drawn at random.
-        seed: of the draw.
+        seed: seed of the draw.
 
     Raises:
         ConfigError: for an unknown option or a limit below 1.
         DataError: for a missing column, an empty cell, a grade out of range, an image that is listed twice, or two
-            images of one name.
+            images with the same name.
     """
     if grades not in ("words", "numbers"):
         raise ConfigError(f"grades: {grades!r} is unknown; use 'words' or 'numbers'.")
@@ -103,7 +103,7 @@ def _rows(
 
 
 class _Finder:
-    """Finds the files that a table names, with or without their suffix, in small letters or capitals."""
+    """Finds the files that a table names, with or without their suffix, in upper or lower case."""
 
     def __init__(self, folder: Path) -> None:
         if not folder.is_dir():
@@ -119,7 +119,7 @@ class _Finder:
                         self._files.setdefault(key, []).append(relative)
 
     def find(self, name: str, suffix: str, where: str) -> str:
-        """Return the path of a named image below the folder; one that is not there is found out by the recipe."""
+        """Return the path of a named image below the folder; the recipe reports images that do not exist."""
         found = self._files.get(name.lower()) or self._files.get(f"{name}{suffix}".lower()) or []
         stem = Path(name).stem.lower()
         found = found or (self._files.get(stem, []) if Path(name).suffix.lower() in SUFFIXES else [])

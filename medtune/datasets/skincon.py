@@ -1,8 +1,8 @@
-"""SKINCON (Daneshjou et al. 2022): 48 clinical features of photographs of Fitzpatrick17k, as its owners ship them.
+"""SKINCON (Daneshjou et al. 2022): 48 clinical features of photographs of Fitzpatrick17k, as published.
 
-Reports and questions follow InstFree (Kang et al. 2026), section 4.2, with the details of its published code. Read are
-``ImageID``, the 48 features and ``Do not consider this image``; the unnamed column of row numbers is not (the published
-code takes it for a feature of the image in row 1).
+Reports and questions follow InstFree (Kang et al. 2026), section 4.2, with the details of its published code. The
+columns that are read are ``ImageID``, the 48 features and ``Do not consider this image``. The unnamed column of row
+numbers is not read (the published code treats it as a feature of the image in row 1).
 """
 
 import random
@@ -30,7 +30,7 @@ FEATURES = tuple(
 EXCLUDED = "Do not consider this image"
 ATTRIBUTE = "dermatologic feature"
 SHARE = 0.1
-"""Of the images, for validation and again for test."""
+"""Share of the images for validation, and the same share for test."""
 
 
 @dataclass(frozen=True)
@@ -39,7 +39,7 @@ class Photograph:
 
     Attributes:
         image: its file name.
-        features: the names of those present in lower case, joined by a comma and a space; empty where none is.
+        features: the names of the present features in lower case, joined by ", "; empty if none is present.
     """
 
     image: str
@@ -50,12 +50,12 @@ def read_photographs(path: Path) -> tuple[list[Photograph], int]:
     """Read the annotation table.
 
     Returns:
-        The images to consider, by name; and the number of those that the annotators excluded.
+        The images to consider, sorted by name; and the number of images that the annotators excluded.
 
     Raises:
-        DataError: for a missing column, an image that is there twice, or a cell that is neither 0 nor 1.
+        DataError: for a missing column, an image that is listed twice, or a cell that is neither 0 nor 1.
     """
-    found: dict[str, Photograph] = {}
+    photographs: dict[str, Photograph] = {}
     lines: dict[str, str] = {}
     for where, row in read_table(path, ["ImageID", *FEATURES, EXCLUDED]):
         image = row["ImageID"]
@@ -66,8 +66,8 @@ def read_photographs(path: Path) -> tuple[list[Photograph], int]:
         lines[image] = where
         present = [name for name in (*FEATURES, EXCLUDED) if _is_one(row[name], name, where)]
         if EXCLUDED not in present:
-            found[image] = Photograph(image, ", ".join(name.lower() for name in present))
-    return [found[image] for image in sorted(found)], len(lines) - len(found)
+            photographs[image] = Photograph(image, ", ".join(name.lower() for name in present))
+    return [photographs[image] for image in sorted(photographs)], len(lines) - len(photographs)
 
 
 def split_photographs(photographs: Sequence[Photograph], seed: int) -> dict[str, list[Photograph]]:
@@ -94,25 +94,26 @@ def prepare_skincon(
     limit_train: int | None = None,
     limit_questions: int | None = None,
 ) -> Prepared:
-    """Turn the annotation table into reports and questions.
+    """Convert the annotation table to reports and questions.
 
-    Splits: ``train``, ``val_reports`` and ``test_reports`` hold image-report pairs, ``val`` and ``test`` one question
-    per image, "What is the dermatologic feature?". An option is all that was found in one image, the four wrong ones
-    are drawn from the combinations of the other images of all splits. The commonest combination of the training split
-    is written as ``training_majority``. Images in which nothing was found are left out after the draw, and counted.
+    Splits: ``train``, ``val_reports`` and ``test_reports`` hold image-report pairs, ``val`` and ``test`` hold one
+    question per image, "What is the dermatologic feature?". An option is the combination of all features of one image.
+    The four wrong options are drawn from the combinations of the other images of all splits. The most frequent
+    combination of the training split is written to ``training_majority``. Images without features are left out after
+    the draw, and counted.
 
     Args:
         annotations: the table of the Fitzpatrick17k images, such as ``annotations_fitzpatrick17k.csv``.
-        images: folder or ``.tar`` of the images; where given, only images that can be read take part in the draw of
-            the splits, as in the published code. Many of Fitzpatrick17k's addresses no longer answer.
-        repeat_train: how often each training report is written; the published code writes it three times.
-        seed: of all draws; 0 draws the published splits.
+        images: folder or ``.tar`` of the images; if given, only images that can be read take part in the draw of the
+            splits, as in the published code. Many of Fitzpatrick17k's URLs no longer work.
+        repeat_train: number of times each training report is written; the published code writes it three times.
+        seed: seed of all draws; 0 draws the published splits.
         limit_train: keep this many training reports, drawn at random, before they are repeated.
         limit_questions: keep this many questions in each split, drawn at random.
 
     Raises:
         ConfigError: for a limit or repeat below 1.
-        DataError: if the table is absent or wrong, or fewer than ten images are left to split.
+        DataError: if the table is absent or invalid, or fewer than ten images are left to split.
     """
     limits = {"limit_train": limit_train, "limit_questions": limit_questions}
     check_limits(**limits)
@@ -121,8 +122,8 @@ def prepare_skincon(
     annotated = len(photographs)
     photographs = _readable(photographs, images) if images else photographs
     groups = split_photographs(photographs, seed)
-    described = {split: [one for one in group if one.features] for split, group in groups.items()}
-    combinations = sorted({one.features for group in described.values() for one in group})
+    described = {split: [photo for photo in group if photo.features] for split, group in groups.items()}
+    combinations = sorted({photo.features for group in described.values() for photo in group})
     if len(combinations) < 2 or not described["train"]:
         raise DataError(f"{path}: no two images differ in their features, so that there is nothing to choose from.")
     splits = {
@@ -130,9 +131,9 @@ def prepare_skincon(
     }
     for split in ("val", "test"):
         splits[f"{split}_reports"] = _reports(split, described[split])
-        asked = [_question(split, one, combinations, seed) for one in described[split]]
+        asked = [_question(split, photo, combinations, seed) for photo in described[split]]
         splits[split] = limited(asked, limit_questions, seed, split)
-    trained = value_counts(one.features for one in described["train"])
+    trained = value_counts(photo.features for photo in described["train"])
     return Prepared(
         name="skincon",
         splits=splits,
@@ -155,25 +156,25 @@ def _is_one(cell: str, column: str, where: str) -> bool:
 
 
 def _readable(photographs: Sequence[Photograph], images: str) -> list[Photograph]:
-    root, found = ImageRoot(images), []
-    for one in photographs:
+    root, readable = ImageRoot(images), []
+    for photo in photographs:
         try:
-            root.size(one.image, "SKINCON")
+            root.size(photo.image, "SKINCON")
         except DataError:
             continue
-        found.append(one)
-    return found
+        readable.append(photo)
+    return readable
 
 
 def _reports(split: str, group: Sequence[Photograph]) -> list[Sample]:
-    return [report_sample(_id(split, one), (one.image,), one.features) for one in group]
+    return [report_sample(_id(split, photo), (photo.image,), photo.features) for photo in group]
 
 
-def _question(split: str, one: Photograph, combinations: Sequence[str], seed: int) -> Sample:
-    id = f"{_id(split, one)}/feature"
-    options = sampled_options(one.features, combinations, random.Random(f"{seed}/{id}"))
-    return option_question(id, one.image, ATTRIBUTE, open_question(ATTRIBUTE), options, one.features)
+def _question(split: str, photo: Photograph, combinations: Sequence[str], seed: int) -> Sample:
+    id = f"{_id(split, photo)}/feature"
+    options = sampled_options(photo.features, combinations, random.Random(f"{seed}/{id}"))
+    return option_question(id, photo.image, ATTRIBUTE, open_question(ATTRIBUTE), options, photo.features)
 
 
-def _id(split: str, one: Photograph) -> str:
-    return f"{split}/{Path(one.image).stem}"
+def _id(split: str, photo: Photograph) -> str:
+    return f"{split}/{Path(photo.image).stem}"

@@ -1,4 +1,4 @@
-"""WBCAtt (Tsutsui et al. 2023): 10,298 white blood cells with 11 attributes and their type, as its owners ship it.
+"""WBCAtt (Tsutsui et al. 2023): 10,298 white blood cells with 11 attributes and their type, as published.
 
 Reports and questions follow InstFree (Kang et al. 2026), section 4.2, with the details of its published code.
 """
@@ -40,7 +40,7 @@ ATTRIBUTES = (
 )
 SPLITS = ("train", "val", "test")
 ABSENT = "nil"
-"""Written where an attribute does not apply, such as the colour of granules that are not there."""
+"""The value of an attribute that does not apply, such as the colour of granules in a cell without granules."""
 
 Questions = Literal["all", "one"]
 
@@ -84,7 +84,7 @@ def cell_report(cell: Cell) -> str:
 
 
 def training_values(cells: Sequence[Cell]) -> dict[str, dict[str, int]]:
-    """Return how often each applicable value of each attribute occurs, the most frequent first."""
+    """Count each applicable value of each attribute; the most frequent come first."""
     table = {}
     for name in ATTRIBUTES:
         table[_spoken(name)] = value_counts(cell.values[name] for cell in cells if cell.values[name] != ABSENT)
@@ -98,24 +98,24 @@ def prepare_wbcatt(
     limit_train: int | None = None,
     limit_questions_per_attribute: int | None = None,
 ) -> Prepared:
-    """Turn the three annotation tables into reports and questions.
+    """Convert the three annotation tables to reports and questions.
 
-    Splits: ``train``, ``val_reports`` and ``test_reports`` hold image-report pairs, ``val`` and ``test`` questions.
+    Splits: ``train``, ``val_reports`` and ``test_reports`` hold image-report pairs; ``val`` and ``test`` questions.
     The options of a question are all values that its attribute has in training, in alphabetical order, "yes" before
-    "no". What the training split holds most often is written beside them as ``training_majority``.
+    "no". The most frequent values of the training split are written to ``training_majority``.
 
     Args:
         annotations: folder of ``pbc_attr_v1_{train,val,test}.csv``.
         questions: ``all`` asks every attribute that applies to an image; ``one`` asks one of them at random, drawn as
             in the published code: one generator seeded once, validation rows first, the first of the shuffled list.
-        seed: of all draws.
-        limit_train: keep this many training reports, drawn at random; the majority is of the whole split anyway.
+        seed: seed of all draws.
+        limit_train: keep this many training reports, drawn at random; the majority is still that of the whole split.
         limit_questions_per_attribute: keep this many questions of each attribute in each split, drawn at random, so
-            that the values stay as frequent as they are.
+            that the frequencies of the values do not change much.
 
     Raises:
         ConfigError: for an unknown kind of questions or a limit below 1.
-        DataError: if a table is absent or wrong, or an image stands in two splits.
+        DataError: if a table is absent or invalid, or an image is in two splits.
     """
     limits = {"limit_train": limit_train, "limit_questions_per_attribute": limit_questions_per_attribute}
     _check_questions(questions)

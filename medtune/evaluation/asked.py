@@ -1,7 +1,8 @@
-"""What predict was told to ask, read from the record that it writes beside its predictions.
+"""Reads which questions predict asked, from the record that predict writes next to its predictions.
 
-The record is ``NAME.meta.json`` beside ``NAME.jsonl`` (:mod:`medtune.generation.identity`). Predictions that were made
-elsewhere have none: then the file itself says which protocols were asked, and on which of them images were swapped.
+The record of ``NAME.jsonl`` is ``NAME.meta.json`` in the same folder (:mod:`medtune.generation.identity`). Predictions
+from other programs have no record. Then the rows of the file show which protocols were asked, and which of them on
+swapped images.
 """
 
 import dataclasses
@@ -16,18 +17,18 @@ from medtune.evaluation.prediction import Prediction
 from medtune.evaluation.protocols.registry import PROTOCOLS
 
 SEEDED = "yes_no"
-"""The protocol that tosses coins; swaps draw as well."""
+"""The protocol that makes random choices from the seed; an image swap depends on the seed too."""
 
 
 @dataclass(frozen=True)
 class Asked:
-    """What was asked; None where nothing says so.
+    """The settings of a prediction run; None if a value is unknown.
 
     Attributes:
         protocols: Names of the protocols.
-        swapped: Those that were asked on swapped images too.
-        limit: Only the first questions; None is all of them.
-        seed: Seed of the coins and of the swap.
+        swapped: Those that were also asked on swapped images.
+        limit: Number of questions from the start; None is all of them.
+        seed: Seed of the random choices and of the swap.
     """
 
     protocols: list[str] | None = None
@@ -43,19 +44,20 @@ def what_was_asked(
     on_missing: Literal["error", "wrong"] = "error",
     on_extra: Literal["error", "ignore"] = "error",
 ) -> Asked:
-    """Settle what evaluate has to expect.
+    """Decide which queries evaluate expects, from its config and the records.
 
     Args:
-        written: The keys of the evaluate config; None takes what the record says.
-        predictions: The files and their rows. What several files were asked is joined.
-        on_missing: ``wrong`` allows the config to ask for more than the record, which counts as wrong.
+        written: Values of the evaluate config; None takes the value of the record.
+        predictions: The files and their rows. The protocols of several files are joined.
+        on_missing: ``wrong`` allows the config to ask for more than the record; the missing answers count as wrong.
         on_extra: ``ignore`` allows the config to ask for less than the record.
 
     Returns:
-        Every value but ``limit`` is given.
+        The settings; every value except ``limit`` is set.
 
     Raises:
-        ConfigError: If the config contradicts the record, naming both values; or two records do.
+        ConfigError: If the config contradicts the record (the message has both values), or two records contradict each
+            other.
         DataError: If a record cannot be read.
     """
     known = [(path, record) for path, _ in predictions if (record := read_record(path))]
@@ -63,18 +65,18 @@ def what_was_asked(
     pairs = [(read_record(path) or {}, rows) for path, rows in predictions]
     protocols = _joined(_said(record, "protocols") or _of_rows(rows) for record, rows in pairs)
     swapped = _joined(_said(record, "swapped", _of_rows(rows, swapped=True)) for record, rows in pairs)
-    found = Asked(protocols or list(PROTOCOLS), swapped, limit, seed)
+    recorded = Asked(protocols or list(PROTOCOLS), swapped, limit, seed)
     if known:
-        _refuse_contradictions(written, found, known[0][0], on_missing, on_extra)
+        _refuse_contradictions(written, recorded, known[0][0], on_missing, on_extra)
     given = {key: value for key, value in dataclasses.asdict(written).items() if value is not None}
-    return dataclasses.replace(found, **{"seed": found.seed or 0, **given})
+    return dataclasses.replace(recorded, **{"seed": recorded.seed or 0, **given})
 
 
 def read_record(predictions: Path) -> dict[str, Any] | None:
-    """The config that predict had, as its record beside a prediction file tells; None where there is no record.
+    """Return the config of predict from the record of a prediction file; None if there is no record.
 
     Raises:
-        DataError: If it is no JSON of that form.
+        DataError: If the file is not a record in JSON.
     """
     path = predictions.with_suffix(".meta.json")
     if not path.is_file():
@@ -94,7 +96,7 @@ def _said(record: dict[str, Any], key: str, otherwise: list[str] | None = None) 
 
 
 def _of_rows(rows: Sequence[Prediction], swapped: bool = False) -> list[str]:
-    """Protocols that the rows answer, in the usual order."""
+    """Return the protocols of the rows, in the usual order."""
     tasks = dict.fromkeys(row.task for row in rows if row.meta.get("swapped") or not swapped)
     return [*(name for name in PROTOCOLS if name in tasks), *(name for name in tasks if name not in PROTOCOLS)]
 
@@ -115,30 +117,30 @@ def _agreed(key: str, known: Sequence[tuple[Path, dict[str, Any]]]) -> Any:
 
 def _refuse_contradictions(
     written: Asked,
-    found: Asked,
+    recorded: Asked,
     path: Path,
     on_missing: Literal["error", "wrong"],
     on_extra: Literal["error", "ignore"],
 ) -> None:
-    """Name each key whose value is another one than the record's, unless the difference is to be counted or ignored."""
+    """Raise an error for a value that differs from the record, unless ``on_missing`` or ``on_extra`` allows it."""
     for key in ("protocols", "swapped"):
-        mine, theirs = getattr(written, key), getattr(found, key)
-        if mine is None:
+        wanted, known = getattr(written, key), getattr(recorded, key)
+        if wanted is None:
             continue
-        more, less = set(mine) - set(theirs), set(theirs) - set(mine)
+        more, less = set(wanted) - set(known), set(known) - set(wanted)
         if (more and on_missing == "error") or (less and on_extra == "error"):
-            raise _contradiction(key, mine, theirs, path)
-    if written.limit is not None and written.limit != found.limit:
-        larger = found.limit is not None and written.limit > found.limit
+            raise _contradiction(key, wanted, known, path)
+    if written.limit is not None and written.limit != recorded.limit:
+        larger = recorded.limit is not None and written.limit > recorded.limit
         if (on_missing if larger else on_extra) == "error":
-            raise _contradiction("limit", written.limit, found.limit, path)
-    matters = found.swapped or SEEDED in (found.protocols or [])
-    if matters and written.seed is not None and found.seed is not None and written.seed != found.seed:
-        raise _contradiction("seed", written.seed, found.seed, path)
+            raise _contradiction("limit", written.limit, recorded.limit, path)
+    matters = recorded.swapped or SEEDED in (recorded.protocols or [])
+    if matters and written.seed is not None and recorded.seed is not None and written.seed != recorded.seed:
+        raise _contradiction("seed", written.seed, recorded.seed, path)
 
 
-def _contradiction(key: str, mine: Any, theirs: Any, path: Path) -> ConfigError:
+def _contradiction(key: str, wanted: Any, known: Any, path: Path) -> ConfigError:
     return ConfigError(
-        f"{key}: {mine!r} is asked for, but {path} was made with {theirs!r} (its record says so); leave {key} out, or "
+        f"{key}: {wanted!r} is asked for, but {path} was made with {known!r} (its record says so); leave {key} out, or "
         f"set {key}=null, to take what the record says"
     )

@@ -1,4 +1,4 @@
-"""What a model that does not look would score: chance, and the most frequent value of the training split."""
+"""Baselines that ignore the image: chance, and the most frequent value of the training split."""
 
 import json
 from collections.abc import Sequence
@@ -16,10 +16,10 @@ MAJORITY = "accuracy of always answering the attribute's most frequent value in 
 
 
 def read_majority(path: str | Path) -> dict[str, str]:
-    """Read ``training_majority.json``: attribute to its most frequent value in the training split.
+    """Read ``training_majority.json``, which maps each attribute to its most frequent value in the training split.
 
     Raises:
-        DataError: The file is missing or is no object of texts.
+        DataError: The file is missing, or it is not an object whose values are texts.
     """
     path = Path(path)
     if not path.is_file():
@@ -28,19 +28,19 @@ def read_majority(path: str | Path) -> dict[str, str]:
         values = json.loads(path.read_text(encoding="utf-8"))
     except ValueError:
         raise DataError(f"{path}: not JSON; run the prepare recipe again.") from None
-    if not isinstance(values, dict) or not all(isinstance(one, str) for one in values.values()):
+    if not isinstance(values, dict) or not all(isinstance(value, str) for value in values.values()):
         raise DataError(f"{path}: must be an object of attribute: value.")
     return values
 
 
 def chance(verdicts: Sequence[Verdict]) -> Metric:
-    """Mean chance over the questions; exact, hence without an interval."""
-    value = float(np.mean([one.chance for one in verdicts])) if verdicts else None
+    """Return the mean chance level over the questions; it is exact, so it has no interval."""
+    value = float(np.mean([verdict.chance for verdict in verdicts])) if verdicts else None
     return Metric(value, "fraction", None, len(verdicts), None, CHANCE)
 
 
 def majority(verdicts: Sequence[Verdict]) -> Metric:
-    """Accuracy of the training split's majority value on the same questions; undefined where one's is not known."""
-    priors = [one.prior for one in verdicts]
-    known = [] if None in priors else [bool(one) for one in priors]
+    """Return the accuracy of the training split's majority value; undefined if it is unknown for any question."""
+    priors = [verdict.prior for verdict in verdicts]
+    known = [] if None in priors else [bool(prior) for prior in priors]
     return proportion(known, MAJORITY, higher_is_better=None)

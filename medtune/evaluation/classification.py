@@ -1,4 +1,4 @@
-"""Scores of a classification; they live in :mod:`medtune.evaluation.protocols.classification`."""
+"""Earlier import path of the scores in :mod:`medtune.evaluation.protocols.classification`."""
 
 from medtune.evaluation.protocols.classification import label_table, score_classification, sets_of
 

@@ -1,4 +1,4 @@
-"""Which value is taken for which: right values against answered ones, for one attribute at a time."""
+"""Confusion matrix of right values and answered values, for one attribute at a time."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -14,10 +14,10 @@ class Confusion:
     """Counts of answers by right value and by value read.
 
     Args:
-        gold: The right values that occur, sorted, or all classes in their order; one row each.
-        answered: The values that occur, as right ones or as answers, sorted, or all classes; one column each.
-        counts: ``[gold][answered]``.
-        unread: For each right value, how many answers could not be read.
+        gold: One value per row: the right values that occur, sorted, or all classes in their order.
+        answered: One value per column: all values that occur as right value or as answer, sorted, or all classes.
+        counts: Counts, ``[gold][answered]``.
+        unread: For each right value, the number of answers that could not be read.
     """
 
     gold: tuple[str, ...]
@@ -27,7 +27,7 @@ class Confusion:
 
     @property
     def n(self) -> int:
-        """All answers counted."""
+        """Number of all answers."""
         return sum(map(sum, self.counts)) + sum(self.unread)
 
 
@@ -36,25 +36,25 @@ def confusion(gold: Sequence[str], predicted: Sequence[str | None], classes: Seq
 
     Args:
         gold: Right value of each question.
-        predicted: Value read from each answer, None where none could be read.
-        classes: All values there are, in the order of the table; None takes those that occur.
+        predicted: Value read from each answer; None if no value could be read.
+        classes: All possible values, in the order of the table; None takes the values that occur.
 
     Raises:
-        DataError: No question, not one answer to each, or a value that is none of the classes.
+        DataError: There is no question, the number of answers differs, or a value is not one of the classes.
     """
     if not gold or len(gold) != len(predicted):
         raise DataError(f"a confusion table needs one answer to each question, found {len(predicted)} to {len(gold)}.")
-    found = set(gold) | {one for one in predicted if one is not None}
-    if classes is not None and found - set(classes):
-        raise DataError(f"the value {min(found - set(classes))!r} is none of the classes {', '.join(classes)}.")
+    values = set(gold) | {value for value in predicted if value is not None}
+    if classes is not None and values - set(classes):
+        raise DataError(f"the value {min(values - set(classes))!r} is none of the classes {', '.join(classes)}.")
     rows = sorted(set(gold)) if classes is None else list(classes)
-    columns = sorted(found) if classes is None else list(classes)
-    answers = [UNREAD if one is None else one for one in predicted]
+    columns = sorted(values) if classes is None else list(classes)
+    answers = [UNREAD if value is None else value for value in predicted]
     matrix = confusion_matrix(list(gold), answers, labels=[*columns, UNREAD])
-    held = [matrix[columns.index(value)] for value in rows]
+    matrix_rows = [matrix[columns.index(value)] for value in rows]
     return Confusion(
         tuple(rows),
         tuple(columns),
-        tuple(tuple(int(count) for count in row[:-1]) for row in held),
-        tuple(int(row[-1]) for row in held),
+        tuple(tuple(int(count) for count in row[:-1]) for row in matrix_rows),
+        tuple(int(row[-1]) for row in matrix_rows),
     )

@@ -1,7 +1,7 @@
-"""How a protocol's numbers and answers are shown: reports, sweeps and summaries read this and name no protocol.
+"""How a protocol's numbers and answers are shown. Reports, sweeps and summaries use it and depend on no protocol.
 
-A display is plain data. Those of the packaged protocols are looked up by name; that of another protocol is written
-into ``results.json`` (key ``display``), so that a report needs no code of its own to show it.
+A display is plain data. The displays of the packaged protocols are looked up by name. The display of any other protocol
+is written to ``results.json`` (key ``display``), so that a report can show it without the protocol's code.
 """
 
 from collections.abc import Mapping, Sequence
@@ -19,14 +19,14 @@ class Column:
     """One number as a column of a table.
 
     Attributes:
-        key: Name of the number among the overall ones, or among those of one attribute.
-        title: Heading of the column. Shares are written in percent; name another unit here.
-        majority: Name of the number that the majority baseline scores; empty for none.
-        chance: Name of the number that a blind guess scores; empty for none.
-        note: Name of a number that stands in small letters beneath it over seeds; empty for none.
-        note_title: What the small number is called.
-        against: Value that the interval is compared with for its colour where there is no baseline.
-        sign: Write the number with its sign.
+        key: Name of the number, in the overall numbers or in those of one attribute.
+        title: Heading of the column. Shares are shown in percent; give any other unit here.
+        majority: Name of the majority baseline of this number; empty for none.
+        chance: Name of the chance level of this number; empty for none.
+        note: Name of a number that is shown in small letters below it in tables over seeds; empty for none.
+        note_title: Title of the small number.
+        against: Value that the interval is compared with for its colour if there is no baseline.
+        sign: Whether the number is shown with its sign.
     """
 
     key: str
@@ -44,13 +44,13 @@ class Examples:
     """How a protocol's answers are shown on sample images.
 
     Attributes:
-        question: Heading of a card that was asked by this protocol; ``{prompt}`` and the keys of the row's ``meta``
-            are filled in.
-        heading: Heading of the answers' column; ``{prompt}`` is filled in. Empty takes the protocol's title.
+        question: Heading of a card for a question of this protocol; ``{prompt}`` and the keys of the row's ``meta`` are
+            filled in.
+        heading: Heading of the column of answers; ``{prompt}`` is filled in. Empty takes the protocol's title.
         mark: Column of the verdict that marks an answer as right; ``none`` marks nothing.
-        measure: Per-sample number that stands after the answer; empty for none.
-        per_image: The query belongs to the images, not to one question on them.
-        legend: What the mark means where it is not plain, as half a sentence.
+        measure: Per-sample number that is shown after the answer; empty for none.
+        per_image: Whether the query belongs to the images and not to a single question about them.
+        legend: Meaning of the mark if it needs an explanation, as half a sentence.
     """
 
     question: str = "{prompt}"
@@ -62,7 +62,7 @@ class Examples:
 
     @property
     def asks(self) -> bool:
-        """Whether a row names a question with its right answer."""
+        """Whether a row holds a question with its right answer."""
         return not self.per_image
 
     @property
@@ -73,15 +73,15 @@ class Examples:
 
 @dataclass(frozen=True)
 class Densities:
-    """A section of its own for a protocol: numbers of each run, two densities of each, then one line for each set.
+    """A separate section for a protocol: numbers and two densities of each run, then a row for each set.
 
     Attributes:
-        help: Sentences beneath the heading.
-        columns: Numbers of a set; ``<key>_macro`` is the overall one.
-        alt: What the picture shows, in words.
-        set_help: Sentences beneath the heading of the table by set.
+        help: Sentences below the heading.
+        columns: Numbers of a set; ``<key>_macro`` is the overall number.
+        alt: Description of the plot in words.
+        set_help: Sentences below the heading of the table by set.
         set_column: The number of that table.
-        set_note: The number in small letters beneath it.
+        set_note: The number in small letters below it.
     """
 
     help: str
@@ -98,27 +98,27 @@ class Display:
 
     Attributes:
         title: Its name in tables.
-        headline: The numbers that stand for it, the most important one first, with full titles; empty for a protocol
-            that is not shown among those with a right answer.
-        rank: Place among the protocols, the lowest first.
+        headline: Its main numbers, the most important one first, with full titles; empty for a protocol without right
+            answers.
+        rank: Position among the protocols; the lowest rank is first.
         help: How it asks and what counts as right, in half a sentence.
-        columns: Numbers of its own table; empty takes the headline's.
-        attribute: The number of one attribute (or set); None leaves out the table by attribute.
-        notes: Numbers of one attribute that stand in small letters beneath it, with short titles.
-        notes_help: What they are, as a sentence.
-        titles: Title of a number in the list of definitions; a number that is missing there goes by its column.
-        followed: Overall numbers whose mean and deviation over seeds are kept, beside those of ``seeds``.
-        seeds: Overall numbers shown over seeds, with full titles; empty takes the headline's.
-        followed_of_sets: Numbers of each attribute or set that are followed over seeds.
-        sets: Numbers shown with a column for each set over seeds.
-        paired: Column of ``verdicts.csv`` whose paired difference is taken: ``correct``, which McNemar's test is made
-            of, or ``measure:<name>``.
-        confusion: Whether answers are read as values of the attribute (``values``), or as classes of a set
-            (``classes``), so that there is a confusion table.
+        columns: Numbers of its own table; empty takes those of the headline.
+        attribute: The number of one attribute (or set); None omits the table by attribute.
+        notes: Numbers of one attribute that are shown in small letters below it, with short titles.
+        notes_help: A sentence that explains the notes.
+        titles: Title of a number in the list of definitions; other numbers take the title of their column.
+        followed: Further overall numbers whose mean and deviation over seeds are saved, in addition to ``seeds``.
+        seeds: Overall numbers shown over seeds, with full titles; empty takes those of the headline.
+        followed_of_sets: Numbers of each attribute or set whose mean and deviation over seeds are saved.
+        sets: Numbers shown over seeds with a column for each set.
+        paired: Column of ``verdicts.csv`` for the paired difference: ``correct``, also used by McNemar's test, or
+            ``measure:<name>``.
+        confusion: ``values`` if answers are read as values of the attribute, ``classes`` if they are read as classes of
+            a set; both give a confusion table. ``none`` gives no table.
         radar: Whether a radar chart over attributes is drawn.
-        examples: How answers are shown on sample images; None shows none.
-        retention: Title of the share of answers in the form asked for; empty where that says nothing.
-        densities: A section of its own; None for none.
+        examples: How answers are shown on sample images; None does not show them.
+        retention: Title of the share of answers in the requested form; empty if the protocol has no such share.
+        densities: A separate section; None for none.
     """
 
     title: str
@@ -153,24 +153,24 @@ class Display:
 
     @property
     def kept(self) -> tuple[str, ...]:
-        """Overall numbers that are followed over seeds."""
+        """Overall numbers whose mean and deviation over seeds are saved."""
         return tuple(dict.fromkeys([*self.followed, *(column.key for column in self.over_seeds)]))
 
     @property
     def main(self) -> str:
-        """Name of the first number of the headline; empty where there is none."""
+        """Name of the first number of the headline; empty if there is none."""
         return self.headline[0].key if self.headline else ""
 
     def has(self, key: str) -> bool:
-        """Tell whether a number has a column in the protocol's own table or in the headline."""
+        """Return whether a number has a column in the protocol's own table or in the headline."""
         return any(column.key == key for column in (*self.table, *self.headline))
 
     def table_title(self, key: str) -> str:
-        """Heading of a number in the protocol's own table, or its name."""
+        """Return the heading of a number in the protocol's own table, or its name."""
         return next((column.title for column in (*self.table, *self.headline) if column.key == key), key)
 
     def definition_title(self, key: str) -> str:
-        """Name of a number in the list of definitions."""
+        """Return the title of a number in the list of definitions."""
         if key in self.titles:
             return self.titles[key]
         return f"{self.title}: {self.table_title(key)}"
@@ -181,15 +181,15 @@ class Display:
 
     @classmethod
     def from_dict(cls, node: Any, where: str = "results") -> "Display":
-        """Read a display back; keys of a later version are left out.
+        """Read a display from plain values; keys of a later version are ignored.
 
         Raises:
-            DataError: It is none.
+            DataError: The values are not a display.
         """
         try:
             known = _known(cls, node)
             for name in ("headline", "columns", "notes", "seeds", "sets"):
-                known[name] = tuple(Column(**_known(Column, one)) for one in known.get(name, ()))
+                known[name] = tuple(Column(**_known(Column, column)) for column in known.get(name, ()))
             for name in ("followed", "followed_of_sets"):
                 known[name] = tuple(known.get(name, ()))
             for name, kind in (("attribute", Column), ("examples", Examples)):
@@ -201,7 +201,7 @@ class Display:
 
 
 def _known(kind: Any, node: Mapping[str, Any]) -> dict[str, Any]:
-    names = {one.name for one in fields(kind)}
+    names = {field.name for field in fields(kind)}
     return {key: value for key, value in node.items() if key in names}
 
 
@@ -209,7 +209,7 @@ def _densities(node: Mapping[str, Any] | None) -> Densities | None:
     if not node:
         return None
     known = _known(Densities, node)
-    known["columns"] = tuple(Column(**_known(Column, one)) for one in known["columns"])
+    known["columns"] = tuple(Column(**_known(Column, column)) for column in known["columns"])
     for name in ("set_column", "set_note"):
         known[name] = Column(**_known(Column, known[name]))
     return Densities(**known)
@@ -239,9 +239,9 @@ def accuracy_display(title: str, rank: int, help: str, **changes: Any) -> Displa
 
     Args:
         title: Its name in tables.
-        rank: Place among the protocols.
+        rank: Position among the protocols.
         help: How it asks and what counts as right.
-        **changes: Fields that differ from the others'.
+        **changes: Fields that differ from the default.
     """
     balanced = "balanced_accuracy_macro"
     macro = Column("accuracy_macro", ACCURACY_TITLES["accuracy_macro"], "majority_macro", "chance_macro")
@@ -259,6 +259,6 @@ def accuracy_display(title: str, rank: int, help: str, **changes: Any) -> Displa
 
 
 def plain_display(name: str, numbers: Mapping[str, Any]) -> Display:
-    """Return a display of a protocol of which nothing but its results is known: its first number is the headline."""
+    """Return a display for an unknown protocol with results; its first number is the headline."""
     keys: Sequence[str] = list(numbers.get("overall", {}))
     return Display(name, tuple(Column(key, f"{name}, {key}") for key in keys[:1]))

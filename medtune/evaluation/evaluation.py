@@ -23,9 +23,9 @@ class Evaluation:
     """Results of one model.
 
     Args:
-        results: JSON-ready tree ``{schema, name, protocols, retention, counts, vocabulary}``, and ``display`` where a
-            protocol is not among the packaged ones.
-        verdicts: What each answer was read as.
+        results: JSON-ready tree ``{schema, name, protocols, retention, counts, vocabulary}``, and ``display`` if a
+            protocol is not a packaged one.
+        verdicts: The verdict on each answer.
     """
 
     results: dict[str, Any]
@@ -54,15 +54,15 @@ def evaluate(
         majority: Most frequent value of each attribute in the training split.
         name: Name of the model in tables.
         protocols: Protocols that were asked, by name or dotted path.
-        swapped: Protocols that were asked on swapped images too.
-        limit: Take only the first questions, as predict was told.
-        seed: Seed that predict was given (yes/no coins, swap); it seeds the bootstrap as well.
-        resamples: Bootstrap draws.
+        swapped: Protocols that were also asked on swapped images.
+        limit: Number of questions from the start, the same as in predict; None takes all.
+        seed: Seed of predict (yes/no choices, swap); it also seeds the bootstrap.
+        resamples: Number of bootstrap resamples.
         on_missing: See :func:`medtune.evaluation.matching.match_predictions`.
-        on_extra: See there.
+        on_extra: See :func:`medtune.evaluation.matching.match_predictions`.
 
     Raises:
-        DataError: Questions and predictions do not fit.
+        DataError: Questions and predictions do not match.
     """
     asked = build_protocols(protocols, seed)
     vocabulary = _vocabulary(samples, majority, list(asked.values()))
@@ -74,19 +74,19 @@ def evaluate(
     scored: dict[str, Any] = {}
     facts: dict[str, Any] = {}
     for task, protocol in asked.items():
-        held = [one for one in verdicts if one.task == task]
-        numbers = protocol.score(held, vocabulary, resamples=resamples, seed=seed)
+        of_task = [verdict for verdict in verdicts if verdict.task == task]
+        numbers = protocol.score(of_task, vocabulary, resamples=resamples, seed=seed)
         if numbers is not None:
             scored[task] = numbers
-        facts |= protocol.facts(held)
-    others = {task: one.display.to_dict() for task, one in asked.items() if task not in REGISTRY}
-    components = COMPONENTS | {task: one.retention for task, one in asked.items() if one.retention}
+        facts |= protocol.facts(of_task)
+    others = {task: protocol.display.to_dict() for task, protocol in asked.items() if task not in REGISTRY}
+    components = COMPONENTS | {task: protocol.retention for task, protocol in asked.items() if protocol.retention}
     results = {
         "schema": SCHEMA,
         "name": name,
         "protocols": scored,
         "retention": retention(verdicts, resamples=resamples, seed=seed, components=components),
-        "counts": {"questions": len(samples), "images": len({one.images for one in samples}), **counts},
+        "counts": {"questions": len(samples), "images": len({sample.images for sample in samples}), **counts},
         "vocabulary": {"attributes": list(vocabulary.attributes), "majority": vocabulary.majority, **facts},
         **({"display": others} if others else {}),
     }
@@ -94,22 +94,22 @@ def evaluate(
 
 
 def _vocabulary(samples: Sequence[Sample], majority: dict[str, str], asked: Sequence[EvaluationProtocol]) -> Vocabulary:
-    """What the questions are about, as the protocols that are asked understand them."""
+    """Collect attributes and values of the questions, using the ``topic`` of each protocol."""
     needed = any(protocol.majority == "required" for protocol in asked)
-    return Vocabulary.of(samples, majority, needed, list(dict.fromkeys(type(one).topic for one in asked)))
+    return Vocabulary.of(samples, majority, needed, list(dict.fromkeys(type(protocol).topic for protocol in asked)))
 
 
 def plain(node: Any) -> Any:
-    """Turn a tree that holds numbers into plain JSON values."""
+    """Convert a tree with metrics to plain JSON values."""
     if isinstance(node, Metric):
         return node.to_dict()
     if isinstance(node, dict):
         return {key: plain(value) for key, value in node.items()}
-    return [plain(one) for one in node] if isinstance(node, list | tuple) else node
+    return [plain(item) for item in node] if isinstance(node, list | tuple) else node
 
 
 def metric_rows(results: dict[str, Any]) -> list[dict[str, Any]]:
-    """Flatten every number of a results tree into one table row: run, where it stands, value, interval, n, unit."""
+    """Flatten a results tree into table rows, one per number: run, place in the tree, value, interval, n, unit."""
     rows: list[dict[str, Any]] = []
 
     def walk(node: Any, path: tuple[str, ...]) -> None:
@@ -147,7 +147,7 @@ def _place(path: tuple[str, ...]) -> tuple[str, str, str]:
 
 
 def to_csv(rows: Sequence[dict[str, Any]]) -> str:
-    """Write table rows as CSV text; empty for no rows."""
+    """Return table rows as CSV text; empty if there are no rows."""
     if not rows:
         return ""
     text = io.StringIO()
@@ -160,25 +160,25 @@ def to_csv(rows: Sequence[dict[str, Any]]) -> str:
 def verdict_rows(verdicts: Sequence[Verdict]) -> list[dict[str, Any]]:
     """Flatten verdicts into table rows: ids, gold and the value read, never an answer's text.
 
-    A likelihood is no answer, and has no row. Per-sample numbers have a column each, ``measure:<name>``, empty where an
-    answer has none; there is no such column where no verdict has one.
+    A likelihood is not an answer and has no row. Each per-sample number has a column ``measure:<name>``, which is empty
+    for answers without it. If no verdict has the number, there is no column.
     """
-    held = [one for one in verdicts if one.tabulated]
-    names = dict.fromkeys(name for one in held for name in one.measures)
+    tabulated = [verdict for verdict in verdicts if verdict.tabulated]
+    names = dict.fromkeys(name for verdict in tabulated for name in verdict.measures)
     return [
         {
-            "id": one.id,
-            "task": one.task,
-            "sample_id": one.sample_id,
-            "attribute": one.attribute,
-            "images": "+".join(one.images),
-            "swapped": int(one.swapped),
-            "gold": one.gold,
-            "predicted": "" if one.predicted is None else one.predicted,
-            "read": int(one.predicted is not None),
-            "correct": int(one.correct),
-            "in_format": int(one.in_format),
-            **{f"{MEASURE}{name}": one.measures.get(name, "") for name in names},
+            "id": verdict.id,
+            "task": verdict.task,
+            "sample_id": verdict.sample_id,
+            "attribute": verdict.attribute,
+            "images": "+".join(verdict.images),
+            "swapped": int(verdict.swapped),
+            "gold": verdict.gold,
+            "predicted": "" if verdict.predicted is None else verdict.predicted,
+            "read": int(verdict.predicted is not None),
+            "correct": int(verdict.correct),
+            "in_format": int(verdict.in_format),
+            **{f"{MEASURE}{name}": verdict.measures.get(name, "") for name in names},
         }
-        for one in held
+        for verdict in tabulated
     ]

@@ -1,4 +1,4 @@
-"""Pairing predictions with the questions that they answer: the gold always comes from the question file."""
+"""Pairs predictions with the questions that they answer. Right answers always come from the question file."""
 
 import dataclasses
 from collections.abc import Mapping, Sequence
@@ -20,18 +20,19 @@ def match_predictions(
     """Pair queries with predictions by id.
 
     Args:
-        queries: What should have been asked.
-        predictions: What was answered, ids unique.
-        answer_keys: Protocol's name to what the model's side writes into ``meta``; else its scores and their tokens.
-        on_missing: ``wrong`` scores an unanswered query as a wrong answer out of format.
-        on_extra: ``ignore`` leaves out predictions of queries that are not asked here.
+        queries: The expected queries.
+        predictions: The answers; their ids must be unique.
+        answer_keys: Protocol name to the keys of ``meta`` that come from the prediction; the default is ``scores`` and
+            ``score_tokens``.
+        on_missing: ``wrong`` scores an unanswered query as a wrong answer in the wrong format.
+        on_extra: ``ignore`` leaves out predictions for other queries.
 
     Returns:
-        One row for each query, in order, with the query's prompt, references and meta; and the counts
-        ``asked, answered, missing, extra, other_prompt`` (answers to a prompt worded otherwise) and ``by_task``.
+        One row for each query, in order, with the query's references and meta; and the counts ``asked``, ``answered``,
+        ``missing``, ``extra``, ``other_prompt`` (answers to a prompt with other words) and ``by_task``.
 
     Raises:
-        DataError: Missing, extra, duplicate or contradicting predictions.
+        DataError: Predictions are missing, extra or duplicate, or contradict the question file.
     """
     answers: dict[str, Prediction] = {}
     for row in predictions:

@@ -1,7 +1,7 @@
-"""Scores that are no accuracy: numbers of each answer (an error, a judge's mark) and numbers of a whole set (an F1).
+"""Scores other than accuracy: numbers of each answer (an error, a judge's mark) and numbers of a whole set (an F1).
 
-Both kinds are averaged over attributes (``_macro``) and taken over all questions (``_micro``), with an interval by a
-bootstrap over images: a number of each answer by its mean, a number of a set by computing it anew on each draw.
+Both kinds are averaged over attributes (``_macro``) and computed over all questions (``_micro``). Intervals are from a
+bootstrap over images. A number of each answer is averaged; a number of a set is recomputed on each resample.
 """
 
 from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
@@ -28,10 +28,10 @@ class Measure:
     Attributes:
         name: Its name. Without ``of_set`` it is the name in :attr:`Verdict.measures`.
         unit: For example ``mm``; ``fraction`` is shown in percent.
-        higher_is_better: True, False, or None where neither holds (a baseline).
+        higher_is_better: True, False, or None if neither applies (a baseline).
         definition: One sentence that says how it is computed.
-        of_set: Computes the number of a set of verdicts, in which a resampled verdict stands several times; None where
-            it is not defined. Without it the number is the mean of the verdicts' measures.
+        of_set: Computes the number from a list of verdicts, in which a resampled verdict occurs several times. It
+            returns None if the number is undefined. Without ``of_set`` the number is the mean of those in the verdicts.
     """
 
     name: str
@@ -44,23 +44,23 @@ class Measure:
 def score_measures(
     verdicts: Sequence[Verdict], measures: Sequence[Measure], *, resamples: int = 1000, seed: int = 0
 ) -> dict[str, Any]:
-    """Score one model's verdicts by any measures, the first being the one that a swap of images is judged by.
+    """Score one model's verdicts by any measures; the first measure is used for the cost of the image swap.
 
     Args:
-        verdicts: On the true and on swapped images.
+        verdicts: Verdicts on the true and on swapped images.
         measures: The numbers to compute.
-        resamples: Bootstrap draws.
-        seed: Seed of the draws.
+        resamples: Number of bootstrap resamples.
+        seed: Seed of the resampling.
 
     Returns:
         ``{"overall": {<name>_macro, <name>_micro, unread}, "attributes": {attribute: {<name>, unread}}, "swapped"}``.
     """
-    true, swapped = ([one for one in verdicts if one.swapped is side] for side in (False, True))
+    true, swapped = ([verdict for verdict in verdicts if verdict.swapped is side] for side in (False, True))
     return {
         "overall": _overall(true, measures, resamples, seed),
         "attributes": {
             name: {
-                **{one.name: _number(rows, one, resamples, seed, macro_over=False) for one in measures},
+                **{measure.name: _number(rows, measure, resamples, seed, macro_over=False) for measure in measures},
                 "unread": _unread(rows),
             }
             for name, rows in by_attribute(true).items()
@@ -72,30 +72,34 @@ def score_measures(
 def compare_measures(
     pairs: Mapping[int, Sequence[Pair]], measures: Iterable[Measure], base: str, *, resamples: int = 1000, seed: int = 0
 ) -> dict[str, Metric]:
-    """Paired differences of the measures of a set, mean over attributes (and training seeds), by ``<name>_macro``.
+    """Compute paired differences of measures of a set, mean over attributes (and training seeds), by ``<name>_macro``.
 
     Args:
         pairs: Training seed to pairs of rows of ``verdicts.csv`` on the same queries.
-        measures: Those without ``of_set`` are passed over: ``display.paired`` takes one of them.
+        measures: The measures. Those without ``of_set`` are skipped; ``display.paired`` compares one of them.
         base: Name of the run that is subtracted.
-        resamples: Bootstrap draws; both runs are taken on the same ones.
-        seed: Seed of the draws.
+        resamples: Number of bootstrap resamples; both runs use the same ones.
+        seed: Seed of the resampling.
     """
     sides = [
-        [((of, pair[0]["attribute"]), verdict_of(pair[side])) for of, held in pairs.items() for pair in held]
+        [
+            ((of, pair[0]["attribute"]), verdict_of(pair[side]))
+            for of, seed_pairs in pairs.items()
+            for pair in seed_pairs
+        ]
         for side in (0, 1)
     ]
     found = {}
-    for one in measures:
-        if one.of_set is None or not sides[0]:
+    for measure in measures:
+        if measure.of_set is None or not sides[0]:
             continue
-        before, before_drawn = _over_draws(sides[0], one.of_set, resamples, seed)
-        after, after_drawn = _over_draws(sides[1], one.of_set, resamples, seed)
+        before, before_drawn = _over_resamples(sides[0], measure.of_set, resamples, seed)
+        after, after_drawn = _over_resamples(sides[1], measure.of_set, resamples, seed)
         value = None if before is None or after is None else after - before
         ends = None if after_drawn is None or before_drawn is None else _ends(after_drawn - before_drawn, "", 0)
-        text = f"{one.definition}; minus that of {base}, paired by question; mean over attributes; {BOOTSTRAP}"
-        found[f"{one.name}_macro"] = Metric(
-            value, difference_unit(one.unit), one.higher_is_better, len(sides[1]), ends, text
+        text = f"{measure.definition}; minus that of {base}, paired by question; mean over attributes; {BOOTSTRAP}"
+        found[f"{measure.name}_macro"] = Metric(
+            value, difference_unit(measure.unit), measure.higher_is_better, len(sides[1]), ends, text
         )
     return found
 
@@ -106,7 +110,7 @@ def difference_unit(unit: str) -> str:
 
 
 def verdict_of(row: Mapping[str, str]) -> Verdict:
-    """Read a verdict back from a row of ``verdicts.csv``; baselines and an answer's text are not in it."""
+    """Read a verdict from a row of ``verdicts.csv``, which has no baselines and no text of the answer."""
     return Verdict(
         id=row["id"],
         task=row["task"],
@@ -124,68 +128,68 @@ def verdict_of(row: Mapping[str, str]) -> Verdict:
 
 
 MEASURE = "measure:"
-"""Begins the names of the columns of ``verdicts.csv`` that hold per-sample numbers."""
+"""Prefix of the columns of ``verdicts.csv`` that hold per-sample numbers."""
 
 
 def _overall(rows: Sequence[Verdict], measures: Sequence[Measure], resamples: int, seed: int) -> Numbers:
     numbers: Numbers = {}
-    for one in measures:
-        numbers[f"{one.name}_macro"] = _number(rows, one, resamples, seed, macro_over=True)
-        numbers[f"{one.name}_micro"] = _number(rows, one, resamples, seed, macro_over=False)
+    for measure in measures:
+        numbers[f"{measure.name}_macro"] = _number(rows, measure, resamples, seed, macro_over=True)
+        numbers[f"{measure.name}_micro"] = _number(rows, measure, resamples, seed, macro_over=False)
     return {**numbers, "unread": _unread(rows)}
 
 
 def _unread(rows: Sequence[Verdict]) -> Metric:
-    return proportion([one.predicted is None for one in rows], UNREAD, higher_is_better=False)
+    return proportion([verdict.predicted is None for verdict in rows], UNREAD, higher_is_better=False)
 
 
 def _number(rows: Sequence[Verdict], measure: Measure, resamples: int, seed: int, *, macro_over: bool) -> Metric:
-    """One number, mean over attributes or over all rows at once."""
+    """Compute one number, as a mean over attributes or over all rows."""
     groups = by_attribute(rows)
     text = f"mean over the {len(groups)} attributes of {measure.definition}" if macro_over else measure.definition
     text += f"; {BOOTSTRAP}"
     if measure.of_set is not None:
-        held = [(one.attribute if macro_over else "", one) for one in rows]
-        value, drawn = _over_draws(held, measure.of_set, resamples, seed)
-        ends = None if drawn is None else _ends(drawn, measure.unit, len({one.images for one in rows}))
+        grouped = [(verdict.attribute if macro_over else "", verdict) for verdict in rows]
+        value, drawn = _over_resamples(grouped, measure.of_set, resamples, seed)
+        ends = None if drawn is None else _ends(drawn, measure.unit, len({verdict.images for verdict in rows}))
         return Metric(value, measure.unit, measure.higher_is_better, len(rows), ends, text)
-    known = [one for one in rows if measure.name in one.measures]
-    values = [one.measures[measure.name] for one in known]
-    cells = [one.attribute if macro_over else "" for one in known]
+    known = [verdict for verdict in rows if measure.name in verdict.measures]
+    values = [verdict.measures[measure.name] for verdict in known]
+    cells = [verdict.attribute if macro_over else "" for verdict in known]
     by_cell: dict[str, list[float]] = {}
     for cell, number in zip(cells, values, strict=True):
         by_cell.setdefault(cell, []).append(number)
     mean = float(np.mean([np.mean(by_cell[cell]) for cell in sorted(by_cell)])) if known else None
-    images = [one.images for one in known]
+    images = [verdict.images for verdict in known]
     binary = measure.unit == "fraction" and set(values) <= {0.0, 1.0}
     interval = bootstrap_interval(values, cells, images, macro, resamples=resamples, seed=seed, binary=binary)
     return Metric(mean, measure.unit, measure.higher_is_better, len(known), interval, text)
 
 
-def _over_draws(
-    held: Sequence[tuple[Hashable, Verdict]],
+def _over_resamples(
+    grouped: Sequence[tuple[Hashable, Verdict]],
     of_set: Callable[[Sequence[Verdict]], float | None],
     resamples: int,
     seed: int,
 ) -> tuple[float | None, np.ndarray | None]:
-    """Mean over groups of a number of a set: its value, and its values on each draw of images, NaN where undefined.
+    """Compute a set's number as a mean over groups: the value, and the values on each resample (NaN if undefined).
 
     Args:
-        held: Group and verdict.
-        of_set: The number of a set.
-        resamples: Number of draws.
-        seed: Seed of the draws.
+        grouped: Pairs of group and verdict.
+        of_set: Computes the number of a set.
+        resamples: Number of bootstrap resamples.
+        seed: Seed of the resampling.
     """
-    verdicts = [one for _, one in held]
-    names, cluster = np.unique(np.asarray([repr(one.images) for one in verdicts]), return_inverse=True)
+    verdicts = [verdict for _, verdict in grouped]
+    names, cluster = np.unique(np.asarray([repr(verdict.images) for verdict in verdicts]), return_inverse=True)
     members: dict[Hashable, list[int]] = {}
-    for at, (group, _) in enumerate(held):
+    for at, (group, _) in enumerate(grouped):
         members.setdefault(group, []).append(at)
 
     def mean(counts: np.ndarray) -> float:
         rows = [[verdicts[at] for at in places for _ in range(int(counts[at]))] for places in members.values()]
-        found = [of_set(one) for one in rows if one]
-        known = [one for one in found if one is not None]
+        values = [of_set(group) for group in rows if group]
+        known = [value for value in values if value is not None]
         return float(np.mean(known)) if known else float("nan")
 
     value = mean(np.ones(len(verdicts), dtype=np.int64)) if verdicts else float("nan")
@@ -197,7 +201,7 @@ def _over_draws(
 
 
 def _ends(drawn: np.ndarray, unit: str, clusters: int) -> Interval:
-    """95% percentile interval; of a share that is 0 or 1 in every draw it is Wilson's."""
+    """Return the 95% percentile interval; for a share that is 0 or 1 in every resample, Wilson's interval."""
     if unit == "fraction":
         return percentile_ends(drawn, clusters)
     known = drawn[~np.isnan(drawn)]
@@ -210,11 +214,15 @@ def _ends(drawn: np.ndarray, unit: str, clusters: int) -> Interval:
 def _swapped(
     true: Sequence[Verdict], swapped: Sequence[Verdict], measures: Sequence[Measure], resamples: int, seed: int
 ) -> Numbers:
-    """The measures on other images, and how much worse the first one of each answer is there, paired by question."""
+    """Compute the measures on swapped images, and how much worse the first measure is there, paired by question."""
     numbers = _overall(swapped, measures, resamples, seed)
     main = measures[0]
-    on_true = {one.sample_id: one for one in true if main.name in one.measures}
-    pairs = [(on_true[one.sample_id], one) for one in swapped if one.sample_id in on_true and main.name in one.measures]
+    on_true = {verdict.sample_id: verdict for verdict in true if main.name in verdict.measures}
+    pairs = [
+        (on_true[verdict.sample_id], verdict)
+        for verdict in swapped
+        if verdict.sample_id in on_true and main.name in verdict.measures
+    ]
     if main.of_set is None:
         worse = -1.0 if main.higher_is_better is False else 1.0
         number = paired_difference(
@@ -226,5 +234,7 @@ def _swapped(
             seed,
         )
         numbers["drop_macro"] = replace(number, unit=difference_unit(main.unit))
-    numbers["answer_differs"] = proportion([one.shown_differs for one in swapped], DIFFERS, higher_is_better=None)
+    numbers["answer_differs"] = proportion(
+        [verdict.shown_differs for verdict in swapped], DIFFERS, higher_is_better=None
+    )
     return numbers

@@ -1,4 +1,4 @@
-"""Metrics on scored answers. scikit-learn and scipy do the arithmetic; the bootstrap over images is ours."""
+"""Metrics on scored answers, computed by scikit-learn and scipy; the bootstrap over images is our own code."""
 
 import math
 from collections.abc import Callable, Iterator, Sequence
@@ -12,14 +12,14 @@ from medtune.evaluation.result import Metric
 
 Reduce = Callable[[NDArray[np.float64]], NDArray[np.float64]]
 UNREAD = "\x00unread"
-"""Stands for an answer that could not be read; no gold value can be equal to it."""
+"""Represents an answer that could not be read; no gold value can be equal to it."""
 
 
 def proportion(
     correct: Sequence[bool], definition: str, *, unit: str = "fraction", higher_is_better: bool | None = True
 ) -> Metric:
-    """Share of true entries with Wilson's 95% interval (scipy); undefined for no entries."""
-    n, k = len(correct), int(sum(bool(one) for one in correct))
+    """Return the share of true entries with Wilson's 95% interval (scipy); undefined without entries."""
+    n, k = len(correct), int(sum(bool(value) for value in correct))
     if n == 0:
         return Metric(None, unit, higher_is_better, 0, None, definition)
     interval = binomtest(k, n).proportion_ci(confidence_level=0.95, method="wilson")
@@ -27,10 +27,10 @@ def proportion(
 
 
 def balanced_accuracy(gold: Sequence[str], predicted: Sequence[str | None]) -> float:
-    """Mean recall over the values that occur as gold (scikit-learn); an unread answer is a miss. NaN for no entries."""
+    """Return the mean recall over the gold values (scikit-learn). Unread answers are misses. NaN without entries."""
     if not gold:
         return math.nan
-    answers = [UNREAD if one is None else one for one in predicted]
+    answers = [UNREAD if value is None else value for value in predicted]
     return float(recall_score(list(gold), answers, labels=sorted(set(gold)), average="macro", zero_division=0.0))
 
 
@@ -44,30 +44,30 @@ def bootstrap_interval(
     seed: int = 0,
     binary: bool = True,
 ) -> tuple[float, float] | None:
-    """95% percentile interval of a statistic of cell means, drawing whole clusters (images) with replacement.
+    """Return the 95% percentile interval of a statistic of cell means, by a bootstrap over whole clusters (images).
 
-    Questions on one image stand or fall together, so images are drawn, not questions. A cell that a draw does not
-    hold is NaN in that draw; ``reduce`` must leave it out (``np.nanmean``).
+    Answers about one image are correlated, so images are resampled, not questions. The mean of a cell without answers
+    in a resample is NaN; ``reduce`` must leave it out (``np.nanmean``).
 
     Args:
         values: One value for each answer, e.g. 1.0 for a right one.
         cells: The group of each answer, e.g. its attribute.
         clusters: The image of each answer.
-        reduce: Cell means ``[draws, c]`` to statistic ``[draws]``; cells are in sorted order.
-        resamples: Number of draws.
-        seed: Seed of the draws.
-        binary: The values are 0 and 1. When they are all equal every draw is alike and the bootstrap would claim
-            certainty: Wilson's interval for as many trials as there are clusters is taken then.
+        reduce: Maps cell means ``[resamples, c]`` to the statistic ``[resamples]``; cells are in sorted order.
+        resamples: Number of bootstrap resamples.
+        seed: Seed of the resampling.
+        binary: Whether the values are 0 and 1. If they are all equal, all resamples are equal and the interval would
+            have no width. Then the result is Wilson's interval with the number of clusters as the number of trials.
 
     Returns:
         Lower and upper end, or None for fewer than two clusters.
     """
-    cell_names, cell = np.unique(np.asarray([repr(one) for one in cells]), return_inverse=True)
-    cluster_names, cluster = np.unique(np.asarray([repr(one) for one in clusters]), return_inverse=True)
+    cell_names, cell = np.unique(np.asarray([repr(key) for key in cells]), return_inverse=True)
+    cluster_names, cluster = np.unique(np.asarray([repr(key) for key in clusters]), return_inverse=True)
     k, c = len(cluster_names), len(cell_names)
     if k < 2:
         return None
-    if binary and len({float(one) for one in values}) == 1:
+    if binary and len({float(value) for value in values}) == 1:
         return proportion([bool(values[0])] * k, "").interval
     flat = cluster * c + cell
     total = np.bincount(flat, weights=np.asarray(values, dtype=np.float64), minlength=k * c).reshape(k, c)
@@ -82,12 +82,12 @@ def bootstrap_interval(
 
 
 def drawn_weights(clusters: int, resamples: int, seed: int) -> Iterator[NDArray[np.float64]]:
-    """Yield how often each cluster is drawn, ``[up to 100, clusters]`` at a time, so that many images fit in memory.
+    """Yield how often each cluster is drawn, in blocks ``[up to 100, clusters]`` to limit the memory.
 
     Args:
-        clusters: How many clusters there are; each draw takes as many, with replacement.
-        resamples: Number of draws in all.
-        seed: Seed of the draws.
+        clusters: Number of clusters; each resample draws the same number, with replacement.
+        resamples: Total number of bootstrap resamples.
+        seed: Seed of the resampling.
     """
     rng = np.random.default_rng(seed)
     for start in range(0, resamples, 100):
@@ -96,23 +96,23 @@ def drawn_weights(clusters: int, resamples: int, seed: int) -> Iterator[NDArray[
 
 
 def macro(means: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Mean over cells, cells without entries left out; ``[..., c]`` to ``[...]``."""
-    held = ~np.isnan(means)
-    return np.asarray(np.where(held, means, 0.0).sum(-1) / np.maximum(held.sum(-1), 1))
+    """Return the mean over cells, without cells that are NaN; ``[..., c]`` to ``[...]``."""
+    defined = ~np.isnan(means)
+    return np.asarray(np.where(defined, means, 0.0).sum(-1) / np.maximum(defined.sum(-1), 1))
 
 
 def nested_macro(groups: Sequence[object]) -> Reduce:
-    """A reduction for cells in two levels: mean over the cells of each group, then over the groups.
+    """Return a reduction for cells in two levels: mean over the cells of each group, then over the groups.
 
     Args:
         groups: Group of each cell, in the sorted order of the cells.
     """
-    _, index = np.unique(np.asarray([repr(one) for one in groups]), return_inverse=True)
+    _, index = np.unique(np.asarray([repr(group) for group in groups]), return_inverse=True)
 
     def reduce(means: NDArray[np.float64]) -> NDArray[np.float64]:
         per_group = [macro(means[..., index == group]) for group in range(index.max() + 1)]
-        held = [(~np.isnan(means[..., index == group])).any(-1) for group in range(index.max() + 1)]
-        stacked = np.where(np.stack(held, -1), np.stack(per_group, -1), np.nan)
+        defined = [(~np.isnan(means[..., index == group])).any(-1) for group in range(index.max() + 1)]
+        stacked = np.where(np.stack(defined, -1), np.stack(per_group, -1), np.nan)
         return macro(stacked)
 
     return reduce

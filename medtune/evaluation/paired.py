@@ -16,14 +16,14 @@ MCNEMAR = (
 
 @dataclass(frozen=True)
 class McNemar:
-    """How often two models agree, and how surprising their disagreement would be were they equally good.
+    """Agreement of two models, and the p value of the hypothesis that they are right equally often.
 
     Args:
-        both_right: Questions that both models get right.
-        only_first: Questions that the first alone gets right.
-        only_second: Questions that the second alone gets right.
-        both_wrong: Questions that neither gets right.
-        p_value: Two-sided; 1.0 where they never disagree.
+        both_right: Number of questions that both models get right.
+        only_first: Number of questions that only the first model gets right.
+        only_second: Number of questions that only the second model gets right.
+        both_wrong: Number of questions that neither model gets right.
+        p_value: Two-sided p value; 1.0 if they never disagree.
     """
 
     both_right: int
@@ -34,7 +34,7 @@ class McNemar:
 
     @property
     def n(self) -> int:
-        """Questions that both were asked."""
+        """Number of questions that both models were asked."""
         return self.both_right + self.only_first + self.only_second + self.both_wrong
 
     def to_dict(self) -> dict[str, Any]:
@@ -46,17 +46,17 @@ def mcnemar(first: Sequence[bool], second: Sequence[bool]) -> McNemar:
     """Test whether two models are right equally often (McNemar 1947), by the exact binomial at every sample size.
 
     Args:
-        first: Whether the first model is right, one entry a question.
-        second: The same of the second model, on the same questions in the same order.
+        first: Whether the first model is right, one entry per question.
+        second: The same for the second model, on the same questions in the same order.
 
     Raises:
-        DataError: The two do not hold the same number of questions.
+        DataError: The two numbers of questions differ.
     """
     if len(first) != len(second):
         raise DataError(
             f"{len(first)} answers cannot be paired with {len(second)}; compare two models on the same questions."
         )
-    pairs = [(bool(one), bool(other)) for one, other in zip(first, second, strict=True)]
+    pairs = [(bool(first_right), bool(second_right)) for first_right, second_right in zip(first, second, strict=True)]
     only_first, only_second = pairs.count((True, False)), pairs.count((False, True))
     discordant = only_first + only_second
     p_value = float(binomtest(only_first, discordant, 0.5).pvalue) if discordant else 1.0

@@ -1,7 +1,7 @@
-"""Reading an answer: option letters, yes or no, and the value that a free answer names.
+"""Reads answers: option letters, yes or no, and the value that a free answer names.
 
-All functions are pure. ``None`` always means that the answer could not be read; the caller counts it and scores it
-wrong.
+All functions are pure. ``None`` always means that the answer could not be read; the caller counts it as unread and
+scores it as wrong.
 """
 
 import functools
@@ -19,14 +19,14 @@ _NOT_BEFORE = r"(?<!\bnot )(?<!n't )"
 def parse_letter(text: str, options: int) -> int | None:
     """Read a multiple-choice answer as InstFree's official evaluation does (paper, section 4.2).
 
-    The text after the last ``The correct answer is`` is taken; ``<|eot_id|>``, ``.``, ``*``, ``[`` and ``]`` are
-    deleted; what is left, stripped and in capitals, must be exactly one letter, and the letter must belong to an
-    option. The official code splits prompt and answer as one text, and the prompt holds the lead too, so that an
-    answer without it, a bare ``B``, is wrong there as it is here.
+    The parser takes the text after the last ``The correct answer is`` and deletes ``<|eot_id|>``, ``.``, ``*``, ``[``
+    and ``]``. The rest, stripped and in upper case, must be exactly one letter, and the letter must belong to an
+    option. The official code splits the joined text of prompt and answer, and the prompt also contains that phrase. So
+    an answer without the phrase, such as a bare ``B``, is wrong there, and it is wrong here too.
 
     Args:
         text: The model's answer, without the prompt.
-        options: How many options the question had (1 to 26).
+        options: Number of options of the question (1 to 26).
 
     Returns:
         The index of the chosen option, or None.
@@ -40,9 +40,9 @@ def parse_letter(text: str, options: int) -> int | None:
 
 
 def parse_yes_no(text: str) -> str | None:
-    """Return ``"yes"`` or ``"no"`` when the answer begins with that word and does not also say the other one.
+    """Return ``"yes"`` or ``"no"`` if the answer begins with that word and does not contain the other word.
 
-    A substring never counts: ``normal`` is not ``no``.
+    Only whole words count: ``normal`` is not ``no``.
     """
     words = re.findall(r"[^\W\d_]+", normalise(text))
     if not words or words[0] not in ("yes", "no"):
@@ -52,9 +52,9 @@ def parse_yes_no(text: str) -> str | None:
 
 
 def normalise(text: str) -> str:
-    """Fold an answer for matching: Unicode NFKC, lower case, underscores and runs of blanks to one blank.
+    """Normalise an answer for matching: Unicode NFKC, lower case, one space for underscores and runs of spaces.
 
-    Line ends survive, they separate clauses.
+    Line ends are kept, because they separate clauses.
     """
     text = unicodedata.normalize("NFKC", text).lower().replace("_", " ").replace("<|eot id|>", " ")
     return "\n".join(" ".join(line.split()) for line in text.splitlines())
@@ -63,33 +63,34 @@ def normalise(text: str) -> str:
 def phrase_pattern(phrases: Sequence[str]) -> re.Pattern[str]:
     """Compile a pattern that finds any of the phrases, the longest first, at word boundaries.
 
-    A hyphen is part of a word, so ``round`` is not found in ``unsegmented-round``; inside a phrase a blank and a
-    hyphen are the same, so ``light blue`` is found in ``light-blue``. The phrase that matched stands in the group
-    ``value``.
+    A hyphen is part of a word, so ``round`` is not found in ``unsegmented-round``. Inside a phrase a space and a hyphen
+    are equal, so ``light blue`` is found in ``light-blue``. The group ``value`` holds the phrase that matched.
     """
     return _phrase_pattern(tuple(phrases))
 
 
 @functools.lru_cache(maxsize=1024)
 def _phrase_pattern(phrases: tuple[str, ...]) -> re.Pattern[str]:
-    ordered = sorted({normalise(phrase) for phrase in phrases if phrase.strip()}, key=lambda one: (-len(one), one))
-    alternatives = "|".join(r"[\s-]+".join(map(re.escape, re.split(r"[\s-]+", one))) for one in ordered)
+    ordered = sorted(
+        {normalise(phrase) for phrase in phrases if phrase.strip()}, key=lambda folded: (-len(folded), folded)
+    )
+    alternatives = "|".join(r"[\s-]+".join(map(re.escape, re.split(r"[\s-]+", phrase))) for phrase in ordered)
     return re.compile(rf"(?<![\w-])(?P<value>{alternatives or '(?!)'})(?![\w-])")
 
 
 def parse_value(text: str, attribute: str, options: Sequence[str], other_attributes: Sequence[str] = ()) -> int | None:
     """Find the option that a free answer to ``What is the {attribute}?`` names.
 
-    The answer is cut into clauses at commas, full stops, semicolons and line ends. A clause that names another
-    attribute and not the one asked for is passed over: a report recited in place of an answer must not score through
-    the value of another attribute. Of the rest the first that holds a value counts, in this order: clauses that name
-    the attribute, clauses with a copula (``is``, ``are``, ``was``, ``were``, ``:``), the first clause. Within a
-    clause the first value after its last copula counts, or the first value where none follows. ``not big`` does not
-    name ``big``.
+    The answer is split into clauses at commas, full stops, semicolons, exclamation and question marks, and line ends. A
+    clause that names another attribute but not the requested one is ignored, so that a recited report does not score by
+    the value of another attribute. The remaining clauses are searched in this order: clauses that name the attribute;
+    clauses with a copula (``is``, ``are``, ``was``, ``were``, ``:``); the first clause of the answer. The first clause
+    with a value counts. Within a clause, the first value after the last copula counts, or the first value of the clause
+    if no value follows the copula. ``not big`` does not name ``big``.
 
     Args:
         text: The model's answer.
-        attribute: The attribute that was asked for.
+        attribute: The requested attribute.
         options: The values that the attribute can take.
         other_attributes: Names of the data set's other attributes.
 
@@ -101,7 +102,7 @@ def parse_value(text: str, attribute: str, options: Sequence[str], other_attribu
     asked = phrase_pattern([attribute])
     others = phrase_pattern([name for name in other_attributes if _key(name) != _key(attribute)])
     folded = normalise(text)
-    for option in options:  # a value may itself be a list ("papule, erythema"): keep it in one clause
+    for option in options:  # a value may contain a comma ("papule, erythema"): keep it in one clause
         folded = folded.replace(normalise(option), _key(option)) if _CLAUSE.search(option) else folded
     clauses = [clause.strip() for clause in _CLAUSE.split(folded) if clause.strip()]
     naming = [clause for clause in clauses if asked.search(clause)]
@@ -117,9 +118,9 @@ def parse_value(text: str, attribute: str, options: Sequence[str], other_attribu
 
 def _first_value(clause: str, values: re.Pattern[str]) -> str | None:
     copulas = list(_COPULA.finditer(clause))
-    found = values.search(clause, copulas[-1].end()) if copulas else None
-    found = found or values.search(clause)
-    return found["value"] if found else None
+    match = values.search(clause, copulas[-1].end()) if copulas else None
+    match = match or values.search(clause)
+    return match["value"] if match else None
 
 
 @functools.lru_cache(maxsize=4096)

@@ -1,8 +1,7 @@
 """The prediction file: JSON lines ``{id, task, prompt, prediction, references, meta}``.
 
-``predict`` writes it and ``evaluate`` reads it, so answers that were made elsewhere are scored by the same code. A
-run that is killed while it writes leaves at most one torn last line; :class:`PredictionLog` cuts that line off and
-goes on.
+``predict`` writes it and ``evaluate`` reads it, so answers of other programs are scored by the same code. A run that is
+killed while it writes leaves at most one incomplete last line; :class:`PredictionLog` removes that line and continues.
 """
 
 import fcntl
@@ -25,11 +24,11 @@ class Prediction:
     Args:
         id: Id of the query, unique in its file.
         task: Name of the protocol that asked, e.g. ``"open"``.
-        prompt: What the user's turn said.
-        prediction: The model's answer, free text (empty where only continuations were scored).
+        prompt: Text of the user's turn.
+        prediction: The model's answer, free text (empty if only continuations were scored).
         references: Right answers, as text.
-        meta: What the protocol needs to score it: ``sample_id``, ``attribute``, ``options``, ``answer``, ``images``,
-            ``swapped``, and ``scores`` (log-probability of each continuation) where the protocol compares
+        meta: The data that the protocol needs for scoring: ``sample_id``, ``attribute``, ``options``, ``answer``,
+            ``images``, ``swapped``, and ``scores`` (log-probability of each continuation) if the protocol compares
             continuations.
     """
 
@@ -46,7 +45,7 @@ class Prediction:
 
         Args:
             row: The decoded JSON value.
-            where: File and line, for the message of an error.
+            where: File and line, for error messages.
 
         Raises:
             DataError: A field is missing, unknown or of the wrong type.
@@ -64,12 +63,12 @@ class Prediction:
         prompt, references, meta = row.get("prompt", ""), row.get("references", []), row.get("meta", {})
         if not isinstance(prompt, str) or not isinstance(meta, dict):
             raise DataError(f"{where}: 'prompt' must be text and 'meta' an object.")
-        if not isinstance(references, list) or not all(isinstance(one, str) for one in references):
+        if not isinstance(references, list) or not all(isinstance(reference, str) for reference in references):
             raise DataError(f"{where}: 'references' must be a list of texts.")
         return cls(row["id"], row["task"], prompt, row["prediction"], tuple(references), meta)
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the row as it stands in the file."""
+        """Return the row as it is in the file."""
         return {
             "id": self.id,
             "task": self.task,
@@ -81,7 +80,7 @@ class Prediction:
 
 
 def iterate_predictions(path: str | Path) -> Iterator[Prediction]:
-    """Yield the predictions of a JSONL file one by one; blank lines are passed over.
+    """Yield the predictions of a JSONL file one by one; blank lines are skipped.
 
     Raises:
         DataError: The file is missing, or a line is not a prediction; the message names file and line.
@@ -105,7 +104,7 @@ def iterate_predictions(path: str | Path) -> Iterator[Prediction]:
 
 
 def read_predictions(path: str | Path) -> list[Prediction]:
-    """Read a whole prediction file and refuse a query that was answered twice.
+    """Read a whole prediction file; an id that occurs twice is an error.
 
     Raises:
         DataError: As :func:`iterate_predictions`, or an id occurs twice.
@@ -121,7 +120,7 @@ def read_predictions(path: str | Path) -> list[Prediction]:
 
 
 def write_predictions(path: str | Path, rows: list[Prediction]) -> None:
-    """Write a whole prediction file aside and rename it into place."""
+    """Write a whole prediction file: write a temporary file and rename it."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     aside = path.with_name(path.name + ".tmp")
@@ -130,23 +129,23 @@ def write_predictions(path: str | Path, rows: list[Prediction]) -> None:
 
 
 class PredictionLog:
-    """An append-only prediction file that survives a kill: a started run goes on where the last one stopped.
+    """An append-only prediction file. If a run is killed, the next run continues where it stopped.
 
-    While it is open no other run can write the file: the lock is taken before anything is read or written, and ends
-    with the process.
+    While it is open, no other run can write the file: the lock is taken before anything is read or written, and it is
+    released when the process ends.
 
     Args:
-        path: The file; it and its folder are made where they do not exist.
-        recover: Read the file at once. False takes the lock alone: whoever must first find out whether the file is
-            this run's calls :meth:`recover` afterwards.
+        path: The file; it and its folder are created if they do not exist.
+        recover: Whether to read the file at once. False only takes the lock. A caller that must first check whether the
+            file belongs to this run calls :meth:`recover` after the check.
 
     Attributes:
         done: Ids that the file already answers.
-        cut: Bytes of a torn last line that were cut off.
+        cut: Number of bytes of an incomplete last line that were removed.
 
     Raises:
-        DataError: A line other than a torn last one is not a prediction, an id occurs twice, or another run is writing
-            the file.
+        DataError: A line other than an incomplete last line is not a prediction, an id occurs twice, or another run is
+            writing the file.
     """
 
     def __init__(self, path: str | Path, recover: bool = True) -> None:
@@ -158,7 +157,7 @@ class PredictionLog:
             self.recover()
 
     def recover(self) -> None:
-        """Cut off a torn last line and read which queries are answered; see the class for the errors."""
+        """Remove an incomplete last line and read which queries are answered; see the class for the errors."""
         try:
             self.cut = _cut_torn_tail(self.path)
             self.done = {row.id for row in read_predictions(self.path)}
@@ -167,7 +166,7 @@ class PredictionLog:
             raise
 
     def append(self, row: Prediction) -> None:
-        """Add one answer; the whole line reaches the operating system before this returns.
+        """Append one answer; the whole line is passed to the operating system before this returns.
 
         Raises:
             DataError: The query was answered before, or the line cannot be written.
@@ -178,14 +177,14 @@ class PredictionLog:
         self.done.add(row.id)
 
     def sync(self) -> None:
-        """Wait until what was written has reached the disk."""
+        """Wait until all written data is on the disk."""
         with _explained(self.path):
             os.fsync(self._descriptor)
 
     def arrange(self, ids: Sequence[str]) -> None:
-        """Bring the lines into the order of their queries, in a new file that replaces the old one at once.
+        """Sort the lines by the order of their queries, in a new file that replaces the old one atomically.
 
-        Answers to queries that are not in the list come last, in the order that they have.
+        Answers to queries that are not in the list come last, in their present order.
 
         Args:
             ids: Ids of the queries, in order.
@@ -197,7 +196,7 @@ class PredictionLog:
             return
         aside = self.path.with_name(self.path.name + ".tmp")
         aside.unlink(missing_ok=True)
-        descriptor = _locked(aside)  # so that the file is locked at every moment, under its new name too
+        descriptor = _locked(aside)  # lock the new file too, so that the path is locked at every moment
         try:
             with self.path.open("rb") as old:
                 for _, start, size in wanted:
@@ -219,7 +218,7 @@ class PredictionLog:
                 rest = rest[os.write(descriptor, rest) :]
 
     def close(self) -> None:
-        """Close the file and let go of its lock."""
+        """Close the file and release its lock."""
         if self._descriptor >= 0:
             os.close(self._descriptor)
         self._descriptor = -1
@@ -235,7 +234,7 @@ class PredictionLog:
 
 @contextmanager
 def _explained(path: Path) -> Iterator[None]:
-    """A full disk is an error that a user can mend; what was written before stays."""
+    """Convert an OSError, such as a full disk, to an error with a remedy; lines written before stay."""
     try:
         yield
     except OSError as error:
@@ -245,7 +244,7 @@ def _explained(path: Path) -> Iterator[None]:
 
 
 def _locked(path: Path) -> int:
-    """Open a file for appending and lock it, whichever file has that name by then.
+    """Open a file for appending and lock it; repeat if the file was replaced in the meantime.
 
     Raises:
         DataError: Another run holds the lock.
@@ -256,17 +255,17 @@ def _locked(path: Path) -> int:
         except OSError as error:
             raise DataError(f"Cannot write {path}: {error.strerror}; choose another output_dir.") from error
         try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)  # it dies with the process
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)  # released when the process ends
         except OSError as error:
             os.close(descriptor)
             raise DataError(f"{path} is being written by another run; choose another output_dir.") from error
         if path.exists() and os.path.samestat(os.fstat(descriptor), path.stat()):
             return descriptor
-        os.close(descriptor)  # it was replaced in between
+        os.close(descriptor)  # the file was replaced before the lock was taken
 
 
 def _lines(path: Path) -> Iterator[tuple[str, int, int]]:
-    """Id, first byte and number of bytes of each answer."""
+    """Yield id, first byte and number of bytes of each answer."""
     start = 0
     with path.open("rb") as file:
         for line in file:
@@ -280,11 +279,11 @@ def _line(row: Prediction) -> str:
 
 
 def _cut_torn_tail(path: Path) -> int:
-    """Drop bytes after the last newline: each whole line ends with one, so they are half a line; their number."""
+    """Remove the bytes after the last newline, which are an incomplete line; return their number."""
     with path.open("rb+") as file:
         end = file.seek(0, os.SEEK_END)
         keep = end
-        while keep > 0:  # search backwards by blocks, a file may be large
+        while keep > 0:  # search backwards in blocks, because a file may be large
             start = max(0, keep - 65536)
             file.seek(start)
             newline = file.read(keep - start).rfind(b"\n")

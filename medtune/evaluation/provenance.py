@@ -1,4 +1,4 @@
-"""Where a number comes from: versions, commit, files, machine. No host or user names."""
+"""Provenance of a result: versions, commit, machine. It contains no host or user names."""
 
 import os
 import platform
@@ -12,20 +12,20 @@ PACKAGES = ("medtune", "torch", "torchtune", "torchao", "transformers", "numpy",
 
 
 def versions() -> dict[str, str]:
-    """Versions of Python and of the packages that a result may depend on; what is not installed is left out."""
-    found = {"python": platform.python_version()}
+    """Return the versions of Python and of the packages that a result may depend on, without missing packages."""
+    by_package = {"python": platform.python_version()}
     for name in PACKAGES:
         try:
-            found[name] = metadata.version(name)
+            by_package[name] = metadata.version(name)
         except metadata.PackageNotFoundError:
             continue
-    return found
+    return by_package
 
 
 def commit() -> str | None:
-    """Commit of the checkout that this package lies in, ``-dirty`` appended for local changes; None outside of one."""
+    """Return the commit of this package's checkout, with ``-dirty`` for local changes; None without a checkout."""
     folder = Path(__file__).resolve().parents[2]
-    if not (folder / ".git").exists():  # an installed package may lie inside somebody else's checkout
+    if not (folder / ".git").exists():  # an installed package may be inside another project's checkout
         return None
     try:
         head = _git(folder, "rev-parse", "HEAD")
@@ -36,7 +36,7 @@ def commit() -> str | None:
 
 
 def hardware() -> dict[str, Any]:
-    """Processor and number of cores of this machine."""
+    """Return processor and number of cores of this machine."""
     return {
         "machine": platform.machine(),
         "system": platform.system(),
@@ -46,7 +46,7 @@ def hardware() -> dict[str, Any]:
 
 
 def stamp(script: str, arguments: Sequence[str]) -> dict[str, Any]:
-    """What a benchmark's result says of itself: the command that made it, commit, versions and hardware."""
+    """Return the provenance of a benchmark's result: command, commit, versions and hardware."""
     command = " ".join(["python", script, *arguments])
     return {"command": command, "commit": commit(), "versions": versions(), "hardware": hardware()}
 

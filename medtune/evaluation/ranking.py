@@ -1,4 +1,4 @@
-"""Scores of response ranking; they live in :mod:`medtune.evaluation.protocols.response_likelihood`."""
+"""Earlier import path of the scores in :mod:`medtune.evaluation.protocols.response_likelihood`."""
 
 from medtune.evaluation.protocols.response_likelihood import (
     BINS,

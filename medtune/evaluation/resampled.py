@@ -1,7 +1,7 @@
-"""F1, label accuracy, kappa and AUC of classified images: by scikit-learn, and for many bootstrap draws at once.
+"""F1, label accuracy, kappa and AUC of classified images: by scikit-learn, and for many bootstrap resamples at once.
 
-Each statistic stands here twice: as scikit-learn computes it, for the value that is reported, and as a function of how
-often each image was drawn, for its interval. With every image drawn once, both are equal (tests hold them to it).
+Each statistic is implemented twice. scikit-learn computes the reported value. A function of the number of times that
+each image was drawn computes the values for the interval. If every image is drawn once, both are equal (tested).
 """
 
 import warnings
@@ -24,8 +24,8 @@ class LabelTable:
     Attributes:
         kind: ``multi_class``, ``multi_label`` or ``ordinal``.
         gold: ``[n, classes]``, 1 where a class is right.
-        read: ``[n, classes]``, 1 where an answer names it; a row of zeros is an answer that names none.
-        scores: ``[n, classes]``, the larger the likelier; None where they are not known.
+        read: ``[n, classes]``, 1 where an answer names the class; a row of zeros is an answer that names no class.
+        scores: ``[n, classes]``, larger means more likely; None if they are unknown.
     """
 
     kind: str
@@ -42,17 +42,17 @@ class LabelTable:
         read: Sequence[Sequence[int]],
         scores: Sequence[Sequence[float]] | None = None,
     ) -> "LabelTable":
-        """Make the arrays of class indices."""
+        """Make the arrays from class indices."""
         table = None if scores is None else np.asarray(scores, dtype=np.float64).reshape(len(gold), classes)
         return cls(kind, _indicators(gold, classes), _indicators(read, classes), table)
 
     def answered_by(self, indices: Sequence[int]) -> "LabelTable":
-        """Return the table of a model that gives one answer to every image."""
+        """Return the table of a model that gives the same answer to every image."""
         return replace(self, read=_indicators([indices] * len(self.gold), self.gold.shape[1]), scores=None)
 
     @property
     def grades(self) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        """Right and read class of each image; where none is read, the class farthest from the right one."""
+        """Right class and read class of each image; if no class was read, the class farthest from the right one."""
         right = self.gold.argmax(1)
         last = self.gold.shape[1] - 1
         farthest = np.where(2 * right >= last, 0, last)
@@ -60,15 +60,15 @@ class LabelTable:
 
 
 def points(table: LabelTable) -> dict[str, float | None]:
-    """Return the statistics that make sense for a set (scikit-learn): name to value, None where it is undefined."""
-    found = {"f1_macro": _f1(table)}
+    """Return the statistics that apply to a set (scikit-learn): name to value, None if the value is undefined."""
+    statistics = {"f1_macro": _f1(table)}
     if table.kind == "multi_label":
-        found["label_accuracy"] = float(np.mean(table.gold == table.read))
+        statistics["label_accuracy"] = float(np.mean(table.gold == table.read))
     if table.kind == "ordinal":
-        found["quadratic_kappa"] = _kappa(table)
+        statistics["quadratic_kappa"] = _kappa(table)
     if table.scores is not None:
-        found["auc_macro"] = _auc(table)
-    return found
+        statistics["auc_macro"] = _auc(table)
+    return statistics
 
 
 def intervals(
@@ -79,33 +79,36 @@ def intervals(
     seed: int = 0,
     only: Sequence[str] = (),
 ) -> dict[str, tuple[float, float]]:
-    """95% percentile intervals of the statistics' means over sets, drawing whole clusters (images) with replacement.
+    """Return 95% percentile intervals of the statistics' means over sets, by a bootstrap over clusters (images).
 
     Args:
-        tables: Set to its images. A set that a draw does not hold is left out of that draw.
+        tables: Set to its images. A set without images in a resample is left out of that resample.
         clusters: The image of each row, set after set.
-        resamples: Number of draws.
-        seed: Seed of the draws.
+        resamples: Number of bootstrap resamples.
+        seed: Seed of the resampling.
         only: Names of the statistics; empty takes those of the first set.
 
     Returns:
-        Name to lower and upper end; empty for fewer than two clusters. Where every draw is alike, at 0 or at 1, the
-        bootstrap would claim certainty: Wilson's interval for as many trials as there are clusters is taken then.
+        Name to lower and upper end; empty for fewer than two clusters. If the value is 0 in all resamples, or 1 in all,
+        the interval would have no width. Then it is Wilson's interval with the number of clusters as trials.
     """
-    names, cluster = np.unique(np.asarray([repr(one) for one in clusters]), return_inverse=True)
+    names, cluster = np.unique(np.asarray([repr(key) for key in clusters]), return_inverse=True)
     if len(names) < 2:
         return {}
-    held = list(tables.values())
-    functions = [{name: one for name, one in _resampled(table).items() if not only or name in only} for table in held]
-    ends = np.cumsum([0, *(len(table.gold) for table in held)])
+    in_order = list(tables.values())
+    functions = [
+        {name: statistic for name, statistic in _resampled(table).items() if not only or name in only}
+        for table in in_order
+    ]
+    ends = np.cumsum([0, *(len(table.gold) for table in in_order)])
     statistics: dict[str, list[Array]] = {name: [] for name in functions[0]}
     for weights in drawn_weights(len(names), resamples, seed):
         counts = weights[:, cluster]
         for name, drawn in statistics.items():
-            values = [one[name](counts[:, ends[at] : ends[at + 1]]) for at, one in enumerate(functions)]
+            values = [by_name[name](counts[:, ends[at] : ends[at + 1]]) for at, by_name in enumerate(functions)]
             drawn.append(_mean_of_known(np.stack(values, -1)))
-    found = {name: percentile_ends(np.concatenate(drawn), len(names)) for name, drawn in statistics.items()}
-    return {name: pair for name, pair in found.items() if pair is not None}
+    ends_by_name = {name: percentile_ends(np.concatenate(drawn), len(names)) for name, drawn in statistics.items()}
+    return {name: pair for name, pair in ends_by_name.items() if pair is not None}
 
 
 def f1_difference(
@@ -116,16 +119,16 @@ def f1_difference(
     resamples: int = 1000,
     seed: int = 0,
 ) -> tuple[float | None, tuple[float, float] | None]:
-    """Macro-F1, mean over sets, of the second model minus that of the first, with a bootstrap over images.
+    """Return the difference in macro-F1 (mean over sets), second model minus first, with its bootstrap interval.
 
     Args:
         first: Set to the first model's images.
-        second: The same images, in the same order, as the second model answered them.
+        second: The same images, in the same order, with the answers of the second model.
         clusters: The image of each row, set after set.
-        resamples: Number of draws; both models are taken on the same ones.
-        seed: Seed of the draws.
+        resamples: Number of bootstrap resamples; both models use the same ones.
+        seed: Seed of the resampling.
     """
-    names, cluster = np.unique(np.asarray([repr(one) for one in clusters]), return_inverse=True)
+    names, cluster = np.unique(np.asarray([repr(key) for key in clusters]), return_inverse=True)
     sides = (list(first.values()), list(second.values()))
     whole = np.ones((1, len(clusters)))
     before, after = (float(_f1_over_sets(side, whole)[0]) for side in sides)
@@ -147,7 +150,10 @@ def _f1_over_sets(tables: Sequence[LabelTable], counts: Array) -> Array:
 
 
 def percentile_ends(drawn: Array, clusters: int) -> tuple[float, float] | None:
-    """95% percentile interval of drawn values, Wilson's where all are 0 or all are 1; None where all are NaN."""
+    """Return the 95% percentile interval of resampled values.
+
+    It is Wilson's interval if all values are 0 or all are 1, and None if all are NaN.
+    """
     known = drawn[~np.isnan(drawn)]
     if not len(known):
         return None
@@ -158,16 +164,16 @@ def percentile_ends(drawn: Array, clusters: int) -> tuple[float, float] | None:
 
 
 def _resampled(table: LabelTable) -> dict[str, Callable[[Array], Array]]:
-    """Statistic by name: counts ``[draws, n]`` of how often each image was drawn, to values ``[draws]``."""
-    found: dict[str, Callable[[Array], Array]] = {"f1_macro": lambda counts: _f1_drawn(table, counts)}
+    """Return functions by name of the statistic: from counts ``[resamples, n]`` of each image to ``[resamples]``."""
+    functions: dict[str, Callable[[Array], Array]] = {"f1_macro": lambda counts: _f1_drawn(table, counts)}
     if table.kind == "multi_label":
         right = (table.gold == table.read).mean(1)
-        found["label_accuracy"] = lambda counts: _ratio(counts @ right, counts.sum(1))
+        functions["label_accuracy"] = lambda counts: _ratio(counts @ right, counts.sum(1))
     if table.kind == "ordinal":
-        found["quadratic_kappa"] = lambda counts: _kappa_drawn(table, counts)
+        functions["quadratic_kappa"] = lambda counts: _kappa_drawn(table, counts)
     if table.scores is not None:
-        found["auc_macro"] = lambda counts: _auc_drawn(table, counts)
-    return found
+        functions["auc_macro"] = lambda counts: _auc_drawn(table, counts)
+    return functions
 
 
 def _f1(table: LabelTable) -> float | None:
@@ -182,7 +188,9 @@ def _f1_drawn(table: LabelTable, counts: Array) -> Array:
 
 def _kappa(table: LabelTable) -> float | None:
     right, read = table.grades
-    with warnings.catch_warnings():  # scikit-learn warns where kappa is undefined: one grade, and no other answered
+    with (
+        warnings.catch_warnings()
+    ):  # scikit-learn warns if kappa is undefined: right grades and answers are all one grade
         warnings.simplefilter("ignore")
         value = cohen_kappa_score(right, read, weights="quadratic", labels=list(range(table.gold.shape[1])))
     return None if np.isnan(value) else float(value)
@@ -202,13 +210,13 @@ def _kappa_drawn(table: LabelTable, counts: Array) -> Array:
 
 def _auc(table: LabelTable) -> float | None:
     assert table.scores is not None
-    held = [at for at in range(table.gold.shape[1]) if 0 < table.gold[:, at].sum() < len(table.gold)]
-    values = [roc_auc_score(table.gold[:, at], table.scores[:, at]) for at in held]
+    scorable = [at for at in range(table.gold.shape[1]) if 0 < table.gold[:, at].sum() < len(table.gold)]
+    values = [roc_auc_score(table.gold[:, at], table.scores[:, at]) for at in scorable]
     return float(np.mean(values)) if values else None
 
 
 def _auc_drawn(table: LabelTable, counts: Array) -> Array:
-    """Area as the share of (image of the class, other image) pairs that are in order, ties half (Mann-Whitney)."""
+    """AUC as the share of ordered pairs (image of the class, other image); a tie counts one half (Mann-Whitney)."""
     assert table.scores is not None
     areas = [
         drawn_area(table.scores[:, at], counts * table.gold[:, at], counts * (1 - table.gold[:, at]))
@@ -218,15 +226,15 @@ def _auc_drawn(table: LabelTable, counts: Array) -> Array:
 
 
 def drawn_area(scores: Array, positive: Array, negative: Array) -> Array:
-    """Area under the ROC curve in each draw.
+    """Return the area under the ROC curve in each resample.
 
     Args:
-        scores: ``[n]``, the larger the likelier to be positive.
-        positive: How often each row was drawn as a positive, ``[draws, n]``.
-        negative: How often as a negative, ``[draws, n]``.
+        scores: ``[n]``, larger means more likely positive.
+        positive: How often each row was drawn as a positive, ``[resamples, n]``.
+        negative: How often each row was drawn as a negative, ``[resamples, n]``.
 
     Returns:
-        ``[draws]``, NaN where a draw has no positive or no negative.
+        ``[resamples]``, NaN if a resample has no positive or no negative.
     """
     order = np.argsort(scores, kind="stable")
     ranked = scores[order]
@@ -238,12 +246,12 @@ def drawn_area(scores: Array, positive: Array, negative: Array) -> Array:
 
 
 def _ratio(top: Array, bottom: Array) -> Array:
-    """Divide, NaN where there is nothing to divide by."""
+    """Divide; the result is NaN if the denominator is 0."""
     return np.divide(top, bottom, out=np.full(np.shape(top), np.nan), where=bottom > 0)
 
 
 def _mean_of_known(values: Array) -> Array:
-    """Mean over the last axis without NaN, NaN where all are; ``[..., c]`` to ``[...]``."""
+    """Return the mean over the last axis without NaN; NaN if all are NaN. ``[..., c]`` to ``[...]``."""
     return np.where(np.isnan(values).all(-1), np.nan, macro(values))
 
 

@@ -1,4 +1,4 @@
-"""A number that says what it is: value, unit, direction, n, 95% interval, definition."""
+"""A reported number with its unit, direction, n, 95% interval and definition."""
 
 import math
 from dataclasses import dataclass
@@ -14,11 +14,11 @@ class Metric:
     """One reported number.
 
     Args:
-        value: The number, or None where it is not defined (no question asked).
+        value: The number, or None if it is undefined (no question was asked).
         unit: ``"fraction"`` or ``"count"`` or ``"difference of fractions"``.
-        higher_is_better: True, False, or None where neither holds (chance, a count).
-        n: How many answers it rests on.
-        interval: Lower and upper end of its 95% interval, or None where it is exact or not defined.
+        higher_is_better: True, False, or None if neither applies (chance, a count).
+        n: Number of answers.
+        interval: Lower and upper end of its 95% interval, or None if the number is exact or undefined.
         definition: One sentence that says how it was computed.
     """
 
@@ -44,7 +44,7 @@ class Metric:
 
     @classmethod
     def from_dict(cls, row: dict[str, Any], where: str = "results") -> "Metric":
-        """Read a number back.
+        """Read a number from plain values.
 
         Raises:
             DataError: A field is missing.
@@ -57,5 +57,5 @@ class Metric:
 
 
 def is_metric(node: object) -> bool:
-    """Tell whether a node of a results tree is a number written by :meth:`Metric.to_dict`."""
+    """Return whether a node of a results tree is a number written by :meth:`Metric.to_dict`."""
     return isinstance(node, dict) and all(name in node for name in _FIELDS)

@@ -1,4 +1,4 @@
-"""From verdicts to the numbers of a protocol: per attribute, macro over attributes, micro over questions."""
+"""Computes the numbers of a protocol from verdicts: per attribute, macro over attributes, micro over questions."""
 
 from collections.abc import Iterable, Sequence
 from typing import Any, TypeVar
@@ -20,15 +20,15 @@ def score_protocol(verdicts: Sequence[Verdict], *, resamples: int = 1000, seed: 
     """Score one protocol's verdicts of one model.
 
     Args:
-        verdicts: On the true and on swapped images.
-        resamples: Bootstrap draws.
-        seed: Seed of the draws.
+        verdicts: Verdicts on the true and on swapped images.
+        resamples: Number of bootstrap resamples.
+        seed: Seed of the resampling.
 
     Returns:
         ``{"overall": numbers, "attributes": {attribute: numbers}, "swapped": numbers or None}``.
     """
-    true = [one for one in verdicts if not one.swapped]
-    swapped = [one for one in verdicts if one.swapped]
+    true = [verdict for verdict in verdicts if not verdict.swapped]
+    swapped = [verdict for verdict in verdicts if verdict.swapped]
     groups = by_attribute(true)
     return {
         "overall": _overall(true, resamples, seed),
@@ -40,13 +40,18 @@ def score_protocol(verdicts: Sequence[Verdict], *, resamples: int = 1000, seed: 
 
 
 def _attribute(rows: list[Verdict], resamples: int, seed: int) -> Numbers:
-    gold = [one.gold for one in rows]
+    gold = [verdict.gold for verdict in rows]
     interval = bootstrap_interval(
-        [one.correct for one in rows], gold, [one.images for one in rows], macro, resamples=resamples, seed=seed
+        [verdict.correct for verdict in rows],
+        gold,
+        [verdict.images for verdict in rows],
+        macro,
+        resamples=resamples,
+        seed=seed,
     )
-    balanced = balanced_accuracy(gold, [one.predicted for one in rows])
+    balanced = balanced_accuracy(gold, [verdict.predicted for verdict in rows])
     return {
-        "accuracy": proportion([one.correct for one in rows], SHARE),
+        "accuracy": proportion([verdict.correct for verdict in rows], SHARE),
         "balanced_accuracy": Metric(
             balanced, "fraction", True, len(rows), interval, f"mean recall over the gold values; {BOOTSTRAP}"
         ),
@@ -70,13 +75,13 @@ def _overall(rows: list[Verdict], resamples: int, seed: int) -> Numbers:
     balanced = mean([balanced_accuracy([v.gold for v in group], [v.predicted for v in group]) for group in groups])
     return {
         "accuracy_macro": number(
-            mean([float(np.mean([one.correct for one in group])) for group in groups]),
+            mean([float(np.mean([verdict.correct for verdict in group])) for group in groups]),
             True,
-            macro_interval(rows, [float(one.correct) for one in rows], resamples, seed),
+            macro_interval(rows, [float(verdict.correct) for verdict in rows], resamples, seed),
             f"{over} the share of right answers, unread ones wrong; {BOOTSTRAP}",
         ),
         "accuracy_micro": proportion(
-            [one.correct for one in rows],
+            [verdict.correct for verdict in rows],
             SHARE,
         ),
         "balanced_accuracy_macro": number(
@@ -90,7 +95,7 @@ def _overall(rows: list[Verdict], resamples: int, seed: int) -> Numbers:
         "majority_macro": number(
             mean([majority(group).value for group in groups]),
             None,
-            macro_interval(rows, [float(bool(one.prior)) for one in rows], resamples, seed),
+            macro_interval(rows, [float(bool(verdict.prior)) for verdict in rows], resamples, seed),
             f"{over} {MAJORITY}; {BOOTSTRAP}",
         ),
         "majority_micro": majority(rows),
@@ -101,17 +106,17 @@ def _overall(rows: list[Verdict], resamples: int, seed: int) -> Numbers:
 def swap_numbers(
     true: Sequence[Verdict], swapped: Sequence[Verdict], overall: Numbers, resamples: int, seed: int
 ) -> Numbers:
-    """Accuracy on swapped images, and what the swap costs on the questions that were asked both ways.
+    """Return the accuracy on swapped images, and the loss by the swap on questions that were asked both ways.
 
     Args:
         true: Verdicts on the true images.
         swapped: Verdicts on swapped images.
-        overall: Overall numbers of the swapped ones, ``accuracy_macro`` and ``accuracy_micro`` among them.
-        resamples: Bootstrap draws.
-        seed: Seed of the draws.
+        overall: Overall numbers on swapped images, including ``accuracy_macro`` and ``accuracy_micro``.
+        resamples: Number of bootstrap resamples.
+        seed: Seed of the resampling.
     """
-    on_true = {one.sample_id: one for one in true}
-    pairs = [(on_true[one.sample_id], one) for one in swapped if one.sample_id in on_true]
+    on_true = {verdict.sample_id: verdict for verdict in true}
+    pairs = [(on_true[verdict.sample_id], verdict) for verdict in swapped if verdict.sample_id in on_true]
     return {
         "accuracy_macro": overall["accuracy_macro"],
         "accuracy_micro": overall["accuracy_micro"],
@@ -124,7 +129,7 @@ def swap_numbers(
             seed,
         ),
         "answer_differs": proportion(
-            [one.shown_differs for one in swapped],
+            [verdict.shown_differs for verdict in swapped],
             "share of swapped questions whose shown image has another right answer: the most that a swap can cost",
             higher_is_better=None,
         ),
@@ -134,15 +139,15 @@ def swap_numbers(
 def paired_difference(
     values: Sequence[float], attributes: Sequence[str], images: Sequence[object], text: str, resamples: int, seed: int
 ) -> Metric:
-    """Mean over attributes of a paired difference, with an interval by a bootstrap over images.
+    """Return the mean over attributes of a paired difference, with an interval by a bootstrap over images.
 
     Args:
         values: The difference of each pair.
         attributes: The attribute of each pair.
         images: The image of each pair.
-        text: What was subtracted from what.
-        resamples: Bootstrap draws.
-        seed: Seed of the draws.
+        text: Text for the definition: what was subtracted from what.
+        resamples: Number of bootstrap resamples.
+        seed: Seed of the resampling.
     """
     groups: dict[str, list[float]] = {}
     for attribute, value in zip(attributes, values, strict=True):
@@ -159,29 +164,29 @@ def paired_difference(
 
 def _unread(rows: list[Verdict]) -> Metric:
     text = "share of answers from which no answer could be read; they count as wrong"
-    return proportion([one.predicted is None for one in rows], text, higher_is_better=False)
+    return proportion([verdict.predicted is None for verdict in rows], text, higher_is_better=False)
 
 
 def macro_interval(
     rows: Sequence[Verdict], values: Sequence[float], resamples: int, seed: int
 ) -> tuple[float, float] | None:
-    """Interval of the mean over attributes of the mean of 0/1 values, one for each verdict."""
-    attributes, images = [one.attribute for one in rows], [one.images for one in rows]
+    """Return the interval of the mean over attributes of 0/1 values, one for each verdict."""
+    attributes, images = [verdict.attribute for verdict in rows], [verdict.images for verdict in rows]
     return bootstrap_interval(values, attributes, images, macro, resamples=resamples, seed=seed)
 
 
 def _balanced_interval(rows: list[Verdict], resamples: int, seed: int) -> tuple[float, float] | None:
-    cells = [(one.attribute, one.gold) for one in rows]
+    cells = [(verdict.attribute, verdict.gold) for verdict in rows]
     if not cells:
         return None
     groups = [attribute for attribute, _ in sorted(set(cells), key=repr)]  # the order of bootstrap_interval's cells
-    values, images = [float(one.correct) for one in rows], [one.images for one in rows]
+    values, images = [float(verdict.correct) for verdict in rows], [verdict.images for verdict in rows]
     return bootstrap_interval(values, cells, images, nested_macro(groups), resamples=resamples, seed=seed)
 
 
 def by_attribute(rows: Iterable[VerdictT]) -> dict[str, list[VerdictT]]:
     """Group verdicts by attribute, in alphabetical order."""
     groups: dict[str, list[VerdictT]] = {}
-    for one in rows:
-        groups.setdefault(one.attribute, []).append(one)
+    for verdict in rows:
+        groups.setdefault(verdict.attribute, []).append(verdict)
     return dict(sorted(groups.items()))

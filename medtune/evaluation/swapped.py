@@ -1,4 +1,4 @@
-"""The image-swap control: each question is asked on another question's image; a model that looks must do worse."""
+"""Image-swap control: each question is asked on another question's image. A model that uses the image must do worse."""
 
 import dataclasses
 from collections import Counter
@@ -13,29 +13,29 @@ from medtune.evaluation.protocols.base import Topic, topic
 def swap_images(samples: Sequence[Sample], seed: int = 0) -> list[Sample]:
     """Pair each question with another question's image.
 
-    Questions are taken by attribute. Within one attribute the images are dealt out as a permutation without a fixed
-    point, and so that as many questions as possible get an image whose own answer differs: there a right answer
-    cannot come from the image that is shown. An attribute with a single image takes one from the rest of the file.
+    Within one attribute the images are permuted without a fixed point. As many questions as possible get an image whose
+    own answer differs, so that a right answer cannot come from the shown image. An attribute with a single image takes
+    an image from the rest of the file.
 
     Args:
         samples: Questions about an attribute, or classification questions, whose attribute is their set.
-        seed: Seed of the dealing; the result depends on the questions and the seed alone.
+        seed: Seed of the permutation; the result depends only on the questions and the seed.
 
     Returns:
         One sample for each question, in order, with the same id and messages, the images of its partner, and ``meta``
-        with ``swapped: True``, ``swapped_with`` (the partner's id) and ``shown_answer`` (the answer that the shown
-        image has, None where the partner asks for another attribute).
+        with ``swapped: True``, ``swapped_with`` (the partner's id) and ``shown_answer`` (the answer for the shown
+        image; None if the partner asks for another attribute).
 
     Raises:
-        DataError: All questions show one image.
+        DataError: All questions show the same image.
     """
     topics = [topic(sample) for sample in samples]
     groups: dict[str, list[int]] = {}
-    for index, one in enumerate(topics):
-        groups.setdefault(one.attribute, []).append(index)
+    for index, subject in enumerate(topics):
+        groups.setdefault(subject.attribute, []).append(index)
     partner: dict[int, int] = {}
     for attribute, members in sorted(groups.items()):
-        partner.update(_deal([one.answer for one in topics], members, seed, attribute))
+        partner.update(_deal([subject.answer for subject in topics], members, seed, attribute))
     for index, other in partner.items():
         if samples[index].images == samples[other].images:
             partner[index] = _any_other(samples, topics, index, seed)
@@ -45,8 +45,8 @@ def swap_images(samples: Sequence[Sample], seed: int = 0) -> list[Sample]:
 def contrast_images(samples: Sequence[Sample], seed: int = 0) -> list[Sample]:
     """Show each question an image of its own attribute or set whose right answer is another one.
 
-    Each image is drawn by itself, every candidate alike, so that one may serve several questions; so are the negatives
-    of contrastive response tuning (VITask, Eq. 5).
+    Each image is drawn independently and uniformly from the candidates, so several questions may get the same image.
+    The negatives of contrastive response tuning (VITask, Eq. 5) are drawn in the same way.
 
     Args:
         samples: As in :func:`swap_images`.
@@ -57,11 +57,11 @@ def contrast_images(samples: Sequence[Sample], seed: int = 0) -> list[Sample]:
     """
     topics = [topic(sample) for sample in samples]
     groups: dict[str, dict[str, list[int]]] = {}
-    for index, one in enumerate(topics):
-        groups.setdefault(one.attribute, {}).setdefault(one.answer, []).append(index)
+    for index, subject in enumerate(topics):
+        groups.setdefault(subject.attribute, {}).setdefault(subject.answer, []).append(index)
     contrasted = []
-    for index, one in enumerate(topics):
-        others = [members for answer, members in groups[one.attribute].items() if answer != one.answer]
+    for index, subject in enumerate(topics):
+        others = [members for answer, members in groups[subject.attribute].items() if answer != subject.answer]
         if others:
             rng = sample_rng(seed, 0, index, f"contrast:{samples[index].id}")
             members = rng.choices(others, weights=[len(members) for members in others])[0]
@@ -70,27 +70,27 @@ def contrast_images(samples: Sequence[Sample], seed: int = 0) -> list[Sample]:
 
 
 def _deal(answers: Sequence[str], members: list[int], seed: int, attribute: str) -> dict[int, int]:
-    """Deal the images of one attribute by rotation.
+    """Permute the images of one attribute by a rotation.
 
-    With the questions sorted by answer, a turn by the largest answer's count changes every answer wherever that is
-    possible (no answer holds more than half), and never maps a question to itself.
+    The questions are sorted by answer and rotated by the count of the most frequent answer. This changes every answer
+    if no answer has more than half of the questions, and it never maps a question to itself.
     """
     order = list(members)
     sample_rng(seed, 0, 0, f"swap:{attribute}").shuffle(order)
-    order.sort(key=lambda index: answers[index])  # stable: random within one answer
+    order.sort(key=lambda index: answers[index])  # a stable sort keeps the random order within one answer
     turn = max(Counter(answers[index] for index in order).values()) % len(order) or min(1, len(order) - 1)
     return {index: order[(place + turn) % len(order)] for place, index in enumerate(order)}
 
 
 def _any_other(samples: Sequence[Sample], topics: Sequence[Topic], index: int, seed: int) -> int:
-    """A partner for a question whose deal gave back its own image: several questions may share one image."""
+    """Return another partner for a question whose partner has the same image (several questions may share one)."""
     own = samples[index]
-    fit = [other for other, sample in enumerate(samples) if sample.images != own.images]
-    if not fit:
+    other_images = [other for other, sample in enumerate(samples) if sample.images != own.images]
+    if not other_images:
         raise DataError("the images cannot be swapped: all questions show the same image; leave 'swapped' empty.")
-    same = [other for other in fit if topics[other].attribute == topics[index].attribute]
+    same = [other for other in other_images if topics[other].attribute == topics[index].attribute]
     differing = [other for other in same if topics[other].answer != topics[index].answer]
-    return sample_rng(seed, 0, index, f"swap:{own.id}").choice(differing or same or fit)
+    return sample_rng(seed, 0, index, f"swap:{own.id}").choice(differing or same or other_images)
 
 
 def _with_images(samples: Sequence[Sample], topics: Sequence[Topic], index: int, partner: int) -> Sample:

@@ -1,4 +1,4 @@
-"""Is a text a sentence, or a recited report? Word rules without a tagger: the same for every model, and readable."""
+"""Tells sentences from recited reports by word rules, without a tagger: readable and the same for every model."""
 
 import functools
 import re
@@ -13,7 +13,7 @@ FINITE_VERBS = frozenset(
     "indicates indicate measures lies can could may might does do surrounds surround fills fill stains stained "
     "belongs represents represent".split()
 )
-"""Verbs that make a sentence of an image description. A closed list misses rare verbs, alike for every model."""
+"""Finite verbs of image descriptions. A closed list misses rare verbs, but it treats all models equally."""
 
 _FILLERS = frozenset("a an the and or with of in no not very".split())
 _WORD = re.compile(r"[^\W_]+(?:[-'][^\W_]+)*")
@@ -22,11 +22,11 @@ _END = re.compile(r"[.!?][\"'”’)\]]*$")
 
 
 def is_report_fragment(text: str, report_terms: Sequence[str]) -> bool:
-    """Tell whether a piece of text is a fragment of a report: no finite verb, and no content word but report words.
+    """Return whether a piece of text is a report fragment: no finite verb, and only report words as content words.
 
     Args:
         text: A piece between commas or full stops.
-        report_terms: The attribute names and values that reports are made of.
+        report_terms: The attribute names and values of which reports consist.
     """
     words = _words(text)
     content = [word for word in words if word not in _FILLERS]
@@ -34,24 +34,24 @@ def is_report_fragment(text: str, report_terms: Sequence[str]) -> bool:
 
 
 def is_report(text: str, report_terms: Sequence[str]) -> bool:
-    """Tell whether a text recites a report: at least two fragments of a report, and more of them than of anything else.
+    """Return whether a text is a recited report: at least two report fragments, and more than half of its pieces.
 
-    One fragment alone is no report: ``big`` answers a question well.
+    A single fragment is not a report: ``big`` is a good answer to a question.
     """
     pieces = [piece for piece in _FRAGMENT.split(normalise(text)) if _words(piece)]
-    found = sum(is_report_fragment(piece, report_terms) for piece in pieces)
-    return found >= 2 and 2 * found > len(pieces)
+    fragments = sum(is_report_fragment(piece, report_terms) for piece in pieces)
+    return fragments >= 2 and 2 * fragments > len(pieces)
 
 
 def natural_description(text: str, report_terms: Sequence[str]) -> bool:
-    """Tell whether an answer to ``What does this image show?`` is natural language.
+    """Return whether an answer to ``What does this image show?`` is natural language.
 
-    It must have at least four words, a finite verb (:data:`FINITE_VERBS`) and end as a sentence does; and it must be
-    neither a recited report (:func:`is_report`) nor an answer in the multiple-choice format.
+    It must have at least four words, a finite verb (:data:`FINITE_VERBS`) and the end mark of a sentence. It must not
+    be a recited report (:func:`is_report`) or an answer in the multiple-choice format.
 
     Args:
         text: The model's answer.
-        report_terms: The attribute names and values that reports are made of.
+        report_terms: The attribute names and values of which reports consist.
     """
     folded = normalise(text).strip()
     words = _words(folded)

@@ -1,1 +1,1 @@
-"""Answers of a model: batched generation with a key-value cache, and likelihoods of given continuations."""
+"""Inference: batched generation with a key-value cache, and likelihoods of given continuations."""

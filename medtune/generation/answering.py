@@ -1,6 +1,6 @@
-"""From questions to a prediction file: what to ask, with which model, and how answers are written down.
+"""From questions to a prediction file: plans the queries, loads the model, writes the answers.
 
-Everything takes plain arguments, so that a recipe, a command or a server can use it.
+All functions take plain arguments, so that a recipe, a command or a server can call them.
 """
 
 import time
@@ -23,21 +23,21 @@ from medtune.generation.backends.base import Answerer, AnswerSettings
 from medtune.generation.engine.generator import Generator
 from medtune.generation.exemplars import ExemplarSource
 from medtune.generation.identity import weights_identity
+from medtune.generation.interfaces import AnswerModel
 from medtune.generation.requests import Generation, Request
-from medtune.generation.seams import AnswerModel
 from medtune.models.weights import load_weights
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
 
 class Skipped:
-    """Questions left out because they could not be used: ids and reasons, never their text.
+    """Questions that were skipped because they could not be used. Only ids and reasons are kept, never their text.
 
     Args:
-        allowed: Whether any may be left out.
+        allowed: Whether questions may be skipped.
 
     Attributes:
-        reasons: By name of the question or id of the query.
+        reasons: Reason by name of the question or id of the query.
     """
 
     def __init__(self, allowed: bool) -> None:
@@ -45,25 +45,25 @@ class Skipped:
         self.reasons: dict[str, str] = {}
 
     def add(self, name: str, error: DataError) -> None:
-        """Take note of a question, or stop the run if none may be skipped."""
+        """Record a skipped question; raise the error if no question may be skipped."""
         if not self.allowed:
             raise error
         self.reasons[name] = str(error)
 
     def add_request(self, request: Request, error: DataError) -> None:
-        """:meth:`add` for what an answerer cannot use."""
+        """Call :meth:`add` for a request that an answerer cannot use."""
         self.add(request.id, error)
 
 
 def choose_device(name: str, local_rank: int | None = None) -> torch.device:
-    """The device that a config's word stands for.
+    """Return the device for a name in a config.
 
     Args:
         name: ``auto`` (cuda where there is one), ``cpu`` or ``cuda``.
-        local_rank: Number of this process on its machine, where several processes have a GPU each.
+        local_rank: Number of this process on its machine if each process uses its own GPU; else None.
 
     Raises:
-        ConfigError: If cuda is asked for and absent, or there are fewer GPUs than processes.
+        ConfigError: If cuda is requested but not available, or if there are fewer GPUs than processes.
     """
     if name == "cuda" and not torch.cuda.is_available():
         raise ConfigError("device: cuda was asked for, but torch sees no GPU; set device=cpu or see `medtune doctor`")
@@ -81,20 +81,20 @@ def choose_device(name: str, local_rank: int | None = None) -> torch.device:
 
 
 def device_name(device: torch.device) -> str:
-    """What the device is called in a summary."""
+    """Return the name of the device in a summary."""
     return torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu"
 
 
 def load_model(
     model: Mapping[str, Any], checkpoint: str, *, device: torch.device | str, dtype: torch.dtype
 ) -> AnswerModel:
-    """A model with its weights.
+    """Build a model and load its weights.
 
     Args:
         model: Component of a builder, without adapters.
         checkpoint: A folder in HF layout or one safetensors file.
-        device: Where it is built.
-        dtype: Of its weights.
+        device: Device on which the model is built.
+        dtype: Type of its weights.
 
     Raises:
         ModelError: If the checkpoint does not fit the model.
@@ -112,16 +112,16 @@ def load_model(
 
 @dataclass(frozen=True)
 class MedtuneModel:
-    """A model of :mod:`medtune.models` as one more backend, answered by the batched generator.
+    """Backend for a model of :mod:`medtune.models`; the batched generator makes the answers.
 
     Attributes:
         model: Component of a builder, without adapters.
         transform: Component of its tokenizer and image transform.
         checkpoint: A folder in HF layout or one safetensors file.
-        exemplars: What a VITask run puts beside the image; None for prompts as they are.
-        batch_size: Prompts answered together.
-        window: Batches sorted together.
-        share_prefix: Read what several prompts of a batch begin with once.
+        exemplars: Exemplars of a VITask run, which are added to the prompt; None leaves prompts unchanged.
+        batch_size: Number of prompts per batch.
+        window: Number of batches whose requests are sorted together.
+        share_prefix: Read a beginning that several prompts of a batch have in common only once.
     """
 
     remote: ClassVar[bool] = False
@@ -134,7 +134,7 @@ class MedtuneModel:
     share_prefix: bool = True
 
     def identity(self) -> dict[str, Any]:
-        """The weights, by content."""
+        """Return the checksums of the weight files."""
         return weights_identity(self.checkpoint)
 
     def open(self, settings: AnswerSettings) -> Generator:
@@ -168,19 +168,19 @@ def plan(
     limit: int | None = None,
     skipped: Skipped | None = None,
 ) -> list[Query]:
-    """The queries to ask; those on one image stand together, so that it is encoded once.
+    """Return the queries to ask. Queries on the same images are neighbours, so that each image is encoded once.
 
     Args:
         source: The questions.
-        protocols: How to ask.
-        swapped: Protocols that are asked on another question's image too.
-        seed: Of the protocols' coins and of the swap.
-        limit: Only the first questions.
-        skipped: Takes note of questions that cannot be read; None raises.
+        protocols: Names or dotted paths of the protocols.
+        swapped: Protocols that are also asked on another question's image.
+        seed: Seed of the random choices of the protocols and of the image swap.
+        limit: Number of questions to take from the start; None takes all.
+        skipped: Records questions that cannot be read; None raises their errors.
 
     Raises:
         ConfigError: If there is nothing to ask.
-        DataError: For a question that cannot be read, unless it may be skipped.
+        DataError: If a question cannot be read and may not be skipped.
     """
     samples = list(_readable(source, limit, skipped or Skipped(False)))
     queries = plan_queries(samples, protocols, swapped=swapped, seed=seed)
@@ -199,13 +199,13 @@ def _readable(source: SampleSource, limit: int | None, skipped: Skipped) -> Iter
 
 
 def requests_of(queries: Sequence[Query], source: SampleSource) -> Iterator[Request]:
-    """The queries as an answerer takes them; those with continuations are scored, not answered."""
+    """Yield the queries as requests. A query with continuations is scored; no answer is generated for it."""
     for query in queries:
         yield Request(query.id, query.sample, source, query.continuations, 0 if query.continuations else None)
 
 
 def row(query: Query, generation: Generation) -> Prediction:
-    """The line of the prediction file."""
+    """Return the row of the prediction file for one query and its answer."""
     meta = {**query.meta, "tokens": generation.tokens, "stopped": generation.stopped}
     if generation.scores:
         meta["scores"] = list(generation.scores)
@@ -216,14 +216,14 @@ def row(query: Query, generation: Generation) -> Prediction:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What one process did.
+    """Counts and times of one process.
 
     Attributes:
-        asked: Queries that were answered.
-        images_encoded: Images that were encoded or sent.
-        seconds: Time, without that of loading the model.
-        skipped: Reasons by question or query.
-        usage: What a server counted; None for models that run here.
+        asked: Number of queries that were answered.
+        images_encoded: Number of images that were encoded or sent.
+        seconds: Duration, without the time for loading the model.
+        skipped: Reasons by name of the question or id of the query.
+        usage: Tokens and requests that a server reported; None for a model that runs in this process.
     """
 
     asked: int
@@ -243,16 +243,17 @@ def answer(
     skipped: Skipped | None = None,
     progress: Callable[[int], None] | None = None,
 ) -> Outcome:
-    """Ask queries and write each answer at once.
+    """Ask queries and write each answer as soon as it is made.
 
     Args:
-        queries: What to ask; batches are formed as if all of them were asked.
+        queries: All queries. The batches are the same whether or not some queries are in ``done``.
         source: Opens their images.
-        open_answerer: Loads or reaches the model; not called if all queries are answered.
-        write: Takes an answer.
-        done: Ids that are answered already.
-        skipped: Where the answerer's settings take note of queries that cannot be used.
-        progress: Told how many queries were answered since the last call; first with 0, once the model is loaded.
+        open_answerer: Loads the model or connects to it; not called if all queries are in ``done``.
+        write: Writes one row of the prediction file.
+        done: Ids of queries that were answered before.
+        skipped: The object in which the answerer's settings record queries that cannot be used.
+        progress: Called with the number of queries answered since the last call; the first call has 0 and comes once
+            the model is loaded.
     """
     by_id = {query.id: query for query in queries}
     asked, encoded, usage, start = 0, 0, None, time.monotonic()
@@ -273,13 +274,13 @@ def answer(
 
 
 def summarize(outcomes: Sequence[Outcome], queries: int, known: int, device: str) -> dict[str, Any]:
-    """What all processes did together, as it is written to ``predictions.summary.json``.
+    """Return the totals over all processes, the content of ``predictions.summary.json``.
 
     Args:
         outcomes: One per process.
         queries: Number of queries.
-        known: Number of them that were answered before.
-        device: Name for the summary.
+        known: Number of queries that were answered before.
+        device: Name of the device.
     """
     asked = sum(outcome.asked for outcome in outcomes)
     seconds = max(outcome.seconds for outcome in outcomes)

@@ -1,4 +1,4 @@
-"""A sample's prompt as turns of text and pictures, for programs that lay out the chat themselves."""
+"""Converts a sample's prompt to turns of texts and images, for programs that format the chat themselves."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -17,7 +17,7 @@ class Turn:
 
     Attributes:
         role: ``system``, ``user`` or ``assistant``.
-        parts: Texts and pictures in their order.
+        parts: Texts and images in their order.
     """
 
     role: str
@@ -25,17 +25,17 @@ class Turn:
 
 
 def chat_turns(sample: Sample, images: list[Image.Image]) -> list[Turn]:
-    """Lay a prompt out as medtune's own transforms do.
+    """Convert a prompt to turns, in the same layout as medtune's own transforms.
 
-    Pictures stand where the text says ``<image>``, else at the start of the first user turn. What follows the last
-    user turn is left out, so that no answer is shown.
+    Each ``<image>`` tag in a user turn is replaced by the next image. Without tags, all images go to the start of the
+    first user turn. Messages after the last user turn are left out, so that the model does not see an answer.
 
     Args:
         sample: The prompt.
-        images: Its pictures, in the order of ``sample.images``.
+        images: Its images, in the order of ``sample.images``.
 
     Raises:
-        DataError: If there is no user turn, or the number of pictures is not that of the tags.
+        DataError: If there is no user turn, or the number of images differs from the number of tags.
     """
     last = max((i for i, message in enumerate(sample.messages) if message.role == "user"), default=None)
     if last is None:
@@ -44,20 +44,20 @@ def chat_turns(sample: Sample, images: list[Image.Image]) -> list[Turn]:
     tags = sum(message.content.count(IMAGE_TAG) for message in messages if message.role == "user")
     if tags and tags != len(images):
         raise DataError(f"sample {sample.id} has {tags} {IMAGE_TAG} tags and {len(images)} images; make them equal")
-    pictures = iter(images)
-    turns, loose = [], not tags
+    remaining = iter(images)
+    turns, untagged = [], not tags
     for message in messages:
-        first = loose and message.role == "user"
-        turns.append(Turn(message.role, [*(pictures if first else ()), *_parts(message, pictures)]))
-        loose = loose and not first
+        first = untagged and message.role == "user"
+        turns.append(Turn(message.role, [*(remaining if first else ()), *_parts(message, remaining)]))
+        untagged = untagged and not first
     return turns
 
 
-def _parts(message: Message, pictures: Iterator[Image.Image]) -> Iterator[Part]:
-    """Yield the texts of a message, and a picture at each tag of a user's."""
+def _parts(message: Message, remaining: Iterator[Image.Image]) -> Iterator[Part]:
+    """Yield the texts of a message and, in a user turn, one image for each tag."""
     pieces = message.content.split(IMAGE_TAG) if message.role == "user" else [message.content]
     for i, text in enumerate(pieces):
         if i:
-            yield next(pictures)
+            yield next(remaining)
         if text.strip():
             yield text.strip()

@@ -1,4 +1,4 @@
-"""Exemplars at inference: what a VITask run learned to put beside an image (VITask, section 4; its plug, 5.3)."""
+"""Adds the exemplars that a VITask run learned to prompts at inference (VITask, section 4; VITask-plug, 5.3)."""
 
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
@@ -21,19 +21,19 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class ExemplarSource:
-    """Where exemplars come from; named in a config, opened by :meth:`open`.
+    """Files that exemplars are made from. A config names them, :meth:`open` loads them.
 
     Attributes:
         path: The ``exemplar`` folder of a VITask run.
-        tsm: Folder of another task-specific model in place of the run's own (``VITask-plug``); its features must be as
-            wide. The language model is not tuned again.
+        tsm: Folder of another task-specific model that replaces the run's own (``VITask-plug``). Its features must have
+            the same width. The language model is not trained again.
     """
 
     path: str
     tsm: str | None = None
 
     def identity(self) -> dict[str, Any]:
-        """Connector, variant and task-specific model."""
+        """Return the identity of the connector, the variant and the task-specific model."""
         record = load_record(self.path)
         tsm = weights_identity(self.tsm or record.tsm, beside=("*.json",))
         return {"connector": weights_identity(self.path), "exemplar": record.exemplar, "tsm": tsm}
@@ -42,13 +42,15 @@ class ExemplarSource:
         """Load connector and task-specific model.
 
         Args:
-            transform: The language model's.
-            device: Where both shall run; they stay in fp32.
+            transform: The transform of the vision-language model.
+            device: Device of both; they stay in fp32.
 
         Raises:
-            ModelError: If a folder does not hold what it should, or the connector was made for other features.
+            ModelError: If files are missing in a folder, or the connector was made for features of another width.
         """
-        from medtune.models.classifier.tsm import load_tsm  # timm takes seconds to import, and other runs need none
+        from medtune.models.classifier.tsm import (
+            load_tsm,
+        )  # importing timm takes seconds; runs without exemplars do not need it
 
         record = load_record(self.path)
         folder = self.tsm or record.tsm
@@ -59,13 +61,13 @@ class ExemplarSource:
 
 
 class Exemplars(PromptExtension):
-    """Adds exemplars to prompts; they depend on a prompt's images alone, so prompts on one image share them.
+    """Adds exemplars to prompts. They depend only on the images, so prompts on the same images share them.
 
     Args:
-        tsm: Frozen, on the device of the prompts.
-        connector: On the same device.
-        exemplar: Variant.
-        transform: Gives the ids of image, placeholder and padding.
+        tsm: The frozen task-specific model, on the device of the prompts.
+        connector: The connector, on the same device.
+        exemplar: The variant of exemplar.
+        transform: Gives the token ids for image, placeholder and padding.
     """
 
     def __init__(self, tsm: "TaskModel", connector: ExemplarConnector, exemplar: Exemplar, transform: Any) -> None:
@@ -73,20 +75,20 @@ class Exemplars(PromptExtension):
         self.image_id, self.placeholder_id, self.pad_id = transform.image_id, transform.placeholder_id, transform.pad_id
 
     def prepare(self, request: Request, images: list[Image.Image], prompt: dict[str, Any]) -> Tensor:
-        """The task-specific model's pixels [3, h, w] of a prompt's last image.
+        """Return the pixels ``[3, h, w]`` of a prompt's last image, as the task-specific model reads them.
 
         Raises:
-            DataError: If there is none.
+            DataError: If the prompt has no image.
         """
         if not images:
             raise DataError("a prompt without an image has no exemplar; leave it out, or predict without exemplars")
         return self.tsm.transform.pixels(images[-1])
 
     def extend(self, batch: PromptBatch) -> PromptBatch:
-        """The batch with places for exemplars and their embeddings.
+        """Return the batch with placeholder tokens for the exemplars, and the embeddings that replace them.
 
         Args:
-            batch: Left-padded prompts on the device, with the pixels of their images.
+            batch: Left-padded prompts on the device; ``prepared`` holds the pixels of their images.
         """
         pixels = torch.stack(batch.prepared).to(batch.tokens.device)
         features = self.tsm.features(pixels, tokens="cls" if self.exemplar == "cls" else "all")

@@ -1,4 +1,4 @@
-"""What a prediction file was made with, so that a continued run never mixes two models or two sets of questions."""
+"""Records what a prediction file was made with, so that a resumed run cannot mix two models or two question files."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -13,14 +13,14 @@ from medtune.masking import masked
 
 
 def weights_identity(path: str | Path, beside: Sequence[str] = ()) -> dict[str, dict[str, Any]]:
-    """Sha256 and size of every weight file.
+    """Return the SHA-256 checksum and the size of every weight file.
 
     Args:
-        path: A ``.safetensors`` file, or a folder of them.
-        beside: Patterns of further files of the folder that decide the answers, such as ``*.json``.
+        path: A ``.safetensors`` file, or a folder of such files.
+        beside: Patterns of other files of the folder on which the answers depend, such as ``*.json``.
 
     Raises:
-        ConfigError: If there is none.
+        ConfigError: If there is no such file.
     """
     path = Path(path)
     files = sorted(path.glob("*.safetensors")) if path.is_dir() else [path]
@@ -31,19 +31,19 @@ def weights_identity(path: str | Path, beside: Sequence[str] = ()) -> dict[str, 
 
 
 def claim(predictions: Path, identity: Mapping[str, Any], parts: Sequence[Path] = ()) -> None:
-    """Write down what a prediction file is made with, or check that it is the same as before.
+    """Write what a prediction file is made with, or check that it equals the existing record.
 
-    The record stands beside the file, as ``NAME.meta.json``, with credentials masked. It is written once: as long as
-    there are answers it is compared, never replaced. The caller must hold the lock of the file and of its parts
-    (:class:`medtune.evaluation.prediction.PredictionLog`), so that no other run can add answers meanwhile.
+    The record is the file ``NAME.meta.json`` in the same folder, with credentials masked. While the prediction file
+    holds answers, the record is compared and never replaced. The caller must hold the lock of the file and of its parts
+    (:class:`medtune.evaluation.prediction.PredictionLog`), so that no other run can add answers at the same time.
 
     Args:
         predictions: The prediction file; it need not exist yet.
-        identity: Plain values that decide what the answers are.
-        parts: Files of answers that belong to it, of a run on several processes.
+        identity: Plain values on which the answers depend.
+        parts: Partial prediction files that other processes of the run wrote.
 
     Raises:
-        ConfigError: If the file was made with something else, or nobody knows with what.
+        ConfigError: If the file was made with other settings, or if it holds answers but has no record.
     """
     record = predictions.with_suffix(".meta.json")
     wanted = masked(json.loads(json.dumps(identity)))
@@ -66,8 +66,10 @@ def _known(predictions: Path, record: Path) -> Any:
 
 
 def _compare(predictions: Path, known: Any, identity: Any) -> None:
-    found = differences(canonical(known), canonical(identity), null_is_absent=True)
-    differing = [f"{one.key}: {one.there} before, {one.here} now" for one in found]
+    all_differences = differences(canonical(known), canonical(identity), null_is_absent=True)
+    differing = [
+        f"{difference.key}: {difference.there} before, {difference.here} now" for difference in all_differences
+    ]
     if differing:
         raise ConfigError(
             f"{predictions} was made with other settings ({'; '.join(differing[:3])}); choose another output_dir, "

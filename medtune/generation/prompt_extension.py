@@ -1,4 +1,4 @@
-"""What a method adds to prompts, as the generator and the engine see it: exemplars now, a bank of adapters later."""
+"""Interface for a method that adds something to prompts, for example exemplars or a bank of adapters."""
 
 from collections.abc import Hashable, Sequence
 from typing import TYPE_CHECKING, Any, Protocol
@@ -12,18 +12,20 @@ if TYPE_CHECKING:
 
 
 class PromptExtension(Protocol):
-    """A method's own part of a prompt. A class that inherits from this one needs to write only what it does."""
+    """The part of a prompt that a method adds. A subclass overrides only the methods that it needs."""
 
     def prepare(self, request: Request, images: list[Image.Image], prompt: dict[str, Any]) -> Any:
-        """Make what a prompt needs beside its tokens; runs in a thread, on the CPU, and touches no model.
+        """Compute the inputs that a prompt needs in addition to its tokens.
+
+        It runs in a thread, on the CPU, and must not use the model.
 
         Args:
-            request: What is asked.
+            request: The request.
             images: The images of its sample.
-            prompt: What the transform made of both.
+            prompt: The transform's output for request and images.
 
         Returns:
-            Anything; it comes back as one item of ``PromptBatch.prepared``.
+            Any value; it becomes one item of ``PromptBatch.prepared``.
 
         Raises:
             DataError: If the request cannot be answered.
@@ -31,7 +33,7 @@ class PromptExtension(Protocol):
         return None
 
     def extend(self, batch: "PromptBatch") -> "PromptBatch":
-        """The batch as the model shall read it; called once per batch, before its prompts are read.
+        """Return the batch that the model shall read; called once per batch, before the prefill.
 
         Args:
             batch: Left-padded prompts on the model's device, with one item of ``prepared`` per row.
@@ -39,13 +41,13 @@ class PromptExtension(Protocol):
         return batch
 
     def group_key(self, request: Request) -> Hashable:
-        """Requests may share a batch if their keys are equal."""
+        """Return a key; requests may share a batch if their keys are equal."""
         return None
 
     def prefix_key(self, request: Request) -> Hashable:
-        """Requests on the same images may share what was read of a common beginning if their keys are equal.
+        """Return a key; requests on the same images may share a cached prefix if their keys are equal.
 
-        It must differ where keys and values of equal tokens and images differ, as they do under two adapters.
+        Keys must differ if equal tokens and images give other keys and values in the cache, as with two adapters.
         """
         return None
 
@@ -55,4 +57,4 @@ class PromptExtension(Protocol):
 
 
 class NoExtension(PromptExtension):
-    """Leaves prompts as they are."""
+    """Leaves prompts unchanged."""

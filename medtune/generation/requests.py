@@ -1,4 +1,4 @@
-"""What a generator is asked and what it answers."""
+"""Requests to a generator, and its answers."""
 
 from dataclasses import dataclass
 
@@ -9,17 +9,17 @@ from medtune.generation.engine.sampling import Sampling
 
 @dataclass(frozen=True)
 class Request:
-    """One prompt to be answered.
+    """One prompt to answer.
 
     Attributes:
         id: Unique within one run; answers carry it.
         sample: The prompt. Messages after its last user turn are not shown to the model.
         source: Opens the images of ``sample``.
-        continuations: Texts whose log-probability after the prompt is wanted.
-        max_new_tokens: Upper bound of generated tokens, 0 for a request that only wants ``continuations`` scored;
-            None takes the generator's own bound.
-        sampling: How its tokens are drawn; None takes the generator's own way. ``Sampling(top_k=1)`` is greedy where
-            the generator is not.
+        continuations: Texts whose log-probability after the prompt is computed.
+        max_new_tokens: Maximum number of generated tokens; 0 if only ``continuations`` are scored. None takes the
+            generator's maximum.
+        sampling: How its tokens are sampled; None takes the generator's setting. ``Sampling(top_k=1)`` gives greedy
+            decoding even if the generator samples.
     """
 
     id: str
@@ -31,7 +31,7 @@ class Request:
 
     @property
     def image_keys(self) -> list[tuple[int, str]]:
-        """One key per image; equal keys are the same picture, so that one encoding serves every request about it."""
+        """One key per image. Equal keys mean the same image, so it is encoded once for all requests that show it."""
         return [(id(self.source), path) for path in self.sample.images]
 
 
@@ -43,7 +43,7 @@ class Generation:
         id: Id of the request.
         text: The generated text, without the stop token.
         tokens: Number of generated tokens, without the stop token.
-        stopped: True when the model ended its turn itself, False when it ran into the bound.
+        stopped: True if the model wrote a stop token, False if the answer reached the maximum length.
         scores: Sum of the log-probabilities of each continuation's tokens.
         score_tokens: Number of tokens of each continuation, so that ``score / tokens`` is the mean per token.
     """

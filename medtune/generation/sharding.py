@@ -1,8 +1,8 @@
-"""Answering on several processes: which of them asks what, and how their answers become one file.
+"""Prediction on several processes: splits the queries and merges the answers into one file.
 
-The first process writes the prediction file itself, every other one a part ``NAME.rank<k>.jsonl`` beside it. At the end
-the first process adds the parts to the file and brings its lines into the order of the queries. After a kill, the next
-start adds whatever parts there are before anything is asked, so that it may have another number of processes.
+The first process writes the prediction file itself. Every other process writes a part, ``NAME.rank<k>.jsonl``, in the
+same folder. At the end the first process adds the parts to the file and sorts its lines in the order of the queries.
+If a run was killed, the next run first adds all parts that it finds, so it may use another number of processes.
 """
 
 import threading
@@ -37,21 +37,21 @@ class World(Protocol):
         ...
 
     def on_rank0(self, work: Callable[[], T]) -> T:
-        """What the first process finds, or its error, on every process."""
+        """Run work on the first process; every process gets its result or raises its error."""
         ...
 
     def on_all_ranks(self, work: Callable[[], T]) -> T:
-        """Do work on this process; an error of any process is raised on all."""
+        """Run work on this process; an error on any process is raised on all processes."""
         ...
 
 
 class Alone:
-    """A world of one process."""
+    """A run with a single process."""
 
     rank, world = 0, 1
 
     def gather(self, value: Any) -> list[Any]:
-        """The value alone."""
+        """Return a list of this one value."""
         return [value]
 
     def on_rank0(self, work: Callable[[], T]) -> T:
@@ -64,10 +64,10 @@ class Alone:
 
 
 def shard(queries: Sequence[Query], world: int) -> list[list[Query]]:
-    """Share queries out, those on the same images to one process, so that each image is encoded once.
+    """Split the queries over the processes. Queries on the same images stay together, so each image is encoded once.
 
-    In the order in which images come first, each goes with all its queries to the process that has the fewest queries
-    by then. The result depends on the queries and the number of processes alone.
+    Groups of queries are taken in the order in which their images first occur. Each group goes to the process that has
+    the fewest queries so far. The result depends only on the queries and the number of processes.
 
     Args:
         queries: All queries, answered before or not.
@@ -78,7 +78,7 @@ def shard(queries: Sequence[Query], world: int) -> list[list[Query]]:
     """
     groups: dict[Hashable, list[Query]] = {}
     for query in queries:
-        # Texts without an image share nothing, and need not stay together.
+        # Queries without an image share no encoding, so each forms a group by itself.
         groups.setdefault(query.sample.images or (query.id,), []).append(query)
     owner: dict[str, int] = {}
     load = [0] * world
@@ -90,34 +90,35 @@ def shard(queries: Sequence[Query], world: int) -> list[list[Query]]:
 
 
 def part_path(path: Path, rank: int) -> Path:
-    """The file of one process's answers: the prediction file itself for the first one."""
+    """Return the file in which a process writes its answers; for the first process, the prediction file itself."""
     return path.with_name(f"{path.stem}.rank{rank}{path.suffix}") if rank else path
 
 
 def parts_of(path: Path) -> list[Path]:
-    """The parts that lie beside a prediction file, whichever run left them."""
+    """Return all parts in the folder of a prediction file, also those of earlier runs."""
     return sorted(path.parent.glob(f"{path.stem}.rank*{path.suffix}"))
 
 
 class SharedLog:
-    """The prediction file of a run on one process or several; a collective of all of them, as :meth:`finish` is.
+    """The prediction file of a run on one or several processes.
 
-    Order matters. The first process locks the file and every part that lies beside it, and only then compares the
-    record: a process of another run that still writes holds the lock of its part, and one that does not hold it yet
-    cannot begin once its first process has gone.
+    All processes must create it together, and must call :meth:`finish` together. The order of the steps is important:
+    the first process locks the file and all existing parts, and compares the record only after that. A process of
+    another run that is still writing holds the lock of its part. A process of another run that does not hold its lock
+    yet cannot start any more once the first process of that run has ended.
 
     Args:
         path: The prediction file.
-        identity: What decides the answers; called by the first process alone.
+        identity: Returns the values on which the answers depend; called only by the first process.
         world: The processes.
-        say: Told what a user should know, by the first process alone.
+        say: Called with messages for the user, only by the first process.
 
     Attributes:
-        done: Ids that were answered when the run started, by whatever process.
+        done: Ids that any process had answered when the run started.
 
     Raises:
         ConfigError: The file was made with other settings.
-        DataError: Another run is writing it, or a line of it is no prediction.
+        DataError: Another run is writing the file, or a line of it is not a prediction.
     """
 
     def __init__(
@@ -137,30 +138,30 @@ class SharedLog:
             raise
 
     def append(self, row: Prediction) -> None:
-        """Add one answer of this process."""
+        """Write one answer of this process."""
         assert self._log is not None
         self._log.append(row)
 
     @property
     def answered(self) -> set[str]:
-        """Ids that were answered at the start, or by this process since."""
+        """Ids that were answered before the start, or by this process since then."""
         return self.done | (self._log.done if self._log else set())
 
     def gather(self, value: T, meanwhile: Callable[[], None] | None = None) -> list[T]:
-        """Every process's value, once all of them are done with their queries.
+        """Return the values of all processes, once all of them have answered their queries.
 
         Args:
-            value: This process's.
-            meanwhile: Called every now and then while this process waits for the others.
+            value: The value of this process.
+            meanwhile: Called twice a second while this process waits for the others.
         """
         if meanwhile is None or self.world.world == 1:
             return self.world.gather(value)
-        found: list[list[T]] = []
+        gathered: list[list[T]] = []
         errors: list[BaseException] = []
 
         def wait() -> None:
             try:
-                found.append(self.world.gather(value))
+                gathered.append(self.world.gather(value))
             except BaseException as error:
                 errors.append(error)
 
@@ -171,17 +172,17 @@ class SharedLog:
             meanwhile()
         if errors:
             raise errors[0]
-        return found[0]
+        return gathered[0]
 
     def finish(self, ids: Sequence[str]) -> None:
-        """Make one file of all answers, its lines in the order of the queries; call it once all processes are done.
+        """Merge all answers into one file, in the order of the queries; call it when all processes have answered.
 
         Args:
             ids: Ids of all queries, in order.
         """
         if self.world.rank:
             self.close()
-        self.world.gather(None)  # every part is closed, and its lock let go of
+        self.world.gather(None)  # from here on every part is closed and its lock is released
         if self.world.rank == 0:
             self._absorb([PredictionLog(part) for part in parts_of(self.path)])
             assert self._log is not None
@@ -204,9 +205,11 @@ class SharedLog:
         parts: list[PredictionLog] = []
         try:
             for path in parts_of(self.path):
-                parts.append(PredictionLog(path, recover=False))  # one by one: an error closes those before it
+                parts.append(
+                    PredictionLog(path, recover=False)
+                )  # one by one, so that an error closes the parts opened before it
             claim(self.path, identity(), [part.path for part in parts])
-            for log in (self._log, *parts):  # nothing is cut off from a file that is another run's
+            for log in (self._log, *parts):  # only now: a file of another run must not be truncated
                 log.recover()
                 self._tell_cut(log)
             self._absorb(parts)
@@ -220,7 +223,7 @@ class SharedLog:
             self._log = PredictionLog(part_path(self.path, self.world.rank))
 
     def _absorb(self, parts: Sequence[PredictionLog]) -> None:
-        """Add the answers of locked parts, and remove these; killed in between, it can be done again."""
+        """Add the answers of locked parts to the file and remove the parts; can be repeated after an interruption."""
         assert self._log is not None
         for part in parts:
             for row in iterate_predictions(part.path):
@@ -238,13 +241,13 @@ class SharedLog:
 
 
 class Progress:
-    """One bar for all processes, shown by the first; it counts the lines that the others add to their parts.
+    """Progress bar for all processes. The first process shows it and counts the lines that the others write.
 
     Args:
         path: The prediction file.
         world: The processes.
         total: Number of queries.
-        known: Number of them that were answered before.
+        known: Number of queries that were answered before.
     """
 
     def __init__(self, path: Path, world: World, total: int, known: int) -> None:
@@ -253,7 +256,7 @@ class Progress:
         self._bar: tqdm | None = None
 
     def __call__(self, answered: int = 0) -> None:
-        """Show what this process has answered since the last call, and what the others have."""
+        """Add the queries that this process has answered since the last call, and those of the other processes."""
         if not self._shown:
             return
         if self._bar is None:
@@ -261,7 +264,7 @@ class Progress:
         self._bar.update(answered + self._grown())
 
     def close(self) -> None:
-        """Leave the bar as it is."""
+        """Close the bar; it stays visible."""
         if self._bar is not None:
             self._bar.close()
 
@@ -272,7 +275,7 @@ class Progress:
                 with part.open("rb") as file:
                     file.seek(start)
                     new = file.read()
-            except OSError:  # it comes later, or is hidden for a moment by a network's file system
+            except OSError:  # not created yet, or not visible for a moment on a network file system
                 continue
             self._read[part] = start + len(new)
             lines += new.count(b"\n")

@@ -1,4 +1,4 @@
-"""Contrastive response tuning (VITask, Eq. 5 and 6): the response must follow from this picture, not from another."""
+"""Contrastive response tuning (VITask, Eq. 5 and 6): the response must follow from this image, not from another."""
 
 import torch
 from torch import Tensor
@@ -9,16 +9,16 @@ from medtune.losses.cross_entropy import token_cross_entropy
 def contrastive_response(positive: Tensor, negative: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
     """``-sum_t log softmax(y_t^pos - y_t^neg)[response_t]``, the cross-entropy of the margin distribution.
 
-    The difference is taken in fp32 (fp64 stays fp64), since bf16 would round it to three digits. Gradients reach both
-    sides; the paper detaches neither.
+    The difference is computed in fp32 (fp64 stays fp64), because bf16 would round it to three digits. Gradients flow to
+    both logits; the paper detaches neither.
 
     Args:
         positive: ``[..., V]`` logits of the response tokens given their own image.
         negative: ``[..., V]`` logits of the same tokens given another image.
-        targets: ``[...]`` ids, ``IGNORE_INDEX`` where a position is no response token or has no negative.
+        targets: ``[...]`` ids, ``IGNORE_INDEX`` where a position is not a response token or has no negative.
 
     Returns:
-        The sum in nats, taken in fp64, and the number of positions that count.
+        The sum in nats, accumulated in fp64, and the number of positions that count.
     """
     return token_cross_entropy(_wide(positive) - _wide(negative), targets)
 

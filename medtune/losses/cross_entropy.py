@@ -1,4 +1,4 @@
-"""Next-token cross-entropy over the supervised tokens, without ever holding the logits of a whole batch."""
+"""Next-token cross-entropy over the supervised tokens, without the logits of a whole batch in memory."""
 
 from collections.abc import Callable
 
@@ -12,14 +12,14 @@ IGNORE_INDEX = -100
 
 
 def shifted_targets(labels: Tensor) -> Tensor:
-    """The label that each position must predict.
+    """Return the label that each position must predict.
 
     Args:
         labels: ``[b, s]`` token ids, ``IGNORE_INDEX`` where a token is not supervised.
 
     Returns:
-        ``[b, s]``: ``labels`` moved one to the left, the last position ignored. Counting supervised tokens on this
-        tensor, not on ``labels``, keeps the mean right when a sequence's first token is supervised.
+        ``[b, s]``: ``labels`` shifted to the left by one, the last position ignored. Count supervised tokens on this
+        tensor, not on ``labels``: the mean is then also correct if a sequence's first token is supervised.
     """
     return F.pad(labels[:, 1:], (0, 1), value=IGNORE_INDEX)
 
@@ -29,8 +29,8 @@ def token_cross_entropy(logits: Tensor, targets: Tensor) -> tuple[Tensor, Tensor
 
     Args:
         logits: ``[..., V]`` of any float type; each position is computed in fp32 (fp64 stays fp64) and the sum is
-            taken in fp64, so that chunks, micro-batches and processes add up to the same number.
-        targets: ``[...]`` ids, ``IGNORE_INDEX`` where nothing is asked.
+            accumulated in fp64, so that chunks, micro-batches and processes give the same sum.
+        targets: ``[...]`` ids, ``IGNORE_INDEX`` where there is no target.
 
     Returns:
         The sum in nats, and the number of supervised positions.
@@ -46,19 +46,19 @@ def chunked_cross_entropy(
 ) -> tuple[Tensor, Tensor]:
     """:func:`token_cross_entropy` of ``head(hidden)``, for supervised tokens only and in chunks.
 
-    Equal to the plain loss forward and backward, with the logits of one chunk alive at a time; see
-    :func:`medtune.losses.chunks.sum_over_chunks` for how. ``L(g) = -sum_i log f(y_i | X_v, X_p, y_<i)`` (InstFree Eq. 1
-    and 2) is this sum.
+    Equal to the plain loss, forward and backward, with the logits of only one chunk in memory at a time; see
+    :func:`medtune.losses.chunks.sum_over_chunks` for the method. This sum is
+    ``L(g) = -sum_i log f(y_i | X_v, X_p, y_<i)`` (InstFree Eq. 1 and 2).
 
     Args:
         hidden: ``[b, s, d]`` decoder states after the last norm.
         labels: ``[b, s]`` unshifted ids, ``IGNORE_INDEX`` where not supervised.
-        head: Maps ``[t, d]`` to logits ``[t, V]``; its parameters get their gradients too.
-        chunk_tokens: The most tokens per chunk (the chunks are of equal size); 0 takes all at once.
+        head: Maps ``[t, d]`` to logits ``[t, V]``; its parameters get gradients too.
+        chunk_tokens: Maximum number of tokens per chunk (the chunks have equal size); 0 takes all at once.
 
     Returns:
-        The sum in nats and the count. Without a supervised token the sum is zero and every gradient is zeros, so that
-        every process runs the same backward pass.
+        The sum in nats and the count. Without a supervised token the sum is zero and every gradient is zero, but every
+        process still runs the same backward pass.
     """
     targets = shifted_targets(labels).flatten()
     supervised = targets != IGNORE_INDEX

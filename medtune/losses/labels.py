@@ -1,4 +1,4 @@
-"""Losses of class labels, each image among the classes of its own set."""
+"""Losses of class labels; each image is classified among the classes of its own set."""
 
 import torch
 import torch.nn.functional as F
@@ -6,14 +6,14 @@ from torch import Tensor
 
 
 def label_losses(logits: Tensor, target: Tensor, among: Tensor, multi_label: Tensor) -> Tensor:
-    """The loss of each image, over the ``c`` classes of its set; other logits play no part and get no gradient.
+    """Return the loss of each image over the ``c`` classes of its set; other logits are ignored and get no gradient.
 
-    One right class ``y``: cross-entropy ``log sum_k exp z_k - z_y``. Several findings: binary cross-entropy, mean over
-    the set's classes, ``-1/c sum_k [t_k log sigmoid(z_k) + (1 - t_k) log(1 - sigmoid(z_k))]``. An ordinal label is
-    taken as one class among others.
+    With one right class ``y``: cross-entropy ``log sum_k exp z_k - z_y``. With several findings: binary cross-entropy,
+    mean over the set's classes, ``-1/c sum_k [t_k log sigmoid(z_k) + (1 - t_k) log(1 - sigmoid(z_k))]``. An ordinal
+    label is treated as an unordered class.
 
     Args:
-        logits: [b, C], of the classes of all sets.
+        logits: [b, C], for the classes of all sets.
         target: [b, C], 1 at the right classes and 0 elsewhere.
         among: [b, C], True at the classes of the image's set.
         multi_label: [b], True where several classes may be right.
@@ -29,10 +29,10 @@ def label_losses(logits: Tensor, target: Tensor, among: Tensor, multi_label: Ten
 
 @torch.no_grad()
 def labels_right(logits: Tensor, target: Tensor, among: Tensor, multi_label: Tensor) -> Tensor:
-    """Whether each image's labels are right: the likeliest class, or all findings (those of a positive logit).
+    """Return whether each image's labels are predicted: the most likely class, or all findings (positive logits).
 
     Args:
-        logits: as for :func:`label_losses`, like the rest.
+        logits: all arguments as for :func:`label_losses`.
         target: [b, C].
         among: [b, C].
         multi_label: [b].

@@ -1,9 +1,9 @@
-"""Log-probabilities of tokens, for losses that do not add up over tokens; no tensor holds all tokens' logits.
+"""Log-probabilities of tokens, for losses that are not sums over tokens; no tensor holds the logits of all tokens.
 
 :mod:`medtune.losses.chunks` takes each chunk's gradient in the forward pass, which needs a loss that is a sum over
 tokens. A loss of a sequence, such as ``-log sigmoid(beta * (sum_t log p_t - sum_t log p'_t))`` of DPO (Rafailov et al.
-2023, Eq. 7), is no such sum: what multiplies the gradient of each ``log p_t`` is known only after all tokens of all
-sequences are read. Here the log-probabilities are an output of their own, and any loss may follow.
+2023, Eq. 7), is not such a sum: the factor of the gradient of each ``log p_t`` is known only after all tokens of all
+sequences are processed. The functions here return the log-probabilities, and any loss can be computed from them.
 """
 
 from collections.abc import Callable, Iterator
@@ -21,7 +21,7 @@ Head = Callable[[Tensor], Tensor]
 
 
 def token_log_probs(hidden: Tensor, labels: Tensor, head: Head, chunk_tokens: int = 512) -> Tensor:
-    """``log softmax(head(h_t))[label_{t+1}]`` at each position, differentiable.
+    """Return ``log softmax(head(h_t))[label_{t+1}]`` at each position, differentiable.
 
     Args:
         hidden: ``[b, s, d]`` decoder states after the last norm.
@@ -31,18 +31,18 @@ def token_log_probs(hidden: Tensor, labels: Tensor, head: Head, chunk_tokens: in
 
     Returns:
         ``[b, s]`` in nats, fp32 (fp64 for fp64 logits). The number at position t belongs to the label at t + 1
-        (:func:`medtune.losses.cross_entropy.shifted_targets`) and is 0 where there is none.
+        (:func:`medtune.losses.cross_entropy.shifted_targets`) and is 0 if there is no label.
     """
     targets = shifted_targets(labels).flatten()
     rows = (targets != IGNORE_INDEX).nonzero().squeeze(1)
     if len(rows) == 0:
         rows = rows.new_zeros(1)  # a token whose target is ignored: every process still runs the same backward pass
-    found = target_log_probs(hidden.flatten(0, 1).index_select(0, rows), targets[rows], head, chunk_tokens)
-    return found.new_zeros(len(targets)).index_copy(0, rows, found).view(labels.shape)
+    values = target_log_probs(hidden.flatten(0, 1).index_select(0, rows), targets[rows], head, chunk_tokens)
+    return values.new_zeros(len(targets)).index_copy(0, rows, values).view(labels.shape)
 
 
 def sequence_log_probs(hidden: Tensor, labels: Tensor, head: Head, chunk_tokens: int = 512) -> tuple[Tensor, Tensor]:
-    """Sum of :func:`token_log_probs` over each sequence.
+    """Return the sum of :func:`token_log_probs` over each sequence.
 
     Args:
         hidden: ``[b, s, d]``.
@@ -51,33 +51,33 @@ def sequence_log_probs(hidden: Tensor, labels: Tensor, head: Head, chunk_tokens:
         chunk_tokens: As there.
 
     Returns:
-        The sums ``[b]`` in nats, taken in fp64, and how many tokens each adds up, ``[b]``. A sequence without a
-        supervised token sums to 0.
+        The sums ``[b]`` in nats, accumulated in fp64, and the number of tokens in each sum, ``[b]``. The sum of a
+        sequence without a supervised token is 0.
     """
     sums = token_log_probs(hidden, labels, head, chunk_tokens).sum(dim=1, dtype=torch.float64)
     return sums, (shifted_targets(labels) != IGNORE_INDEX).sum(dim=1)
 
 
 def target_log_probs(states: Tensor, targets: Tensor, head: Head, chunk_tokens: int = 512) -> Tensor:
-    """``z[target] - logsumexp(z)`` of ``z = head(state)`` for each row, differentiable; logits live chunk by chunk.
+    """Return ``z[target] - logsumexp(z)``, ``z = head(state)``, per row, differentiable; logits are computed in chunks.
 
-    Two exact forms, chosen by what the logits of the first chunk depend on:
+    There are two exact forms. The choice depends on the trained tensors behind the logits of the first chunk:
 
-    - Nothing in the head is trained: the forward pass takes the gradient of each number with respect to its own state,
-      which the backward pass scales. Each row meets the head once.
-    - Something in it is trained (the output weight, tied embeddings, an adapter): the forward pass keeps the
-      logsumexps; the backward pass makes the logits again, with the same random numbers (dropout) and under the same
-      autocast, and takes the gradients of states and of every trained tensor. Each row meets the head twice, for which
-      no gradient of the size of the head is held per sequence.
+    - The head has no trained tensor: the forward pass computes the gradient of each number with respect to its own
+      state, and the backward pass scales it. The head is applied to each row once.
+    - The head has a trained tensor (the output weight, tied embeddings, an adapter): the forward pass keeps the
+      logsumexps. The backward pass computes the logits again, with the same random numbers (dropout) and under the same
+      autocast, and computes the gradients of states and of every trained tensor. The head is applied to each row twice;
+      in return no gradient of the size of the head is stored per sequence.
 
-    A second derivative is not available. Activation offloading neither moves nor counts what is kept.
+    A second derivative is not available. Activation offloading ignores the tensors that are kept.
 
     Args:
-        states: ``[n, d]``, one row at least.
-        targets: ``[n]`` ids, ``IGNORE_INDEX`` where a row asks for nothing.
-        head: Maps ``[t, d]`` to logits ``[t, V]``, each row by itself. What it trains must be leaves: parameters, not
-            results of an earlier computation.
-        chunk_tokens: Rows whose logits are held at once; 0 holds all.
+        states: ``[n, d]``, at least one row.
+        targets: ``[n]`` ids, ``IGNORE_INDEX`` where a row has no target.
+        head: Maps ``[t, d]`` to logits ``[t, V]``, each row independently. Its trained tensors must be leaves:
+            parameters, not results of an earlier computation.
+        chunk_tokens: Number of rows whose logits are in memory at once; 0 takes all.
 
     Returns:
         ``[n]`` in nats, fp32 (fp64 for fp64 logits), 0 where the target is ignored.
@@ -88,19 +88,19 @@ def target_log_probs(states: Tensor, targets: Tensor, head: Head, chunk_tokens: 
         return torch.cat([_log_probs(head(state), target)[0] for state, target in parts])
     chunked = _ChunkedHead(head, pieces, states.device)
     with without_saved_tensor_hooks():
-        found, logsumexps, gradient, leaves = _forward(chunked, states.detach(), targets, states.requires_grad)
+        values, logsumexps, gradient, leaves = _forward(chunked, states.detach(), targets, states.requires_grad)
         if leaves:
-            return _Recomputed.apply(chunked, found, logsumexps, targets, states, *leaves)
-        return found if gradient is None else _Precomputed.apply(found, gradient, states)
+            return _Recomputed.apply(chunked, values, logsumexps, targets, states, *leaves)
+        return values if gradient is None else _Precomputed.apply(values, gradient, states)
 
 
 class _ChunkedHead:
-    """The head, called on chunk after chunk, and a second time as though it were the first.
+    """The head, applied to chunk after chunk; a second pass reproduces the first one.
 
     Args:
         head: The head.
         rows: Rows per chunk.
-        device: Where the states are; the state of its random numbers is kept.
+        device: Device of the states; the state of its random number generator is kept.
     """
 
     def __init__(self, head: Head, rows: int, device: torch.device) -> None:
@@ -108,20 +108,22 @@ class _ChunkedHead:
         self._autocast = (torch.get_autocast_dtype(device.type), torch.is_autocast_enabled(device.type))
         self._devices = [] if device.type == "cpu" else [device]
         self._random = torch.get_rng_state()
-        self._on_device = [torch.get_device_module(device).get_rng_state(one) for one in self._devices]
+        self._on_device = [torch.get_device_module(device).get_rng_state(device_id) for device_id in self._devices]
 
     def chunks(self, states: Tensor, leaf: bool, *others: Tensor) -> Iterator[tuple[Tensor, ...]]:
-        """Per chunk its state (a leaf if ``leaf``), its logits with a graph, and its part of the others."""
-        parts = zip(states.split(self.rows), *(one.split(self.rows) for one in others), strict=True)
+        """Yield for each chunk its state (a leaf if ``leaf``), its logits with a graph, and its part of the others."""
+        parts = zip(states.split(self.rows), *(tensor.split(self.rows) for tensor in others), strict=True)
         for state, *rest in parts:
             state = state.detach().requires_grad_(leaf)
             yield state, self.head(state), *rest
 
     @contextmanager
     def replayed(self) -> Iterator[None]:
-        """Gradients on, and random numbers and autocast as they were when this was made."""
+        """A context with gradients enabled, and with the random numbers and autocast of the time of construction."""
         dtype, enabled = self._autocast
-        device_type = "cuda" if self.device.type == "cpu" else self.device.type  # "cpu" is no choice; none is forked
+        device_type = (
+            "cuda" if self.device.type == "cpu" else self.device.type
+        )  # "cpu" is not accepted here; no device is forked then
         with torch.random.fork_rng(self._devices, device_type=device_type), torch.enable_grad():
             torch.set_rng_state(self._random)
             for device, state in zip(self._devices, self._on_device, strict=True):
@@ -133,47 +135,47 @@ class _ChunkedHead:
 def _forward(
     chunked: _ChunkedHead, states: Tensor, targets: Tensor, differentiable: bool
 ) -> tuple[Tensor, Tensor, Tensor | None, list[Tensor]]:
-    """Log-probabilities, logsumexps, their gradients if the head is frozen, and the leaves that the head trains."""
-    found, logsumexps = [], []
+    """Return log-probabilities, logsumexps, gradients (only if the head is frozen), and the head's trained leaves."""
+    values, logsumexps = [], []
     gradients: list[Tensor] = []
     leaves: list[Tensor] | None = None
     for state, logits, target in chunked.chunks(states, differentiable, targets):
         if leaves is None:
             leaves = [leaf for leaf in leaves_of(logits) if leaf is not state]
         value, logsumexp = _log_probs(logits.detach(), target)
-        found.append(value)
+        values.append(value)
         logsumexps.append(logsumexp)
         if differentiable and not leaves:
             by_logits = _by_logits(logits.detach(), logsumexp, target, torch.ones_like(value))
             gradients += torch.autograd.grad(logits, state, by_logits.to(logits.dtype))
         del logits
-    return torch.cat(found), torch.cat(logsumexps), torch.cat(gradients) if gradients else None, leaves or []
+    return torch.cat(values), torch.cat(logsumexps), torch.cat(gradients) if gradients else None, leaves or []
 
 
 def _log_probs(logits: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
-    """Log-probabilities of the targets, 0 where ignored, and logsumexps, both ``[t]`` in fp32 or fp64."""
+    """Return log-probabilities of the targets, 0 where ignored, and logsumexps, both ``[t]`` in fp32 or fp64."""
     logits = logits if logits.dtype == torch.float64 else logits.float()
     ignored = targets == IGNORE_INDEX
     logsumexp = logits.logsumexp(dim=-1)
-    found = logits.gather(1, targets.masked_fill(ignored, 0)[:, None]).squeeze(1) - logsumexp
-    return found.masked_fill(ignored, 0.0), logsumexp
+    values = logits.gather(1, targets.masked_fill(ignored, 0)[:, None]).squeeze(1) - logsumexp
+    return values.masked_fill(ignored, 0.0), logsumexp
 
 
 def _by_logits(logits: Tensor, logsumexps: Tensor, targets: Tensor, upstream: Tensor) -> Tensor:
-    """``upstream * (onehot(target) - softmax(z))``, the gradient by the logits; zeros where the target is ignored."""
+    """Return ``upstream * (onehot(target) - softmax(z))``, the logits' gradient; 0 where the target is ignored."""
     ignored = targets == IGNORE_INDEX
     scale = upstream.masked_fill(ignored, 0.0)[:, None]
-    found = torch.sub(logits, logsumexps[:, None]).exp_().mul_(-scale)
-    return found.scatter_add_(1, targets.masked_fill(ignored, 0)[:, None], scale)
+    gradient = torch.sub(logits, logsumexps[:, None]).exp_().mul_(-scale)
+    return gradient.scatter_add_(1, targets.masked_fill(ignored, 0)[:, None], scale)
 
 
 class _Precomputed(torch.autograd.Function):
-    """Numbers whose gradients by their own states are known."""
+    """Numbers whose gradients with respect to their own states are already computed."""
 
     @staticmethod
-    def forward(ctx: Any, found: Tensor, gradient: Tensor, states: Tensor) -> Tensor:
+    def forward(ctx: Any, values: Tensor, gradient: Tensor, states: Tensor) -> Tensor:
         ctx.save_for_backward(gradient)
-        return found.clone()
+        return values.clone()
 
     @staticmethod
     @once_differentiable
@@ -183,13 +185,13 @@ class _Precomputed(torch.autograd.Function):
 
 
 class _Recomputed(torch.autograd.Function):
-    """Numbers whose logits are made again for the backward pass."""
+    """Numbers whose logits are computed again in the backward pass."""
 
     @staticmethod
     def forward(
         ctx: Any,
         chunked: _ChunkedHead,
-        found: Tensor,
+        values: Tensor,
         logsumexps: Tensor,
         targets: Tensor,
         states: Tensor,
@@ -197,7 +199,7 @@ class _Recomputed(torch.autograd.Function):
     ) -> Tensor:
         ctx.chunked = chunked
         ctx.save_for_backward(logsumexps, targets, states, *leaves)
-        return found.clone()
+        return values.clone()
 
     @staticmethod
     @once_differentiable

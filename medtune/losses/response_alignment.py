@@ -1,4 +1,4 @@
-"""Response distribution alignment (VITask, Eq. 3): the model without an exemplar learns from itself with one."""
+"""Response distribution alignment (VITask, Eq. 3): the model without an exemplar learns from the model with one."""
 
 import torch
 import torch.nn.functional as F
@@ -8,17 +8,17 @@ from medtune.losses.cross_entropy import IGNORE_INDEX
 
 
 def response_alignment(student: Tensor, teacher: Tensor, targets: Tensor, detach: bool = True) -> tuple[Tensor, Tensor]:
-    """``sum_t KL(p_t || q_t)``, p of the model without the exemplar and q of the model with it.
+    """``sum_t KL(p_t || q_t)``; p is the model without the exemplar (student), q the model with it (teacher).
 
-    The student stands first, as in the paper: ``sum_v p(v) (log p(v) - log q(v))`` at each response token. That is the
-    divergence that leaves out what the teacher finds unlikely rather than cover all that it finds likely.
+    The student comes first, as in the paper: ``sum_v p(v) (log p(v) - log q(v))`` at each response token. This is the
+    mode-seeking KL divergence: it penalises tokens that the student finds likely and the teacher unlikely.
 
     Args:
         student: ``[..., V]`` logits without exemplar, of any float type; each position is computed in fp32 (fp64 stays
-            fp64) and the sum is taken in fp64.
+            fp64) and the sum is accumulated in fp64.
         teacher: ``[..., V]`` logits with exemplar, of the same response tokens.
-        targets: ``[...]`` ids, ``IGNORE_INDEX`` where a position is no response token.
-        detach: No gradient reaches the teacher. False is the paper's variant RDA* (Figure 3).
+        targets: ``[...]`` ids, ``IGNORE_INDEX`` where a position is not a response token.
+        detach: No gradient flows to the teacher. False is the paper's variant RDA* (Figure 3).
 
     Returns:
         The sum in nats, and the number of response tokens.

@@ -1,4 +1,4 @@
-"""The losses of one VITask step (Eq. 7), from logits that are made once and a chunk at a time."""
+"""The losses of one VITask step (Eq. 7), from logits that are computed once, chunk by chunk."""
 
 from collections.abc import Callable
 
@@ -13,14 +13,14 @@ from medtune.losses.response_alignment import response_alignment
 
 
 def response_rows(labels: Tensor) -> tuple[Tensor, Tensor]:
-    """Where the states stand that predict the response tokens.
+    """Return the positions of the states that predict the response tokens.
 
     Args:
         labels: ``[b, s]`` unshifted ids, ``IGNORE_INDEX`` where not supervised.
 
     Returns:
         Rows of the flattened ``[b * s]`` states and the id that each must predict, both ``[n]``. Without a supervised
-        token it is one row whose target is ignored, so that every process still runs the same backward pass.
+        token the result is one row whose target is ignored, so that every process still runs the same backward pass.
     """
     targets = shifted_targets(labels).flatten()
     rows = (targets != IGNORE_INDEX).nonzero().squeeze(1)
@@ -30,15 +30,15 @@ def response_rows(labels: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def same_response(targets: list[Tensor]) -> None:
-    """Refuse passes whose response tokens differ: position by position they would not belong together.
+    """Refuse passes with different response tokens, because the losses compare them position by position.
 
     Raises:
-        ModelError: If they do.
+        ModelError: If the response tokens differ.
     """
     if not all(torch.equal(targets[0], other) for other in targets[1:]):
         raise ModelError(
-            "the passes of a VITask step hold different response tokens; the transform writes a response otherwise "
-            "when its image changes"
+            "the passes of a VITask step hold different response tokens; the transform must not change the response "
+            "when the image changes"
         )
 
 
@@ -56,25 +56,26 @@ def vitask_losses(
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """``L = L_Van + L_EP + alpha L_RDA + beta L_CRT`` (Eq. 7), summed over response tokens.
 
-    The logits of each pass serve all its terms: those without exemplar are Van's, the student of RDA and the positive
-    of CRT; those with exemplar are EP's and the teacher of RDA. A term of weight 0 is left out. Equal to the four
-    losses of whole logits, forward and backward; see :func:`medtune.losses.chunks.sum_over_chunks` for how.
+    The logits of each pass are used for all its terms. Logits without exemplar are used for Van, as the student of RDA
+    and as the positive of CRT; logits with exemplar for EP and as the teacher of RDA. A term of weight 0 is not
+    computed. The result equals the four losses of whole logits, forward and backward; see
+    :func:`medtune.losses.chunks.sum_over_chunks` for the method.
 
     Args:
-        states: ``[p, n, d]`` decoder states that predict the response tokens: without exemplar; with exemplar, if
-            ``exemplar``; with the negative image, if ``contrasted`` is given.
+        states: ``[p, n, d]`` decoder states that predict the response tokens. The passes are, in order: without
+            exemplar; with exemplar, if ``exemplar``; with the negative image, if ``contrasted`` is given.
         targets: ``[n]`` ids, ``IGNORE_INDEX`` where a token does not count.
-        head: Maps ``[t, d]`` to logits ``[t, V]``; its parameters get their gradients too.
+        head: Maps ``[t, d]`` to logits ``[t, V]``; its parameters get gradients too.
         exemplar: Whether there is a pass with exemplar.
-        contrasted: ``[n]`` bool, True where a token's sample has a negative. The other tokens add nothing to L_CRT.
+        contrasted: ``[n]`` bool, True where a token's sample has a negative. Other tokens do not count in L_CRT.
         alpha: Weight of L_RDA.
         beta: Weight of L_CRT.
         detach: See :func:`medtune.losses.response_alignment.response_alignment`.
-        chunk_tokens: Response tokens whose logits, of all passes, are held at once; 0 holds all.
+        chunk_tokens: Number of response tokens whose logits of all passes are in memory at once; 0 takes all.
 
     Returns:
-        The total, and each term's sum by name (``van``, ``ep``, ``rda``, ``crt``, as far as they were computed),
-        detached. All in nats and fp64.
+        The total, and each computed term's sum by name (``van``, ``ep``, ``rda``, ``crt``), detached. All in nats and
+        fp64.
     """
     names = ["van"] + ["ep"] * exemplar + ["rda"] * (exemplar and alpha != 0)
     names += ["crt"] * (contrasted is not None and beta != 0)
@@ -83,15 +84,15 @@ def vitask_losses(
 
     def loss(state: Tensor, target: Tensor, has_negative: Tensor) -> tuple[Tensor, Tensor]:
         logits = head(state.flatten(0, 1)).unflatten(0, state.shape[:2])
-        found = {"van": token_cross_entropy(logits[0], target)[0]}
+        terms = {"van": token_cross_entropy(logits[0], target)[0]}
         if exemplar:
-            found["ep"] = token_cross_entropy(logits[1], target)[0]
+            terms["ep"] = token_cross_entropy(logits[1], target)[0]
         if "rda" in names:
-            found["rda"] = response_alignment(logits[0], logits[1], target, detach)[0]
+            terms["rda"] = response_alignment(logits[0], logits[1], target, detach)[0]
         if "crt" in names:
             asked = target.masked_fill(~has_negative, IGNORE_INDEX)
-            found["crt"] = contrastive_response(logits[0], logits[-1], asked)[0]
-        sums = torch.stack([found[name] for name in names])
+            terms["crt"] = contrastive_response(logits[0], logits[-1], asked)[0]
+        sums = torch.stack([terms[name] for name in names])
         return (weights * sums).sum(), sums
 
     everywhere = torch.ones_like(targets, dtype=torch.bool) if contrasted is None else contrasted

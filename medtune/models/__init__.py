@@ -1,1 +1,1 @@
-"""Vision-language models: the seam that every method uses, and one package per family."""
+"""Models: the interface that every method uses, and one package per family."""

@@ -1,4 +1,4 @@
-"""What a VITask run leaves beside its weights: the connector, and which exemplars it was trained for."""
+"""Files that a VITask run writes next to its weights: the connector, and a record of its exemplars."""
 
 import json
 from dataclasses import asdict, dataclass
@@ -21,7 +21,7 @@ class ExemplarRecord:
     """How exemplars were used in training.
 
     Attributes:
-        exemplar: Variant.
+        exemplar: Variant of the exemplars.
         tsm: Folder of the task-specific model.
     """
 
@@ -30,7 +30,7 @@ class ExemplarRecord:
 
 
 def save_exemplars(folder: Path, connector: ExemplarConnector, record: ExemplarRecord) -> None:
-    """Write a trained connector and its record; the folder is made if need be."""
+    """Write a trained connector and its record; the folder is created if needed."""
     folder.mkdir(parents=True, exist_ok=True)
     save_tensors({name: value.cpu() for name, value in connector.state_dict().items()}, folder / CONNECTOR_NAME)
     write_whole(folder / RECORD_NAME, json.dumps(asdict(record), indent=1) + "\n")
@@ -40,15 +40,15 @@ def load_record(folder: str | Path) -> ExemplarRecord:
     """Read the record.
 
     Raises:
-        ModelError: If the folder holds none.
+        ModelError: If the folder holds no valid record.
     """
     try:
-        found = ExemplarRecord(**json.loads((Path(folder) / RECORD_NAME).read_text(encoding="utf-8")))
+        record = ExemplarRecord(**json.loads((Path(folder) / RECORD_NAME).read_text(encoding="utf-8")))
     except (OSError, ValueError, TypeError) as error:
         raise ModelError(f"{folder} holds no exemplars ({error}); name the exemplar folder of a VITask run") from error
-    if found.exemplar not in EXEMPLARS:
-        raise ModelError(f"{folder}: the exemplar {found.exemplar!r} is not one of {', '.join(EXEMPLARS)}")
-    return found
+    if record.exemplar not in EXEMPLARS:
+        raise ModelError(f"{folder}: the exemplar {record.exemplar!r} is not one of {', '.join(EXEMPLARS)}")
+    return record
 
 
 def load_connector(folder: str | Path, feature_dim: int, where: str) -> ExemplarConnector:
@@ -56,11 +56,11 @@ def load_connector(folder: str | Path, feature_dim: int, where: str) -> Exemplar
 
     Args:
         folder: As written by :func:`save_exemplars`.
-        feature_dim: Width of the features that it shall read.
-        where: They come from, for messages.
+        feature_dim: Width of the features that the connector must read.
+        where: Source of the features, for messages.
 
     Raises:
-        ModelError: If the file is torn, or the connector was made for features of another width.
+        ModelError: If the file is damaged, or the connector was made for features of another width.
     """
     try:
         state = load_file(Path(folder) / CONNECTOR_NAME)

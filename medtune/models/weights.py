@@ -1,4 +1,4 @@
-"""Published weights in, published weights out: safetensors only, nothing that can execute code."""
+"""Read and write published weights, in safetensors only, because other formats can execute code."""
 
 import json
 import shutil
@@ -20,11 +20,11 @@ SHARD_BYTES = 5 * 10**9
 INDEX_NAME = "model.safetensors.index.json"
 SINGLE_NAME = "model.safetensors"
 _TUNE_PREFIXES = ("decoder.", "encoder.")
-_NAMED = 5  # so many tensor names an error lists
+_NAMED = 5  # an error lists at most this many tensor names
 
 
 def load_weights(path: str | Path, model: nn.Module) -> StateDict:
-    """Read a base model's weights in torchtune's names, checked against the model and mapped from disk.
+    """Read a base model's weights under torchtune's names, checked against the model and mapped from disk.
 
     Args:
         path: a folder in the published layout (``config.json`` and safetensors), or one ``.safetensors`` file in
@@ -36,8 +36,8 @@ def load_weights(path: str | Path, model: nn.Module) -> StateDict:
         State-dict key -> tensor, in the file's dtype, on the CPU.
 
     Raises:
-        ModelError: if the path holds no safetensors, a file is torn, or tensors are missing, left over or of other
-            sizes than the model's.
+        ModelError: if the path holds no safetensors, a file is damaged, or tensors are missing, left over or of
+            another size than the model's.
     """
     path = Path(path)
     family: ModelFamily = model.family  # type: ignore[assignment]
@@ -84,9 +84,11 @@ def _read(file: Path) -> Iterator[tuple[str, Tensor]]:
 def _check_model_type(folder: Path, family: ModelFamily) -> None:
     if not (folder / "config.json").is_file():
         return
-    found = _config(folder / "config.json").get("model_type")
-    if found not in (family.model_type, *family.also_reads):
-        raise ModelError(f"{folder} holds a model of type {found!r}, but {family.name} needs {family.model_type!r}")
+    model_type = _config(folder / "config.json").get("model_type")
+    if model_type not in (family.model_type, *family.also_reads):
+        raise ModelError(
+            f"{folder} holds a model of type {model_type!r}, but {family.name} needs {family.model_type!r}"
+        )
 
 
 def _config(file: Path) -> dict[str, Any]:
@@ -100,10 +102,10 @@ def _config(file: Path) -> dict[str, Any]:
 
 
 def _is_published(config: Path, family: ModelFamily) -> bool:
-    """Whether a ``config.json`` is of the layout that exports are written in."""
-    found, ours = _config(config), family.hf_config()
-    same_class = found.get("architectures") in (None, ours.get("architectures"))
-    return found.get("model_type") == family.model_type and same_class
+    """Whether a ``config.json`` has the layout in which exports are written."""
+    given, ours = _config(config), family.hf_config()
+    same_class = given.get("architectures") in (None, ours.get("architectures"))
+    return given.get("model_type") == family.model_type and same_class
 
 
 def _convert(state: StateDict, family: ModelFamily, path: Path) -> StateDict:
@@ -151,21 +153,21 @@ def save_hf(
     """Write weights in the published layout: safetensors shards with an index, ``config.json``, tokenizer files.
 
     Only tensors that the published model has are written; a proxy instruction is never among them. Files are written
-    aside and renamed, the index last, so that a torn export is never taken for a whole one.
+    under temporary names and renamed, the index last, so that nobody mistakes an incomplete export for a complete one.
 
     Args:
         model_state: state dict of a plain model, on the CPU; adapters merged
             (:func:`medtune.models.lora.merge.merge_adapters`).
         model_family: the model's ``family``.
-        out_dir: made if need be. Weights of an earlier export in it are replaced.
+        out_dir: created if needed. Weights of an earlier export in it are replaced.
         source_dir: folder of the base weights: its ``config.json`` and tokenizer files are copied.
-        shard_bytes: the largest shard.
+        shard_bytes: maximum size of a shard in bytes.
 
     Returns:
         ``out_dir``.
 
     Raises:
-        ModelError: if the state has adapters, tensors that the family does not know, or lacks some.
+        ModelError: if the state has adapters or unknown tensors, or if tensors are missing.
     """
     published = _publish(model_state, model_family)
     out = Path(out_dir)
@@ -214,7 +216,7 @@ def _plan(state: StateDict, limit: int) -> list[list[str]]:
 
 
 def save_tensors(tensors: StateDict, file: Path) -> None:
-    """Write one safetensors file, whole or not at all, that whoever may read the folder may read.
+    """Write one safetensors file atomically; everybody who may read the folder may read the file.
 
     Args:
         tensors: on the CPU; made contiguous.

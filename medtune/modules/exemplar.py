@@ -1,4 +1,4 @@
-"""Exemplars of VITask (section 4): features of a task-specific model among the tokens of a language model."""
+"""Exemplars of VITask (section 4): features of a task-specific model inserted among the tokens of a language model."""
 
 import math
 from dataclasses import dataclass, replace
@@ -18,14 +18,14 @@ EXEMPLARS = ("cls", "all", "replace", "none")
 class ExemplarConnector(nn.Module):
     """The task-specific connector: ``LN(d_tsm) -> Linear(d_tsm, d) -> GELU -> Linear(d, d)``.
 
-    The paper gives no shape; this is that of InternVL's own connector between vision encoder and language model. It
-    stays in fp32 whatever the model's type is, and its output is cast where it enters the model.
+    The paper does not give the architecture. This is the architecture of InternVL's connector between vision encoder
+    and language model. It stays in fp32 for every dtype of the model; its output is cast when it enters the model.
 
     Args:
         feature_dim: d_tsm, width of the task-specific model's features.
         dim: d, width of the word embeddings.
-        seed: Seed of the start (torch's own for linear layers), drawn from a generator of its own so that no other
-            random number moves it.
+        seed: Seed of the initialisation (torch's default for linear layers). It has its own random generator, so that
+            it does not depend on other random numbers.
     """
 
     def __init__(self, feature_dim: int, dim: int, seed: int = 0) -> None:
@@ -48,15 +48,15 @@ class ExemplarConnector(nn.Module):
 
 @dataclass(frozen=True)
 class TokenRows:
-    """A batch's text and what it sees: from a collator for training, or left-padded prompts.
+    """A batch's tokens and the image features that they see: from a collator for training, or left-padded prompts.
 
     Attributes:
         tokens: ids [b, s].
-        vision_mask: [b, s, s_e] where the decoder looks at features through cross-attention, [b, s_e] where features
-            stand in place of tokens.
+        vision_mask: [b, s, s_e] if the decoder reads features through cross-attention, [b, s_e] if features replace
+            tokens.
         labels: [b, s] unshifted, -100 where not supervised.
         padding: [b, s], True at real tokens.
-        placeholders: [b, s], True where exemplars go.
+        placeholders: [b, s], True where exemplars are inserted.
     """
 
     tokens: Tensor
@@ -69,21 +69,20 @@ class TokenRows:
 def insert_placeholders(rows: TokenRows, *, image_id: int, placeholder_id: int, count: int) -> TokenRows:
     """Make room for exemplars: ``count`` placeholders right after the last image token of each row.
 
-    The exemplar thus stands behind the image's features, as one more of them. A placeholder sees the image that its
-    image token sees, and is never supervised. Every row grows by ``count``, so that padding on either side stays where
-    it was.
+    The exemplar thus follows the image's features, like an additional feature. A placeholder sees the image that its
+    image token sees, and is never supervised. Every row grows by ``count``, so that padding stays on its side.
 
     Args:
-        rows: The batch; nothing in it is changed.
-        image_id: The token that stands for an image, or for one feature of it.
+        rows: The batch; it is not changed.
+        image_id: The token that represents an image, or one feature of it.
         placeholder_id: Any id of the vocabulary.
-        count: k, exemplars per row.
+        count: k, the number of exemplars per row.
 
     Returns:
         Rows of ``s + count`` columns, with ``placeholders``.
 
     Raises:
-        ModelError: If a row holds no image token.
+        ModelError: If a row has no image token.
     """
     image = rows.tokens == image_id
     if not bool(image.any(dim=1).all()):
@@ -102,19 +101,19 @@ def insert_placeholders(rows: TokenRows, *, image_id: int, placeholder_id: int, 
 def hide_images(
     rows: TokenRows, *, image_id: int, pad_id: int, pad_side: Literal["right", "left"] = "right"
 ) -> TokenRows:
-    """Let the exemplars stand instead of the image's features (EP_rep in the paper).
+    """Replace the image's features by the exemplars (EP_rep in the paper).
 
-    No token sees a feature any more. Where features stand in place of tokens, those tokens are taken out and the rest
-    moves together; a cross-attending model keeps its image token, which then sees nothing.
+    No token sees a feature any more. If features replace tokens, those tokens are removed and the others close the gap.
+    A model with cross-attention keeps its image token, which then sees nothing.
 
     Args:
         rows: From :func:`insert_placeholders`.
         image_id: As there.
-        pad_id: Fills the columns that become free.
-        pad_side: Where the padding of ``rows`` stands.
+        pad_id: Token that fills the free columns.
+        pad_side: Side of the padding of ``rows``.
 
     Returns:
-        Rows with as many columns as the longest still needs.
+        Rows with as many columns as the longest row needs.
     """
     rows = replace(rows, vision_mask=torch.zeros_like(rows.vision_mask))
     if rows.vision_mask.dim() == 3:
@@ -144,23 +143,23 @@ def exemplar_rows(
     count: int,
     pad_side: Literal["right", "left"] = "right",
 ) -> TokenRows:
-    """Rows with places for ``count`` exemplars each, as a variant has them: samples and prompts alike.
+    """Return rows with placeholders for ``count`` exemplars each, for a variant; for samples and for prompts.
 
     Args:
         rows: The batch.
-        exemplar: ``replace`` hides the image's own features, the others keep them.
+        exemplar: The variant: ``replace`` hides the image's own features, the others keep them.
         image_id: As for :func:`insert_placeholders`.
         placeholder_id: As there.
         pad_id: As for :func:`hide_images`.
-        count: k, exemplars per row.
-        pad_side: Where the padding of ``rows`` stands.
+        count: k, the number of exemplars per row.
+        pad_side: Side of the padding of ``rows``.
     """
     rows = insert_placeholders(rows, image_id=image_id, placeholder_id=placeholder_id, count=count)
     return hide_images(rows, image_id=image_id, pad_id=pad_id, pad_side=pad_side) if exemplar == "replace" else rows
 
 
 def widen(rows: TokenRows, width: int, pad_id: int) -> TokenRows:
-    """Fill rows on the right up to ``width`` columns, which under causal attention no token before them sees."""
+    """Pad rows on the right to ``width`` columns; under causal attention no earlier token sees them."""
     more = width - rows.tokens.shape[1]
     vision_mask = rows.vision_mask
     if vision_mask.dim() == 3:
@@ -175,7 +174,7 @@ def widen(rows: TokenRows, width: int, pad_id: int) -> TokenRows:
 
 
 def take_columns(rows: TokenRows, source: Tensor) -> TokenRows:
-    """The columns ``source`` [b, s'] of each row, in that order."""
+    """Return the columns ``source`` [b, s'] of each row, in that order."""
 
     def text(values: Tensor | None) -> Tensor | None:
         return None if values is None else values.gather(1, source)

@@ -1,4 +1,4 @@
-"""Training methods, each one small object; see :mod:`medtune.objectives.base`."""
+"""Training methods. Each is one small object; see :mod:`medtune.objectives.base`."""
 
 from medtune.objectives.classification import Classification
 from medtune.objectives.instfree import InstFree

@@ -1,7 +1,8 @@
-"""What the trainer knows of a training method.
+"""The interface between the trainer and a training method.
 
-An objective says how a sample becomes a prompt, which stages a run has, what is forwarded and which losses are summed.
-It owns whatever the method must remember between steps; the trainer saves and restores it without looking inside.
+An objective defines how a sample becomes a prompt, which stages a run has, what is forwarded and which losses are
+summed. It owns the state that the method must keep between steps; the trainer saves and restores this state without
+knowing what it means.
 """
 
 import random
@@ -25,9 +26,9 @@ from medtune.objectives.companions import Companion, Companions
 class StepOutput(NamedTuple):
     """Result of one micro-batch.
 
-    ``loss_sum`` and ``weight`` are scalars, summed over micro-batches and processes before they are divided.
-    ``metrics`` are further such sums over the same weight, of the same names on every process; they are logged beside
-    the loss.
+    ``loss_sum`` and ``weight`` are scalars. Both are summed over micro-batches and processes before the division.
+    ``metrics`` are further sums, divided by the same weight and logged with the loss. Their names must be the same on
+    every process.
     """
 
     loss_sum: Tensor
@@ -37,9 +38,9 @@ class StepOutput(NamedTuple):
 
 @dataclass(frozen=True)
 class Stage:
-    """A stretch of training with one set of trained parts and a fresh optimizer.
+    """One stage of training, with one set of trained parts and a new optimizer.
 
-    ``steps`` wins over ``epochs``. ``learning_rates`` overrides the run's rates for the parts it names.
+    ``steps`` takes precedence over ``epochs``. ``learning_rates`` overrides the run's rates for the parts it names.
     """
 
     name: str
@@ -51,13 +52,13 @@ class Stage:
 
 @dataclass(frozen=True)
 class AuxiliaryEncoder:
-    """A frozen model of a method's own that looks at pictures beside the model, one by one.
+    """A second, frozen image encoder that a method uses in addition to the model's encoder.
 
     Attributes:
         weights: folder of its weights.
-        settings: whatever else decides its features.
-        pixels: a picture -> [3, h, w]; runs in data workers, so it must be picklable.
-        features: [b, 3, h, w] -> [b, n, d], each row by itself.
+        settings: everything else that its features depend on.
+        pixels: an image -> [3, h, w]; runs in data workers, so it must be picklable.
+        features: [b, 3, h, w] -> [b, n, d]; each row is computed independently of the others.
     """
 
     weights: str
@@ -67,7 +68,7 @@ class AuxiliaryEncoder:
 
 
 def image_features(model: Any, batch: dict[str, Any]) -> Tensor:
-    """Image features [b, s_e, d] of a batch: those it brings along, else the encoder's."""
+    """Image features [b, s_e, d] of a batch: the precomputed ones if the batch has them, else the encoder's output."""
     return batch["features"] if "features" in batch else model.encode(batch["vision"])
 
 
@@ -77,12 +78,12 @@ def keep_sample(sample: Sample, rng: random.Random) -> Sample:
 
 
 class Objective(nn.Module):
-    """A training method. Its own parameters (a proxy, a connector) are replicated over processes, in fp32.
+    """A training method. Its own parameters (a proxy, a connector) are replicated on all processes, in fp32.
 
     Attributes:
-        rows: The most rows that the language model runs for one sample of a micro-batch.
-        beside: The frozen models that the method named, once :meth:`attach` was called.
-        higher_is_better: For metrics of ``StepOutput`` that a run may monitor: whether higher values are better.
+        rows: The largest number of rows that the language model runs for one sample of a micro-batch.
+        beside: The frozen models that the method named, after :meth:`attach` was called.
+        higher_is_better: For the metrics of ``StepOutput`` that a run may monitor: whether higher values are better.
     """
 
     rows: int = 1
@@ -90,18 +91,19 @@ class Objective(nn.Module):
     beside: Companions = MappingProxyType({})
 
     def companions(self) -> dict[str, Companion]:
-        """The frozen models that this method reads beside the trained one, by names of its own."""
+        """The frozen models that this method uses in addition to the trained one; the method chooses their names."""
         return {}
 
     def attach(self, companions: Companions) -> None:
         """Take the companions that the trainer built; called before :meth:`bind`.
 
-        A mapping, so that they do not become modules of this one: they are in none of its parameters and checkpoints.
+        They are kept in a mapping so that they are not registered as submodules. They are therefore not among the
+        objective's parameters, and not in its checkpoints.
         """
         self.beside = dict(companions)
 
     def bind(self, model: Any, transform: Any, seed: int) -> None:
-        """Meet the model and its transform; parameters of the method are made here."""
+        """Receive the model and its transform. The method creates its own parameters here."""
 
     def parts(self) -> dict[str, list[str]]:
         """Part name -> names of this objective's parameters."""
@@ -112,35 +114,35 @@ class Objective(nn.Module):
         return [Stage("train", trainable, epochs, steps)]
 
     def sample_transform(self) -> SampleTransform:
-        """What happens to a sample before it is tokenised; runs in data workers, so it must be picklable."""
+        """The function that is applied to a sample before it is tokenised; runs in data workers, must be picklable."""
         return keep_sample
 
     def items(self, source: SampleSource, usable: np.ndarray | None, stage: Stage) -> Items:
         """How a data set becomes items and batches in a stage; runs in data workers, so it must be picklable.
 
-        Called for every stage before the first step: to measure samples, where their sizes are not remembered, and when
-        it is known which can be used.
+        Called for every stage before the first step. The first calls are for measuring the samples, if their sizes are
+        not yet recorded. The second calls come when it is known which samples can be used.
 
         Args:
             source: the samples.
-            usable: positions of those that passed the check before training; None while they are being checked, when
-                any of them may raise a DataError.
-            stage: the stage that the items are for; nothing but its name may decide what they are.
+            usable: positions of the samples that passed the check before training; None during that check, when each of
+                them may raise a DataError.
+            stage: the stage that the items are for; the items may depend on its name only.
         """
         return SampleItems(self.sample_transform())
 
     def auxiliary_encoder(self) -> AuxiliaryEncoder | None:
-        """The method's own encoder, of whose features a cache is kept beside the model's; None where it has none."""
+        """The auxiliary encoder, whose features are cached with the model's; None if the method has none."""
         return None
 
     def begin_stage(self, stage: Stage) -> None:
-        """Told before the first step of a stage, and again when a run is resumed inside it."""
+        """Called before the first step of a stage, and again when a run is resumed inside it."""
 
     def weight(self, batch: dict[str, Any]) -> float:
-        """What the sum of a micro-batch's losses is divided by: ``StepOutput.weight``, before anything is forwarded.
+        """The divisor of the summed loss of a micro-batch: ``StepOutput.weight``, but known before the forward pass.
 
-        The trainer needs it before the forward pass, while the batch lies in host memory, so that it does not wait for
-        the device. The default counts supervised tokens after the label shift.
+        The trainer reads it while the batch is in host memory, so that it does not wait for the device. The default
+        counts supervised tokens after the label shift.
         """
         return float((batch["labels"][:, 1:] != IGNORE_INDEX).sum())
 
@@ -149,7 +151,7 @@ class Objective(nn.Module):
         raise NotImplementedError(f"{type(self).__name__} must say what it forwards")
 
     def export(self, folder: Path) -> None:
-        """Write into the run's folder what inference needs beside the model's weights; the first process calls."""
+        """Write the files that inference needs in addition to the model's weights; called on the first process."""
 
     def after_step(self) -> None:
-        """Told after every optimizer step (never after a mere micro-batch)."""
+        """Called after every optimizer step (not after each micro-batch)."""

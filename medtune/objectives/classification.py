@@ -22,16 +22,16 @@ from medtune.objectives.base import Objective, Stage, StepOutput
 
 @dataclass(frozen=True)
 class KnownLabels:
-    """Lets a sample through that is one picture with labels of a known set.
+    """Accepts samples with exactly one image and known labels.
 
     Attributes:
-        sets: the sets of the model.
+        sets: the label sets of the model.
     """
 
     sets: dict[str, LabelledSet]
 
     def __call__(self, sample: Sample, rng: random.Random) -> Sample:
-        """The sample as it is.
+        """Return the sample unchanged.
 
         Raises:
             DataError: if the model cannot learn it.
@@ -40,7 +40,7 @@ class KnownLabels:
         return sample
 
     def target(self, sample: Sample) -> Target:
-        """Its labels; raises as a call does."""
+        """The sample's labels; raises the same errors as a call."""
         target = classification_target(sample)
         if len(sample.images) != 1:
             raise DataError(f"sample {sample.id!r}: {len(sample.images)} images; a classifier looks at one")
@@ -55,11 +55,11 @@ class KnownLabels:
 
 @dataclass(frozen=True)
 class LabelledImages:
-    """Items of one picture and its labels.
+    """Items of one image and its labels.
 
     Attributes:
         known: the sets of the model, in the order of its logits.
-        flip: sets whose pictures are mirrored left to right, each with probability 1/2.
+        flip: sets whose images are mirrored left to right, each with probability 1/2.
     """
 
     known: KnownLabels
@@ -68,7 +68,7 @@ class LabelledImages:
     def __call__(
         self, source: SampleSource, index: int, rng: random.Random, transform: PixelTransform
     ) -> dict[str, Any]:
-        """Pixels [3, h, w], ``target`` [C] and ``among`` [C], True at the set's classes."""
+        """Make the item: pixels [3, h, w], ``target`` [C], and ``among`` [C], which is True at the set's classes."""
         sample = source[index]
         target = self.known.target(sample)
         pixels = transform.pixels(source.open_images(sample)[0])
@@ -86,10 +86,10 @@ class LabelledImages:
     def measure(
         self, source: SampleSource, index: int, rng: random.Random, transform: PixelTransform
     ) -> tuple[Row, ...]:
-        """One row of one token, whose label is learned.
+        """One row that counts as one token, the label.
 
         Raises:
-            DataError: if the picture cannot be read or the model cannot learn the sample's labels.
+            DataError: if the image cannot be read or the model cannot learn the sample's labels.
         """
         sample = self.known(source[index], rng)
         check_answer(source, sample)
@@ -97,14 +97,14 @@ class LabelledImages:
 
     def _logits(self) -> list[tuple[str, int]]:
         """Set and class index of each logit."""
-        return [(name, number) for name, one in self.known.sets.items() for number in range(len(one.classes))]
+        return [(name, number) for name, labelled in self.known.sets.items() for number in range(len(labelled.classes))]
 
     def blank(self, item: dict[str, Any]) -> dict[str, Any]:
-        """The same picture, of no weight."""
+        """The same image with weight 0."""
         return {**item, "weight": 0.0}
 
     def collate(self, items: list[dict[str, Any]], transform: Any) -> dict[str, Any]:
-        """Stack; a picture counts as one token."""
+        """Stack the items; an image counts as one token."""
         batch = {name: torch.stack([item[name] for item in items]) for name in ("pixels", "target", "among")}
         return {
             **batch,
@@ -116,11 +116,11 @@ class LabelledImages:
 
 
 class Classification(Objective):
-    """Labels from pictures; the loss is the mean over images of :func:`medtune.losses.labels.label_losses`.
+    """Predicts labels from images; the loss is the mean over images of :func:`medtune.losses.labels.label_losses`.
 
     Args:
-        flip: sets whose training pictures are mirrored left to right, half of them, drawn per sample and epoch. Only
-            name sets in which left and right mean nothing: not chest X-rays, whose heart has a side.
+        flip: sets whose training images are mirrored left to right with probability 1/2, drawn per sample and epoch.
+            Name only sets in which left and right do not matter. In chest X-rays they matter: the heart is on one side.
     """
 
     higher_is_better = MappingProxyType({"accuracy": True})
@@ -132,11 +132,11 @@ class Classification(Objective):
         self.flip = frozenset(flip)
 
     def bind(self, model: TaskModel, transform: PixelTransform, seed: int) -> None:
-        """Check that pictures are prepared as the model will say of itself. A model on the meta device is planned.
+        """Check that the transform agrees with the model. A model on the meta device is only planned, not trained.
 
         Raises:
-            ConfigError: if model or transform is of another kind, their settings differ, or ``flip`` names an unknown
-                set.
+            ConfigError: if the model or the transform has another type, their settings differ, or ``flip`` names an
+                unknown set.
             ModelError: if the model cannot be trained as it is.
         """
         if not isinstance(model, TaskModel):
@@ -159,19 +159,19 @@ class Classification(Objective):
             model.check_trainable()
 
     def sample_transform(self) -> SampleTransform:
-        """Nothing changes; unusable labels are found before training."""
+        """Samples stay unchanged; samples with unusable labels are found before training."""
         return self._known
 
     def items(self, source: SampleSource, usable: np.ndarray | None, stage: Stage) -> LabelledImages:
-        """Pictures with labels."""
+        """Images with labels."""
         return LabelledImages(self._known, self.flip)
 
     def weight(self, batch: dict[str, Any]) -> float:
-        """The number of images that count."""
+        """The number of images with weight 1."""
         return float(batch["weight"].double().sum())
 
     def forward(self, model: TaskModel, batch: dict[str, Any]) -> StepOutput:
-        """The sum over images, and how many are right."""
+        """The loss summed over images, and the number of images with right labels."""
         labels = batch["target"], batch["among"], batch["multi_label"]
         logits = model.logits(batch["pixels"])
         weight = batch["weight"].double()

@@ -1,9 +1,9 @@
-"""Frozen models that a method reads beside the model that it trains.
+"""Frozen models that a method uses in addition to the model that it trains.
 
-A method names its companions (:meth:`medtune.objectives.base.Objective.companions`); the trainer builds them, places
-them on the device, shards them where they are as large as the trained model, and freezes them. Files of theirs that the
-objective's config names are part of the run's identity, by content. They are no part of the objective's own parameters
-and of no checkpoint.
+A method names its companions (:meth:`medtune.objectives.base.Objective.companions`). The trainer builds them, places
+them on the device, freezes them, and shards those that are as large as the trained model. The contents of the files
+that the objective's config names for them are part of the run's identity. Companions are not among the objective's own
+parameters, and not in checkpoints.
 """
 
 from collections.abc import Callable, Mapping
@@ -23,10 +23,11 @@ class Companion:
     """One frozen model.
 
     Attributes:
-        title: what it is, for messages: ``the task-specific model``.
+        title: a description for messages, for example ``the task-specific model``.
         weights: folder or file of its weights. None takes the run's own base weights.
-        load: makes it of ``weights``; it is replicated on every process, in fp32. None builds the run's own model with
-            ``weights``, sharded and typed as the trained one is: a reference of the same architecture.
+        load: loads the model from ``weights``; it is then replicated on every process, in fp32. None builds the run's
+            own model with ``weights``, with the sharding and dtype of the trained one: a reference of the same
+            architecture.
 
     Raises:
         ValueError: for a loader without weights.
@@ -42,7 +43,7 @@ class Companion:
 
     @property
     def is_reference(self) -> bool:
-        """Whether it is built as the run's own model."""
+        """Whether it is built like the run's own model."""
         return self.load is None
 
     def loaded(self) -> nn.Module:
@@ -60,10 +61,11 @@ def load_companions(companions: Mapping[str, Companion], problems: list[str] | N
 
     Args:
         companions: as the objective names them.
-        problems: where given, a companion that cannot be loaded is told here and left out, as ``medtune plan`` wants.
+        problems: if given, a companion that cannot be loaded is reported in this list and left out (for
+            ``medtune plan``).
 
     Raises:
-        MedtuneError: as a loader does, where ``problems`` is not given.
+        MedtuneError: the loader's error, if ``problems`` is not given.
     """
     found: dict[str, nn.Module] = {}
     for name, companion in companions.items():

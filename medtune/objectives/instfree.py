@@ -30,8 +30,8 @@ class ReportPrompt:
 
     Attributes:
         instructions: The user turn is drawn from these.
-        separator: Where the response is split for shuffling (Eq. 4) by ``separator``; None leaves it in order.
-        unit: What is put in a new order: what stands between separators, sentences, or ``meta["sections"]``.
+        separator: Text at which the response is split for shuffling (Eq. 4); None keeps its order.
+        unit: The segments that are shuffled: the texts between separators, sentences, or ``meta["sections"]``.
     """
 
     instructions: tuple[str, ...]
@@ -42,7 +42,7 @@ class ReportPrompt:
         """A new sample of two turns; all randomness comes from ``rng``.
 
         Raises:
-            DataError: If sections shall be shuffled and the sample has none, or others than its report.
+            DataError: If sections are to be shuffled and the sample has none, or they do not make up its report.
         """
         report = self._shuffled(sample, rng)
         instruction = rng.choice(self.instructions) if len(self.instructions) > 1 else self.instructions[0]
@@ -60,12 +60,12 @@ class ReportPrompt:
 
 
 def _sections(sample: Sample) -> list[str]:
-    """The sections of a report, which must be the report."""
+    """The sections of a report; together they must be the whole report."""
     sections = sample.meta.get("sections")
     if not isinstance(sections, list) or not all(isinstance(section, str) for section in sections):
         raise DataError(
-            f"sample {sample.id}: shuffle_unit=section needs meta.sections, a list of texts, as the door for MIMIC-CXR "
-            "writes it; shuffle by sentence or by separator instead."
+            f"sample {sample.id}: shuffle_unit=section needs meta.sections, a list of texts, as the MIMIC-CXR "
+            "converter writes it; shuffle by sentence or by separator instead."
         )
     if " ".join(sections).split() != sample.messages[-1].content.split():
         raise DataError(f"sample {sample.id}: the texts of meta.sections, one after the other, are not its report.")
@@ -85,21 +85,21 @@ class InstFree(Objective):
         mode: ``momentum`` is the paper's method. ``update`` trains the proxy by gradient descent, ``fixed`` keeps the
             warmed-up proxy; ``text`` and ``random_text`` use written instructions and no proxy (FT, FT w/ Rand).
         vectors: N, the number of proxy vectors.
-        alpha: Momentum of Eq. 3, between 0 (``update``) and 1 (``fixed``). The paper's 0.999 belongs to some 15,000
+        alpha: Momentum of Eq. 3, between 0 (``update``) and 1 (``fixed``). The paper's 0.999 is for about 15,000
             steps; for a short run keep ``(1 - alpha) * steps`` near 15.
-        sigma: Spread of the proxy's start.
+        sigma: Standard deviation of the proxy's initial values.
         warmup_epochs: Epochs of the first stage, with the whole model frozen.
-        warmup_steps: Steps of the first stage; wins over ``warmup_epochs``. 0 leaves the stage out.
-        warmup_learning_rate: Rate of the proxy in the first stage; None takes the run's.
-        shuffle_separator: Where responses are split for shuffling, e.g. ``","``; None shuffles nothing.
-        shuffle_unit: What is shuffled: ``separator`` takes what stands between separators, ``sentence`` the sentences
-            (:func:`medtune.data.sentences.sentence_spans`), ``section`` the sample's ``meta.sections``. The last two
-            need no separator.
+        warmup_steps: Steps of the first stage; takes precedence over ``warmup_epochs``. 0 leaves the stage out.
+        warmup_learning_rate: Learning rate of the proxy in the first stage; None takes the run's.
+        shuffle_separator: Text at which responses are split for shuffling, e.g. ``","``; None shuffles nothing.
+        shuffle_unit: The segments that are shuffled: ``separator`` takes the texts between separators, ``sentence`` the
+            sentences (:func:`medtune.data.sentences.sentence_spans`), ``section`` the sample's ``meta.sections``. The
+            last two need no separator.
         instruction: The user turn of mode ``text``.
-        chunk_tokens: Supervised tokens whose logits are held at once; 0 holds all.
+        chunk_tokens: Supervised tokens whose logits are in memory at once; 0 takes all.
 
     Raises:
-        ValueError: For an unknown mode or unit, an alpha outside [0, 1], or a separator beside a unit that has none.
+        ValueError: For an unknown mode or unit, an alpha outside [0, 1], or a separator with a unit that needs none.
     """
 
     def __init__(
@@ -145,17 +145,17 @@ class InstFree(Objective):
         return self.mode in ("momentum", "update", "fixed")
 
     def bind(self, model: Any, transform: Any, seed: int) -> None:
-        """Make the proxy, as wide as the model's word embeddings."""
+        """Create the proxy. Its width is that of the model's word embeddings."""
         self._placeholder_text, self._placeholder_id = transform.placeholder_text, transform.placeholder_id
         if self.has_proxy:
             self.proxy = ProxyInstruction(self.vectors, model.embed_dim, self.sigma, seed)
-            # Between steps the weight is what the next forward uses, the average in momentum mode; last_t is t of
-            # Algorithm 1 as the last step left it, average is the weight as that step found it.
+            # Between steps `weight` is what the next forward pass uses: in momentum mode, the average. `last_t` is t of
+            # Algorithm 1 after the last step. `average` is the value that `weight` had before that step.
             self.register_buffer("last_t", self.proxy.weight.detach().clone())
             self.register_buffer("average", self.proxy.weight.detach().clone())
 
     def parts(self) -> dict[str, list[str]]:
-        """The proxy is a part of its own, with its own learning rate; without one the part is empty."""
+        """The proxy is a separate part, with its own learning rate; in a mode without proxy the part is empty."""
         return {"proxy": ["proxy.weight"] if self.has_proxy else []}
 
     def stages(self, trainable: tuple[str, ...], epochs: int, steps: int | None) -> list[Stage]:
@@ -171,7 +171,7 @@ class InstFree(Objective):
         return stages
 
     def sample_transform(self) -> SampleTransform:
-        """The user turn is N placeholders, one instruction, or one of many."""
+        """The user turn is N placeholders, one instruction, or a random one of many."""
         if self.has_proxy:
             instructions: tuple[str, ...] = (self._placeholder_text * self.vectors,)
         else:
@@ -179,13 +179,13 @@ class InstFree(Objective):
         return ReportPrompt(instructions, self.shuffle_separator, self.shuffle_unit)
 
     def begin_stage(self, stage: Stage) -> None:
-        """Averaging belongs to the joint stage of the momentum mode only."""
+        """Turn averaging on in the joint stage of momentum mode, and off otherwise."""
         self.averaging = self.mode == "momentum" and stage.name == "tune"
         if self.averaging and self.proxy is not None:
             self.average.copy_(self.proxy.weight.detach())
 
     def forward(self, model: Any, batch: dict[str, Any]) -> StepOutput:
-        """Eq. 2: cross-entropy of the report, the proxy in place of the instruction."""
+        """Eq. 2: cross-entropy of the report, with the proxy in place of the instruction."""
         features = image_features(model, batch)
         hidden = model.hidden(
             batch["tokens"], features, vision_mask=batch["vision_mask"], replace=self._replacement(batch["tokens"])
@@ -202,7 +202,8 @@ class InstFree(Objective):
     def after_step(self) -> None:
         """Eq. 3, once per optimizer step: the weight becomes ``alpha * average + (1 - alpha) * t``.
 
-        The step was taken at the average, so the weight holds ``t`` now and the buffer what it held before.
+        The optimizer step started from the average. The weight therefore holds ``t`` now, and the buffer holds the
+        value that the weight had before the step.
         """
         if self.proxy is None:
             return

@@ -10,7 +10,7 @@ class SFT(Objective):
     """Supervised fine-tuning on conversations, one or many turns, with or without images.
 
     Args:
-        chunk_tokens: Supervised tokens whose logits are held at once; 0 holds all.
+        chunk_tokens: Supervised tokens whose logits are in memory at once; 0 takes all.
     """
 
     def __init__(self, chunk_tokens: int = 512) -> None:

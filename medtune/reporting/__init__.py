@@ -1,1 +1,1 @@
-"""Reports: several evaluated runs on one self-contained page, in one JSON file and in one CSV file."""
+"""Reports: several evaluated runs in one self-contained HTML page, one JSON file and one CSV file."""

@@ -1,4 +1,4 @@
-"""Confusion tables of every run, for the page and as table rows for a CSV file."""
+"""Confusion matrices of every run, for the page and as rows for a CSV file."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -12,12 +12,12 @@ from medtune.reporting.plots import colour
 from medtune.reporting.runs import Run
 
 WIDEST = 15
-"""Values of an attribute above which its table stands in the CSV file alone."""
+"""Maximum number of values of a table on the page; a larger table is only in the CSV file."""
 
 
 @dataclass(frozen=True)
 class RunTable:
-    """One run's confusion table and its place in the report's colours."""
+    """One run's confusion matrix and its colour in the report."""
 
     name: str
     colour: str
@@ -26,13 +26,13 @@ class RunTable:
 
 @dataclass(frozen=True)
 class AttributeTables:
-    """One attribute's confusion tables, a table a run.
+    """The confusion matrices of one attribute, one per run.
 
     Args:
         title: The protocol's title.
         attribute: The attribute.
-        tables: One for each run that was asked; empty where ``wide``.
-        wide: How many values there are, where they are too many for the page, else 0.
+        tables: One for each run that was asked; empty if ``wide`` is not 0.
+        wide: Number of values if there are too many for the page, else 0.
     """
 
     title: str
@@ -42,25 +42,27 @@ class AttributeTables:
 
 
 def confusion_tables(runs: Sequence[Run]) -> list[AttributeTables]:
-    """Gather the tables that the page shows, by protocol and then by attribute."""
+    """Return the tables of the page, by protocol and then by attribute."""
     found = []
-    for task, one in _tabulated(runs).items():
-        held = [(place, run, _of_run(run, task, one)) for place, run in enumerate(runs)]
-        for attribute in sorted({name for _, _, tables in held for name in tables}):
+    for task, display in _tabulated(runs).items():
+        run_tables = [(place, run, _of_run(run, task, display)) for place, run in enumerate(runs)]
+        for attribute in sorted({name for _, _, tables in run_tables for name in tables}):
             shown = [
                 RunTable(run.name, colour(place), tables[attribute])
-                for place, run, tables in held
+                for place, run, tables in run_tables
                 if attribute in tables
             ]
             most = max(len(table.table.answered) for table in shown)
             wide = most if most > WIDEST else 0
-            found.append(AttributeTables(one.title, attribute, [] if wide else shown, wide))
+            found.append(AttributeTables(display.title, attribute, [] if wide else shown, wide))
     return found
 
 
 def _tabulated(runs: Sequence[Run]) -> dict[str, Display]:
-    """Protocols whose answers are read as a value of the attribute."""
-    return {name: one for name, one in displays(run.results for run in runs).items() if one.confusion != "none"}
+    """Return the protocols whose answers are read as a value of the attribute."""
+    return {
+        name: display for name, display in displays(run.results for run in runs).items() if display.confusion != "none"
+    }
 
 
 def confusion_rows(runs: Sequence[Run]) -> list[dict[str, Any]]:
@@ -71,8 +73,8 @@ def confusion_rows(runs: Sequence[Run]) -> list[dict[str, Any]]:
     rows: list[dict[str, Any]] = []
     shown = _tabulated(runs)
     for run in runs:
-        for task, one in shown.items():
-            for attribute, table in _of_run(run, task, one).items():
+        for task, display in shown.items():
+            for attribute, table in _of_run(run, task, display).items():
                 for gold, counts, unread in zip(table.gold, table.counts, table.unread, strict=True):
                     place = {"run": run.name, "protocol": task, "attribute": attribute, "gold": gold}
                     cells = [(value, 1, count) for value, count in zip(table.answered, counts, strict=True)]
@@ -82,7 +84,7 @@ def confusion_rows(runs: Sequence[Run]) -> list[dict[str, Any]]:
 
 
 def _of_run(run: Run, task: str, shown: Display) -> dict[str, Confusion]:
-    """Attribute to table, on the true images; each label of a multi-label set is an attribute of its own."""
+    """Map attribute to table, on the true images; each label of a multi-label set is a separate attribute."""
     groups: dict[str, list[dict[str, str]]] = {}
     for row in run.verdicts.values():
         if row["task"] == task and row["swapped"] == "0":
@@ -100,11 +102,11 @@ def _of_run(run: Run, task: str, shown: Display) -> dict[str, Confusion]:
 
 
 def _by_label(attribute: str, classes: Sequence[str], rows: Sequence[dict[str, str]]) -> dict[str, Confusion]:
-    """Present and absent, for each label; an answer that names no class is unread for all of them."""
+    """Return a table of present and absent for each label. An answer that names no class is unread for all labels."""
     tables = {}
     for name in classes:
         gold, read = ([_presence(row[key], name) for row in rows] for key in ("gold", "predicted"))
-        answers = [one if row["read"] == "1" else None for one, row in zip(read, rows, strict=True)]
+        answers = [answer if row["read"] == "1" else None for answer, row in zip(read, rows, strict=True)]
         tables[f"{attribute}: {name}"] = confusion(gold, answers, ("present", "absent"))
     return tables
 

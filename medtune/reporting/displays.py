@@ -1,4 +1,4 @@
-"""How the protocols of some results are shown: asked of the packaged protocols, else read from the results."""
+"""Finds how protocols are shown: a packaged protocol's display is in its class, another one's in the results."""
 
 from collections.abc import Iterable, Mapping
 from typing import Any
@@ -11,7 +11,7 @@ Displays = Mapping[str, Display]
 
 def packaged() -> dict[str, Display]:
     """Return the displays of the packaged protocols by name, in the order of tables."""
-    return _in_order({name: one.display for name, one in REGISTRY.items()})
+    return _in_order({name: protocol.display for name, protocol in REGISTRY.items()})
 
 
 def displays(results: Iterable[Mapping[str, Any]]) -> dict[str, Display]:
@@ -20,13 +20,13 @@ def displays(results: Iterable[Mapping[str, Any]]) -> dict[str, Display]:
     Raises:
         DataError: A display in the results cannot be read.
     """
-    found: dict[str, Display] = {}
-    for one in results:
-        retained = [name for name in one.get("retention", {}) if name != "composite"]
-        for name in dict.fromkeys([*one["protocols"], *retained]):
-            if name not in found:
-                found[name] = _display(name, one)
-    return _in_order(found)
+    by_name: dict[str, Display] = {}
+    for run_results in results:
+        retained = [name for name in run_results.get("retention", {}) if name != "composite"]
+        for name in dict.fromkeys([*run_results["protocols"], *retained]):
+            if name not in by_name:
+                by_name[name] = _display(name, run_results)
+    return _in_order(by_name)
 
 
 def _display(name: str, results: Mapping[str, Any]) -> Display:
@@ -38,5 +38,5 @@ def _display(name: str, results: Mapping[str, Any]) -> Display:
     return plain_display(name, results["protocols"].get(name, {}))
 
 
-def _in_order(found: Displays) -> dict[str, Display]:
-    return dict(sorted(found.items(), key=lambda item: item[1].rank))
+def _in_order(by_name: Displays) -> dict[str, Display]:
+    return dict(sorted(by_name.items(), key=lambda item: item[1].rank))

@@ -1,4 +1,4 @@
-"""Sample images with question, right answer, and what every run said. Shown only when asked for."""
+"""Sample images with question, right answer and the answers of every run. Shown only on request."""
 
 import base64
 import io
@@ -26,7 +26,7 @@ _LONGEST = 220
 
 @dataclass(frozen=True)
 class Answer:
-    """One answer's text and verdict: ``right``, ``wrong``, ``unread``, or empty where there is no right answer."""
+    """One answer's text and verdict: ``right``, ``wrong``, ``unread``, or empty if there is no right answer."""
 
     text: str
     verdict: str
@@ -39,11 +39,11 @@ class Card:
     Args:
         question: The open question, or the attribute.
         gold: The right answer.
-        picture: Data URI of the image, empty where it was not opened.
-        trouble: Why there is no picture.
-        tasks: Titles of the answers' columns.
+        picture: Data URI of the image; empty if it was not opened.
+        trouble: Why there is no image.
+        tasks: Titles of the answer columns.
         answers: Run name, its colour, and one answer (or None) for each column.
-        reason: Why the question was chosen; empty for a choice by the seed.
+        reason: Why the question was chosen; empty for a random choice.
     """
 
     question: str
@@ -56,22 +56,24 @@ class Card:
 
 
 def image_opener(image_root: str | Path) -> OpenImage:
-    """Return what opens the images of a question file, from a folder or a ``.tar`` file.
+    """Return a function that opens the images of a question file, from a folder or a ``.tar`` file.
 
     Raises:
-        DataError: There is no such image root.
+        DataError: The image root does not exist.
     """
     root = ImageRoot(image_root)
     return lambda path: root.load(path, "report")
 
 
 def choose_cards(runs: Sequence[Run], samples: int, open_image: OpenImage | None, seed: int = 0) -> list[Card]:
-    """Choose questions by the seed, never by the answers, in turn over the attributes, and gather all answers to them.
+    """Choose random questions, in turn over the attributes, and collect all answers to them.
+
+    The choice depends on the seed and never on the answers.
 
     Args:
-        runs: Runs with their predictions read.
-        samples: How many questions.
-        open_image: Opens an image by its path in the question file; None shows none.
+        runs: Runs whose predictions were read.
+        samples: Number of questions.
+        open_image: Opens an image by its path in the question file; None shows no images.
         seed: Seed of the choice.
     """
     shown = displays(run.results for run in runs)
@@ -93,13 +95,13 @@ def choose_cards(runs: Sequence[Run], samples: int, open_image: OpenImage | None
 
 def with_examples(shown: Displays) -> dict[str, Display]:
     """Return the protocols whose answers are shown on sample images."""
-    return {name: one for name, one in shown.items() if one.examples is not None}
+    return {name: display for name, display in shown.items() if display.examples is not None}
 
 
 def asked_questions(runs: Sequence[Run], shown: Displays) -> dict[str, Prediction]:
-    """Question id to one row that asked it on its own image, whichever run and protocol that was."""
+    """Map question id to one row that asked it on its own image, from any run and protocol."""
     asked: dict[str, Prediction] = {}
-    asking = {name for name, one in shown.items() if one.examples is not None and one.examples.asks}
+    asking = {name for name, display in shown.items() if display.examples is not None and display.examples.asks}
     for run in runs:
         for row in run.predictions.values():
             if not row.meta.get("swapped") and row.task in asking:
@@ -108,30 +110,30 @@ def asked_questions(runs: Sequence[Run], shown: Displays) -> dict[str, Predictio
 
 
 def make_card(runs: Sequence[Run], asked: Prediction, open_image: OpenImage | None, shown: Displays) -> Card:
-    """Gather one question's image and every run's answers to it.
+    """Collect one question's image and every run's answers to it.
 
     Args:
-        runs: Runs with their predictions read.
+        runs: Runs whose predictions were read.
         asked: A row that asked the question (:func:`asked_questions`).
-        open_image: Opens an image by its path in the question file; None shows none.
-        shown: Protocols whose answers to show, as far as they were asked (:func:`with_examples`).
+        open_image: Opens an image by its path in the question file; None shows no image.
+        shown: Protocols whose answers are shown if they were asked (:func:`with_examples`).
     """
     meta = asked.meta
-    picture, trouble = _picture(meta["images"][0], open_image)
-    rows = {task: [_row(run, task, one, meta) for run in runs] for task, one in shown.items()}
-    held = [task for task in shown if any(row is not None for row in rows[task])]
+    picture, trouble = _thumbnail(meta["images"][0], open_image)
+    rows = {task: [_row(run, task, display, meta) for run in runs] for task, display in shown.items()}
+    answered_tasks = [task for task in shown if any(row is not None for row in rows[task])]
     answers = [
-        (run.name, colour(place), [_answer(run, rows[task][place], shown[task].examples) for task in held])
+        (run.name, colour(place), [_answer(run, rows[task][place], shown[task].examples) for task in answered_tasks])
         for place, run in enumerate(runs)
     ]
-    titles = [_heading(shown[task], next(row for row in rows[task] if row is not None)) for task in held]
+    titles = [_heading(shown[task], next(row for row in rows[task] if row is not None)) for task in answered_tasks]
     examples = shown[asked.task].examples if asked.task in shown else None
     question = _filled((examples or Examples()).question, asked)
     return Card(question, meta["answer"], picture, trouble, titles, answers)
 
 
 def _row(run: Run, task: str, shown: Display, meta: Mapping[str, Any]) -> Prediction | None:
-    """A run's answer to the question, or on its images."""
+    """Return a run's answer to the question, or for a protocol that asks per image, its answer on the images."""
     per_image = shown.examples is not None and shown.examples.per_image
     asked = "+".join(meta["images"]) if per_image else meta["sample_id"]
     return run.predictions.get(f"{asked}/{task}")
@@ -143,7 +145,7 @@ def _heading(shown: Display, row: Prediction) -> str:
 
 
 def _filled(text: str, row: Prediction) -> str:
-    """Fill in the prompt and the row's ``meta``; a name that is not known stays as it is."""
+    """Fill in the prompt and the row's ``meta``; unknown names stay unchanged."""
     known = {**row.meta, "prompt": row.prompt}
     return re.sub(r"\{(\w+)\}", lambda match: str(known.get(match[1], match[0])), text)
 
@@ -153,19 +155,19 @@ def _answer(run: Run, row: Prediction | None, examples: Examples | None) -> Answ
         return None
     text = " ".join(row.prediction.split())
     text = text if len(text) <= _LONGEST else text[:_LONGEST].rstrip() + " …"
-    judged = run.verdicts.get(row.id)
-    if judged is None:
+    verdict = run.verdicts.get(row.id)
+    if verdict is None:
         return Answer(text, "")
-    number = judged.get(f"{MEASURE}{examples.measure}", "") if examples.measure else ""
+    number = verdict.get(f"{MEASURE}{examples.measure}", "") if examples.measure else ""
     text += f" ({examples.measure.replace('_', ' ')} {float(number):g})" if number else ""
     if examples.mark == "none":
         return Answer(text, "")
-    if judged[examples.mark] == "1":
+    if verdict[examples.mark] == "1":
         return Answer(text, "right")
-    return Answer(text, "unread" if examples.mark == "correct" and judged["read"] != "1" else "wrong")
+    return Answer(text, "unread" if examples.mark == "correct" and verdict["read"] != "1" else "wrong")
 
 
-def _picture(path: str, open_image: OpenImage | None) -> tuple[str, str]:
+def _thumbnail(path: str, open_image: OpenImage | None) -> tuple[str, str]:
     if open_image is None:
         return "", "no image root was given"
     try:
@@ -179,5 +181,5 @@ def _picture(path: str, open_image: OpenImage | None) -> tuple[str, str]:
 
 
 def data_uri(content: bytes, kind: str) -> str:
-    """Embed bytes of a media type in a page."""
+    """Return bytes as a data URI of a media type, to embed in a page."""
     return f"data:{kind};base64,{base64.b64encode(content).decode('ascii')}"

@@ -1,4 +1,4 @@
-"""The paired comparisons with the first run, as tables of the page."""
+"""Paired comparisons with the first run, as tables of the page."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -13,32 +13,33 @@ Differences = dict[str, dict[str, Any]]
 
 
 def paired_tables(runs: Sequence[Run], differences: Differences) -> list[Table]:
-    """For each protocol a line for each run but the first: differences, and of right answers McNemar's counts and p.
+    """Return a table per protocol, with a row for each run except the first.
 
-    The first two differences are the mean over attributes and over questions; those of a whole set follow.
+    A row holds the differences and, for right and wrong answers, McNemar's counts and p. The first two differences are
+    the mean over attributes and over questions; the differences of a whole set follow.
     """
     base = runs[0].name
     tables = []
     for name, shown in displays(run.results for run in runs).items():
-        held = {run.name: differences[run.name][name] for run in runs[1:] if name in differences.get(run.name, {})}
-        if not held or not shown.headline:
+        by_run = {run.name: differences[run.name][name] for run in runs[1:] if name in differences.get(run.name, {})}
+        if not by_run or not shown.headline:
             continue
-        keys = list(dict.fromkeys(key for number in held.values() for key in _keys(number)))
+        keys = list(dict.fromkeys(key for number in by_run.values() for key in _keys(number)))
         columns = [f"{title}: Δ" for title in _titles(shown, keys)]
-        tested = any("mcnemar" in number for number in held.values())
+        tested = any("mcnemar" in number for number in by_run.values())
         if tested:
             columns += [f"only {base} right", "only this model right", "McNemar p"]
         rows = [
-            Row(run.name, _cells(held[run.name], keys, tested), colour(place))
+            Row(run.name, _cells(by_run[run.name], keys, tested), colour(place))
             for place, run in enumerate(runs)
-            if run.name in held
+            if run.name in by_run
         ]
         tables.append(Table(shown.title, columns, rows))
     return tables
 
 
 def paired_skips(differences: Differences, shown: Displays | None = None) -> list[str]:
-    """A sentence for each comparison that was not made; ``shown`` holds the protocols' displays."""
+    """Return a sentence for each comparison that was skipped; ``shown`` holds the protocols' displays."""
     shown = packaged() if shown is None else shown
     return [
         f"{run}, {_title(name, shown)}: not compared; {why}."
@@ -48,13 +49,13 @@ def paired_skips(differences: Differences, shown: Displays | None = None) -> lis
 
 
 def p_text(value: float) -> str:
-    """Write a p value with three decimals, the small ones as a bound."""
+    """Format a p value with three decimals; values below 0.001 as ``< 0.001``."""
     return "< 0.001" if value < 0.001 else f"{value:.3f}"
 
 
 def _keys(number: dict[str, Any]) -> list[str]:
-    """Names of the differences that stand inside a protocol's own."""
-    return [key for key, one in number.items() if isinstance(one, dict) and "interval" in one]
+    """Return the names of the further differences in the entry of a protocol."""
+    return [key for key, difference in number.items() if isinstance(difference, dict) and "interval" in difference]
 
 
 def _titles(shown: Display, keys: Sequence[str]) -> list[str]:
@@ -65,7 +66,7 @@ def _titles(shown: Display, keys: Sequence[str]) -> list[str]:
 
 
 def _cells(number: dict[str, Any], keys: Sequence[str], tested: bool) -> list[Cell]:
-    cells = [cell(one, against=0.0, sign=True) for one in (number, *(number.get(key) for key in keys))]
+    cells = [cell(difference, against=0.0, sign=True) for difference in (number, *(number.get(key) for key in keys))]
     if tested:
         test = number["mcnemar"]
         cells += [Cell(str(test[key])) for key in ("only_first", "only_second")]

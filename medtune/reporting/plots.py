@@ -1,4 +1,4 @@
-"""Plots as SVG texts: the radar chart, accuracies with intervals, training curves. No global state is touched."""
+"""Plots as SVG text: radar chart, accuracies, training curves. matplotlib's global settings are not changed."""
 
 import io
 import math
@@ -14,7 +14,7 @@ from medtune.reporting.runs import Run
 from medtune.reporting.summary import asked_protocols, is_share, overall
 
 COLOURS = ("#1a1a1a", "#2e9e4f", "#2563c4", "#d1342f", "#9bbf1f", "#8e44ad", "#e08a1e", "#17a2a8")
-"""One colour a run, in the order of the paper's Fig. 5: untuned black, FT green, InstFree blue, with RS red."""
+"""One colour per run, in the order of the paper's Fig. 5: untuned black, FT green, InstFree blue, with RS red."""
 GREY = "#888888"
 _DASHES = ["-", "--", ":", "-."]
 STYLE = {
@@ -24,29 +24,29 @@ STYLE = {
     "text.parse_math": False,
     "axes.linewidth": 0.8,
 }
-"""Settings of every plot of a report."""
+"""matplotlib settings of all plots of a report."""
 
 
 def colour(index: int) -> str:
-    """Colour of the run at that place."""
+    """Return the colour of the run with this index."""
     return COLOURS[index % len(COLOURS)]
 
 
 def radar_chart(runs: Sequence[Run], protocol: str) -> str | None:
-    """Draw the accuracy for each attribute, one line a run, with rings of majority and chance (paper, Fig. 5).
+    """Draw the accuracy for each attribute, one line per run, with rings of majority and chance (paper, Fig. 5).
 
     Args:
         runs: The runs.
-        protocol: Whose accuracies to draw.
+        protocol: The protocol whose accuracies are drawn.
 
     Returns:
-        SVG text, or None for fewer than three attributes, which make no ring.
+        SVG text, or None for fewer than three attributes, which form no ring.
     """
-    held = [(place, run) for place, run in enumerate(runs) if protocol in run.results["protocols"]]
-    column = displays(run.results for run in runs)[protocol].attribute if held else None
+    asked_runs = [(place, run) for place, run in enumerate(runs) if protocol in run.results["protocols"]]
+    column = displays(run.results for run in runs)[protocol].attribute if asked_runs else None
     if column is None:
         return None
-    attributes = list(held[0][1].results["protocols"][protocol]["attributes"])
+    attributes = list(asked_runs[0][1].results["protocols"][protocol]["attributes"])
     if len(attributes) < 3:
         return None
     angles = [2 * math.pi * index / len(attributes) for index in range(len(attributes))]
@@ -56,9 +56,9 @@ def radar_chart(runs: Sequence[Run], protocol: str) -> str | None:
         axes.set_theta_offset(math.pi / 2)
         axes.set_theta_direction(-1)
         for metric, label, dashes in ((column.majority, "majority (train)", "--"), (column.chance, "chance", ":")):
-            ring = _ring(held[0][1], protocol, attributes, metric)
+            ring = _ring(asked_runs[0][1], protocol, attributes, metric)
             axes.plot(angles + angles[:1], ring, linestyle=dashes, color=GREY, linewidth=1.2, label=label)
-        for place, run in held:
+        for place, run in asked_runs:
             ring = _ring(run, protocol, attributes, column.key)
             axes.plot(
                 angles + angles[:1], ring, color=colour(place), linewidth=1.8, marker="o", markersize=3, label=run.name
@@ -88,7 +88,7 @@ def _dress_radar(axes: Any, angles: list[float], attributes: Sequence[str]) -> N
 
 
 def accuracy_chart(runs: Sequence[Run]) -> str | None:
-    """Draw each protocol's first number with its interval, one panel a protocol; lines mark majority and chance.
+    """Draw each protocol's first number with its interval, one panel per protocol; lines mark majority and chance.
 
     Returns:
         SVG text, or None when no protocol was asked.
@@ -117,21 +117,23 @@ def accuracy_chart(runs: Sequence[Run]) -> str | None:
 
 def _fill_panel(panel: Any, results: Sequence[dict[str, Any]], protocol: str, shown: Display) -> None:
     column: Column = shown.headline[0]
-    held = [overall(one, protocol, column.key) for one in results]
-    for place, number in enumerate(held):
+    numbers = [overall(run_results, protocol, column.key) for run_results in results]
+    for place, number in enumerate(numbers):
         _whisker(panel, place, number)
     for metric, dashes in ((column.majority, "--"), (column.chance, ":")):
-        number = next((found for found in (overall(one, protocol, metric) for one in results) if found), None)
+        number = next(
+            (value for value in (overall(run_results, protocol, metric) for run_results in results) if value), None
+        )
         if number and number["value"] is not None:
             panel.axvline(_scaled(number["value"], number), linestyle=dashes, color=GREY, linewidth=1.2)
-    units = {one["unit"] for one in held if one is not None and not is_share(one["unit"])}
+    units = {number["unit"] for number in numbers if number is not None and not is_share(number["unit"])}
     panel.set_title(", ".join([shown.title, *sorted(units)]), fontsize=9.5)
     if not units:
         panel.set_xlim(0, 100)
 
 
 def _scaled(value: float, number: Mapping[str, Any]) -> float:
-    """A share in percent, another number as it is."""
+    """Convert a share to percent; return another number unchanged."""
     return 100 * value if is_share(number.get("unit", "fraction")) else value
 
 
@@ -150,18 +152,18 @@ def sweep_chart(
     places: Mapping[str, float],
     titles: Mapping[str, str],
 ) -> str | None:
-    """Draw numbers against a swept value, one panel a number, with deviations over seeds (paper, Fig. 6 and 7).
+    """Draw numbers against a swept value, one panel per number, with deviations over seeds (paper, Fig. 6 and 7).
 
-    The values stand at equal distances, whatever lies between them.
+    The values are drawn at equal distances.
 
     Args:
         spreads: Variant title to number name to ``{mean, deviation, ...}``.
         axis: Name of the swept value.
-        places: Variant title to its value; the other variants become level lines.
-        titles: The numbers to draw, with the panels' headings.
+        places: Variant title to its value; other variants are drawn as horizontal lines.
+        titles: Names of the numbers to draw, with the headings of the panels.
 
     Returns:
-        SVG text, or None with fewer than two values or no number.
+        SVG text, or None for fewer than two values or no number.
     """
     swept = sorted((value, variant) for variant, value in places.items() if variant in spreads)
     if len(swept) < 2 or not titles:
@@ -172,11 +174,13 @@ def sweep_chart(
         panels: Any = figure.subplots(1, len(titles), squeeze=False)[0]
         for panel, (name, title) in zip(panels, titles.items(), strict=True):
             _level_lines(panel, spreads, levels, name)
-            found = [(at, spreads[variant][name]) for at, (_, variant) in enumerate(swept) if name in spreads[variant]]
+            swept_spreads = [
+                (at, spreads[variant][name]) for at, (_, variant) in enumerate(swept) if name in spreads[variant]
+            ]
             panel.errorbar(
-                [at for at, _ in found],
-                [_scaled(one["mean"], one) for _, one in found],
-                [_scaled(one["deviation"] or 0.0, one) for _, one in found],
+                [at for at, _ in swept_spreads],
+                [_scaled(spread["mean"], spread) for _, spread in swept_spreads],
+                [_scaled(spread["deviation"] or 0.0, spread) for _, spread in swept_spreads],
                 color=COLOURS[2],
                 marker="o",
                 markersize=4,
@@ -187,7 +191,7 @@ def sweep_chart(
             panel.set_title(title, fontsize=9.5)
             panel.grid(color="#e5e5e5", linewidth=0.7)
             panel.spines[["top", "right"]].set_visible(False)
-        units = {one[name].get("unit", "%") for one in spreads.values() for name in titles if name in one}
+        units = {numbers[name].get("unit", "%") for numbers in spreads.values() for name in titles if name in numbers}
         panels[0].set_ylabel("%" if units <= {"%"} else ", ".join(sorted(units)))
         if levels:
             figure.legend(*panels[0].get_legend_handles_labels(), loc="lower right", frameon=False, fontsize=7.5)
@@ -204,11 +208,11 @@ def _level_lines(panel: Any, spreads: Mapping[str, Mapping[str, Any]], levels: S
 
 
 def density_chart(densities: Mapping[str, tuple[Sequence[float], Sequence[float]]], places: Mapping[str, int]) -> str:
-    """Draw the densities of a response's probability under own and other images, one panel a run (VITask, Fig. 4).
+    """Draw the densities of a response's probability under own and other images, one panel per run (VITask, Fig. 4).
 
     Args:
-        densities: Run to the shares of images in equal bins of [0, 1], under own and under other images.
-        places: Run to its place in the report's colours.
+        densities: Run name to the shares of images in equal bins of [0, 1], under own and under other images.
+        places: Run name to the index of its colour.
 
     Returns:
         SVG text.
@@ -238,19 +242,19 @@ def density_chart(densities: Mapping[str, tuple[Sequence[float], Sequence[float]
 
 
 def training_curves(runs: Sequence[Run]) -> str | None:
-    """Draw loss and learning rate over the steps, one line a run; validation losses as points.
+    """Draw loss and learning rate over the steps, one line per run; validation losses are points.
 
     Returns:
-        SVG text, or None when no run has a curve.
+        SVG text, or None if no run has a curve.
     """
-    held = [(place, run) for place, run in enumerate(runs) if _series(run, "loss")]
-    if not held:
+    trained_runs = [(place, run) for place, run in enumerate(runs) if _series(run, "loss")]
+    if not trained_runs:
         return None
     with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(9.6, 3.0))
         panels: Any = figure.subplots(1, 2)
-        parts = dict(zip(_learning_rates(held), _DASHES * 3, strict=False))
-        for place, run in held:
+        parts = dict(zip(_learning_rates(trained_runs), _DASHES * 3, strict=False))
+        for place, run in trained_runs:
             _draw(panels[0], _series(run, "loss"), color=colour(place), linewidth=1.2, label=run.name)
             _draw(
                 panels[0],
@@ -276,9 +280,9 @@ def training_curves(runs: Sequence[Run]) -> str | None:
         return svg_text(figure)
 
 
-def _learning_rates(held: Sequence[tuple[int, Run]]) -> list[str]:
-    """Keys of the learning rates, one for each trained part."""
-    return sorted({key for _, run in held for row in run.metrics for key in row if key.split("/")[0] == "lr"})
+def _learning_rates(trained_runs: Sequence[tuple[int, Run]]) -> list[str]:
+    """Return the keys of the learning rates, one for each trained part."""
+    return sorted({key for _, run in trained_runs for row in run.metrics for key in row if key.split("/")[0] == "lr"})
 
 
 def _series(run: Run, key: str) -> list[tuple[float, float]]:
@@ -292,7 +296,7 @@ def _draw(panel: Any, series: list[tuple[float, float]], **style: Any) -> None:
 
 
 def _wrapped(name: str) -> str:
-    """Break a long attribute name in two lines at its middle blank."""
+    """Break a long attribute name into two lines, at the space nearest to the middle."""
     words = name.split()
     if len(name) <= 14 or len(words) < 2:
         return name
@@ -301,7 +305,7 @@ def _wrapped(name: str) -> str:
 
 
 def svg_text(figure: Figure) -> str:
-    """A figure as SVG text, the same for the same figure."""
+    """Return a figure as SVG text; equal figures give equal text."""
     buffer = io.StringIO()
     figure.savefig(buffer, format="svg", bbox_inches="tight", metadata={"Date": None})
     return buffer.getvalue()

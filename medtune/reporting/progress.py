@@ -1,4 +1,4 @@
-"""What a run measured by its question set while it trained: curves with intervals, and the answers themselves."""
+"""Metrics of the question set during training: curves with intervals, and the answers."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -11,16 +11,16 @@ from medtune.reporting.runs import Run
 from medtune.reporting.views import Cell, Row, Section, Table
 
 ACROSS = 3
-"""Panels beside one another."""
+"""Number of panels in a row."""
 LONGEST_ANSWER = 300
 
 
 def progress_sections(runs: Sequence[Run], answers: bool) -> list[Section]:
-    """Return a section of curves, and one of answers for each run that kept some.
+    """Return a section with curves, and a section with answers for each run that saved answers.
 
     Args:
         runs: The runs of the report.
-        answers: Whether answers may stand on the page, as other patients' texts may.
+        answers: Whether the page may show answers, which may contain texts about patients.
     """
     names = monitored_names(runs)
     if not names:
@@ -39,18 +39,18 @@ def progress_sections(runs: Sequence[Run], answers: bool) -> list[Section]:
 
 
 def validations(run: Run) -> list[dict[str, Any]]:
-    """The lines of ``metrics.jsonl`` that hold metrics of the question set."""
+    """Return the lines of ``metrics.jsonl`` that hold metrics of the question set."""
     return [row for row in run.metrics if isinstance(row.get("intervals"), dict) and isinstance(row.get("step"), int)]
 
 
 def monitored_names(runs: Sequence[Run]) -> list[str]:
-    """Metrics with a value on some line: ``protocol/metric``, macro averages alone where there are any."""
+    """Return the metrics with a value on any line, as ``protocol/metric``; only macro averages if there are any."""
     names = sorted({key for run in runs for row in validations(run) for key in row if "/" in key})
     return [name for name in names if name.endswith("_macro")] or names
 
 
 def question_curves(runs: Sequence[Run], names: Sequence[str]) -> str:
-    """Draw one panel a metric, one line a run, with intervals as bars.
+    """Draw one panel per metric, one line per run, with intervals as bars.
 
     Returns:
         SVG text.
@@ -86,7 +86,7 @@ def question_curves(runs: Sequence[Run], names: Sequence[str]) -> str:
 
 
 def _bars(points: Sequence[dict[str, Any]], name: str) -> list[list[float]]:
-    """Distances from each value down and up to the ends of its interval; none where there is no interval."""
+    """Return the distances from each value to the ends of its interval; zero if there is no interval."""
     ends = [row["intervals"].get(name) or [row[name], row[name]] for row in points]
     below = [max(0.0, row[name] - low) for row, (low, _) in zip(points, ends, strict=True)]
     return [below, [max(0.0, high - row[name]) for row, (_, high) in zip(points, ends, strict=True)]]
@@ -102,26 +102,28 @@ def _table(runs: Sequence[Run], names: Sequence[str]) -> Table:
 
 
 def _cell(lines: Sequence[dict[str, Any]], name: str) -> Cell:
-    held = [row for row in lines if isinstance(row.get(name), int | float)]
-    if not held:
+    lines_with_value = [row for row in lines if isinstance(row.get(name), int | float)]
+    if not lines_with_value:
         return Cell("")
-    last, best = held[-1], max(held, key=lambda row: row[name])
+    last, best = lines_with_value[-1], max(lines_with_value, key=lambda row: row[name])
     interval = last["intervals"].get(name)
     span = f"[{interval[0]:.3f}, {interval[1]:.3f}]" if interval else ""
     return Cell(f"{last[name]:.3f}", span, note=f"highest {best[name]:.3f} at step {best['step']}")
 
 
 def _answers(runs: Sequence[Run]) -> list[Section]:
-    """The kept answers of each run: one row a question, one column a validation."""
+    """Return the saved answers of each run: one row per question, one column per validation."""
     found = []
     for run in runs:
-        kept = [row for row in validations(run) if isinstance(row.get("answers"), list) and row["answers"]]
-        if not kept:
+        lines = [row for row in validations(run) if isinstance(row.get("answers"), list) and row["answers"]]
+        if not lines:
             continue
-        told = [{one["id"]: str(one["answer"])[:LONGEST_ANSWER] for one in row["answers"]} for row in kept]
-        ids = list(dict.fromkeys(name for answers in told for name in answers))
-        rows = [Row(name, [Cell(answers.get(name, "")) for answers in told]) for name in ids]
-        table = Table("", [f"step {row['step']}" for row in kept], rows)
+        answers_by_line = [
+            {answer["id"]: str(answer["answer"])[:LONGEST_ANSWER] for answer in row["answers"]} for row in lines
+        ]
+        ids = list(dict.fromkeys(name for answers in answers_by_line for name in answers))
+        rows = [Row(name, [Cell(answers.get(name, "")) for answers in answers_by_line]) for name in ids]
+        table = Table("", [f"step {row['step']}" for row in lines], rows)
         text = "Answers to the first questions of the set, as the run wrote them into metrics.jsonl."
         found.append(Section(f"Answers during training: {run.name}", text, table, first="Question"))
     return found

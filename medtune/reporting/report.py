@@ -1,4 +1,4 @@
-"""Several evaluated runs on one self-contained HTML page, with the same numbers as JSON and CSV beside it."""
+"""Writes several evaluated runs as one self-contained HTML page, and the same numbers as JSON and CSV."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -37,31 +37,31 @@ def write_report(
     seed: int = 0,
     extra: views.Section | Sequence[views.Section] | None = None,
 ) -> Path:
-    """Write the page, and ``results.json``, ``results.csv`` and ``confusion.csv`` beside it.
+    """Write the page, and ``results.json``, ``results.csv`` and ``confusion.csv`` in the same folder.
 
-    Patients' images and texts stand on the page, and only there, when ``samples`` asks for them.
+    If ``samples`` is above 0, the page contains images and texts of patients. The other files never contain them.
 
     Args:
-        runs: Folders that the evaluate recipe wrote; the first is the one that the others are compared with.
-        out: The HTML file to write; its folder is made.
+        runs: Folders that the evaluate recipe wrote; the others are compared with the first.
+        out: The HTML file to write; its folder is created.
         title: Heading of the page.
-        note: A sentence beneath it, e.g. which data was used.
-        names: Folder name to the name to show; else the name in the run's results.
-        samples: How many sample questions to show, with every run's answers; above 0 the worst cases are shown too.
+        note: A sentence below the heading, e.g. which data was used.
+        names: Folder name to the name to show; the default is the name in the run's results.
+        samples: Number of sample questions to show, with every run's answers. Above 0 the worst cases are shown too.
         open_image: Opens an image by its path in the question file.
         seed: Seed of the choice of samples and of the bootstrap of differences.
-        extra: A section of the caller's own, or several, placed below the headline.
+        extra: One or several further sections, placed below the headline.
 
     Returns:
         The HTML file.
 
     Raises:
-        DataError: A run has no readable results, two runs have one name, or the page would lie in a run's folder.
-        ConfigError: The page's folder holds files of these names that no report wrote.
+        DataError: A run has no readable results, two runs have the same name, or the page would be in a run's folder.
+        ConfigError: The page's folder holds files with these names that are not from a report.
     """
     out = Path(out)
     for run in runs:
-        if Path(run).resolve() == out.resolve().parent:  # results.json beside the page would replace the run's own
+        if Path(run).resolve() == out.resolve().parent:  # the report's results.json would replace the run's own
             raise DataError(f"{out}: the report must not lie in the run's own folder; choose another place for it.")
     loaded = read_runs([Path(run) for run in runs], dict(names or {}), with_answers=samples > 0)
     results = combine(loaded, seed=seed)
@@ -79,7 +79,7 @@ def write_report(
 
 
 def _is_report(folder: Path) -> bool:
-    """Whether a folder without a record is that of a report."""
+    """Return whether a folder without a record holds a report."""
     try:
         results = json.loads((folder / "results.json").read_text(encoding="utf-8"))
     except (OSError, ValueError):
@@ -88,7 +88,7 @@ def _is_report(folder: Path) -> bool:
 
 
 def combine(runs: Sequence[Run], *, seed: int = 0) -> dict[str, Any]:
-    """Join the results of several runs in one tree, with the paired differences to the first run."""
+    """Join the results of several runs into one tree, with the paired differences from the first run."""
     return {
         "schema": SCHEMA,
         "base": runs[0].name,
@@ -108,12 +108,12 @@ def render(
     seed: int,
     extra: Sequence[views.Section] = (),
 ) -> str:
-    """Fill the page's template; everything that comes from data is escaped."""
+    """Fill the template of the page; all text from data is escaped."""
     environment = Environment(
         loader=PackageLoader("medtune.reporting"), autoescape=True, undefined=StrictUndefined, trim_blocks=True
     )
     shown = displays(run.results for run in runs)
-    radars = [(one.title, plots.radar_chart(runs, name)) for name, one in shown.items() if one.radar]
+    radars = [(display.title, plots.radar_chart(runs, name)) for name, display in shown.items() if display.radar]
     progress = progress_sections(runs, answers=samples > 0)
     return environment.get_template("report.html.j2").render(
         title=title,
@@ -121,11 +121,13 @@ def render(
         runs=[_description(run, place) for place, run in enumerate(runs)],
         base=results["base"],
         headline=views.headline(runs, results["differences"]),
-        overview=_picture(plots.accuracy_chart(runs)),
-        sections=[(one, _picture(one.picture or None)) for one in [*extra, *protocol_sections(runs), *progress]],
+        overview=_svg_uri(plots.accuracy_chart(runs)),
+        sections=[
+            (section, _svg_uri(section.picture or None)) for section in [*extra, *protocol_sections(runs), *progress]
+        ],
         protocols=views.protocol_tables(runs),
         protocol_help=views.protocol_help(runs),
-        radars=[(name, _picture(chart)) for name, chart in radars if chart],
+        radars=[(name, _svg_uri(chart)) for name, chart in radars if chart],
         notes_help=views.notes_help(runs),
         legends=views.legends(runs),
         paired=paired_tables(runs, results["differences"]),
@@ -134,7 +136,7 @@ def render(
         confusions=confusion_tables(runs),
         retention=views.retention_table(runs),
         swapped=views.swapped_table(runs),
-        curves=_picture(plots.training_curves(runs)),
+        curves=_svg_uri(plots.training_curves(runs)),
         cards=choose_cards(runs, samples, open_image, seed) if samples > 0 else [],
         worst=worst_cards(runs, WORST, open_image, seed) if samples > 0 else [],
         definitions=views.definitions(runs),
@@ -157,5 +159,5 @@ def _description(run: Run, place: int) -> dict[str, Any]:
     }
 
 
-def _picture(svg: str | None) -> str:
+def _svg_uri(svg: str | None) -> str:
     return "" if svg is None else data_uri(svg.encode("utf-8"), "image/svg+xml")

@@ -1,4 +1,4 @@
-"""Reading an evaluated run's folder."""
+"""Reads the folder of an evaluated run."""
 
 import csv
 import json
@@ -14,16 +14,16 @@ from medtune.evaluation.prediction import Prediction, read_predictions
 
 @dataclass(frozen=True)
 class Run:
-    """What a report knows of one run.
+    """The data of one run that a report uses.
 
     Args:
         name: Name in tables and legends.
         folder: The run's folder.
-        results: ``results.json`` as the evaluate recipe wrote it.
-        verdicts: Rows of ``verdicts.csv`` by query id; empty where the file is absent.
-        metrics: Rows of ``metrics.jsonl``; empty where the run was not trained.
-        config: Text of ``config.yaml``; empty where the run was not trained.
-        predictions: Answers by query id; empty unless they were asked for.
+        results: Content of ``results.json``, which the evaluate recipe wrote.
+        verdicts: Rows of ``verdicts.csv`` by query id; empty without that file.
+        metrics: Rows of ``metrics.jsonl``; empty if the run was not trained.
+        config: Text of ``config.yaml``; empty if the run was not trained.
+        predictions: Answers by query id; empty unless they were requested.
     """
 
     name: str
@@ -39,9 +39,9 @@ def read_run(folder: str | Path, name: str | None = None, with_answers: bool = F
     """Read one run's folder.
 
     Args:
-        folder: Holds ``results.json``, and where they exist ``verdicts.csv``, ``metrics.jsonl``, ``config.yaml`` and
+        folder: Holds ``results.json`` and, optionally, ``verdicts.csv``, ``metrics.jsonl``, ``config.yaml`` and
             ``predictions.jsonl``.
-        name: Name of the run; else the one in its results.
+        name: Name of the run; the default is the name in its results.
         with_answers: Read the answers' texts too.
 
     Raises:
@@ -64,23 +64,23 @@ def read_runs(folders: list[Path], names: dict[str, str], with_answers: bool) ->
     """Read several runs, whose names must differ.
 
     Args:
-        folders: The runs' folders, in the order of the report; the first is the one that others are compared with.
+        folders: The runs' folders, in the order of the report; the others are compared with the first.
         names: Folder name to the name to show.
         with_answers: Read the answers' texts too.
 
     Raises:
-        DataError: No run, an unreadable one, or two of one name.
+        DataError: There is no run, a run cannot be read, or two runs have the same name.
     """
     if not folders:
         raise DataError("a report needs at least one run; give the folders that the evaluate recipe wrote.")
     runs = [read_run(folder, names.get(Path(folder).name), with_answers) for folder in folders]
-    seen: dict[str, Path] = {}
+    folder_by_name: dict[str, Path] = {}
     for run in runs:
-        if run.name in seen:
+        if run.name in folder_by_name:
             raise DataError(
-                f"{seen[run.name]} and {run.folder} are both named {run.name!r}; evaluate one with name=..."
+                f"{folder_by_name[run.name]} and {run.folder} are both named {run.name!r}; evaluate one with name=..."
             )
-        seen[run.name] = run.folder
+        folder_by_name[run.name] = run.folder
     return runs
 
 
@@ -109,7 +109,7 @@ def _read_metrics(path: Path) -> list[dict[str, Any]]:
     for number, line in enumerate(_read_text(path).splitlines(), start=1):
         try:
             row = json.loads(line)
-        except ValueError:  # a run that was killed may leave half a line; a curve does not need it
+        except ValueError:  # a killed run may leave an incomplete line; the curve works without it
             continue
         if not isinstance(row, dict):
             raise DataError(f"{path}, line {number}: a metrics row must be a JSON object.")
@@ -118,10 +118,10 @@ def _read_metrics(path: Path) -> list[dict[str, Any]]:
 
 
 def _read_answers(folder: Path, results: dict[str, Any]) -> dict[str, Prediction]:
-    """The answers lie in the run's folder, else where evaluate read them."""
+    """Read the answers from the run's folder, else from the file that evaluate read."""
     scored = results.get("provenance", {}).get("config", {}).get("predictions") or []
     own = folder / "predictions.jsonl"
-    paths = [own] if own.is_file() else [Path(one) for one in ([scored] if isinstance(scored, str) else scored)]
+    paths = [own] if own.is_file() else [Path(path) for path in ([scored] if isinstance(scored, str) else scored)]
     return {row.id: row for path in paths if path.is_file() for row in read_predictions(path)}
 
 

@@ -1,4 +1,4 @@
-"""Several seeds of each variant, and a number against a swept value: the section of a sweep's report."""
+"""Sections of a sweep's report: numbers over several seeds of each variant, and numbers against a swept value."""
 
 from collections.abc import Mapping
 from dataclasses import replace
@@ -13,7 +13,7 @@ from medtune.reporting.views import Cell, Row, Section, Table, cell
 Spreads = Mapping[str, Mapping[str, dict[str, Any]]]
 """Variant title -> number name -> ``{mean, deviation, seeds, values}``, as ``seeds.json`` holds them.
 
-A number that is no share has its ``unit`` too.
+A number that is not a share also has its ``unit``.
 """
 
 
@@ -26,19 +26,19 @@ def seeds_section(
     """Describe a sweep over seeds, over a value, or over both.
 
     Args:
-        spreads: Every variant's numbers.
+        spreads: The numbers of every variant.
         axis: Name of the swept value; empty draws no plot.
-        places: Variant title to its value; a variant without one becomes a level line.
+        places: Variant title to its value; a variant without a value is drawn as a horizontal line.
         shown: The protocols' displays; None takes the packaged ones.
 
     Returns:
-        The section, None for one seed of variants that differ in no value.
+        The section; None if each variant has one seed and there is no plot.
     """
     columns = _columns(spreads, packaged() if shown is None else shown)
     titles = {name: column.title for name, column in columns.items()}
-    most = max((one["seeds"] for numbers in spreads.values() for one in numbers.values()), default=0)
-    picture = plots.sweep_chart(spreads, axis, places or {}, titles) if axis else None
-    if most < 2 and picture is None:
+    most = max((number["seeds"] for numbers in spreads.values() for number in numbers.values()), default=0)
+    chart = plots.sweep_chart(spreads, axis, places or {}, titles) if axis else None
+    if most < 2 and chart is None:
         return None
     help = "Each number is the mean over attributes, or over sets."
     if most > 1:
@@ -48,32 +48,32 @@ def seeds_section(
         )
     title = f"By {axis}" if axis else "Over seeds"
     alt = f"Accuracies and retention against {axis}, with deviations over seeds"
-    return Section(title, help, _table(spreads, columns) if most > 1 else None, picture or "", alt)
+    return Section(title, help, _table(spreads, columns) if most > 1 else None, chart or "", alt)
 
 
 def sets_section(spreads: Spreads, shown: Displays | None = None) -> Section | None:
-    """Describe the numbers of each set over seeds, for example accuracy and macro-F1 (VITask, Table 2).
+    """Show the numbers of each set over seeds, for example accuracy and macro-F1 (VITask, Table 2).
 
     Args:
         spreads: As for :func:`seeds_section`; a set's numbers are named ``<protocol>/<set>/<number>``.
         shown: The protocols' displays; None takes the packaged ones.
 
     Returns:
-        The section, None for one seed or without sets.
+        The section; None for one seed or without sets.
     """
     names = dict.fromkeys(name for numbers in spreads.values() for name in numbers)
     columns: dict[str, Column] = {}
-    for protocol, one in (packaged() if shown is None else shown).items():
+    for protocol, display in (packaged() if shown is None else shown).items():
         beginning = f"{protocol}/"
-        held = (name.removeprefix(beginning) for name in names if name.startswith(beginning))
-        sets = sorted({name.rpartition("/")[0] for name in held if "/" in name})
+        keys = (name.removeprefix(beginning) for name in names if name.startswith(beginning))
+        sets = sorted({name.rpartition("/")[0] for name in keys if "/" in name})
         columns |= {
             f"{protocol}/{name}/{column.key}": replace(column, title=f"{name}: {column.title}")
             for name in sets
-            for column in one.sets
+            for column in display.sets
         }
-    found = [one for numbers in spreads.values() for name, one in numbers.items() if name in columns]
-    if max((one["seeds"] for one in found), default=0) < 2:
+    found = [number for numbers in spreads.values() for name, number in numbers.items() if name in columns]
+    if max((number["seeds"] for number in found), default=0) < 2:
         return None
     help = "Mean and standard deviation over training seeds; accuracy of a multi-label set is the exact match."
     return Section("Over seeds, by set", help, replace(_table(spreads, columns), title="Sets"))
@@ -82,20 +82,20 @@ def sets_section(spreads: Spreads, shown: Displays | None = None) -> Section | N
 def differences_section(
     differences: Mapping[str, Mapping[str, Any]], base: str, shown: Displays | None = None
 ) -> Section | None:
-    """Describe every row's paired differences from one of them, the answers of all seeds pooled.
+    """Show the paired differences of every row from the base row, with the answers of all seeds pooled.
 
     Args:
         differences: Row title to its numbers by protocol (:func:`medtune.reporting.comparison.compare_over_seeds`).
-        base: Title of the row that is subtracted.
+        base: Title of the base row, which is subtracted.
         shown: The protocols' displays; None takes the packaged ones.
 
     Returns:
-        The section, None where there are no differences.
+        The section; None if there are no differences.
     """
     columns = [
         (name, column.key if place else "", column.title)
-        for name, one in (packaged() if shown is None else shown).items()
-        for place, column in enumerate(one.headline)
+        for name, display in (packaged() if shown is None else shown).items()
+        for place, column in enumerate(display.headline)
         if any(name in numbers and (not place or column.key in numbers[name]) for numbers in differences.values())
     ]
     if not columns:
@@ -103,7 +103,7 @@ def differences_section(
     rows = []
     for variant, numbers in differences.items():
         chosen = [numbers.get(name, {}).get(part) if part else numbers.get(name) for name, part, _ in columns]
-        rows.append(Row(variant, [cell(one, against=0.0, sign=True) for one in chosen]))
+        rows.append(Row(variant, [cell(number, against=0.0, sign=True) for number in chosen]))
     help = (
         f"Minus {base}, paired by question and seed. The interval is by a bootstrap over images, each with the answers "
         "of every seed: it is about the choice of images, not of seeds."
@@ -112,8 +112,8 @@ def differences_section(
 
 
 def _columns(spreads: Spreads, shown: Displays) -> dict[str, Column]:
-    """The numbers that are shown, in the order of the page's tables, by their names."""
-    columns = {f"{name}/{column.key}": column for name, one in shown.items() for column in one.over_seeds}
+    """Return the columns by name of their number, in the order of the page's tables."""
+    columns = {f"{name}/{column.key}": column for name, display in shown.items() for column in display.over_seeds}
     columns["retention"] = Column("retention", "Instruction retention")
     return {name: column for name, column in columns.items() if any(name in numbers for numbers in spreads.values())}
 
@@ -127,13 +127,13 @@ def _table(spreads: Spreads, columns: Mapping[str, Column]) -> Table:
 
 
 def _cell(numbers: Mapping[str, dict[str, Any]], name: str, column: Column) -> Cell:
-    one = numbers.get(name)
-    if one is None:
+    spread = numbers.get(name)
+    if spread is None:
         return Cell(MISSING)
-    unit = one.get("unit", "fraction")
-    span = "" if one["deviation"] is None else f"± {written(one['deviation'], unit)}"
+    unit = spread.get("unit", "fraction")
+    span = "" if spread["deviation"] is None else f"± {written(spread['deviation'], unit)}"
     beneath = numbers.get(name.removesuffix(column.key) + column.note) if column.note else None
     note = "" if beneath is None else f"{column.note_title} {written(beneath['mean'], beneath.get('unit', 'fraction'))}"
-    runs = f"{one['seeds']} seed{'' if one['seeds'] == 1 else 's'}"
-    values = ", ".join(written(value, unit) for value in one["values"])
-    return Cell(written(one["mean"], unit), span, runs, note, title=values)
+    runs = f"{spread['seeds']} seed{'' if spread['seeds'] == 1 else 's'}"
+    values = ", ".join(written(value, unit) for value in spread["values"])
+    return Cell(written(spread["mean"], unit), span, runs, note, title=values)

@@ -1,4 +1,4 @@
-"""What the page shows, as rows of ready texts: the template holds no arithmetic."""
+"""The content of the page as rows of formatted texts, so that the template needs no arithmetic."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -26,10 +26,10 @@ class Cell:
     Args:
         value: The number.
         span: Its interval.
-        n: How many answers it rests on.
-        note: A small line beneath.
-        note_kind: ``change`` for a difference to the first run, else empty.
-        tone: ``good`` or ``bad`` where the interval lies clear of what it is compared with, else empty.
+        n: Number of answers.
+        note: A small line below the number.
+        note_kind: ``change`` for a difference from the first run, else empty.
+        tone: ``good`` or ``bad`` if the interval does not contain the value that it is compared with, else empty.
         title: The number's definition, shown on hover.
     """
 
@@ -44,7 +44,7 @@ class Cell:
 
 @dataclass(frozen=True)
 class Row:
-    """A line of a table: a label, the colour of its run if it is one, its cells."""
+    """A row of a table: a label, its cells, and the colour of the run if the row is a run."""
 
     label: str
     cells: list[Cell]
@@ -54,7 +54,7 @@ class Row:
 
 @dataclass(frozen=True)
 class Table:
-    """A table with its heading and the sentence beneath it."""
+    """A table with its heading and the sentence below it."""
 
     title: str
     columns: list[str]
@@ -64,11 +64,11 @@ class Table:
 
 @dataclass(frozen=True)
 class Section:
-    """A part of the page that its writer adds, below the headline.
+    """A further section of the page, below the headline.
 
     Args:
         title: Its heading.
-        help: The sentences beneath it.
+        help: The sentences below the heading.
         table: Numbers, if any.
         picture: A plot as SVG text; empty for none.
         alt: What the plot shows, in words.
@@ -84,7 +84,7 @@ class Section:
 
 
 def cell(number: dict[str, Any] | None, *, against: float | None = None, sign: bool = False, change: str = "") -> Cell:
-    """Write a number as a cell; ``against`` colours it when its interval lies above or below that value."""
+    """Format a number as a cell; it gets a colour if its interval lies above or below the value ``against``."""
     tone = ""
     if number is not None and number["interval"] and against is not None and number["higher_is_better"] is not None:
         low, high = number["interval"]
@@ -103,10 +103,10 @@ def cell(number: dict[str, Any] | None, *, against: float | None = None, sign: b
 
 
 def headline(runs: Sequence[Run], differences: dict[str, dict[str, Any]]) -> Table:
-    """Every run in one line: the numbers of each protocol and retention, with the difference to the first run."""
+    """Return a table with a row for each run: numbers and retention, with the difference from the first run."""
     results = [run.results for run in runs]
     shown, found = headline_numbers(results), displays(results)
-    retained = any(one["retention"] for one in results)
+    retained = any(run_results["retention"] for run_results in results)
     rows = []
     for place, run in enumerate(runs):
         changes = differences.get(run.name, {})
@@ -129,51 +129,55 @@ def headline(runs: Sequence[Run], differences: dict[str, dict[str, Any]]) -> Tab
 
 
 def protocol_tables(runs: Sequence[Run]) -> list[Table]:
-    """For each protocol a line for each run with the numbers of its own table, then the baselines as far as known."""
+    """Return a table per protocol: a row for each run, then the baselines that are known."""
     results = [run.results for run in runs]
     shown = displays(results)
     tables = []
     for name in asked_protocols(results):
         columns = shown[name].table
         rows = [
-            Row(run.name, [own_cell(overall(run.results, name, one.key), one) for one in columns], colour(place))
+            Row(
+                run.name,
+                [own_cell(overall(run.results, name, column.key), column) for column in columns],
+                colour(place),
+            )
             for place, run in enumerate(runs)
             if name in run.results["protocols"]
         ]
         for label, kind in (("majority of the training split", "majority"), ("chance", "chance")):
-            held = [one.majority if kind == "majority" else one.chance for one in columns]
-            if any(held):
+            baseline_keys = [column.majority if kind == "majority" else column.chance for column in columns]
+            if any(baseline_keys):
                 cells = [
-                    cell(baseline(results, kind, name, one)) if key else Cell("")
-                    for key, one in zip(held, columns, strict=True)
+                    cell(baseline(results, kind, name, column)) if key else Cell("")
+                    for key, column in zip(baseline_keys, columns, strict=True)
                 ]
                 rows.append(Row(label, cells, baseline=True))
-        tables.append(Table(shown[name].title, [one.title for one in columns], rows))
+        tables.append(Table(shown[name].title, [column.title for column in columns], rows))
     return tables
 
 
 def protocol_help(runs: Sequence[Run]) -> list[tuple[str, str]]:
-    """Title of each protocol that was asked, and how it asks and what counts as right."""
+    """Return the title of each protocol that was asked, with its help (how it asks, what counts as right)."""
     results = [run.results for run in runs]
     shown = displays(results)
     return [(shown[name].title, shown[name].help) for name in asked_protocols(results) if shown[name].help]
 
 
 def notes_help(runs: Sequence[Run]) -> list[str]:
-    """What the small numbers of an attribute are, each sentence once."""
+    """Return the explanations of the small numbers of an attribute, each sentence once."""
     results = [run.results for run in runs]
     shown = displays(results)
     return list(dict.fromkeys(shown[name].notes_help for name in asked_protocols(results) if shown[name].notes_help))
 
 
 def legends(runs: Sequence[Run]) -> list[str]:
-    """What a mark beside an answer means where it is not plain."""
-    examples = (one.examples for one in displays(run.results for run in runs).values())
-    return [one.legend for one in examples if one is not None and one.legend]
+    """Return the explanations of marks at answers that need one."""
+    examples = (display.examples for display in displays(run.results for run in runs).values())
+    return [display.legend for display in examples if display is not None and display.legend]
 
 
 def attribute_tables(runs: Sequence[Run]) -> list[Table]:
-    """For each protocol a line for each attribute: its number of every run, smaller ones beneath, the baselines."""
+    """Return a table per protocol with a row for each attribute: every run's number with notes, then the baselines."""
     results = [run.results for run in runs]
     shown = displays(results)
     tables = []
@@ -181,30 +185,32 @@ def attribute_tables(runs: Sequence[Run]) -> list[Table]:
         column = shown[name].attribute
         if column is None:
             continue
-        held = [run for run in runs if name in run.results["protocols"]]
-        attributes = {run.name: run.results["protocols"][name]["attributes"] for run in held}
+        asked_runs = [run for run in runs if name in run.results["protocols"]]
+        attributes = {run.name: run.results["protocols"][name]["attributes"] for run in asked_runs}
         baselines = {"majority": column.majority, "chance": column.chance}
         known = {title: key for title, key in baselines.items() if key}
         rows = []
-        for attribute, base in attributes[held[0].name].items():
+        for attribute, base in attributes[asked_runs[0].name].items():
             majority = base.get(column.majority)
-            cells = [_attribute_cell(attributes[run.name].get(attribute, {}), majority, shown[name]) for run in held]
+            cells = [
+                _attribute_cell(attributes[run.name].get(attribute, {}), majority, shown[name]) for run in asked_runs
+            ]
             for title, key in known.items():
                 number = base.get(key)
                 why = number["definition"] if number and title == "majority" else ""
                 cells.append(Cell(percent(number), title=why))
             rows.append(Row(attribute, [*cells, Cell(str(base[column.key]["n"]))]))
-        tables.append(Table(shown[name].title, [*(run.name for run in held), *known, "n"], rows))
+        tables.append(Table(shown[name].title, [*(run.name for run in asked_runs), *known, "n"], rows))
     return tables
 
 
 def retention_table(runs: Sequence[Run]) -> Table | None:
-    """The rates of answers in the asked form, before and after tuning."""
-    held = dict.fromkeys(name for run in runs for name in run.results["retention"] if name != "composite")
-    if not held:
+    """Return the table of instruction retention: each run's rates of answers in the requested form."""
+    components = dict.fromkeys(name for run in runs for name in run.results["retention"] if name != "composite")
+    if not components:
         return None
     found = displays(run.results for run in runs)
-    names = [*held, "composite"]
+    names = [*components, "composite"]
     rows = [
         Row(run.name, [cell(run.results["retention"].get(name)) for name in names], colour(place))
         for place, run in enumerate(runs)
@@ -214,28 +220,32 @@ def retention_table(runs: Sequence[Run]) -> Table | None:
 
 
 def swapped_table(runs: Sequence[Run]) -> Table | None:
-    """The first number of each headline with true and with swapped images, and what the swap costs."""
+    """Return the table of the swap control: the first headline number with true and swapped images, and the cost."""
     results = [run.results for run in runs]
     shown = displays(results)
-    held = [name for name in asked_protocols(results) if any(swapped(one, name, "drop_macro") for one in results)]
-    if not held:
+    swapped_protocols = [
+        name
+        for name in asked_protocols(results)
+        if any(swapped(run_results, name, "drop_macro") for run_results in results)
+    ]
+    if not swapped_protocols:
         return None
-    columns = [f"{shown[name].title}: {text}" for name in held for text in ("true", "swapped", "cost")]
+    columns = [f"{shown[name].title}: {text}" for name in swapped_protocols for text in ("true", "swapped", "cost")]
     rows = []
     for place, run in enumerate(runs):
         cells = []
-        for name in held:
+        for name in swapped_protocols:
             cells.append(cell(overall(run.results, name, shown[name].main)))
             cells.append(cell(swapped(run.results, name, shown[name].main)))
             cells.append(cell(swapped(run.results, name, "drop_macro"), against=0.0, sign=True))
         rows.append(Row(run.name, cells, colour(place)))
-    shares = (swapped(run.results, held[0], "answer_differs") for run in runs)
-    share = next((one for one in shares if one), None)
+    shares = (swapped(run.results, swapped_protocols[0], "answer_differs") for run in runs)
+    share = next((share for share in shares if share), None)
     return Table("Swapped images", columns, rows, percent(share))
 
 
 def definitions(runs: Sequence[Run]) -> list[tuple[str, str]]:
-    """Name and definition of every kind of overall number, each once."""
+    """Return name and definition of every overall number, each once."""
     shown = displays(run.results for run in runs)
     found: dict[str, str] = {}
     for run in runs:
@@ -249,20 +259,20 @@ def definitions(runs: Sequence[Run]) -> list[tuple[str, str]]:
 
 
 def own_cell(number: dict[str, Any] | None, column: Column) -> Cell:
-    """Write a number as its column says."""
+    """Format a number as its column says."""
     return cell(number, against=column.against, sign=column.sign)
 
 
 def _attribute_cell(numbers: dict[str, Any], majority: dict[str, Any] | None, shown: Display) -> Cell:
     if not numbers or shown.attribute is None:
         return cell(None)
-    number = cell(numbers[shown.attribute.key], against=_value(majority))  # n has a column of its own
-    notes = [f"{one.title} {percent(numbers[one.key])}" for one in shown.notes if one.key in numbers]
+    number = cell(numbers[shown.attribute.key], against=_value(majority))  # n has its own column
+    notes = [f"{note.title} {percent(numbers[note.key])}" for note in shown.notes if note.key in numbers]
     return replace(number, n="", note=", ".join(notes))
 
 
 def _part(number: dict[str, Any] | None, metric: str, shown: Display) -> dict[str, Any] | None:
-    """The difference in a further number of the headline stands inside that in the first one."""
+    """Return the difference of a headline number; those after the first are in the entry of the first."""
     return number if number is None or metric == shown.main else number.get(metric)
 
 

@@ -1,4 +1,4 @@
-"""The questions that the runs get wrong most often, with their images. Shown only when samples are asked for."""
+"""The questions that most runs get wrong, with their images. Shown only if samples are requested."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -9,7 +9,7 @@ from medtune.reporting.gallery import Card, OpenImage, asked_questions, make_car
 from medtune.reporting.runs import Run
 
 WORST = 20
-"""How many cases a report shows."""
+"""Number of cases that a report shows."""
 
 
 @dataclass(frozen=True)
@@ -21,44 +21,44 @@ class _Case:
 
 
 def worst_task(runs: Sequence[Run]) -> str | None:
-    """The protocol by which cases are ranked: the first, in the order of tables, whose answers are right or wrong."""
+    """Return the protocol that ranks the cases: the first in the order of tables with right and wrong answers."""
     ranked = _ranked(displays(run.results for run in runs))
     return next((task for task in ranked if any(_judged(run, task) for run in runs)), None)
 
 
 def worst_cards(runs: Sequence[Run], count: int, open_image: OpenImage | None, seed: int = 0) -> list[Card]:
-    """Choose the worst cases and gather the answers to them.
+    """Choose the worst cases and collect the answers to them.
 
-    Up to half of the cases are losses: the first run is right and as many of the others as possible are wrong. The
-    rest are those that the most runs get wrong. Ties are broken by the seed alone.
+    Up to half of the cases are losses: the first run is right and as many other runs as possible are wrong. The rest
+    are the questions that the most runs get wrong. The seed alone decides between ties.
 
     Args:
-        runs: Runs with their predictions read; the first is the base.
-        count: How many cases at most; questions that nobody gets wrong are never among them.
-        open_image: Opens an image by its path in the question file; None shows none.
+        runs: Runs whose predictions were read; the first is the base.
+        count: Maximum number of cases; questions that no run gets wrong are never included.
+        open_image: Opens an image by its path in the question file; None shows no images.
         seed: Seed of the order within ties.
     """
     task = worst_task(runs)
     shown = displays(run.results for run in runs)
     asked = asked_questions(runs, shown)
     cases = [case for case in _cases(runs, task, seed) if case.sample_id in asked] if task else []
-    losses = sorted((one for one in cases if one.base_right), key=lambda one: -one.wrong)[: count // 2]
+    losses = sorted((case for case in cases if case.base_right), key=lambda case: -case.wrong)[: count // 2]
     chosen = set(losses)
-    rest = sorted((one for one in cases if one not in chosen), key=lambda one: (-one.wrong, one.asked))
+    rest = sorted((case for case in cases if case not in chosen), key=lambda case: (-case.wrong, case.asked))
     picked = [*losses, *rest[: count - len(losses)]]
     title = shown[task].title.lower() if task else ""
     return [
-        replace(make_card(runs, asked[one.sample_id], open_image, _ranked(shown)), reason=_reason(one, title))
-        for one in picked
+        replace(make_card(runs, asked[case.sample_id], open_image, _ranked(shown)), reason=_reason(case, title))
+        for case in picked
     ]
 
 
 def _ranked(shown: Displays) -> Displays:
-    return {name: one for name, one in shown.items() if one.examples is not None and one.examples.ranks}
+    return {name: display for name, display in shown.items() if display.examples is not None and display.examples.ranks}
 
 
 def _cases(runs: Sequence[Run], task: str, seed: int) -> list[_Case]:
-    """Every question that some run gets wrong, in an order that only the seed decides."""
+    """Return every question that at least one run gets wrong, in a random order that depends only on the seed."""
     judged = [_judged(run, task) for run in runs]
     ids = sorted({sample_id for rows in judged for sample_id in rows})
     sample_rng(seed, 0, 0, "report_worst").shuffle(ids)
@@ -66,7 +66,7 @@ def _cases(runs: Sequence[Run], task: str, seed: int) -> list[_Case]:
     for sample_id in ids:
         marks = [rows[sample_id] for rows in judged if sample_id in rows]
         cases.append(_Case(sample_id, len(marks), marks.count(False), judged[0].get(sample_id, False)))
-    return [one for one in cases if one.wrong]
+    return [case for case in cases if case.wrong]
 
 
 def _judged(run: Run, task: str) -> dict[str, bool]:

@@ -1,1 +1,1 @@
-"""Variants of one experiment side by side."""
+"""Sweeps: several variants of one experiment, compared in one report."""

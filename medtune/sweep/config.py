@@ -1,9 +1,9 @@
-"""The config of a sweep, and the runs and rows of the report that follow from it.
+"""The config of a sweep, and its runs and the rows of its report.
 
-In overrides ``{sweep}`` stands for the sweep's folder, ``{run}`` and ``{seed}`` for those of the variant with its seed,
-``{prepared}``, in ``image_root`` too, for the folder of the prepared data that are meant, and ``{images}`` for their
-images. The steps of a variant know two more: ``{step:NAME}``, the folder of an earlier step, and ``{weights}``, the
-weights of the last earlier step that wrote some. A name that is not known is an error.
+Overrides may contain placeholders. ``{sweep}`` is the sweep's folder. ``{run}`` and ``{seed}`` are the folder and the
+seed of the run. ``{prepared}`` is the folder of the prepared data in use; it is also replaced in ``image_root``.
+``{images}`` is the place of their images. The steps of a variant have two more: ``{step:NAME}``, the folder of an
+earlier step, and ``{weights}``, the weights of the last earlier step that wrote weights. An unknown name is an error.
 """
 
 import re
@@ -13,23 +13,23 @@ from pathlib import Path
 
 PLACEHOLDER = re.compile(r"\{(\w+|step:[^{}]*)\}")
 ONCE = ("sweep", "prepared", "images")
-"""Placeholders of steps that run once, before the variants."""
+"""Placeholders in steps that run once, before the variants."""
 OF_RUN = (*ONCE, "run", "seed")
-"""Placeholders of a variant and of an ask."""
+"""Placeholders in a variant and in an ask."""
 TAKEN = (".", "..", "weights", "checkpoints")
-"""Names that no folder within a run's may have."""
+"""Names that a folder inside a run's folder must not have."""
 
 
 @dataclass
 class Step:
-    """A recipe that runs before the variants, once, or as one step of a variant.
+    """A recipe that runs once before the variants, or as one step of a variant.
 
     Attributes:
-        recipe: Its name, for example ``tsm``.
-        config: Its config. A variant's step may leave it out where the recipe is the sweep's own, ``predict`` or
-            ``evaluate``: then it has the sweep's config, data and overrides, as in a variant without steps.
-        overrides: Of the config.
-        name: Name of a variant's step, and of its folder in the run's; empty is the recipe's.
+        recipe: Name of the recipe, for example ``tsm``.
+        config: Its config. A variant's step may leave it out if the recipe is the sweep's recipe, ``predict`` or
+            ``evaluate``. The step then uses the sweep's config, data and overrides, as in a variant without steps.
+        overrides: Overrides of the config.
+        name: Name of a variant's step, and of its folder in the run's folder; empty uses the recipe's name.
     """
 
     recipe: str
@@ -45,17 +45,17 @@ class Step:
 
 @dataclass
 class EvalSetting:
-    """One way of asking a model.
+    """One setting of prediction and evaluation for a trained model (an entry of ``asks``).
 
     Attributes:
-        name: Folder within the run's; the answers to a variant's first ask lie in the run's folder itself.
-        title: What is added to the variant's title; may be empty.
-        predict: Predict config in place of the sweep's.
-        prepared_dir: Questions in place of the variant's.
-        image_root: Their images.
-        predict_overrides: After the sweep's.
-        evaluate_overrides: After the sweep's.
-        page: Name of the report that it stands in; empty is the sweep's own. Other questions belong on another page.
+        name: Folder inside the run's folder; the answers of a variant's first setting are in the run's folder itself.
+        title: Text added to the variant's title; may be empty.
+        predict: Predict config that replaces the sweep's.
+        prepared_dir: Prepared questions that replace the variant's.
+        image_root: Images of these questions.
+        predict_overrides: Overrides of predict, applied after the sweep's.
+        evaluate_overrides: Overrides of evaluate, applied after the sweep's.
+        page: Name of the report page; empty is the sweep's main page. Different questions belong on a different page.
     """
 
     name: str
@@ -75,14 +75,15 @@ class Variant:
     Attributes:
         name: Folder of its run.
         title: Name in the report.
-        train: Overrides of the training config; null is the untuned base, or what an ask's predict config names.
-        steps: Recipes in place of training, predict and evaluate, in order; the report shows what the last ``evaluate``
-            writes. A step's ``output_dir`` is chosen by the sweep. The variant is run with each seed if an override
-            holds ``{seed}`` or a step has the sweep's own training config.
-        x: The value that the sweep varies, for the plot against it.
-        asks: Names of the ways in which it is asked; null is all of them.
-        prepared_dir: Data in place of the sweep's, to tune on and to be asked.
-        image_root: Their images.
+        train: Overrides of the training config; null is the untuned base model, or the model of the setting's predict
+            config.
+        steps: Recipes that replace train, predict and evaluate, in order. The report shows the results of the last
+            ``evaluate``. The sweep chooses a step's ``output_dir``. The variant runs with each seed if an override
+            contains ``{seed}`` or a step uses the sweep's training config.
+        x: Value that the sweep varies, for the plot over it.
+        asks: Names of the evaluation settings of this variant; null uses all of them.
+        prepared_dir: Data that replace the sweep's, for training and for evaluation.
+        image_root: Images of these data.
     """
 
     name: str
@@ -96,14 +97,14 @@ class Variant:
 
     @property
     def one_seed(self) -> bool:
-        """Whether another training seed would give the same model."""
+        """Whether the model does not depend on the training seed."""
         if self.steps is None:
             return self.train is None
         trained = any(not step.config and step.recipe not in ("predict", "evaluate") for step in self.steps)
         return not trained and not any("{seed}" in override for step in self.steps for override in step.overrides)
 
     def folder_of(self, place: int, run: Path) -> Path:
-        """Return the folder of a step: the last ``evaluate`` writes into the run's own."""
+        """Return the folder of a step; the last ``evaluate`` writes into the run's folder itself."""
         assert self.steps is not None
         last = max(at for at, step in enumerate(self.steps) if step.recipe == "evaluate")
         return run if place == last else run / self.steps[place].called
@@ -118,36 +119,32 @@ class SweepConfig:
     predict: str = field(metadata={"help": "predict config"})
     prepared_dir: str = field(metadata={"help": "folder that the prepare recipe wrote"})
     image_root: str = field(metadata={"help": "folder or .tar of the images"})
-    variants: list[Variant] = field(
-        metadata={"help": "models to compare; the first is what the others are held against"}
-    )
+    variants: list[Variant] = field(metadata={"help": "models to compare; the others are compared with the first"})
     recipe: str = field(default="instfree", metadata={"help": "training recipe"})
     evaluate: str = field(default="evaluate/default", metadata={"help": "evaluate config"})
     before: list[Step] = field(default_factory=list, metadata={"help": "recipes to run first, once, in order"})
     asks: list[EvalSetting] = field(
-        default_factory=list, metadata={"help": "ways of asking each variant; empty is one way"}
+        default_factory=list, metadata={"help": "evaluation settings of each variant; empty: one default setting"}
     )
     center_crop: float = field(default=1.0, metadata={"help": "share of each image's sides that is kept"})
-    axis: str = field(
-        default="", metadata={"help": "name of the value that variants carry as x; draws accuracies against it"}
-    )
+    axis: str = field(default="", metadata={"help": "name of the variants' value x; plots accuracies over it"})
     seeds: list[int] = field(default_factory=lambda: [0], metadata={"help": "training seeds of each tuned variant"})
-    processes: int = field(default=2, metadata={"help": "variants at a time, each on one thread"})
+    processes: int = field(default=2, metadata={"help": "number of variants that run in parallel, each on one thread"})
     train_overrides: list[str] = field(default_factory=list, metadata={"help": "for every tuned variant"})
     predict_overrides: list[str] = field(default_factory=list, metadata={"help": "for every variant"})
     evaluate_overrides: list[str] = field(default_factory=list, metadata={"help": "for every variant"})
     title: str = field(default="medtune sweep", metadata={"help": "heading of the report"})
-    note: str = field(default="", metadata={"help": "a sentence beneath it"})
+    note: str = field(default="", metadata={"help": "a sentence below the heading"})
     samples: int = field(default=8, metadata={"help": "sample questions on the page, with images and answers"})
 
     def __post_init__(self) -> None:
-        """Refuse what cannot be compared."""
+        """Refuse invalid values and combinations."""
         names = [variant.name for variant in self.variants]
         if not names or len(set(names)) < len(names) or not self.seeds or self.processes < 1:
             raise ValueError("a sweep needs variants of different names, a seed and a process")
         places = [variant.x for variant in self.variants if variant.x is not None]
         if len(set(places)) < len(places) or bool(self.axis) != bool(places):
-            raise ValueError("axis names what the variants carry as x: both or neither, and no x twice")
+            raise ValueError("axis needs an x in the variants: give both or neither, and each x only once")
         self._check_asks()
         for variant in self.variants:
             self._check_steps(variant)
@@ -158,7 +155,7 @@ class SweepConfig:
             return
         where, names = f"variant {variant.name}", [step.called for step in variant.steps]
         if variant.train is not None or variant.asks is not None:
-            raise ValueError(f"{where}: steps stand in place of train and asks; leave those out")
+            raise ValueError(f"{where}: steps replace train and asks; leave those out")
         if "evaluate" not in [step.recipe for step in variant.steps]:
             raise ValueError(f"{where}: its steps need an 'evaluate', whose results the report shows")
         twice = [name for name in names if names.count(name) > 1]
@@ -169,7 +166,7 @@ class SweepConfig:
                 raise ValueError(f"{where}: {step.called!r} cannot be the name of a step's folder")
             if not step.config and step.recipe not in (self.recipe, "predict", "evaluate"):
                 raise ValueError(f"{where}: step {step.called!r} needs a config")
-            chosen = [one for one in step.overrides if re.match(r"output(_dir)?=", one)]
+            chosen = [override for override in step.overrides if re.match(r"output(_dir)?=", override)]
             if chosen:
                 raise ValueError(
                     f"{where}: the sweep chooses the folder of step {step.called!r}; leave {chosen[0]!r} out"
@@ -218,10 +215,10 @@ class SweepRun:
 
     Attributes:
         variant: The variant.
-        seed: Its training seed.
-        folder: Its run's.
+        seed: The training seed.
+        folder: The run's folder.
         title: Name in messages.
-        suffix: What names the seed in titles; empty where there is one.
+        suffix: Text that names the seed in titles; empty if there is only one seed.
     """
 
     variant: Variant
@@ -233,12 +230,12 @@ class SweepRun:
 
 @dataclass(frozen=True)
 class ReportRow:
-    """One row of the report: a chain's model, asked in one way.
+    """One row of the report: the model of a run in one evaluation setting.
 
     Attributes:
-        chain: The model.
-        ask: The way.
-        folder: Where answers and results lie.
+        chain: The run.
+        ask: The evaluation setting.
+        folder: Folder of answers and results.
         title: Name in the report.
     """
 
@@ -249,20 +246,20 @@ class ReportRow:
 
 
 def check_placeholders(overrides: Iterable[str], known: Collection[str], where: str) -> None:
-    """Refuse a placeholder that stands for nothing.
+    """Refuse an unknown placeholder.
 
     Raises:
-        ValueError: Naming it and those that are known.
+        ValueError: Naming it and the known ones.
     """
     for override in overrides:
         stray = [name for name in PLACEHOLDER.findall(override) if name not in known]
         if stray:
             listed = ", ".join(f"{{{name}}}" for name in known)
-            raise ValueError(f"{where}: {{{stray[0]}}} in {override!r} stands for nothing; known are {listed}")
+            raise ValueError(f"{where}: {{{stray[0]}}} in {override!r} is not a known placeholder; known are {listed}")
 
 
 def asks_of(config: SweepConfig, variant: Variant) -> list[EvalSetting]:
-    """The ways in which a variant is asked, in the sweep's order; one with steps of its own asks in its own way."""
+    """Return a variant's evaluation settings in the sweep's order; a variant with steps has one default setting."""
     if variant.steps is not None:
         return [EvalSetting("steps")]
     every = config.asks or [EvalSetting("plain")]
@@ -270,37 +267,37 @@ def asks_of(config: SweepConfig, variant: Variant) -> list[EvalSetting]:
 
 
 def row_title(variant: Variant, ask: EvalSetting) -> str:
-    """A variant's title with an ask's, without the seed."""
+    """Return a variant's title with the setting's title, without the seed."""
     return f"{variant.title}, {ask.title}" if ask.title else variant.title
 
 
 def chains(config: SweepConfig) -> list[SweepRun]:
-    """Every chain of a sweep, variant by variant; the untuned base has no seed."""
-    found = []
+    """Return every run of a sweep, variant by variant; the untuned base has no seed."""
+    runs = []
     for variant in config.variants:
         seeds = config.seeds[:1] if variant.one_seed else config.seeds
         for seed in seeds:
             alone = len(seeds) == 1
             name = variant.name if alone else f"{variant.name}_seed{seed}"
             suffix = "" if alone else f", seed {seed}"
-            found.append(SweepRun(variant, seed, Path(config.output_dir) / name, variant.title + suffix, suffix))
-    return found
+            runs.append(SweepRun(variant, seed, Path(config.output_dir) / name, variant.title + suffix, suffix))
+    return runs
 
 
 def rows_of(config: SweepConfig, chain: SweepRun) -> list[ReportRow]:
-    """Every row that a chain gives."""
-    found = []
+    """Return every row of a run."""
+    rows = []
     for place, ask in enumerate(asks_of(config, chain.variant)):
         folder = chain.folder / ask.name if place else chain.folder
-        found.append(ReportRow(chain, ask, folder, row_title(chain.variant, ask) + chain.suffix))
-    return found
+        rows.append(ReportRow(chain, ask, folder, row_title(chain.variant, ask) + chain.suffix))
+    return rows
 
 
 def data_of(config: SweepConfig, variant: Variant | None = None, ask: EvalSetting | None = None) -> tuple[str, str]:
-    """Folder of prepared data and place of their images: the ask's, else the variant's, else the sweep's.
+    """Return the folder of prepared data and the place of their images: of the ask, else the variant, else the sweep.
 
-    Each of the two is looked for by itself, and ``{prepared}`` in the second stands for the first.
+    Each of the two is looked up independently. ``{prepared}`` in the second is replaced by the first.
     """
-    held = [one for one in (ask, variant, config) if one is not None]
-    prepared = next(one.prepared_dir for one in held if one.prepared_dir)
-    return prepared, next(one.image_root for one in held if one.image_root).replace("{prepared}", prepared)
+    levels = [level for level in (ask, variant, config) if level is not None]
+    prepared = next(level.prepared_dir for level in levels if level.prepared_dir)
+    return prepared, next(level.image_root for level in levels if level.image_root).replace("{prepared}", prepared)

@@ -1,4 +1,4 @@
-"""The report of a sweep: one page for each group of rows that were asked the same questions, and numbers over seeds."""
+"""The report of a sweep: one page per group of rows with the same questions, and statistics over seeds."""
 
 import json
 import statistics
@@ -18,24 +18,24 @@ from medtune.sweep.config import ReportRow, SweepConfig, SweepRun, data_of, row_
 
 
 def write_pages(config: SweepConfig, every: Sequence[SweepRun]) -> Path:
-    """Write ``report.html`` and, for asks that name a page, ``pages/<page>/report.html``.
+    """Write ``report.html`` and, for evaluation settings with a page, ``pages/<page>/report.html``.
 
-    Beside each stand ``seeds.json`` and ``seed_differences.json``.
+    ``seeds.json`` and ``seed_differences.json`` are written to the folder of each page.
 
     Args:
         config: The sweep.
-        every: Its chains, all of them scored.
+        every: Its runs, all of them evaluated.
 
     Returns:
-        The sweep's own page, or the first where no row stands on it.
+        The sweep's main page, or the first page if no row is on the main page.
     """
     rows = [row for chain in every for row in rows_of(config, chain)]
     root = Path(config.output_dir)
     written = {}
     for page in dict.fromkeys(row.ask.page for row in rows):
-        held = [row for row in rows if row.ask.page == page]
+        on_page = [row for row in rows if row.ask.page == page]
         out = root / "pages" / page / "report.html" if page else root / "report.html"
-        written[page] = _write_page(config, held, out, page)
+        written[page] = _write_page(config, on_page, out, page)
     return written.get("", next(iter(written.values())))
 
 
@@ -59,7 +59,7 @@ def _write_page(config: SweepConfig, rows: Sequence[ReportRow], out: Path, page:
         note=config.note,
         samples=config.samples,
         open_image=image_opener(images) if config.samples > 0 else None,
-        extra=[one for one in sections if one is not None],
+        extra=[section for section in sections if section is not None],
     )
     write_whole(out.with_name("seeds.json"), json.dumps(table, indent=1) + "\n")
     write_whole(out.with_name("seed_differences.json"), json.dumps(differences, indent=1) + "\n")
@@ -67,25 +67,25 @@ def _write_page(config: SweepConfig, rows: Sequence[ReportRow], out: Path, page:
 
 
 def over_seeds(config: SweepConfig, every: Sequence[SweepRun]) -> dict[str, Any]:
-    """Mean and standard deviation over seeds of the numbers of every row of a sweep, whatever its page.
+    """Return mean and standard deviation over seeds of the numbers of every row of a sweep, on all pages.
 
     Returns:
-        As :func:`seeds_table`.
+        As for :func:`seeds_table`.
     """
     return seeds_table([row for chain in every for row in rows_of(config, chain)])
 
 
 def seed_differences(rows: Sequence[ReportRow], base: str = "", resamples: int = 1000) -> dict[str, dict[str, Any]]:
-    """Paired differences of every row from one of them, over the seeds that both have.
+    """Return paired differences of every row from the base row, over the seeds that both have.
 
     Args:
-        rows: Rows with their seeds. A model that was not tuned by the sweep is paired with every seed.
+        rows: Rows with their seeds. A model that the sweep did not train is paired with every seed.
         base: Title, without the seed, of the row to compare with; empty takes the first.
-        resamples: Bootstrap draws.
+        resamples: Bootstrap resamples.
 
     Returns:
-        Row title without the seed -> what :func:`medtune.reporting.comparison.compare_over_seeds` gives; empty where
-        nothing was tuned with more than one seed.
+        Row title without the seed -> result of :func:`medtune.reporting.comparison.compare_over_seeds`; empty if no
+        model was trained with more than one seed.
     """
     seeds = sorted({row.chain.seed for row in rows if not row.chain.variant.one_seed})
     if len(seeds) < 2:
@@ -94,26 +94,26 @@ def seed_differences(rows: Sequence[ReportRow], base: str = "", resamples: int =
     for row in rows:
         title = row_title(row.chain.variant, row.ask)
         run = read_run(row.folder, title)
-        held = seeds if row.chain.variant.one_seed else [row.chain.seed]
-        runs.setdefault(title, {}).update(dict.fromkeys(held, run))
+        run_seeds = seeds if row.chain.variant.one_seed else [row.chain.seed]
+        runs.setdefault(title, {}).update(dict.fromkeys(run_seeds, run))
     first = runs.pop(base or next(iter(runs)))
-    return {title: compare_over_seeds(first, held, resamples=resamples) for title, held in runs.items()}
+    return {title: compare_over_seeds(first, other, resamples=resamples) for title, other in runs.items()}
 
 
 def seeds_table(rows: Sequence[ReportRow]) -> dict[str, Any]:
-    """Mean and standard deviation over seeds of each row's numbers that its protocols follow, and of retention.
+    """Return mean and standard deviation over seeds of each row's main numbers per protocol, and of retention.
 
     Returns:
-        Row title without the seed -> number name -> ``{mean, deviation, seeds, values}``, with ``unit`` where it is no
-        share; the deviation of one seed is null. A number is named ``protocol/statistic``, that of one set
-        ``protocol/set/statistic``.
+        Row title without the seed -> number name -> ``{mean, deviation, seeds, values}``, with ``unit`` if the number
+        is not a share. The deviation of a single seed is null. The name of a number is ``protocol/statistic``, or
+        ``protocol/set/statistic`` for a single set.
     """
     table: dict[str, dict[str, list[dict[str, Any]]]] = {}
     for row in rows:
         numbers = table.setdefault(row_title(row.chain.variant, row.ask), {})
         for name, number in _headline(_results(row)).items():
             numbers.setdefault(name, []).append(number)
-    return {title: {name: _spread(held) for name, held in numbers.items()} for title, numbers in table.items()}
+    return {title: {name: _spread(values) for name, values in numbers.items()} for title, numbers in table.items()}
 
 
 def _results(row: ReportRow) -> dict[str, Any]:
@@ -122,22 +122,22 @@ def _results(row: ReportRow) -> dict[str, Any]:
 
 
 def _headline(results: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
-    """Name to number of everything that is followed over seeds and has a value."""
+    """Return name -> number for all numbers that are tracked over seeds and have a value."""
     numbers: dict[str, dict[str, Any]] = {}
     shown = displays([results])
-    for protocol, one in results["protocols"].items():
-        overall = one["overall"]
+    for protocol, scores in results["protocols"].items():
+        overall = scores["overall"]
         numbers |= {f"{protocol}/{name}": overall[name] for name in shown[protocol].kept if name in overall}
-    for protocol, one in results["protocols"].items():
-        for name, held in one.get("attributes", {}).items():
-            numbers |= {f"{protocol}/{name}/{metric}": held[metric] for metric in shown[protocol].followed_of_sets}
+    for protocol, scores in results["protocols"].items():
+        for name, of_set in scores.get("attributes", {}).items():
+            numbers |= {f"{protocol}/{name}/{metric}": of_set[metric] for metric in shown[protocol].followed_of_sets}
     numbers["retention"] = results["retention"].get("composite", {"value": None})
     return {name: number for name, number in numbers.items() if number["value"] is not None}
 
 
 def _spread(numbers: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    values = [one["value"] for one in numbers]
+    values = [number["value"] for number in numbers]
     unit = numbers[0].get("unit", "fraction")
     deviation = statistics.stdev(values) if len(values) > 1 else None
-    found = {"mean": statistics.fmean(values), "deviation": deviation, "seeds": len(values), "values": values}
-    return found if is_share(unit) else {**found, "unit": unit}
+    spread = {"mean": statistics.fmean(values), "deviation": deviation, "seeds": len(values), "values": values}
+    return spread if is_share(unit) else {**spread, "unit": unit}

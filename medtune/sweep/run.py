@@ -1,8 +1,9 @@
-"""Several variants of one experiment, tuned, asked and scored side by side, and one report of them all.
+"""Trains, predicts with and evaluates several variants of one experiment, and writes one report on all of them.
 
-Every step is a recipe that can be run by itself; the commands are written to ``commands.txt``. What all variants need
-(``before``) comes first, in order. A variant is then a chain (train, and for each way of asking predict, evaluate; or
-steps of its own) in a process of its own. All of them resume, so a killed sweep goes on when it is started again.
+Every step is a recipe that can also be run alone; the commands are written to ``commands.txt``. The steps that all
+variants need (``before``) run first, in order. Then each variant with each seed runs in its own process: train, then
+predict and evaluate for each evaluation setting; or the variant's own steps. All recipes can resume, so a killed sweep
+continues when it is started again.
 """
 
 import contextlib
@@ -33,16 +34,16 @@ from medtune.sweep.config import (
     rows_of,
 )
 
-# A chain whose sweep was killed writes a checkpoint within these, or ends without.
+# A run whose sweep was killed has this much time to write a checkpoint before it is ended.
 GRACE_SECONDS = 60
 WRITES = ("commands.txt", "seeds.json", "seed_differences.json")  # the report claims its own
 
 
 def run_recipe(folder: Path, name: str, arguments: list[str]) -> None:
-    """Run one recipe with ``--config arguments[0]`` and overrides, and note the command that does the same.
+    """Run one recipe with ``--config arguments[0]`` and overrides, and record the equivalent command.
 
     Raises:
-        MedtuneError: If it fails; its own message stands where its output goes.
+        MedtuneError: If it fails; the recipe's own message is in its log.
     """
     line = shlex.join(["tune", "run", f"medtune/recipes/{name}.py", "--config", *arguments])
     noted = folder / "commands.txt"
@@ -58,7 +59,7 @@ def run_recipe(folder: Path, name: str, arguments: list[str]) -> None:
 def data_overrides(
     config: SweepConfig, node: str, file: str, variant: Variant | None = None, ask: EvalSetting | None = None
 ) -> list[str]:
-    """Overrides that point a config's dataset node at a prepared file, those of ask, variant or sweep."""
+    """Return overrides that set a config's dataset node to a prepared file of the ask, the variant or the sweep."""
     prepared, images = data_of(config, variant, ask)
     return [
         f"{node}.source={Path(prepared) / file}",
@@ -68,14 +69,14 @@ def data_overrides(
 
 
 def run_step(config: SweepConfig, step: Step) -> None:
-    """Run a recipe that all variants need; output goes to ``logs/before.log``."""
+    """Run a recipe that all variants need; its output goes to ``logs/before.log``."""
     root = Path(config.output_dir)
     with _output_to(root / "logs" / "before.log"):
         run_recipe(root, step.recipe, [step.config, *filled(step.overrides, config)])
 
 
 def run_chain(config: SweepConfig, chain: SweepRun) -> None:
-    """Tune (unless it is the base), then predict and evaluate in each way; output goes to the chain's log."""
+    """Train (except the base model), then predict and evaluate in each setting; the output goes to the run's log."""
     root, run = Path(config.output_dir), chain.folder
     run.mkdir(parents=True, exist_ok=True)
     with _output_to(root / "logs" / f"{run.name}.log"):
@@ -84,9 +85,9 @@ def run_chain(config: SweepConfig, chain: SweepRun) -> None:
             return
         weights = []
         if chain.variant.train is not None:
-            own = [f"seed={chain.seed}", f"output_dir={run}", *config.train_overrides, *chain.variant.train]
+            overrides = [f"seed={chain.seed}", f"output_dir={run}", *config.train_overrides, *chain.variant.train]
             data = data_overrides(config, "dataset", "train.jsonl", chain.variant)
-            run_recipe(root, config.recipe, [config.train, *data, *filled(own, config, chain)])
+            run_recipe(root, config.recipe, [config.train, *data, *filled(overrides, config, chain)])
             weights = [f"checkpoint={run / 'weights'}"]
         for row in rows_of(config, chain):
             _ask(config, row, weights)
@@ -104,22 +105,26 @@ def _ask(config: SweepConfig, row: ReportRow, weights: list[str]) -> None:
 
 
 def _run_steps(config: SweepConfig, chain: SweepRun, steps: list[Step]) -> None:
-    """Run a variant's own steps, each in its folder; the last evaluate writes into the run's."""
+    """Run a variant's own steps, each in its folder; the last evaluate writes into the run's folder."""
     root, variant, earlier = Path(config.output_dir), chain.variant, dict[str, Path]()
     for place, step in enumerate(steps):
         folder = variant.folder_of(place, chain.folder)
         known = {f"step:{name}": str(path) for name, path in earlier.items()}
         if any("{weights}" in override for override in step.overrides):
             known["weights"] = str(_weights(earlier.values(), step))
-        name, own = _own_config(config, chain, step, earlier)
-        own += [f"{'output' if step.recipe == 'evaluate' else 'output_dir'}={folder}"]
-        own += [f"name='{chain.title}'"] if step.recipe == "evaluate" else []
-        run_recipe(root, step.recipe, [step.config or name, *own, *filled(step.overrides, config, chain, known=known)])
+        name, overrides = _default_config(config, chain, step, earlier)
+        overrides += [f"{'output' if step.recipe == 'evaluate' else 'output_dir'}={folder}"]
+        overrides += [f"name='{chain.title}'"] if step.recipe == "evaluate" else []
+        run_recipe(
+            root, step.recipe, [step.config or name, *overrides, *filled(step.overrides, config, chain, known=known)]
+        )
         earlier[step.called] = folder
 
 
-def _own_config(config: SweepConfig, chain: SweepRun, step: Step, earlier: Mapping[str, Path]) -> tuple[str, list[str]]:
-    """The sweep's own config, data and overrides for a step that names no config."""
+def _default_config(
+    config: SweepConfig, chain: SweepRun, step: Step, earlier: Mapping[str, Path]
+) -> tuple[str, list[str]]:
+    """Return the sweep's config, data and overrides for a step without a config."""
     if step.config:
         return "", []
     if step.recipe == "predict":
@@ -135,17 +140,17 @@ def _own_config(config: SweepConfig, chain: SweepRun, step: Step, earlier: Mappi
 
 
 def _weights(earlier: Iterable[Path], step: Step) -> Path:
-    """The weights of the last earlier step that wrote some.
+    """Return the weights of the last earlier step that wrote weights.
 
     Raises:
-        MedtuneError: There are none.
+        MedtuneError: If there are none.
     """
-    found = [folder / "weights" for folder in earlier if (folder / "weights").exists()]
-    if not found:
+    written = [folder / "weights" for folder in earlier if (folder / "weights").exists()]
+    if not written:
         raise MedtuneError(
             f"step {step.called!r} asks for {{weights}}, but no earlier step wrote any; see its overrides"
         )
-    return found[-1]
+    return written[-1]
 
 
 def filled(
@@ -155,20 +160,20 @@ def filled(
     ask: EvalSetting | None = None,
     known: Mapping[str, str] | None = None,
 ) -> list[str]:
-    """Overrides with what their placeholders stand for; ``{run}`` and ``{seed}`` are known where there is a chain.
+    """Return overrides with placeholders replaced; ``{run}`` and ``{seed}`` are available only with a run.
 
     Args:
         overrides: The overrides.
         config: The sweep.
-        chain: The variant with its seed.
-        ask: The way of asking.
-        known: More names, with what they stand for.
+        chain: The run (the variant with its seed).
+        ask: The evaluation setting.
+        known: More names and their values.
     """
     prepared, images = data_of(config, chain.variant if chain else None, ask)
     places = {"sweep": config.output_dir, "prepared": prepared, "images": images, **(known or {})}
     if chain is not None:
         places |= {"run": str(chain.folder), "seed": str(chain.seed)}
-    return [PLACEHOLDER.sub(lambda found: places.get(found[1], found[0]), override) for override in overrides]
+    return [PLACEHOLDER.sub(lambda match: places.get(match[1], match[0]), override) for override in overrides]
 
 
 @contextlib.contextmanager
@@ -179,29 +184,29 @@ def _output_to(path: Path) -> Iterator[None]:
 
 
 def run_sweep(config: SweepConfig, say: Callable[[str], None] = print) -> Path:
-    """Run every chain and write the report.
+    """Do every run and write the report.
 
     Args:
         config: The sweep.
-        say: Told of each step and chain that is done.
+        say: Called with a line for each step and run that is done.
 
     Returns:
-        The HTML report; ``results.json``, ``results.csv`` and ``seeds.json`` stand beside it. Other pages lie in
-        ``pages``, each in a folder of its own.
+        The HTML report; ``results.json``, ``results.csv`` and ``seeds.json`` are in the same folder. Other pages are
+        in ``pages``, each in its own folder.
 
     Raises:
-        MedtuneError: Naming the chain that failed and its log.
+        MedtuneError: Naming the run that failed and its log.
     """
     from medtune.sweep.report import write_pages
 
     root = Path(config.output_dir)
     claim(root, "sweep", WRITES, _is_sweep)
-    # Imported before forking, so that each chain starts at once.
+    # Imported before forking, so that each run starts immediately.
     steps = [*config.before, *(step for variant in config.variants for step in variant.steps or [])]
     for name in dict.fromkeys([*(step.recipe for step in steps), config.recipe, "predict", "evaluate"]):
         import_module(f"medtune.recipes.{name}")
     every = chains(config)
-    # Tuning takes longest, so it goes first.
+    # Training takes longest, so it starts first.
     order = sorted(every, key=lambda chain: chain.variant.train is None and chain.variant.steps is None)
     context = multiprocessing.get_context("fork")
     with ProcessPoolExecutor(config.processes, mp_context=context, initializer=_begin_worker) as pool:
@@ -217,15 +222,15 @@ def run_sweep(config: SweepConfig, say: Callable[[str], None] = print) -> Path:
 
 
 def _is_sweep(folder: Path) -> bool:
-    """Whether a folder without a record is that of a sweep, or a demo has prepared its data there."""
-    noted = folder / "commands.txt"
-    return noted.is_file() and noted.read_text(encoding="utf-8", errors="replace").startswith("tune run medtune/")
+    """Return whether a folder without a record is a sweep's folder, or a demo has prepared its data there."""
+    commands = folder / "commands.txt"
+    return commands.is_file() and commands.read_text(encoding="utf-8", errors="replace").startswith("tune run medtune/")
 
 
 def _done(variant: Variant) -> str:
     if variant.steps is not None:
         return ", ".join(step.called for step in variant.steps)
-    return "scored" if variant.train is None else "tuned, asked and scored"
+    return "evaluated" if variant.train is None else "trained, predicted and evaluated"
 
 
 def _wait(pool: ProcessPoolExecutor, future: Future[None], title: str, log: Path) -> None:
@@ -236,7 +241,7 @@ def _wait(pool: ProcessPoolExecutor, future: Future[None], title: str, log: Path
 
 
 def _begin_worker() -> None:
-    """Chains share the cores; more threads than idle cores make small models many times slower."""
+    """Set one thread per process: runs share the cores, and too many threads make small models many times slower."""
     import torch
 
     torch.set_num_threads(1)
@@ -244,7 +249,7 @@ def _begin_worker() -> None:
 
 
 def _end_with_the_sweep() -> None:
-    """A sweep that was killed must leave no chain behind that still writes into its folders."""
+    """End this process when the sweep was killed, so that no run keeps writing into its folders."""
     parent = multiprocessing.parent_process()
     assert parent is not None
     multiprocessing.connection.wait([parent.sentinel])

@@ -1,1 +1,1 @@
-"""The one trainer: one process or many, full, LoRA or QLoRA, any objective, exact resume."""
+"""The trainer for all methods: one process or several; full tuning, LoRA or QLoRA; exact resume."""

@@ -1,4 +1,4 @@
-"""Builds the model: on the meta device and sharded for many processes, directly on the device for one."""
+"""Builds the model: directly on the device for one process, on the meta device and sharded for several."""
 
 import contextlib
 import dataclasses
@@ -31,15 +31,15 @@ Members = dict[str, list[str]]
 
 
 def build_model(config: TrainConfig, runtime: Runtime) -> tuple[Any, Members]:
-    """The model with its weights, frozen as a whole, before any wrapping for one process.
+    """Build the model and load its weights. With one process it is not yet wrapped for activation checkpointing.
 
     Args:
         config: ``model``, ``checkpoint``, ``dtype``, ``seed`` and the memory switches are read.
-        runtime: Device and world.
+        runtime: Device and number of processes.
 
     Returns:
-        The model on its device, sharded by FSDP2 when the world has several processes, and the parameter names of its
-        parts, read before any wrapping.
+        The model on its device, sharded by FSDP2 if there are several processes, and the parameter names of its parts,
+        read before any wrapping.
     """
     dtype = DTYPES[config.dtype]
     if runtime.world > 1:
@@ -62,24 +62,24 @@ def build_model(config: TrainConfig, runtime: Runtime) -> tuple[Any, Members]:
 
 
 def build_companions(objective: Objective, config: TrainConfig, runtime: Runtime) -> dict[str, nn.Module]:
-    """The frozen models that a method reads beside the trained one, on the device and in evaluation mode.
+    """The frozen models that a method uses in addition to the trained one, on the device and in evaluation mode.
 
-    One with a loader is whole on every process. A reference is built as the trained model is, sharded with it, and
-    holds the run's base weights or those that the companion names: a resumed run builds the same one again.
+    A companion with a loader is replicated on every process. A reference is built and sharded like the trained model.
+    It has the run's base weights or those that the companion names, so that a resumed run builds the same reference.
 
     Raises:
-        MedtuneError: If one cannot be loaded, on every process.
+        MedtuneError: On every process, if a companion cannot be loaded.
     """
     companions = objective.companions()
-    found = runtime.on_all_ranks(lambda: load_companions(companions))
-    for model in found.values():
+    models = runtime.on_all_ranks(lambda: load_companions(companions))
+    for model in models.values():
         model.to(runtime.device)
     for name, companion in companions.items():
         if companion.is_reference:
             weights = companion.weights or config.checkpoint
             reference, _ = build_model(dataclasses.replace(config, checkpoint=weights), runtime)
-            found[name] = reference.eval().requires_grad_(False)
-    return found
+            models[name] = reference.eval().requires_grad_(False)
+    return models
 
 
 def _load_base(model: nn.Module, state: dict[str, Tensor]) -> None:
@@ -106,7 +106,7 @@ def _build_sharded(config: TrainConfig, runtime: Runtime, dtype: torch.dtype) ->
     checkpoint_activations(model, config)
     try:
         shard(model)
-    except AssertionError as error:  # how torchao refuses
+    except AssertionError as error:  # raised by torchao if the shards are not equal
         raise ConfigError(
             f"model: its 4-bit weights cannot be split over {runtime.world} processes ({error}); start another number "
             "of processes, or use LoRA without quantize_base"
@@ -134,7 +134,7 @@ def _all_tensors(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
 
 
 def shard(model: nn.Module) -> None:
-    """FSDP2: every transformer layer is a unit, the rest belongs to the root; ``compute`` is the root's forward."""
+    """Apply FSDP2: every transformer layer is a unit, the root has the rest, and its forward method is ``compute``."""
     for _, module in reversed(list(model.named_modules())):
         if isinstance(module, nn.ModuleList):
             for layer in module:
@@ -144,7 +144,7 @@ def shard(model: nn.Module) -> None:
 
 
 def checkpoint_activations(model: nn.Module, config: TrainConfig) -> None:
-    """Wrap self- and cross-attention layers so that their activations are computed again in the backward pass."""
+    """Wrap self- and cross-attention layers so that their activations are recomputed in the backward pass."""
     if config.activation_checkpointing:
         training.set_activation_checkpointing(
             model, auto_wrap_policy={TransformerSelfAttentionLayer, TransformerCrossAttentionLayer}
@@ -152,7 +152,7 @@ def checkpoint_activations(model: nn.Module, config: TrainConfig) -> None:
 
 
 def finish(model: Any, config: TrainConfig, runtime: Runtime) -> None:
-    """Activation checkpointing (one process; sharded models have it already) and compilation."""
+    """Apply activation checkpointing (for one process; sharded models already have it) and compilation."""
     if runtime.world == 1:
         checkpoint_activations(model, config)
     if config.compile:
@@ -160,7 +160,7 @@ def finish(model: Any, config: TrainConfig, runtime: Runtime) -> None:
 
 
 def offloading(model: Trainable, config: TrainConfig, runtime: Runtime) -> contextlib.AbstractContextManager[Any]:
-    """The context of a forward pass: saved activations go to host memory where the config asks for it.
+    """The context of a forward pass: it moves saved activations to host memory if the config asks for it.
 
     Raises:
         ConfigError: Without a GPU.
@@ -169,7 +169,7 @@ def offloading(model: Trainable, config: TrainConfig, runtime: Runtime) -> conte
         return contextlib.nullcontext()
     if runtime.device.type != "cuda":
         raise ConfigError("activation_offloading needs a GPU; set activation_offloading=false")
-    # What the output head saves is wanted again at once, so it stays.
+    # The tensors that the output head saves are needed again immediately, so they stay on the GPU.
     stay = training.NoOpManager()
     head = model.output_head()
     if head is not None:
@@ -179,7 +179,7 @@ def offloading(model: Trainable, config: TrainConfig, runtime: Runtime) -> conte
 
 
 def adapter_start(key: str, like: Tensor, seed: int) -> Tensor:
-    """An adapter's first value, drawn by its name: the same on any number of processes.
+    """The initial value of an adapter, drawn from the seed and the adapter's name: equal for any number of processes.
 
     ``lora_a`` is Kaiming-uniform with a = sqrt(5), so U(-1/sqrt(fan_in), 1/sqrt(fan_in)); ``lora_b`` is zero (Hu et al.
     2021, 4.1).
@@ -201,10 +201,11 @@ def adapter_start(key: str, like: Tensor, seed: int) -> Tensor:
 def base_fingerprint(path: str | None) -> str:
     """Identity of the base weights: each file's name, size and header, and the first values of every tensor.
 
-    Reading 22 GB whole would take minutes at every start; training moves every value of a tensor that it trains.
+    Reading all of 22 GB would take minutes at every start. The first values are enough to detect other weights, because
+    training changes every value of a tensor that it trains.
 
     Raises:
-        ModelError: If a file is no safetensors file.
+        ModelError: If a file is not a safetensors file.
     """
     if path is None:
         return "random"

@@ -1,4 +1,4 @@
-"""Where the check of a run's data is remembered, and what its outcome depends on beside the image files."""
+"""Where the result of a run's data check is kept, and what the result depends on apart from the image files."""
 
 import hashlib
 import os
@@ -24,20 +24,21 @@ _SETTINGS = (".json", ".jsonl", ".model", ".txt", ".jinja", ".tiktoken", ".yaml"
 
 
 def check_record(config: TrainConfig, source: SampleSource, stages: Sequence[Stage]) -> Record | None:
-    """The record of one data set's check; None where the config wants none, or the source does not know its images.
+    """The record of the check of one data set.
 
-    There is none either where the images' own folder holds the usual place of records (an image root of ``/``, say).
+    It is None if the config asks for no record, if the source does not know its images, or if the default folder for
+    records is inside the image folder (for example with an image root of ``/``).
 
-    The outcome is a function of the samples, the image root, the transform, the method with the files that they name,
-    the seed, the code and, compared file by file, the images.
+    The result of the check depends on the samples, the image root, the transform, the method, the files that these
+    name, the seed, the code, and the images. The images are compared file by file.
 
     Args:
         config: ``preflight_cache``, ``transform``, ``objective``, ``model`` and ``seed`` are read.
         source: The samples.
-        stages: Of the run.
+        stages: The stages of the run.
 
     Raises:
-        ConfigError: If the folder that the config names lies inside that of the images.
+        ConfigError: If the folder that the config names is inside the image folder.
     """
     roots = image_roots(source)
     if config.preflight_cache is None or roots is None:
@@ -70,7 +71,7 @@ def cache_folder(name: str) -> Path:
 
 
 def code_digest(parts: Any) -> str:
-    """SHA-256 of the code that decides what a check finds: medtune's, and that of components from elsewhere."""
+    """SHA-256 of the code that the result of a check depends on: medtune's, and that of components from elsewhere."""
     files = {path for name in _CODE for path in (PACKAGE / name).rglob("*.py")}
     for name in _components(parts):
         module = getattr(import_path(name), "__module__", "").partition(".")[0]
@@ -89,7 +90,7 @@ def _module_files(name: str) -> set[Path]:
 
 
 def _components(node: Any) -> Iterator[str]:
-    """Every builder's path, however deep."""
+    """The path of every component, at any depth."""
     if isinstance(node, dict):
         if isinstance(node.get("_component_"), str):
             yield node["_component_"]
@@ -101,7 +102,7 @@ def _components(node: Any) -> Iterator[str]:
 
 
 def _named_files(node: Any) -> Iterator[Path]:
-    """Every file that a component names, and of a folder (a checkpoint's, say) the small files that settings are in."""
+    """Every file that a component names; for a folder (such as a checkpoint), the small files with settings in it."""
     if isinstance(node, str) and node:
         if os.path.isfile(path := os.path.expanduser(node)):
             yield Path(path)
@@ -113,7 +114,7 @@ def _named_files(node: Any) -> Iterator[Path]:
 
 
 def _contents(path: Path) -> str:
-    """What tells a file's contents from others: a SHA-256, of weights size and time."""
+    """Identity of a file's contents: its SHA-256, or, for a large file such as weights, its size and time."""
     status = path.stat()
     return f"{status.st_size}|{status.st_mtime_ns}" if status.st_size > _LARGE else file_sha256(path)
 

@@ -1,4 +1,4 @@
-"""A run's checkpoints: what goes in, whether one belongs to this run, and putting it back."""
+"""The checkpoints of a run: what they contain, whether one belongs to this run, and how it is restored."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -21,7 +21,7 @@ from medtune.training.runtime import Runtime
 
 
 def identity(config: TrainConfig, feed: BatchLoader, validation: BatchLoader | None = None) -> dict[str, Any]:
-    """What must be equal for a checkpoint to be continued."""
+    """The settings and contents that must be equal so that a run can continue from a checkpoint."""
     shown = {key: value for key, value in to_plain(config.transform).items() if key != "path"}  # a folder may move
     held_out = {}
     if validation:
@@ -46,7 +46,7 @@ def identity(config: TrainConfig, feed: BatchLoader, validation: BatchLoader | N
 
 
 def _files(node: Any) -> list[str]:
-    """Every file that a component names, however deep."""
+    """Every file that a component names, at any depth."""
     return [str(path) for _, path in named_paths(to_plain(node)) if path.is_file()]
 
 
@@ -55,7 +55,7 @@ class Checkpointer:
 
     Args:
         config: ``output_dir``, ``keep_checkpoints`` and ``resume`` are read.
-        runtime: The first process looks for checkpoints and writes them; all of them call.
+        runtime: All processes call the methods; the first one looks for checkpoints and writes them.
         run_identity: See :func:`identity`.
     """
 
@@ -67,7 +67,7 @@ class Checkpointer:
         """The checkpoint to continue, or None for a new run.
 
         Raises:
-            CheckpointError: If it belongs to another run, or ``resume`` forbids what is there.
+            CheckpointError: If it belongs to another run, or ``resume`` does not allow what was found.
         """
         path = self.runtime.on_rank0(lambda: self._chosen(warn))
         return (path, self.runtime.on_all_ranks(lambda: checkpoints.load_checkpoint(path))) if path else None
@@ -98,13 +98,13 @@ class Checkpointer:
         """Write everything that may have changed so far. A collective.
 
         Args:
-            parameters: The model's, by name; the objective's travel in its state dict.
+            parameters: The model's, by name; those of the objective are saved with its state dict.
             optimizer: Its state is saved by parameter name.
-            objective: Whole on every process.
+            objective: Replicated on every process.
             values: Plain values; ``step`` names the checkpoint.
 
         Raises:
-            CheckpointError: On every process, if the disk refuses.
+            CheckpointError: On every process, if writing fails.
         """
         model = self.runtime.collect(parameters.items())
         names = {id(p): name for name, p in [*parameters.items(), *objective.named_parameters()]}

@@ -1,4 +1,4 @@
-"""Training checkpoints: safetensors and JSON, written aside and renamed, verified before they are read.
+"""Training checkpoints: safetensors and JSON, written to a temporary folder and renamed, verified before reading.
 
 A checkpoint is a folder ``step_00000120`` with ``model.safetensors`` (what may have changed),
 ``optimizer.safetensors``, ``objective.safetensors``, ``state.json`` and, last, ``manifest.json`` with every file's size
@@ -27,7 +27,7 @@ TENSOR_FILES = ("model", "optimizer", "objective")
 
 @dataclass
 class TrainingState:
-    """All that a resumed run needs: tensors by file, and plain values (step, run identity, best loss)."""
+    """Everything that a resumed run needs: tensors by file, and plain values (step, run identity, best value)."""
 
     model: dict[str, Tensor] = field(default_factory=dict)
     optimizer: dict[str, Tensor] = field(default_factory=dict)
@@ -41,10 +41,10 @@ def save_checkpoint(folder: Path, state: TrainingState, keep: int) -> Path:
     Args:
         folder: The run's checkpoint folder.
         state: What to write; ``values["step"]`` names the checkpoint.
-        keep: Newest checkpoints that stay.
+        keep: Number of newest checkpoints to keep.
 
     Raises:
-        CheckpointError: If the disk refuses; the checkpoints that were there stay whole.
+        CheckpointError: If writing fails; earlier checkpoints stay whole.
     """
     final = folder / f"step_{state.values['step']:08d}"
     aside = folder / f".{final.name}.writing"
@@ -71,7 +71,7 @@ def _write_files(folder: Path, state: TrainingState) -> None:
 
 
 def newest_checkpoint(folder: Path, warn: Callable[[str], None]) -> Path | None:
-    """The newest checkpoint that is whole; torn ones are named and passed over."""
+    """The newest checkpoint that is whole; damaged ones are reported and skipped."""
     for path in _steps(folder):
         problem = torn(path)
         if problem is None:
@@ -124,12 +124,12 @@ def check_identity(
 
     Args:
         path: The checkpoint, for the message.
-        saved: Its identity. What it lacks, the version that wrote it did not record, and is not compared.
+        saved: Its identity. Keys it lacks were not recorded by the version that wrote it, and are not compared.
         current: The identity of this run.
-        files: Key -> files whose contents it stands for.
+        files: Key -> the files whose contents the key represents.
 
     Raises:
-        CheckpointError: Naming each key that differs with both values, and its files.
+        CheckpointError: Naming each key that differs, with both values and its files.
     """
     differing = differences(canonical(saved), canonical(current), keys=saved.keys() & current.keys())
     if not differing:

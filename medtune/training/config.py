@@ -19,7 +19,7 @@ def key(default: object, help: str) -> Any:
 
 @dataclass
 class ScheduleConfig:
-    """Learning rate over a stage: a linear warm-up, then ``kind`` down to ``min_ratio`` of the rate."""
+    """Learning rate over a stage: a linear warm-up, then a schedule of ``kind`` down to ``min_ratio`` of the rate."""
 
     kind: Literal["constant", "linear", "cosine"] = "constant"
     warmup_steps: int = 0
@@ -27,7 +27,7 @@ class ScheduleConfig:
     min_ratio: float = 0.0
 
     def __post_init__(self) -> None:
-        """Refuse what cannot be a schedule."""
+        """Refuse values that no schedule can have."""
         if self.warmup_steps < 0 or not 0 <= self.warmup_ratio < 1 or not 0 <= self.min_ratio <= 1:
             raise ValueError("warmup_steps must be >= 0, warmup_ratio in [0, 1), min_ratio in [0, 1]")
 
@@ -37,15 +37,15 @@ LOSS = "validation_loss"
 
 @dataclass
 class QuestionsConfig:
-    """A small fixed set of questions, answered whenever the run validates."""
+    """A small fixed set of questions that the model answers at each validation."""
 
-    source: Component = field(metadata={"help": "dataset builder of questions, as predict reads them"})
-    protocols: list[str] = key(["open"], "how to ask")
-    limit: int = key(64, "questions asked; drawn once from the whole source, the same in every run")
+    source: Component = field(metadata={"help": "dataset builder of questions, as for predict"})
+    protocols: list[str] = key(["open"], "protocols in which the questions are asked")
+    limit: int = key(64, "number of questions; drawn once from the whole source, the same in every run")
     batch_size: int = key(16, "prompts answered together")
     max_new_tokens: int = key(32, "longest answer")
     answers: int = key(8, "answers written to metrics.jsonl at each validation; 0 writes none")
-    resamples: int = key(300, "draws of each bootstrap interval")
+    resamples: int = key(300, "bootstrap resamples for each interval")
 
     def __post_init__(self) -> None:
         """Refuse sizes that no set can have."""
@@ -70,45 +70,48 @@ class TrainConfig:
     dataset: Component = field(metadata={"help": "training data"})
     objective: Component = field(metadata={"help": "the method"})
     checkpoint: str | None = key(None, "base weights: a folder in HF layout or one safetensors file; null is random")
-    dataset_val: Component | None = key(None, "validation data for the loss, best weights and early stopping")
+    dataset_val: Component | None = key(None, "validation data for loss, best weights and early stopping")
     optimizer: Component = field(default_factory=_adamw, metadata={"help": "any torch optimizer or bitsandbytes'"})
     learning_rates: dict[str, float] = key(
-        {}, "rates of single parts, the model's (see `medtune plan`) and the method's; adapter means all adapter parts"
+        {},
+        "learning rates of parts of the model (see `medtune plan`) and of the method; adapter means all adapter parts",
     )
     schedule: ScheduleConfig = field(default_factory=ScheduleConfig, metadata={"help": "learning rate over each stage"})
     trainable: list[str] = key(["vision", "projection", "fusion"], "parts of the model that are trained")
     epochs: int = key(1, "epochs of the main stage")
-    max_steps: int | None = key(None, "steps of the main stage; wins over epochs")
+    max_steps: int | None = key(None, "steps of the main stage; takes precedence over epochs")
     batch_size: int = key(2, "samples per process and micro-batch")
     gradient_accumulation_steps: int = key(1, "micro-batches per optimizer step")
-    clip_grad_norm: float | None = key(None, "largest gradient norm over everything that is trained")
+    clip_grad_norm: float | None = key(None, "largest gradient norm over all trained parameters")
     seed: int = key(0, "seed of all randomness")
-    device: Literal["auto", "cpu", "cuda"] = key("auto", "cuda where there is one")
-    dtype: Literal["fp32", "bf16"] = key("bf16", "type of weights and activations; a proxy stays fp32")
+    device: Literal["auto", "cpu", "cuda"] = key("auto", "auto takes cuda if there is a GPU")
+    dtype: Literal["fp32", "bf16"] = key(
+        "bf16", "type of weights and activations; the method's own parameters stay fp32"
+    )
     activation_checkpointing: bool = key(False, "recompute layers in the backward pass")
     activation_offloading: bool = key(False, "keep saved activations in host memory")
     compile: bool = key(False, "torch.compile for each layer")
-    num_workers: int = key(0, "data processes; the run is the same with any number")
+    num_workers: int = key(0, "data worker processes; the result does not depend on the number")
     feature_cache: str | None = key(
-        None, "folder where features of a frozen image encoder are kept, so that each picture is encoded once"
+        None, "folder for the features of a frozen image encoder, so that each image is encoded once"
     )
     preflight_cache: str | None = key(
         "auto",
-        "folder where the outcome of the data check is kept; auto: $XDG_CACHE_HOME/medtune/preflight; null: nowhere",
+        "folder for the result of the data check; auto: $XDG_CACHE_HOME/medtune/preflight; null: it is not kept",
     )
     on_error: Literal["raise", "skip"] = key(
-        "raise", "a sample that cannot be used stops the run, or is counted and listed"
+        "raise", "raise: a sample that cannot be used stops the run; skip: it is left out, counted and listed"
     )
     bucket: bool = key(
-        True, "put samples of like length into a step, except labelled images, whose length tells the label"
+        True, "put samples of similar length into a step, except labelled images, whose length reveals the label"
     )
     sampling: Literal["uniform", "balanced"] = key(
-        "uniform", "balanced draws samples with replacement, those of rare words more often"
+        "uniform", "balanced draws samples with replacement, those with rare words more often"
     )
     save_every_steps: int | None = key(
         None, "checkpoint every N steps (one is always written at the end and on SIGTERM)"
     )
-    keep_checkpoints: int = key(2, "newest checkpoints kept")
+    keep_checkpoints: int = key(2, "number of newest checkpoints to keep")
     validate_every_steps: int | None = key(None, "validation every N steps; null: at the end of each stage")
     questions: QuestionsConfig | None = key(None, "a small question set that is answered at each validation")
     monitor: str = key(
@@ -116,9 +119,9 @@ class TrainConfig:
     )
     monitor_direction: Literal["auto", "higher", "lower"] = key("auto", "whether higher or lower is better")
     early_stopping_patience: int | None = key(None, "stop after N validations without a better value of `monitor`")
-    resume: Literal["auto", "never", "must"] = key("auto", "continue the newest whole checkpoint of output_dir")
+    resume: Literal["auto", "never", "must"] = key("auto", "continue from the newest whole checkpoint of output_dir")
     export: Literal["hf", "torchtune", "none"] = key("hf", "layout of the weights written at the end")
-    loggers: list[Component] = key([], "torchtune metric loggers, beside metrics.jsonl")
+    loggers: list[Component] = key([], "torchtune metric loggers, in addition to metrics.jsonl")
     log_every_steps: int = key(1, "steps between log lines")
 
     def __post_init__(self) -> None:
@@ -143,7 +146,7 @@ def _at_least(config: TrainConfig, name: str, least: int) -> None:
 
 
 def require_objective(config: TrainConfig, wanted: type) -> None:
-    """Refuse a config of another method than a recipe's; subclasses and old names of the method count.
+    """Refuse a config of another method than the recipe's; subclasses and old names of the method are accepted.
 
     Raises:
         ConfigError: Naming both.
@@ -159,7 +162,7 @@ LOGGER_PACKAGES = {
     "MLFlowLogger": "mlflow",
     "TensorBoardLogger": "tensorboard",
 }
-"""torchtune's metric loggers -> the package that each imports only when it is made."""
+"""torchtune's metric loggers -> the package that each imports only when it is created."""
 
 
 def check_loggers(config: TrainConfig) -> None:

@@ -1,4 +1,4 @@
-"""What a run reads besides its data and base weights, by content: the tokenizer's files and frozen companions."""
+"""Contents of the files that a run reads besides data and base weights: the tokenizer and frozen companions."""
 
 from pathlib import Path
 
@@ -22,11 +22,11 @@ _COMPANION_FILES = ("*.safetensors", "*.json")
 
 
 def content_files(config: TrainConfig) -> dict[str, dict[str, Path]]:
-    """The files that a run reads, by what they are and by name.
+    """The files that a run reads, by kind and by name.
 
-    ``tokenizer`` are the files that ``transform`` names, and those beside them that a tokenizer may read;
-    ``companions`` are the files that ``model`` and ``objective`` name (classes, a frozen model), and the weights and
-    JSON files of folders that they name.
+    ``tokenizer``: the files that ``transform`` names, and the files in the same folder that a tokenizer may read.
+    ``companions``: the files that ``model`` and ``objective`` name (classes, a frozen model), and the weights and JSON
+    files of the folders that they name.
     """
     tokenizer: dict[str, Path] = {}
     for _, path in named_paths(to_plain(config.transform)):
@@ -43,7 +43,7 @@ def content_files(config: TrainConfig) -> dict[str, dict[str, Path]]:
 
 
 def _companion(path: Path) -> list[Path]:
-    """A file, or what a folder of weights holds; another folder of that name is none of the model's."""
+    """The file itself, or the files of a folder of weights; a folder without weights has no companion files."""
     if path.is_file():
         return [path]
     found = [file for kind in _COMPANION_FILES for file in sorted(path.glob(kind)) if file.is_file()]

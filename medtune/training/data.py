@@ -1,4 +1,4 @@
-"""The data side of a run: looked through once, then a plan of steps per epoch, read lazily."""
+"""The data of a run: checked once, then planned as steps of each epoch, and read lazily."""
 
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -19,16 +19,16 @@ from medtune.training.runtime import Runtime
 
 
 class BatchLoader:
-    """One data set, from its builder to the micro-batches of this process.
+    """Builds one data set, checks it, and yields the micro-batches of this process.
 
     Args:
         component: Builder of the source.
-        objective: What it does to a sample, and how it makes items of them.
+        objective: The method; it changes samples and makes items of them.
         transform: The model's transform.
-        config: Batch sizes, seed, workers, sampling, ``on_error``, where the check is remembered.
-        runtime: This process's place in the world.
-        stages: Of the run, by different names; it begins with the first.
-        shuffle: Off for validation, which sees every sample once however ``sampling`` is set.
+        config: Batch sizes, seed, workers, sampling, ``on_error``, and where the result of the check is kept.
+        runtime: Rank of this process and number of processes.
+        stages: The stages of the run, with different names; loading begins with the first one.
+        shuffle: False for validation, which uses every sample once, whatever ``sampling`` is.
     """
 
     def __init__(
@@ -54,14 +54,14 @@ class BatchLoader:
                 record=check_record(config, self.source, stages),
             )
         )
-        # Those of all stages now, so that what cannot be is found before the first step.
+        # Made for all stages now, so that an invalid stage is rejected before the first step.
         self._items: dict[str, Items] = runtime.on_all_ranks(
             lambda: {stage.name: objective.items(self.source, self.checked.indices, stage) for stage in stages}
         )
         self.dataset = TrainingSet(self.source, self._items[stages[0].name], transform, config.seed, config.on_error)
         balanced = shuffle and config.sampling == "balanced"
         self.plan = BatchPlan(
-            # The length of a labelled image tells its label: sorted, whole steps would be of one class.
+            # The length of a labelled image reveals its label: if sorted, whole steps would have one class only.
             np.where(self.checked.labelled, 0, self.checked.lengths),
             config.batch_size * config.gradient_accumulation_steps * runtime.world,
             config.seed,
@@ -73,12 +73,12 @@ class BatchLoader:
         )
 
     def _reports(self) -> Iterator[str]:
-        """What is supervised in each usable sample, as the source has it."""
+        """The supervised text of each usable sample, before the method changes it."""
         for index in self.checked.indices.tolist():
             yield "\n".join(turn.content for turn in self.source[index].messages if turn.role == "assistant")
 
     def begin_stage(self, stage: Stage) -> None:
-        """Make the items of a stage from now on; epochs that have begun are not changed."""
+        """Make the items of this stage from now on; epochs that have already begun are not changed."""
         self.dataset = self.dataset.with_items(self._items[stage.name])
 
     @property
@@ -104,7 +104,7 @@ class BatchLoader:
 
 
 def on_device(value: Any, device: torch.device) -> Any:
-    """A batch with its tensors moved, however deep; lists (ids) stay."""
+    """A batch with its tensors, at any depth, moved to the device; lists (ids) stay as they are."""
     if isinstance(value, torch.Tensor):
         return value.to(device, non_blocking=True)
     if isinstance(value, dict):

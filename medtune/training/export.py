@@ -1,4 +1,4 @@
-"""Weights out: whole, merged where adapters were trained, in HF's layout or as one file in torchtune's names."""
+"""Writes weights: complete, with adapters merged, in HF's layout or as one file with torchtune's names."""
 
 import shutil
 from pathlib import Path
@@ -19,9 +19,9 @@ from medtune.training.runtime import Runtime
 
 
 def export_weights(model: Any, config: TrainConfig, runtime: Runtime, folder: Path) -> None:
-    """Write the model's weights to ``folder``, whole or not at all; adapters are merged into what they adapt.
+    """Write the model's weights to ``folder``, whole or not at all; adapters are merged into the weights.
 
-    The proxy belongs to the objective and never reaches this file. A collective.
+    Parameters of the objective (such as a proxy) are not written. A collective.
 
     Args:
         model: The trained model, sharded or not.
@@ -30,8 +30,8 @@ def export_weights(model: Any, config: TrainConfig, runtime: Runtime, folder: Pa
         folder: Replaced if it exists.
 
     Raises:
-        CheckpointError: If the disk refuses.
-        ConfigError: If the folder holds files that no run wrote.
+        CheckpointError: If writing fails.
+        ConfigError: If the folder contains files that no run wrote.
     """
     state = runtime.collect(model.state_dict().items())
     runtime.on_rank0(lambda: _write(merge_adapters(state, model), model, config, folder))

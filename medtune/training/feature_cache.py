@@ -1,7 +1,7 @@
-"""Image features on disk: each picture of a data set is encoded once, before training, where the encoder is frozen.
+"""Image features on disk: if the encoder is frozen, each image of a data set is encoded once, before training.
 
-Kept in a :class:`medtune.training.precompute.PrecomputeStore`: the cache says what it was made of, is refused where
-anything of that differs, and goes on after a kill with the shards that are missing.
+They are kept in a :class:`medtune.training.precompute.PrecomputeStore`. The cache records everything that its features
+depend on, and is refused if any of it differs. After a kill, only the missing shards are made.
 """
 
 import copy
@@ -38,7 +38,7 @@ _ADAPTER_SIZES = ("lora_rank", "lora_alpha", "lora_dropout")
 
 
 def check_frozen(stages: Iterable[Stage], parts: TrainedParts, transform: Any) -> None:
-    """Refuse a cache where a picture's features are no function of the picture alone.
+    """Refuse a cache if the features of an image depend on anything else than the image.
 
     Raises:
         ConfigError: Naming what is trained, or what else changes the features.
@@ -68,20 +68,20 @@ def check_frozen(stages: Iterable[Stage], parts: TrainedParts, transform: Any) -
 def use_features(
     feed: BatchLoader, folder: Path, model: Any, objective: Objective, runtime: Runtime, say: Callable[[str], None]
 ) -> None:
-    """Give a data set's batches features in place of pixels, made now as far as they are not on disk. A collective.
+    """Replace pixels by features in a data set's batches; features that are not on disk are made now. A collective.
 
     Args:
-        feed: The data set; its batches hold ``features``, and ``exemplar_features`` where the method has an encoder of
-            its own.
-        folder: Where they are kept; all processes must see it.
-        model: The model as it stands before the first step.
+        feed: The data set; its batches then hold ``features``, and ``exemplar_features`` if the method has an auxiliary
+            encoder.
+        folder: Where the features are kept; all processes must be able to read it.
+        model: The model in its state before the first step.
         objective: The method.
         runtime: Every process encodes a share.
         say: Prints a line, on the first process.
 
     Raises:
-        ConfigError: If the folder holds features of something else, or the disk has too little room.
-        DataError: If a picture cannot be used and ``on_error`` is ``raise``.
+        ConfigError: If the folder holds features of other data or another model, or the disk has too little space.
+        DataError: If an image cannot be used and ``on_error`` is ``raise``.
     """
     transform: Any = feed.dataset.transform
     config = feed.config
@@ -91,7 +91,7 @@ def use_features(
         raise ConfigError("feature_cache: no sample has an image; set it to null")
     store = PrecomputeStore(
         folder,
-        lambda: cache_identity(config, model, kept.own, transform, feed, pictures),
+        lambda: cache_identity(config, model, kept.auxiliary, transform, feed, pictures),
         kept.bytes,
         runtime,
         key="feature_cache",
@@ -99,7 +99,7 @@ def use_features(
         shard_bytes=SHARD_BYTES,
     )
     shards = FeatureShards(folder, pictures, store.starts())
-    encoding = _Encoding(feed, pictures, model, kept.own, runtime)
+    encoding = _Encoding(feed, pictures, model, kept.auxiliary, runtime)
     store.fill(shards, encoding.run, batch_size=config.batch_size, described=kept.described(), say=say)
     with_features = copy.copy(transform)
     with_features.feature_width = model.embed_dim
@@ -109,51 +109,63 @@ def use_features(
 
 @dataclass(frozen=True)
 class _Kept:
-    """What is kept of each picture.
+    """The features that are kept for each image.
 
     Attributes:
-        pictures: All of them.
-        tile: Shape of a tile's features, [k, d].
-        dtype: Of the features.
-        own: The method's own encoder.
-        own_shape: Shape of its features of one picture, [n, d].
+        pictures: All images.
+        tile: Shape of the features of a tile, [k, d].
+        dtype: Type of the features.
+        auxiliary: The auxiliary encoder of the method.
+        auxiliary_shape: Shape of its features of one image, [n, d].
     """
 
     pictures: Pictures
     tile: tuple[int, int]
     dtype: torch.dtype
-    own: AuxiliaryEncoder | None
-    own_shape: tuple[int, ...]
+    auxiliary: AuxiliaryEncoder | None
+    auxiliary_shape: tuple[int, ...]
 
     @staticmethod
-    def of(pictures: Pictures, transform: Any, model: Any, own: AuxiliaryEncoder | None, dtype: torch.dtype) -> "_Kept":
+    def of(
+        pictures: Pictures, transform: Any, model: Any, auxiliary: AuxiliaryEncoder | None, dtype: torch.dtype
+    ) -> "_Kept":
         tile = (transform.tokens_per_tile, model.embed_dim)
-        shape = () if own is None else tuple(own.features(own.pixels(Image.new("RGB", (8, 8)))[None]).shape[1:])
-        return _Kept(pictures, tile, dtype, own, shape)
+        shape: tuple[int, ...] = ()
+        if auxiliary is not None:
+            blank = auxiliary.pixels(Image.new("RGB", (8, 8)))
+            shape = tuple(auxiliary.features(blank[None]).shape[1:])
+        return _Kept(pictures, tile, dtype, auxiliary, shape)
 
     @property
     def bytes(self) -> np.ndarray:
-        """Bytes of each picture."""
+        """Bytes of each image's features."""
         tile = self.tile[0] * self.tile[1] * self.dtype.itemsize
-        return self.pictures.tiles * tile + (4 * int(np.prod(self.own_shape)) if self.own else 0)
+        return self.pictures.tiles * tile + (4 * int(np.prod(self.auxiliary_shape)) if self.auxiliary else 0)
 
     def described(self) -> str:
-        """The number of pictures and the shape of what is kept of them."""
+        """The number of images and the shape of their features."""
         tokens, width = self.tile
-        shape = f"{int(self.pictures.tiles.sum()):,} tiles x {tokens} tokens x {width} x {self.dtype.itemsize} bytes"
-        beside = f" + {len(self.pictures):,} x {' x '.join(map(str, self.own_shape))} x 4 bytes" if self.own else ""
-        return f"{len(self.pictures):,} pictures, {shape}{beside}"
+        text = f"{len(self.pictures):,} images, {int(self.pictures.tiles.sum()):,} tiles x {tokens} tokens x {width}"
+        text += f" x {self.dtype.itemsize} bytes"
+        if self.auxiliary:
+            text += f" + {len(self.pictures):,} x {' x '.join(map(str, self.auxiliary_shape))} x 4 bytes"
+        return text
 
 
 def cache_identity(
-    config: TrainConfig, model: Any, own: AuxiliaryEncoder | None, transform: Any, feed: BatchLoader, pictures: Pictures
+    config: TrainConfig,
+    model: Any,
+    auxiliary: AuxiliaryEncoder | None,
+    transform: Any,
+    feed: BatchLoader,
+    pictures: Pictures,
 ) -> dict[str, Any]:
-    """Everything that decides the features, as plain values."""
+    """Everything that the features depend on, as plain values."""
     component = to_plain(config.model)
     adapted = any(is_adapter_key(name) for name, _ in model.encoder.named_parameters())
     if config.checkpoint and not adapted:
         component = {key: value for key, value in component.items() if key not in _ADAPTER_SIZES}
-    found = {
+    made_of = {
         "weights": base_fingerprint(config.checkpoint),
         "seed of the weights": None if config.checkpoint else config.seed,
         "model": component,
@@ -161,58 +173,64 @@ def cache_identity(
         "transform": transform.tiler.settings(),
         "data": feed.source.fingerprint(),
         "pictures": pictures.digest,
-        "task-specific model": None if own is None else {"weights": base_fingerprint(own.weights), **own.settings},
+        "task-specific model": None
+        if auxiliary is None
+        else {"weights": base_fingerprint(auxiliary.weights), **auxiliary.settings},
     }
-    return json.loads(json.dumps(found))
+    return json.loads(json.dumps(made_of))
 
 
 class _Encoding:
-    """Encodes pictures.
+    """Encodes images.
 
     Args:
-        feed: Where the pictures come from.
-        pictures: All of them.
-        model: Its encoder is called.
-        own: The method's own encoder.
-        runtime: This process's place in the world.
+        feed: The data set that the images belong to.
+        pictures: All images.
+        model: The model whose encoder is called.
+        auxiliary: The auxiliary encoder of the method.
+        runtime: Rank of this process and number of processes.
     """
 
     def __init__(
-        self, feed: BatchLoader, pictures: Pictures, model: Any, own: AuxiliaryEncoder | None, runtime: Runtime
+        self, feed: BatchLoader, pictures: Pictures, model: Any, auxiliary: AuxiliaryEncoder | None, runtime: Runtime
     ) -> None:
-        self.feed, self.pictures, self.model, self.own, self.runtime = feed, pictures, model, own, runtime
+        self.feed, self.pictures, self.model, self.runtime = feed, pictures, model, runtime
+        self.auxiliary = auxiliary
 
     def run(self, batches: Batches) -> Generator[list[Made], None, None]:
-        """Yield the features of each batch of pictures. A collective: every process has as many batches."""
+        """Yield the features of each batch of images. A collective: all processes have the same number of batches."""
         config = self.feed.config
-        items = PictureItems(self.pictures, None if self.own is None else self.own.pixels, config.on_error == "skip")
+        pixels = None if self.auxiliary is None else self.auxiliary.pixels
+        items = PictureItems(self.pictures, pixels, config.on_error == "skip")
         dataset = TrainingSet(self.feed.source, items, self.feed.dataset.transform, config.seed)
         steps = [[[(number, True) for number in batch]] for batch in batches]
         pin = self.runtime.device.type == "cuda"
         self.model.eval()
         with (
             closing(epoch_loader(dataset, steps, 0, config.num_workers, pin_memory=pin)) as loaded,  # type: ignore[type-var]
-            tqdm(total=len(steps), desc="encode pictures", unit="batch", disable=not self.runtime.is_main) as bar,
+            tqdm(total=len(steps), desc="encode images", unit="batch", disable=not self.runtime.is_main) as bar,
         ):
-            for batch in batches:
-                (found,) = self.runtime.on_all_ranks(lambda: next(loaded))
-                yield self._encode(found, batch)
+            for numbers in batches:
+                (batch,) = self.runtime.on_all_ranks(lambda: next(loaded))
+                yield self._encode(batch, numbers)
                 bar.update()
         self.model.train()
         for module in self.model.modules():
             if isinstance(module, FSDPModule):
-                module.reshard()  # the root stays whole after a forward pass, with other tensors as its parameters
+                module.reshard()  # FSDP leaves the root unsharded after a forward pass, with other parameter tensors
 
     @torch.no_grad()
     def _encode(self, batch: dict[str, Any], numbers: list[int]) -> list[Made]:
         moved = on_device(batch, self.runtime.device)
         features = self.model.compute(_encoded, moved["vision"])
-        own = None if self.own is None else self.own.features(moved["own"]).cpu()
+        auxiliary = None if self.auxiliary is None else self.auxiliary.features(moved["own"]).cpu()
         rows = features.unflatten(1, (batch["vision"]["images"].shape[2], -1)).cpu()
         made = []
         for row, (number, failed) in enumerate(zip(numbers, batch["failed"], strict=True)):
             arrays = {"features": rows[row, : int(self.pictures.tiles[number])]}
-            made.append(Made(arrays if own is None else {**arrays, "own": own[row : row + 1]}, failed))
+            if auxiliary is not None:
+                arrays["own"] = auxiliary[row : row + 1]
+            made.append(Made(arrays, failed))
         return made
 
 

@@ -1,16 +1,16 @@
-"""How much memory a training step takes on each GPU, worked out on the meta device.
+"""The memory of a training step on each GPU, calculated on the meta device.
 
-Weights, gradients and optimizer state are counted. Activations are counted too, not guessed: a forward pass runs on
-tensors without storage, and every tensor that autograd would keep for the backward pass is added up once. Only the
-logits, the gathered layers and the allowance below are formulas.
+Weights, gradients and optimizer state are counted. Activations are counted as well: a forward pass runs on tensors
+without storage, and the sizes of all tensors that autograd would keep for the backward pass are added, each tensor
+once. Only the logits, the gathered layers and the allowance below are formulas.
 
 ====================  ==================================================================================================
 weights               bytes of every parameter / GPUs (NF4 as stored, 4.1 bits)
 gradients             bytes of every trained parameter / GPUs
-optimizer             trained elements x the bytes per element that one step of this optimizer was seen to keep / GPUs
+optimizer             trained elements x the bytes per element that this optimizer keeps after one step / GPUs
 gathered layers       several GPUs: the parameters outside any layer, and twice the largest layer, whole on each GPU
 activations           kept tensors of one micro-batch. With checkpointing: those outside layers, the input of each
-                      layer, and the inside of the largest one
+                      layer, and those inside the largest layer
 logits                min(chunk, tokens) x vocabulary x (2 model type + 3 fp32) values: logits, their fp32 copy,
                       log-probabilities, and both gradients
 allowance             1 GB for the CUDA context and libraries, and 5% of the rest for fragmentation
@@ -38,7 +38,7 @@ EIGHT_BIT_BYTES = 2 * (1 + 4 / 256)  # two moments of one byte, with an fp32 sca
 
 
 def tensor_bytes(tensor: Tensor) -> int:
-    """Bytes of a tensor's values; those of NF4 as it is stored."""
+    """Bytes of a tensor's values; for NF4, the bytes as stored."""
     if hasattr(tensor, "quantized_data"):
         inner = (getattr(tensor, name) for name in tensor.__tensor_flatten__()[0])  # type: ignore[attr-defined]
         return sum(value.numel() * value.element_size() for value in inner)
@@ -46,10 +46,11 @@ def tensor_bytes(tensor: Tensor) -> int:
 
 
 def optimizer_bytes_per_element(component: Component, dtype: torch.dtype) -> float:
-    """State that an optimizer keeps per trained element.
+    """Bytes of state that an optimizer keeps per trained element.
 
-    One of torch's takes a step on a small tensor, and what it keeps is counted. Others may need a GPU or compile for
-    minutes to do so: they are taken to keep two moments, of one byte where the name says 8 bit and of four elsewhere.
+    An optimizer of torch takes one step on a small tensor, and its state is counted. Other optimizers may need a GPU,
+    or minutes of compilation, for a step. They are assumed to keep two moments: of one byte each if the name contains
+    8bit, of four bytes otherwise.
     """
     if not component.path.startswith("torch.optim."):
         return EIGHT_BIT_BYTES if "8bit" in component.path.lower() else 8.0
@@ -66,9 +67,9 @@ class Activations:
     """Bytes that autograd keeps in one forward pass.
 
     Attributes:
-        total: All of them.
-        inside: Kept inside each transformer layer.
-        inputs: Size of each layer's input, and of the image features that the decoder's layers share.
+        total: Bytes of all kept tensors.
+        inside: Bytes kept inside each transformer layer.
+        inputs: Bytes of each layer's input, and of the image features that the decoder's layers share.
     """
 
     total: int = 0
@@ -76,12 +77,12 @@ class Activations:
     inputs: list[int] = field(default_factory=list)
 
     def checkpointed(self) -> int:
-        """Bytes at the peak of the backward pass when layers are computed again."""
+        """Bytes at the peak of the backward pass if layers are recomputed."""
         return self.total - sum(self.inside) + sum(self.inputs) + max(self.inside, default=0)
 
 
 class _KeptByAttention(torch.autograd.Function):
-    """What a fused attention kernel keeps: queries, keys, values, output, row statistics and a mask's values."""
+    """Keeps what a fused attention kernel keeps: queries, keys, values, output, row statistics, values of a mask."""
 
     @staticmethod
     def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
@@ -102,22 +103,22 @@ def _fused_attention(q: Tensor, k: Tensor, v: Tensor, attn_mask: Tensor | None =
 
 @contextlib.contextmanager
 def _counting(model: nn.Module) -> Iterator[Activations]:
-    """Counts what autograd keeps while the block runs."""
-    found, seen = Activations(), {p.untyped_storage()._cdata for p in model.parameters()}
+    """Count the bytes that autograd keeps while the block runs."""
+    count, seen = Activations(), {p.untyped_storage()._cdata for p in model.parameters()}
 
     def keep(tensor: Tensor) -> Tensor:
         storage = tensor.untyped_storage()
         if storage._cdata not in seen:
             seen.add(storage._cdata)
-            found.total += storage.nbytes()
+            count.total += storage.nbytes()
         return tensor
 
     def enter(_: nn.Module, arguments: tuple[Any, ...]) -> None:
-        found.inputs.append(tensor_bytes(arguments[0]))
-        found.inside.append(-found.total)
+        count.inputs.append(tensor_bytes(arguments[0]))
+        count.inside.append(-count.total)
 
     def leave(*_: Any) -> None:
-        found.inside[-1] += found.total
+        count.inside[-1] += count.total
 
     handles = []
     for module in model.modules():
@@ -127,7 +128,7 @@ def _counting(model: nn.Module) -> Iterator[Activations]:
     F.scaled_dot_product_attention = _fused_attention  # type: ignore[assignment]
     try:
         with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-            yield found
+            yield count
     finally:
         F.scaled_dot_product_attention = plain
         for handle in handles:
@@ -135,26 +136,27 @@ def _counting(model: nn.Module) -> Iterator[Activations]:
 
 
 def count_activations(model: Any, shape: BatchShape, trained: set[str], embeds_gradient: bool) -> Activations:
-    """Run the model on the meta device and count what autograd keeps.
+    """Run the model on the meta device and count the bytes that autograd keeps.
 
     Args:
         model: A :class:`medtune.models.common.interface.Trainable` on the meta device.
         shape: The micro-batch.
         trained: Names of the trained parameters.
-        embeds_gradient: Whether a gradient must reach the embedded tokens although no embedding is trained (a proxy).
+        embeds_gradient: Whether a gradient must reach the embedded tokens although no embedding is trained (for a
+            proxy instruction).
     """
     for name, parameter in model.named_parameters():
         if parameter.is_floating_point():
             parameter.requires_grad_(name in trained)
-    with _counting(model) as found:
+    with _counting(model) as count:
         features = model.meta_forward(shape, embeds_gradient)
         if features is not None:
-            found.inputs.append(tensor_bytes(features))
-    return found
+            count.inputs.append(tensor_bytes(features))
+    return count
 
 
 def gathered_bytes(model: nn.Module) -> int:
-    """What FSDP holds whole on each GPU: everything outside a layer, and two copies of the largest layer."""
+    """Bytes that FSDP holds unsharded on each GPU: all parameters outside a layer, and twice the largest layer."""
     layers = [module for module in model.modules() if isinstance(module, nn.ModuleList)]
     units = [sum(tensor_bytes(p) for p in layer.parameters()) for stack in layers for layer in stack]
     inside = {id(p) for stack in layers for p in stack.parameters()}

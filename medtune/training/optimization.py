@@ -1,4 +1,4 @@
-"""Optimizers with one group per part, gradients scaled once by the global count, clipping over everything trained."""
+"""Optimizers with one group per part; gradients scaled by the global weight; clipping over all trained parameters."""
 
 import inspect
 from collections.abc import Sequence
@@ -20,13 +20,14 @@ def make_optimizer(component: Component, parts: TrainedParts, trained: list[str]
     """An optimizer whose groups are the trained parts.
 
     Args:
-        component: Any torch optimizer, or bitsandbytes'. Its ``lr`` holds where ``rates`` is silent.
+        component: Any optimizer of torch or bitsandbytes. Its ``lr`` is used for the parts that ``rates`` does not
+            name.
         parts: Source of the parameters.
         trained: Parts to train.
-        rates: Part -> learning rate; that of a group holds for each of its parts that has none of its own.
+        rates: Part -> learning rate; the rate of a group is used for each of its parts that has no rate of its own.
 
     Raises:
-        ConfigError: If the optimizer has no rate, or cannot work on sharded parameters.
+        ConfigError: If a part has no learning rate, or the optimizer cannot work on sharded parameters.
     """
     default = component.get("lr")
     groups: list[dict[str, Any]] = []
@@ -51,13 +52,13 @@ def make_optimizer(component: Component, parts: TrainedParts, trained: list[str]
 def check_rates(
     rates: dict[str, float], stages: Sequence[Stage], parts: TrainedParts, idle: dict[str, list[str]]
 ) -> None:
-    """Refuse what no stage can train, and a learning rate that nothing would use.
+    """Refuse parts that no stage can train, and a learning rate that no part would use.
 
     Args:
         rates: The config's ``learning_rates``.
         stages: Stages of the run.
-        parts: What the model and the objective have.
-        idle: The objective's own parts; a rate for one that is empty in this mode may stay in the config.
+        parts: The parts of the model and the objective.
+        idle: The objective's own parts; a rate for a part that is empty in this mode may stay in the config.
 
     Raises:
         ConfigError: Naming the part.
@@ -84,13 +85,13 @@ def set_rates(optimizer: Optimizer, factor: float) -> None:
 def scale_gradients(trained: dict[str, nn.Parameter], own: set[str], factor: float, world: int) -> None:
     """Turn summed gradients into the gradient of the global mean.
 
-    FSDP has averaged the model's gradients over processes; the objective's own parameters are whole on every process,
-    so theirs are summed here.
+    FSDP has averaged the model's gradients over processes. The objective's own parameters are replicated on every
+    process, so their gradients are summed here.
 
     Args:
         trained: Trained parameters by name.
-        own: Names of the objective's own among them.
-        factor: One over the global weight (supervised tokens of the step).
+        own: Names of those that belong to the objective.
+        factor: One divided by the global weight (supervised tokens of the step).
         world: Number of processes.
     """
     for name, parameter in trained.items():
@@ -104,7 +105,7 @@ def scale_gradients(trained: dict[str, nn.Parameter], own: set[str], factor: flo
 
 
 def gradient_norm(parameters: list[nn.Parameter]) -> Tensor:
-    """The 2-norm over sharded and whole parameters together, in fp32; a scalar on the parameters' device."""
+    """The 2-norm over sharded and replicated gradients together, in fp32; a scalar on the parameters' device."""
     squares = []
     gradients = [p.grad for p in parameters if p.grad is not None]
     sharded = [g for g in gradients if isinstance(g, DTensor)]
@@ -127,7 +128,7 @@ def clip_gradients(parameters: list[nn.Parameter], norm: float, largest: float) 
 
 
 def optimizer_state(optimizer: Optimizer, names: dict[int, str]) -> tuple[list[tuple[str, Tensor]], dict[str, Any]]:
-    """Optimizer state as tensors (sharded as their parameters are) and plain numbers, named ``parameter|key``."""
+    """Optimizer state as tensors (with the sharding of their parameters) and numbers, named ``parameter|key``."""
     tensors: list[tuple[str, Tensor]] = []
     numbers: dict[str, Any] = {}
     for group in optimizer.param_groups:
@@ -144,7 +145,7 @@ def optimizer_state(optimizer: Optimizer, names: dict[int, str]) -> tuple[list[t
 def restore_optimizer(
     optimizer: Optimizer, names: dict[int, str], tensors: dict[str, Tensor], numbers: dict[str, Any]
 ) -> None:
-    """Put back what :func:`optimizer_state` named, onto any number of processes."""
+    """Restore the state that :func:`optimizer_state` returned, on any number of processes."""
     saved: dict[str, dict[str, Any]] = {}
     for name, value in [*numbers.items(), *tensors.items()]:
         parameter_name, _, key = name.rpartition("|")
@@ -163,7 +164,7 @@ def _placed(value: Any, parameter: Tensor) -> Any:
 
 
 def like(value: Tensor, parameter: Tensor) -> Tensor:
-    """``value`` sharded as ``parameter`` is, when it has its shape."""
+    """``value`` with the sharding of ``parameter``, if both have the same shape."""
     if isinstance(parameter, DTensor) and value.shape == parameter.shape:
         return torch.distributed.tensor.distribute_tensor(
             value.to(parameter.device), parameter.device_mesh, parameter.placements

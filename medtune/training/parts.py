@@ -1,4 +1,4 @@
-"""The parts of what is trained: which parameters they hold, whether they train, whether a gradient reaches them."""
+"""Parts of the model and the objective: their parameters, whether they are trained, whether they get a gradient."""
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -18,21 +18,21 @@ WRAPPERS = ("_checkpoint_wrapped_module.", "_orig_mod.")
 
 
 def canonical(name: str) -> str:
-    """A parameter's name without what activation checkpointing and torch.compile put into it."""
+    """A parameter's name without the prefixes that activation checkpointing and torch.compile add."""
     for wrapper in WRAPPERS:
         name = name.replace(wrapper, "")
     return name
 
 
 def check_parts(asked: Iterable[str], members: Mapping[str, list[str]]) -> list[str]:
-    """The parts and groups asked for, if each holds a parameter.
+    """Return the parts and groups asked for, after checking that each has a parameter.
 
     Args:
         asked: Names, as in ``trainable``.
-        members: Part -> its parameters.
+        members: Part -> names of its parameters.
 
     Raises:
-        ConfigError: Naming what the model has, and the nearest name.
+        ConfigError: Naming the parts that the model has, and the nearest name.
     """
     names = list(asked)
     have = [part for part, parameters in members.items() if parameters]
@@ -48,11 +48,11 @@ def check_parts(asked: Iterable[str], members: Mapping[str, list[str]]) -> list[
 class TrainedParts:
     """Every parameter of the model and the objective, by part.
 
-    Wherever a part is asked for, a group may stand for all of its parts: ``adapter`` for ``adapter.vision``,
-    ``adapter.decoder`` and so on.
+    The name of a group can be used in place of its parts: ``adapter`` means ``adapter.vision``, ``adapter.decoder`` and
+    so on.
 
     Attributes:
-        members: Part name -> names of its parameters; an objective's parts stand beside the model's.
+        members: Part name -> names of its parameters, for the model and the objective.
     """
 
     model: Trainable
@@ -60,7 +60,7 @@ class TrainedParts:
     members: dict[str, list[str]]
 
     def named(self) -> dict[str, nn.Parameter]:
-        """Canonical name -> parameter, the objective's beside the model's."""
+        """Canonical name -> parameter, for the model and the objective."""
         model = {canonical(name): parameter for name, parameter in self.model.named_parameters()}
         return {**model, **dict(self.objective.named_parameters())}
 
@@ -70,32 +70,32 @@ class TrainedParts:
         return {name: named[name] for part in self.known(parts) for name in self.names_of(part)}
 
     def names_of(self, part: str) -> list[str]:
-        """Parameters of a part; those of a group's parts in the order in which the model has them."""
+        """Names of the parameters of a part; for a group, in the order of the model's parameters."""
         if part in self.members:
             return self.members[part]
-        own = {name for inner in self.expand([part]) for name in self.members[inner]}
-        return [name for name in self.named() if name in own]
+        inside = {name for inner in self.expand([part]) for name in self.members[inner]}
+        return [name for name in self.named() if name in inside]
 
     def expand(self, parts: Iterable[str]) -> list[str]:
-        """The named parts, with the parts of a group in its place."""
+        """The named parts, with each group replaced by its parts."""
         return expand(parts, self.members)
 
     def rate_groups(self, trained: Iterable[str], rates: Iterable[str]) -> list[str]:
-        """What gets a learning rate of its own: a group stays whole unless one of its parts is named beside it."""
+        """The parts and groups with one learning rate each: a group is split only if one of its parts is named too."""
         trained = list(trained)
         named = {*trained, *rates}
-        found: dict[str, None] = {}
+        groups: dict[str, None] = {}
         for part in trained:
             inner = self.expand([part])
-            found |= dict.fromkeys(inner if named.intersection(inner) else [part])
-        return list(found)
+            groups |= dict.fromkeys(inner if named.intersection(inner) else [part])
+        return list(groups)
 
     def known(self, parts: Iterable[str]) -> list[str]:
-        """The parts asked for; a ConfigError names what the model has when one is not there."""
+        """The parts asked for; if one does not exist, a ConfigError names those that the model has."""
         return check_parts(parts, self.members)
 
     def train_only(self, parts: Iterable[str]) -> None:
-        """Make exactly these parts trainable; everything else is frozen."""
+        """Make exactly these parts trainable and freeze all others."""
         wanted = {name for part in self.expand(self.known(parts)) for name in self.members[part]}
         for prefix, module in _unsharded_one_by_one(self.model):
             for name, parameter in module.named_parameters(prefix):
@@ -105,7 +105,7 @@ class TrainedParts:
             parameter.requires_grad_(name in wanted)
 
     def table(self, parts: Iterable[str]) -> str:
-        """Parts with their total, trainable and frozen parameters, as text."""
+        """A text table of the parts with the number of all, trainable and frozen parameters."""
         trained, named = set(self.expand(parts)), self.named()
         wide = max(12, *(len(part) + 2 for part in self.members))
         lines = [f"{'part':<{wide}}{'parameters':>16}{'trainable':>16}{'frozen':>16}"]
@@ -120,10 +120,10 @@ class TrainedParts:
 
 
 def _unsharded_one_by_one(model: Any) -> Iterator[tuple[str, Any]]:
-    """Visit each unit of FSDP while its parameters are whole, then the model as it rests.
+    """Yield each FSDP unit while its parameters are unsharded, then the model in its sharded state.
 
-    FSDP keeps two sets of parameters, and a flag such as ``requires_grad`` must be set on both. One unit at a time is
-    gathered, since a GPU may not hold the whole model.
+    FSDP keeps two sets of parameters, and a flag such as ``requires_grad`` must be set on both. Only one unit at a time
+    is gathered, because a GPU may be too small for the whole model.
     """
     if not any(p.is_meta for p in model.parameters()):
         units = [(prefix, module) for prefix, module in model.named_modules() if isinstance(module, FSDPModule)]
@@ -135,11 +135,11 @@ def _unsharded_one_by_one(model: Any) -> Iterator[tuple[str, Any]]:
 
 
 class GradientWatch:
-    """Checks in the first steps of a stage that a gradient reaches every part that is said to be trained.
+    """Checks in the first steps of a stage that every trained part gets a gradient.
 
     Args:
-        members: Part -> parameter names, the trained parts only.
-        patience: Steps within which each part must have seen a gradient.
+        members: Part -> parameter names, for the trained parts only.
+        patience: Number of steps within which each part must get a gradient.
     """
 
     def __init__(self, members: dict[str, list[str]], patience: int = 8) -> None:
@@ -147,19 +147,20 @@ class GradientWatch:
         self.left = patience
 
     def reached(self, named: dict[str, nn.Parameter], device: torch.device) -> Tensor:
-        """Look at the gradients of one step, before they are cleared, without waiting for the device.
+        """Check the gradients of one step, before they are cleared, without waiting for the device.
 
         Returns:
-            For each waiting part whether a gradient reached it on this process, as 0 or 1, fp64; empty when none waits.
+            For each part that has had no gradient yet, whether it got one on this process: 0 or 1, fp64. Empty if there
+            is no such part.
         """
-        found = [_reached([named[name] for name in members], device) for members in self.waiting.values()]
-        return torch.stack(found).double() if found else torch.zeros(0, dtype=torch.float64, device=device)
+        flags = [_reached([named[name] for name in members], device) for members in self.waiting.values()]
+        return torch.stack(flags).double() if flags else torch.zeros(0, dtype=torch.float64, device=device)
 
     def note(self, reached: Sequence[float]) -> None:
-        """Take in what :meth:`reached` gave, summed over processes.
+        """Record the values of :meth:`reached`, summed over processes.
 
         Raises:
-            TrainingError: When a trained part has seen no gradient for ``patience`` steps.
+            TrainingError: If a trained part has had no gradient for ``patience`` steps.
         """
         if not self.waiting:
             return
@@ -176,9 +177,9 @@ class GradientWatch:
 
 def _reached(parameters: list[nn.Parameter], device: torch.device) -> Tensor:
     """Whether any of these parameters has a gradient that is not zero; a scalar on the device."""
-    found = torch.zeros((), dtype=torch.bool, device=device)
+    reached = torch.zeros((), dtype=torch.bool, device=device)
     for gradient in (parameter.grad for parameter in parameters):
         if gradient is not None:
             local = gradient.to_local() if isinstance(gradient, DTensor) else gradient
-            found = found | (local != 0).any()
-    return found
+            reached = reached | (local != 0).any()
+    return reached

@@ -1,4 +1,4 @@
-"""``medtune plan``: what a training config would do, without weights, data in memory, or a GPU."""
+"""``medtune plan``: shows what a training config would do. It needs no weights, no data in memory and no GPU."""
 
 import inspect
 import re
@@ -34,12 +34,12 @@ ASSUMED_TOKENS = 512
 
 @dataclass
 class Plan:
-    """What was found.
+    """The result of ``medtune plan``.
 
     Attributes:
-        sections: Title and text of each part of the printout.
-        problems: Why the config cannot run here; empty when it can.
-        memory: Item -> bytes on each GPU, at the stage that needs the most.
+        sections: Title and text of each section of the printout.
+        problems: Why the config cannot run here; empty if it can.
+        memory: Item -> bytes on each GPU, for the stage that needs the most.
     """
 
     sections: list[tuple[str, str]] = field(default_factory=list)
@@ -53,19 +53,19 @@ class Plan:
 
 @dataclass(frozen=True)
 class Data:
-    """Rows, and the tokens and tiles of those measured."""
+    """The number of rows, and the tokens and tiles of the measured rows."""
 
     rows: int
     checked: Preflight
 
     @property
     def mean_tokens(self) -> float:
-        """Tokens of an average sample."""
+        """Mean number of tokens of a sample."""
         return float(self.checked.lengths.mean())
 
 
 class _Spread:
-    """A source's rows at even distances, so that a large one is measured in seconds."""
+    """A subset of a source's rows at equal distances, so that a large source is measured in seconds."""
 
     def __init__(self, source: Any, rows: int) -> None:
         self.source, self.name = source, source.name
@@ -82,7 +82,7 @@ class _Spread:
 
 
 def plan(config: str, overrides: Sequence[str] = (), gpus: int | None = None) -> Plan:
-    """Work out parts, data, steps and memory.
+    """Calculate parts, data, steps and memory.
 
     Args:
         config: Name or path of a training config.
@@ -90,8 +90,8 @@ def plan(config: str, overrides: Sequence[str] = (), gpus: int | None = None) ->
         gpus: Processes to plan for; None takes ``--nproc_per_node`` of the config's launch line, else 1.
 
     Raises:
-        MedtuneError: If the config cannot be read or its model cannot be built; other obstacles are listed in the
-            plan's ``problems``, so that one call shows them all.
+        MedtuneError: If the config cannot be read or its model cannot be built. Other problems are listed in the
+            plan's ``problems``, so that one call shows all of them.
     """
     settings = load_config(config, TrainConfig, overrides)
     world = gpus or _launched_processes(resolve_path(config))
@@ -122,7 +122,7 @@ def plan(config: str, overrides: Sequence[str] = (), gpus: int | None = None) ->
 
 
 def _launched_processes(path: Path) -> int:
-    """What the first launch line of a config's header asks for, its data's preparation aside."""
+    """The number of processes in the first launch line of a config's header that does not run ``prepare.py``."""
     lines = path.read_text(encoding="utf-8").splitlines()
     launch = next((line for line in lines if "tune run" in line and "prepare.py" not in line), "")
     found = re.search(r"--nproc[-_]per[-_]node[ =](\d+)", launch)
@@ -138,7 +138,7 @@ def _try(build: Any, problems: list[str]) -> Any:
 
 
 def _stand_in() -> Any:
-    """What an objective asks of a transform when the tokenizer is not here."""
+    """The attributes of a transform that an objective reads, for the case that the tokenizer is absent."""
     return SimpleNamespace(placeholder_text="x", placeholder_id=0, image_id=0, pad_id=0, stop_ids=[])
 
 
@@ -182,7 +182,7 @@ def _data_text(
         f"tokens per step      about {batch * data.mean_tokens:,.0f}{kind}",
     ]
     if not model.reads_text:
-        read = [f"pictures per sample  1, {model.image_size} px wide {usable}"]
+        read = [f"images per sample    1, {model.image_size} px wide {usable}"]
     lines += [*read, f"steps                {steps}; {clock.total:,} in all"]
     if config.feature_cache is not None and transform is not None:
         tiles = data.rows * float(checked.tiles.mean())
@@ -193,7 +193,7 @@ def _data_text(
 
 
 def _argument(component: Component, name: str, otherwise: int) -> int:
-    """A component's argument as written, else the builder's default."""
+    """A component's argument from the config, else the builder's default."""
     parameter = inspect.signature(import_path(component.path)).parameters.get(name)
     default = otherwise if parameter is None or parameter.default is inspect.Parameter.empty else parameter.default
     return int(component.get(name, default))
@@ -218,7 +218,7 @@ def _largest_batch(config: TrainConfig, model: Any, data: Data | None, transform
 def _memory(
     config: TrainConfig, parts: TrainedParts, stages: Iterable[Stage], data: Data | None, world: int, transform: Any
 ) -> dict[str, float]:
-    """Bytes by item at the stage that needs the most; see :mod:`medtune.training.memory`."""
+    """Bytes by item for the stage that needs the most; see :mod:`medtune.training.memory`."""
     model: Any = parts.model
     objective: Any = parts.objective
     dtype, shape = DTYPES[config.dtype], _largest_batch(config, model, data, transform)
@@ -250,7 +250,7 @@ def _memory(
 
 
 def _companion_bytes(objective: Objective, weights: float) -> float:
-    """Bytes of the frozen models beside the trained one: those that were found, and references as large as it is."""
+    """Bytes of the companions: of the models that were loaded, and of references, as large as the trained model."""
     found = (p for model in objective.beside.values() for p in model.parameters())
     references = sum(companion.is_reference for companion in objective.companions().values())
     return sum(memory.tensor_bytes(p) for p in found) + references * weights
@@ -270,16 +270,16 @@ def _memory_text(config: TrainConfig, data: Data | None, items: dict[str, float]
     lines.append(f"{'all':<16}{sum(items.values()) / GB:>9.2f} GB")
     how = "on" if config.activation_checkpointing else "off"
     samples = f"{ASSUMED_TOKENS} tokens (assumed)" if data is None else "the longest samples"
-    samples = samples if "logits" in items else "pictures"
+    samples = samples if "logits" in items else "images"
     lines.append(
         f"{config.dtype}, activation checkpointing {how}, batch {config.batch_size} of {samples}; an estimate, whose "
-        "formulas stand in medtune/training/memory.py"
+        "formulas are in medtune/training/memory.py"
     )
     return "\n".join(lines)
 
 
 def _obstacles(config: TrainConfig, world: int, needed: float) -> list[str]:
-    """Sentences about what the config asks for and this machine lacks."""
+    """Sentences about what the config needs and this machine does not have."""
     found = []
     weights = Path(config.checkpoint) if config.checkpoint else None
     if weights is not None and not (weights.is_file() or any(weights.glob("*.safetensors"))):

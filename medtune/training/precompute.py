@@ -1,7 +1,7 @@
-"""What a frozen model says of each item, computed once before training and kept on disk.
+"""Outputs of a frozen model for each item, computed once before training and kept on disk.
 
-A store says what its items were made of, and is refused where anything of that differs. It is made a shard at a time,
-each by one process, and goes on after a kill with the shards that are missing.
+A store records everything that its items depend on, and is refused if any of it differs. It is written shard by shard,
+each shard by one process. After a kill, only the missing shards are made.
 """
 
 import json
@@ -29,11 +29,11 @@ Batches = list[list[int]]
 
 @dataclass(frozen=True)
 class Made:
-    """What was computed of one item.
+    """The arrays computed for one item.
 
     Attributes:
         arrays: name -> [rows, ...], on the CPU; the same names and dtypes for every item.
-        failed: why it could not be made; reading the item raises that.
+        failed: the reason why the item could not be computed; reading the item raises an error with it.
     """
 
     arrays: Mapping[str, Tensor]
@@ -41,17 +41,17 @@ class Made:
 
 
 Make = Callable[[Batches], Generator[list[Made], None, None]]
-"""The computation: given this process's batches of item numbers, it yields what was made of each batch, in order."""
+"""The computation: it takes this process's batches of item numbers, and yields the results of each batch in order."""
 
 
 @dataclass(frozen=True)
 class Share:
-    """One shard's work of one process.
+    """The work of one process for one shard.
 
     Attributes:
-        shard: None where this process only keeps step with the others.
-        batches: item numbers of each call of the model. A sharded model is gathered by all processes together, so each
-            calls it equally often: one that has no item left computes item 0 again, and it is dropped.
+        shard: None if this process has no shard to make and only runs the model together with the others.
+        batches: item numbers of each call of the model. All processes gather a sharded model together, so each must
+            call it equally often: a process without further items computes item 0 again and drops the result.
     """
 
     shard: int | None
@@ -59,19 +59,19 @@ class Share:
 
 
 class PrecomputeStore:
-    """Items of a data set in a folder, made now as far as they are not there. Every method is a collective.
+    """Items of a data set in a folder; missing items are made. Every method is a collective.
 
-    Use: ``shards = Shards(folder, store.starts(), ...)``, then ``store.fill(shards, ...)``; afterwards ``shards`` is
-    read in data workers.
+    Use: ``shards = Shards(folder, store.starts(), ...)``, then ``store.fill(shards, ...)``; afterwards the data workers
+    read from ``shards``.
 
     Args:
-        folder: where they are kept; all processes must see it.
-        identity: everything that decides the items, as plain values; called on the first process.
-        sizes: bytes of each item, or the most that it can take, [items].
+        folder: where the items are kept; all processes must be able to read it.
+        identity: returns everything that the items depend on, as plain values; called on the first process.
+        sizes: bytes of each item, or an upper bound of them, [items].
         runtime: every process makes a share.
-        key: the config's key that names the folder, for messages.
-        what: what the items are, for messages, e.g. ``features``.
-        shard_bytes: a shard is closed when it has these.
+        key: the config key that names the folder, for messages.
+        what: the name of the items in messages, e.g. ``features``.
+        shard_bytes: size at which a shard is closed.
     """
 
     def __init__(
@@ -90,25 +90,25 @@ class PrecomputeStore:
         self.identity: dict[str, Any] = runtime.on_rank0(lambda: json.loads(json.dumps(identity())))
 
     def starts(self) -> np.ndarray:
-        """The borders of the shards, as they were made or as they shall be: the first item of each, and the end.
+        """The borders of the shards, on disk or planned: the first item of each shard, and the end.
 
         Raises:
-            ConfigError: If the folder holds items of something else, naming each key with both values.
+            ConfigError: If the folder holds items with another identity, naming each key with both values.
         """
         return self.runtime.on_rank0(self._starts)
 
     def fill(self, shards: Shards, make: Make, *, batch_size: int, described: str, say: Callable[[str], None]) -> None:
-        """Make what is missing; its size is told, and room for it is looked for, before anything is written.
+        """Make the missing items. Their size is printed, and the free disk space checked, before anything is written.
 
         Args:
-            shards: with the borders that :meth:`starts` gave.
-            make: computes items; called only where some are missing.
+            shards: with the borders that :meth:`starts` returned.
+            make: computes items; called only if some are missing.
             batch_size: items of one call of the model.
-            described: the number of items and the shape of each, for the line that tells the size.
+            described: the number of items and the shape of each, for the line about the size.
             say: prints a line, on the first process.
 
         Raises:
-            ConfigError: If the disk has too little room, or another run is making the items.
+            ConfigError: If the disk has too little space, or another run is making the items.
         """
         if not self.runtime.on_rank0(lambda: self._announce(shards, described, say)):
             return
@@ -119,7 +119,7 @@ class PrecomputeStore:
                 for share in shares:
                     items = [item for _ in share.batches for item in next(made)]
                     self.runtime.on_all_ranks(lambda share=share, items=items: _write(shards, share, items))  # type: ignore[misc]
-                if next(made, None) is not None:  # it has come to its own end, and put its model back
+                if next(made, None) is not None:  # runs `make` to its end, where it restores the model's state
                     raise ValueError("more batches were made than asked for")
 
     def shares(self, shards: Shards, missing: list[int], batch_size: int) -> list[Share]:
@@ -167,7 +167,7 @@ class PrecomputeStore:
         return starts
 
     def _announce(self, shards: Shards, described: str, say: Callable[[str], None]) -> bool:
-        """Tell the size; whether something is missing."""
+        """Print the size and check the disk space; returns whether items are missing."""
         missing = _missing(shards)
         needed = sum(int(self.sizes[shards.starts[shard] : shards.starts[shard + 1]].sum()) for shard in missing)
         whole, left = readable_size(int(self.sizes.sum())), readable_size(needed)
@@ -188,23 +188,23 @@ class PrecomputeStore:
 
     @contextmanager
     def _alone(self) -> Iterator[None]:
-        """One run at a time makes the items of a folder; the lock dies with the process."""
-        held: list[FileLock] = []
+        """Let only one run at a time make the items of a folder; the lock ends with the process."""
+        locks: list[FileLock] = []
         taken = ConfigError(
             f"{self.key}: another run is making the {self.what} in {self.folder}; start again when it is done, or name "
             "another folder"
         )
-        self.runtime.on_rank0(lambda: held.append(FileLock(self.folder / ".lock", taken)))
+        self.runtime.on_rank0(lambda: locks.append(FileLock(self.folder / ".lock", taken)))
         try:
             yield
         finally:
-            for lock in held:
+            for lock in locks:
                 lock.close()
 
     def _claim(self, shards: Shards) -> list[int]:
-        """Say what the items are of before there are any, and clear away what a killed run had begun.
+        """Write the manifest before the first item, and remove incomplete files of a killed run.
 
-        Another run may have filled the folder between the first look and the lock, so both are compared once more.
+        Another run may have filled the folder between the first check and the lock, so the borders are checked again.
         """
         if not np.array_equal(self._starts(), shards.starts):
             raise ConfigError(f"{self.key}: {self.folder} was changed by another run; start again")
@@ -227,7 +227,7 @@ def _write(shards: Shards, share: Share, items: list[Made]) -> None:
     if share.shard is None:
         return
     numbers = shards.numbers(share.shard)
-    own = items[: len(numbers)]  # what comes after them was made to keep step
+    own = items[: len(numbers)]  # further items were computed only to run the model as often as the others
     failed = {number: item.failed for number, item in zip(numbers, own, strict=True) if item.failed is not None}
     shards.write(share.shard, [item.arrays for item in own], failed)
 

@@ -1,4 +1,4 @@
-"""Where a run stands: the number of steps done says everything (stage, epoch, position, learning rate)."""
+"""The progress of a run: the number of steps done determines stage, epoch, position and learning rate."""
 
 import math
 from dataclasses import dataclass
@@ -9,7 +9,7 @@ from medtune.training.config import ScheduleConfig
 
 @dataclass(frozen=True)
 class Position:
-    """A step's place: stage, its first step, the step within the stage, data epoch and the step within the epoch."""
+    """The position of a step: index of the stage, step within the stage, data epoch, and step within the epoch."""
 
     stage_index: int
     stage_step: int
@@ -19,7 +19,7 @@ class Position:
 
 @dataclass(frozen=True)
 class Progress:
-    """Maps the global step to a :class:`Position`; every stage begins on a new epoch of the data.
+    """Maps the global step to a :class:`Position`; every stage begins with a new epoch of the data.
 
     Attributes:
         stages: The objective's stages.
@@ -44,7 +44,7 @@ class Progress:
         return sum(self.length(earlier) for earlier in range(index))
 
     def position(self, step: int) -> Position:
-        """The place of global step ``step`` (0 is the first); the end of the run counts to its last stage."""
+        """The position of global step ``step`` (0 is the first); the end of the run belongs to its last stage."""
         epoch = 0
         for index in range(len(self.stages)):
             length = self.length(index)

@@ -1,4 +1,4 @@
-"""A small fixed set of questions that a run answers while it trains: metrics of generated answers beside the loss."""
+"""A small fixed set of questions that the model answers during training, for metrics of generated answers."""
 
 import random
 from collections import Counter
@@ -15,7 +15,7 @@ from medtune.errors import ConfigError
 from medtune.evaluation.evaluation import evaluate, metric_rows
 from medtune.evaluation.prediction import Prediction
 from medtune.evaluation.protocols.base import Query, topic
-from medtune.evaluation.protocols.registry import plan_queries
+from medtune.evaluation.protocols.registry import build_protocols, majority_of_use, plan_queries
 from medtune.evaluation.result import Metric
 from medtune.generation.engine.generator import Generator
 from medtune.generation.requests import Request
@@ -25,10 +25,10 @@ from medtune.training.runtime import Runtime
 
 @dataclass(frozen=True)
 class Answered:
-    """One round of answers.
+    """The answers at one validation.
 
     Attributes:
-        metrics: ``protocol/metric`` -> number with its interval, over all questions of the set.
+        metrics: ``protocol/metric`` -> value with its interval, over all questions of the set.
         answers: id and text of the first few answers.
     """
 
@@ -36,25 +36,28 @@ class Answered:
     answers: list[dict[str, str]]
 
     def row(self) -> dict[str, Any]:
-        """What ``metrics.jsonl`` holds: plain values by metric, all intervals in one node, the answers."""
-        values = {name: number.value for name, number in self.metrics.items() if number.value is not None}
-        intervals = {name: list(number.interval) for name, number in self.metrics.items() if number.interval}
+        """The entries for ``metrics.jsonl``: a value for each metric, all intervals in one node, the answers."""
+        values = {name: metric.value for name, metric in self.metrics.items() if metric.value is not None}
+        intervals = {name: list(metric.interval) for name, metric in self.metrics.items() if metric.interval}
         return {**values, "intervals": intervals, "answers": self.answers}
 
 
 class QuestionSet:
-    """Asks the model in training the same questions each time.
+    """Asks the model the same questions at each validation.
 
     The questions are drawn once from the whole file, the same for every run, so that a file that is sorted by image
-    gives questions on many images. Every process of a sharded run answers all of them, in step with the others.
+    gives questions on many images. Every process of a sharded run answers all of them, together with the others.
 
     Args:
         config: The run; ``questions`` must be set.
         transform: The model's transform.
         runtime: Device of the model.
 
+    Attributes:
+        protocols: Names of the protocols, with which metrics begin.
+
     Raises:
-        ConfigError: If the transform belongs to a model that gives no answers, or there is no question.
+        ConfigError: If there is no question, or no such protocol.
         DataError: If a question cannot be asked by a protocol.
     """
 
@@ -66,13 +69,14 @@ class QuestionSet:
         if not len(self.source):
             raise ConfigError(f"questions.source: {self.source.name} holds no question")
         self.samples = [self.source[index] for index in chosen(len(self.source), self.settings.limit)]
+        self.protocols = tuple(build_protocols(self.settings.protocols))
         self.queries: list[Query] = runtime.on_all_ranks(lambda: plan_queries(self.samples, self.settings.protocols))
 
     def ask(self, model: Any, dtype: torch.dtype) -> Answered:
-        """Answer greedily and score; every process of a sharded run must call.
+        """Answer the questions greedily and score the answers; every process of a sharded run must call.
 
         Args:
-            model: The model in training; its mode is put back.
+            model: The model in training; its training mode is restored afterwards.
             dtype: Type of its weights.
         """
         generator = Generator(
@@ -88,39 +92,39 @@ class QuestionSet:
             Request(query.id, query.sample, self.source, query.continuations, 0 if query.continuations else None)
             for query in self.queries
         )
-        found = {answer.id: answer for answer in model.compute(lambda _: list(generator(requests)))}
+        answers = {answer.id: answer for answer in model.compute(lambda _: list(generator(requests)))}
         predictions = [
             Prediction(
                 id,
                 query.task,
                 query.prompt,
-                found[id].text,
+                answers[id].text,
                 query.references,
-                {**query.meta, **({"scores": list(found[id].scores)} if found[id].scores else {})},
+                {**query.meta, **({"scores": list(answers[id].scores)} if answers[id].scores else {})},
             )
             for id, query in by_id.items()
         ]
         results = evaluate(
             self.samples,
             predictions,
-            majority(self.samples),
+            majority(self.samples) if majority_of_use(self.settings.protocols) else {},
             name="questions",
             protocols=self.settings.protocols,
             resamples=self.settings.resamples,
         ).results
-        shown = [{"id": one.id, "answer": one.prediction} for one in predictions if one.prediction]
+        shown = [{"id": row.id, "answer": row.prediction} for row in predictions if row.prediction]
         return Answered(overall_metrics(results), shown[: self.settings.answers])
 
 
 def chosen(count: int, limit: int) -> list[int]:
-    """The positions asked: all, or ``limit`` of them drawn by a fixed seed, in the file's order."""
+    """Positions of the questions: all, or ``limit`` of them drawn with a fixed seed, in the file's order."""
     if count <= limit:
         return list(range(count))
     return sorted(random.Random(0).sample(range(count), limit))
 
 
 def majority(samples: Sequence[Sample]) -> dict[str, str]:
-    """Most frequent right answer of each attribute among these questions; the first in the alphabet of equals."""
+    """Most frequent right answer of each attribute in these questions; ties go to the alphabetically first one."""
     counts: dict[str, Counter[str]] = {}
     for sample in samples:
         about = topic(sample)
@@ -129,7 +133,7 @@ def majority(samples: Sequence[Sample]) -> dict[str, str]:
 
 
 def overall_metrics(results: dict[str, Any]) -> dict[str, Metric]:
-    """``protocol/metric`` -> number, of those over all questions that say whether higher is better."""
+    """``protocol/metric`` -> metric, for the metrics over all questions with a known direction."""
     return {
         f"{row['protocol']}/{row['metric']}": Metric(
             row["value"],

@@ -1,4 +1,4 @@
-"""The folder of a training run: whose it is, one run at a time, and nothing of anybody else's is replaced."""
+"""The folder of a training run: it is used by one run at a time, and files that are not the run's are not replaced."""
 
 from pathlib import Path
 
@@ -23,7 +23,7 @@ NAMES = (
     "nonfinite_step_*.json",
     "summary.json",
 )
-"""All that a run writes into its folder."""
+"""Everything that a run writes into its folder."""
 READ = ("checkpoint", "model", "transform", "objective", "dataset", "dataset_val")
 """Keys of the config that name files which a run reads."""
 _EXPORTED = (".safetensors", ".json", ".jinja", ".model", ".py")
@@ -31,15 +31,15 @@ _RUN_KEYS = {"model", "objective", "output_dir"}
 
 
 def claim_run_folder(config: TrainConfig) -> FileLock:
-    """Take the run's ``output_dir``; what an earlier, killed run left half done in it is put right.
+    """Lock the run's ``output_dir`` and repair what a killed run left incomplete in it.
 
     Returns:
         The lock, which ends with the process; data workers do not inherit it.
 
     Raises:
         CheckpointError: If the folder cannot be made, or another run is using it.
-        ConfigError: If it holds files of somebody else's under the names that the run would write, or the run would
-            replace what it reads. Nothing was written then.
+        ConfigError: If it contains files that no run wrote under the names that the run would write, or the run would
+            replace its own input. In this case nothing was written.
     """
     folder = Path(config.output_dir)
     _refuse_own_input(config, folder)
@@ -70,18 +70,18 @@ def _refuse_foreign(folder: Path) -> None:
 
 
 def is_run(folder: Path) -> bool:
-    """Whether a folder without a record is that of a run: by its checkpoints, or by its config."""
+    """Whether a folder without a record belongs to a run, judged by its checkpoints or its config."""
     if any(folder.glob("checkpoints/step_*/state.json")):
         return True
     try:
         found = OmegaConf.to_container(OmegaConf.load(folder / "config.yaml"), resolve=False)
-    except Exception:  # YAML's and OmegaConf's own; whatever it is, it is not a run's config
+    except Exception:  # errors of YAML or OmegaConf: in each case the file is not a run's config
         return False
     return isinstance(found, dict) and found.keys() >= _RUN_KEYS
 
 
 def refuse_foreign_files(weights: Path) -> None:
-    """Refuse to replace a folder of weights that holds what no run wrote.
+    """Refuse to replace a folder of weights that contains files which no run wrote.
 
     Raises:
         ConfigError: Naming the files.
@@ -99,12 +99,12 @@ def refuse_foreign_files(weights: Path) -> None:
 
 
 def _is_ours(name: str, listed: set[str]) -> bool:
-    """By the record; without one, by what an export consists of."""
+    """Whether a run wrote the file, judged by the record; without a record, by the file types of an export."""
     return name in listed if listed else name.endswith((*_EXPORTED, "/merges.txt"))
 
 
 def note_weights(aside: Path, weights: Path) -> None:
-    """Take note of what a folder of weights will hold, just before it takes its place."""
+    """Record the files of a new folder of weights, just before it replaces the old one."""
     folder = weights.parent
     if noted(folder, WRITER):
         names = [path.relative_to(aside).as_posix() for path in aside.rglob("*") if path.is_file()]
@@ -112,7 +112,7 @@ def note_weights(aside: Path, weights: Path) -> None:
 
 
 def _refuse_own_input(config: TrainConfig, folder: Path) -> None:
-    """Refuse a run that would replace what it starts from."""
+    """Refuse a run that would replace its own input."""
     for key in READ:
         for where, path in named_paths(to_plain(getattr(config, key)), key):
             for name in NAMES:

@@ -1,4 +1,4 @@
-"""Where a run happens: one process is a world of one, torchrun's processes are one world."""
+"""Device and process group of a run. A single process has world size 1; otherwise torchrun starts the processes."""
 
 import os
 import time
@@ -17,14 +17,14 @@ from torchao.dtypes.nf4tensor import NF4Tensor
 from medtune.errors import ConfigError, MedtuneError, TrainingError
 
 T = TypeVar("T")
-# The first process looks through a large data set while the others wait; later it writes a checkpoint meanwhile.
+# At the start the others wait while the first process checks the data; later, while it writes a checkpoint.
 SETUP_TIMEOUT = timedelta(hours=2)
 STEP_TIMEOUT = timedelta(minutes=30)
 
 
 @dataclass(frozen=True)
 class Runtime:
-    """Device, world and the few collectives that training needs; every one is a no-op in a world of one."""
+    """Device, world size, rank, and the few collectives that training needs; with one process they do nothing."""
 
     device: torch.device
     world: int = 1
@@ -32,10 +32,10 @@ class Runtime:
 
     @staticmethod
     def start(device: str = "auto") -> "Runtime":
-        """Join torchrun's world when its variables are set, else be alone.
+        """Join torchrun's process group if its environment variables are set; otherwise use one process.
 
         Args:
-            device: ``auto`` (cuda where there is one), ``cpu`` or ``cuda``.
+            device: ``auto`` (cuda if there is a GPU), ``cpu`` or ``cuda``.
 
         Raises:
             ConfigError: If cuda is asked for and absent, or the machine has fewer GPUs than processes.
@@ -57,19 +57,19 @@ class Runtime:
                 )
             torch.cuda.set_device(place)
         if world > 1 and not dist.is_initialized():
-            # gloo beside NCCL: counts that lie in host memory are summed there, without waiting for the device.
+            # gloo in addition to NCCL: counts in host memory are summed there, without waiting for the device.
             backend = "cuda:nccl,cpu:gloo" if device == "cuda" else "gloo"
             dist.init_process_group(backend, timeout=SETUP_TIMEOUT)
         return Runtime(place, world, rank)
 
     def settle(self) -> None:
-        """Setting up is over: from here on a process that does not answer is given up much sooner."""
+        """Call after the setup: from now on the timeout for a process that does not answer is much shorter."""
         if self.world > 1:
             dist.distributed_c10d._set_pg_timeout(STEP_TIMEOUT)
 
     @contextmanager
     def explained(self) -> Iterator[None]:
-        """Say in a sentence that a collective failed because another process has gone.
+        """Replace the backend's error by a clear message if a collective failed because another process has ended.
 
         Raises:
             TrainingError: In place of the backend's own error.
@@ -100,12 +100,12 @@ class Runtime:
         """Sum plain numbers over processes, in host memory and fp64."""
         if self.world == 1:
             return values
-        held = torch.tensor(values, dtype=torch.float64)
-        dist.all_reduce(held)
-        return held.tolist()
+        summed = torch.tensor(values, dtype=torch.float64)
+        dist.all_reduce(summed)
+        return summed.tolist()
 
     def gather(self, value: Any) -> list[Any]:
-        """Every process's value, on every process."""
+        """The values of all processes, on every process."""
         if self.world == 1:
             return [value]
         gathered: list[Any] = [None] * self.world
@@ -113,18 +113,18 @@ class Runtime:
         return gathered
 
     def collect(self, tensors: Iterable[tuple[str, Tensor]]) -> dict[str, Tensor]:
-        """Whole copies on the CPU of the first process, gathered from their shards one by one; empty elsewhere."""
-        kept = {}
+        """Unsharded copies on the CPU of the first process, gathered one by one; empty on the other processes."""
+        copies = {}
         for name, value in tensors:
             full = _whole(value.detach())
             if self.is_main:
-                kept[name] = full.to("cpu", copy=True).contiguous()
-        return kept
+                copies[name] = full.to("cpu", copy=True).contiguous()
+        return copies
 
     def on_all_ranks(self, work: Callable[[], T]) -> T:
-        """Do ``work`` on this process; an error that a user can mend, on any process, is raised on all.
+        """Run ``work`` on this process; a MedtuneError on any rank is raised on every rank.
 
-        Without it the others would wait in their next collective for a process that has gone.
+        Otherwise the other ranks would wait in their next collective for a process that has ended.
         """
         if self.world == 1:
             return work()
@@ -135,21 +135,22 @@ class Runtime:
         except MedtuneError as raised:
             error = raised
         if self.sum(torch.tensor(float(error is not None), device=self.device)).item():
-            found = self.gather((type(error), str(error)) if error else None)
-            kind, message = next(entry for entry in found if entry)
+            errors = self.gather((type(error), str(error)) if error else None)
+            kind, message = next(entry for entry in errors if entry)
             raise kind(message) from error
         return result
 
     def on_rank0(self, work: Callable[[], T]) -> T:
-        """What the first process finds (it must be picklable), on every process; its error too."""
-        found = self.gather(self.on_all_ranks(lambda: work() if self.is_main else None))
-        return found[0]
+        """Run ``work`` on the first process; its result (which must be picklable) or error reaches every process."""
+        results = self.gather(self.on_all_ranks(lambda: work() if self.is_main else None))
+        return results[0]
 
     def stop(self) -> None:
-        """Leave the world.
+        """Leave the process group.
 
-        gloo's threads let go of a collective's tensors only after it is over, for which they need Python's lock. One
-        that has not done so when the interpreter ends aborts the process (seen in every second run); the pause lets it.
+        gloo's threads release the tensors of a collective after it has ended, and need Python's global lock for it. If
+        a thread has not done so when the interpreter ends, the process aborts (seen in every second run). The pause
+        gives the threads time.
         """
         if self.world > 1 and dist.is_initialized():
             if self.device.type == "cpu":
@@ -159,7 +160,7 @@ class Runtime:
 
 @torch.no_grad()
 def _whole(value: Tensor) -> Tensor:
-    """A tensor gathered from its shards; 4-bit ones are unpacked first, since they cannot be gathered."""
+    """A tensor gathered from its shards; 4-bit tensors are unpacked first, because they cannot be gathered."""
     if not isinstance(value, DTensor):
         return value
     local = value.to_local()

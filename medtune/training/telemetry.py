@@ -1,4 +1,4 @@
-"""What a run tells: metrics.jsonl, a progress bar with an ETA, torchtune's metric loggers. Ids and numbers only."""
+"""Output of a run: metrics.jsonl, a progress bar with an ETA, torchtune's metric loggers. Only ids and numbers."""
 
 import contextlib
 import json
@@ -16,14 +16,14 @@ from medtune.errors import TrainingError
 
 
 class Telemetry:
-    """Writes a run's numbers; silent on every process but the first.
+    """Writes the metrics of a run; it does nothing on any process but the first.
 
     Args:
         folder: The run's output folder.
         loggers: Components of torchtune metric loggers.
-        config: The run's config, handed to each logger.
+        config: The run's config, passed to each logger.
         total: Steps of the whole run.
-        done: Steps done before this start; later lines of an earlier start are dropped.
+        done: Steps done before this start; lines that an earlier start wrote for later steps are removed.
         active: Whether this process writes.
     """
 
@@ -44,10 +44,10 @@ class Telemetry:
         self.lap = time.perf_counter()
 
     def log(self, step: int, values: dict[str, Any]) -> None:
-        """Record one line of numbers for a step.
+        """Write one line of metrics for a step.
 
         Raises:
-            TrainingError: If the disk refuses.
+            TrainingError: If writing fails.
         """
         if not self.active:
             return
@@ -67,11 +67,11 @@ class Telemetry:
         if self.active:
             self.bar.set_description(stage, refresh=False)
             self.bar.set_postfix({key: f"{value:.4g}" for key, value in shown.items()}, refresh=False)
-            with contextlib.suppress(OSError):  # where it goes to a file, a full disk must not end the run
+            with contextlib.suppress(OSError):  # stderr may be a file, and a full disk must not end the run
                 self.bar.update(1)
 
     def say(self, message: str) -> None:
-        """Print a line without tearing the bar."""
+        """Print a line without breaking the progress bar."""
         if self.active:
             tqdm.write(message, file=sys.stderr)
 
@@ -86,12 +86,12 @@ class Telemetry:
         """Flush and close everything."""
         if self.active:
             for closed in (self.bar, self.file, *self.loggers):
-                with contextlib.suppress(OSError):  # a full disk has been reported by then
+                with contextlib.suppress(OSError):  # a full disk has already been reported
                     closed.close()
 
 
 def _keep_lines_up_to(path: Path, step: int) -> None:
-    """Drop an earlier start's lines of steps that are to be done again, and a torn last line."""
+    """Remove the lines of steps that will be done again, and an incomplete last line."""
     kept: list[str] = []
     if step and path.is_file():
         for line in path.read_text(encoding="utf-8").splitlines():

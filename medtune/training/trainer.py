@@ -1,7 +1,8 @@
-"""The trainer: order and progress, nothing of any method.
+"""The method-agnostic training loop.
 
-A run is a function of its config, its data and its seed. The number of steps done fixes the stage, the epoch, the
-samples, the learning rate and the random numbers of the next step, so a checkpoint needs no loader or generator state.
+A run is a function of its config, its data and its seed. The number of steps done determines the stage, the epoch, the
+samples, the learning rate and the random numbers of the next step. A checkpoint therefore needs no state of a loader or
+a random generator.
 """
 
 import dataclasses
@@ -40,11 +41,11 @@ WATCHED_STEPS = 8
 
 
 class Trainer:
-    """Trains a model with an objective, on one process or many.
+    """Trains a model with an objective, in one process or several.
 
     Args:
-        config: The run.
-        runtime: Where it happens; started from the environment when absent.
+        config: The config of the run.
+        runtime: Device and process group; None creates them from the environment.
     """
 
     model: Trainable
@@ -62,10 +63,10 @@ class Trainer:
     # -- setting up ---------------------------------------------------------------------------------------------------
 
     def setup(self) -> None:
-        """Build everything and, where there is a checkpoint, continue it.
+        """Build everything and, if there is a checkpoint, continue from it.
 
         Raises:
-            MedtuneError: Whatever can be known to be wrong before the first step.
+            MedtuneError: For every error that can be detected before the first step.
         """
         config, runtime = self.config, self.runtime
         check_loggers(config)
@@ -100,7 +101,7 @@ class Trainer:
         return BatchLoader(component, self.objective, self.transform, self.config, self.runtime, stages, shuffle)
 
     def _use_features(self, stages: tuple[Stage, ...]) -> None:
-        """Image features from disk, where the config names a folder for them."""
+        """Read image features from disk, if the config names a folder for them."""
         if self.config.feature_cache is None:
             return
         feature_cache.check_frozen(stages, self.parts, self.transform)
@@ -134,7 +135,7 @@ class Trainer:
     # -- stages -------------------------------------------------------------------------------------------------------
 
     def _enter_stage(self, index: int) -> None:
-        """Freeze, thaw, make the optimizer afresh and print the table of parts."""
+        """Freeze and unfreeze parts, create a new optimizer and print the table of parts."""
         self.stage_index = index
         stage = self.stage
         self.parts.train_only(stage.trainable)
@@ -145,7 +146,7 @@ class Trainer:
         self.own = {name for name, _ in self.objective.named_parameters()}
         rates = {**self.config.learning_rates, **stage.learning_rates}
         self.optimizer = optimization.make_optimizer(self.config.optimizer, self.parts, list(stage.trainable), rates)
-        # Where some samples have no image, a gradient may come late; within an epoch every sample is seen.
+        # If some samples have no image, a part may get its first gradient late, but within one epoch.
         patience = WATCHED_STEPS if self.feed.checked.tiles.all() else max(WATCHED_STEPS, self.feed.steps_per_epoch)
         self.watch = GradientWatch({part: self.parts.names_of(part) for part in stage.trainable}, patience)
         self._say(f"stage {stage.name}: {self.clock.length(index)} steps\n{self.parts.table(stage.trainable)}")
@@ -163,11 +164,11 @@ class Trainer:
     # -- training -----------------------------------------------------------------------------------------------------
 
     def run(self) -> int:
-        """Train to the end, or to a signal.
+        """Train to the end, or until a signal arrives.
 
         Returns:
-            0, or 128 + the signal's number when SIGTERM or SIGINT ended the run (after a checkpoint). A signal that
-            comes in the last step, or later, finds the run finishing by itself.
+            0, or 128 + the signal's number if SIGTERM or SIGINT ended the run (after a checkpoint). A signal during the
+            last step or later is ignored, because the run ends anyway.
         """
         started = time.perf_counter()
         try:
@@ -178,7 +179,7 @@ class Trainer:
                 status = self._train()
                 if status == 0:
                     self._finish(time.perf_counter() - started)
-        except MedtuneError:  # on all processes alike
+        except MedtuneError:  # raised on all processes
             self.runtime.stop()
             raise
         finally:
@@ -188,7 +189,7 @@ class Trainer:
 
     @contextmanager
     def _noted_signals(self) -> Iterator[None]:
-        """Signals are noted and acted upon between two steps."""
+        """Record signals, so that the loop can react to them between two steps."""
 
         def note(number: int, frame: Any) -> None:
             self.stop_signal = number
@@ -207,7 +208,7 @@ class Trainer:
             self.lock.close()
 
     def _train(self) -> int:
-        self._validate_if_due()  # what a signal cut off
+        self._validate_if_due()  # a validation that a signal prevented
         while self.step < self.clock.total and not self._gave_up:
             position = self.clock.position(self.step)
             if position.stage_index != self.stage_index:
@@ -226,11 +227,11 @@ class Trainer:
         return 0
 
     def _optimizer_step(self, batches: list[dict[str, Any]]) -> int:
-        """One update over the micro-batches of this process; returns a signal's number when one arrived anywhere.
+        """One update over the micro-batches of this process; returns a signal's number if any process received one.
 
-        The weight of the step is counted on the host, before the forward pass. Everything that the device finds (loss,
-        metrics, gradient norm, which parts a gradient reached) comes over in one transfer, which is the only time that
-        the loop waits for it; a loss or gradient that is not finite is seen then, before the weights change.
+        The weight of the step is counted on the host, before the forward pass. All results of the device (loss,
+        metrics, gradient norm, which parts got a gradient) are copied in one transfer. This is the only point where the
+        loop waits for the device. A loss or gradient that is not finite is detected there, before the weights change.
         """
         weight, tokens = self.runtime.sum_on_host(self._counts(batches))
         scale = 1.0 / max(weight, 1.0)
@@ -271,7 +272,7 @@ class Trainer:
         return [weight, sum(float(batch["padding"].sum()) for batch in batches)]
 
     def _forward_backward(self, batches: list[dict[str, Any]]) -> torch.Tensor:
-        """Gradients of this process's share; returns loss, weight, who has seen which signal, metrics."""
+        """Compute the gradients of this process's share; returns loss, weight, flags of received signals, metrics."""
         device = self.runtime.device
         sums = torch.zeros(2, dtype=torch.float64, device=device)
         metrics: dict[str, torch.Tensor] = {}
@@ -290,12 +291,12 @@ class Trainer:
         return torch.cat([sums, noted.to(device), *(value.reshape(1) for value in metrics.values())])
 
     def _draw(self, micro_batch: int) -> int:
-        """Seed of one forward pass (dropout), the same whenever this step is run."""
+        """Seed of one forward pass (for dropout); it is the same each time this step is run."""
         text = f"{self.config.seed}|{self.step}|{micro_batch}|{self.runtime.rank}"
         return int.from_bytes(hashlib.sha256(text.encode()).digest()[:7], "big")
 
     def _guard(self, loss: float, norm: float, batches: list[dict[str, Any]]) -> None:
-        """Stop before the weights change when the loss or a gradient is not finite, and write the batch's ids."""
+        """Stop before the weights change if the loss or a gradient is not finite, and write the ids of the batch."""
         if math.isfinite(loss) and math.isfinite(norm):
             return
         ids = [sample for batch in batches for sample in batch["ids"]]
@@ -310,7 +311,7 @@ class Trainer:
 
     def _collect_skips(self, batch: dict[str, Any]) -> None:
         for name, reason in batch["skipped"]:
-            if reason not in self.skipped:  # the same in every epoch; ids may be alike in two data sets
+            if reason not in self.skipped:  # reasons repeat in every epoch; two data sets may use the same id
                 self.skipped[reason] = name
                 self.telemetry.say(f"skipped {name}: {reason}")
 
@@ -339,28 +340,29 @@ class Trainer:
         return self.best.exhausted(self.config.early_stopping_patience)
 
     def _validate_if_due(self) -> None:
-        """Validate; in the last stage also keep the best weights so far and stop early."""
+        """Validate if it is due; in the last stage also save the best weights and check for early stopping."""
         every = self.config.validate_every_steps
         due = self.stage_over or (every and self.step and self.step % every == 0)
         if not self.validation.possible or not due or self.best.checked == self.step:
             return
-        found = self.validation.measure(self.model, self.objective, self.runtime, self._collect_skips)
+        result = self.validation.measure(self.model, self.objective, self.runtime, self._collect_skips)
         self.best.checked = self.step
-        self.telemetry.log(self.step, {**found.row(), "stage": self.stage.name})
-        value, higher = found.monitored(self.config, self.objective)
+        self.telemetry.log(self.step, {**result.row(), "stage": self.stage.name})
+        value, higher = result.monitored(self.config, self.objective)
         better = False
         if self.stage_index == len(self.clock.stages) - 1:
             better = self.best.update(self.step, value, higher)
             if better and self.config.export != "none":
                 export_weights(self.model, self.config, self.runtime, self.folder / "best")
         shown = self.config.monitor.replace("_", " ")
-        self.telemetry.say(f"step {self.step}: {shown} {value:.4f}{' (best)' if better else ''}")
+        said = "has no value" if value is None else f"{value:.4f}"
+        self.telemetry.say(f"step {self.step}: {shown} {said}{' (best)' if better else ''}")
         if self._gave_up:
             self.telemetry.say(f"no better {shown} for {self.best.worse} validations: stopping early")
         self.telemetry.elapsed()
 
     def _save(self) -> None:
-        """Write a checkpoint of everything that may have changed so far. A collective."""
+        """Write a checkpoint of everything that may have changed since the start. A collective."""
         for skipped in self.runtime.gather(self.skipped):
             self.skipped |= skipped
         trained = [part for stage in self.clock.stages[: self.stage_index + 1] for part in stage.trainable]

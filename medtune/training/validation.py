@@ -1,4 +1,4 @@
-"""What is measured on held-out data while a run trains, the best of it, and when to give up."""
+"""Validation on held-out data during training, the best value so far, and early stopping."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -23,9 +23,9 @@ class EarlyStopping:
 
     Attributes:
         value: Best value of the monitored metric in the last stage.
-        step: Where it was.
-        worse: Validations since then.
-        checked: Step of the last validation, so that one that a signal cut off is made up for on resuming.
+        step: The step of this value.
+        worse: Number of validations since then.
+        checked: Step of the last validation; a validation that a signal prevented is done on resuming.
     """
 
     value: float | None = None
@@ -35,29 +35,32 @@ class EarlyStopping:
 
     @classmethod
     def of(cls, saved: dict[str, Any]) -> "EarlyStopping":
-        """Read what a checkpoint holds; earlier versions, which monitored the loss alone, call the value ``loss``."""
+        """Read the values of a checkpoint; files of older versions have the key ``loss`` in place of ``value``."""
         return cls(**{("value" if key == "loss" else key): value for key, value in saved.items()})
 
-    def update(self, step: int, value: float, higher_is_better: bool = False) -> bool:
-        """Take one more validation in; whether it is the best."""
-        better = self.value is None or (value > self.value if higher_is_better else value < self.value)
+    def update(self, step: int, value: float | None, higher_is_better: bool = False) -> bool:
+        """Record one more validation; returns whether it is the best so far. One without a value is not."""
+        if value is None:
+            better = False
+        else:
+            better = self.value is None or (value > self.value if higher_is_better else value < self.value)
         if better:
             self.value, self.step = value, step
         self.worse = 0 if better else self.worse + 1
         return better
 
     def exhausted(self, patience: int | None) -> bool:
-        """Whether ``patience`` validations have brought nothing better."""
+        """Whether the last ``patience`` validations were not better than the best."""
         return patience is not None and self.worse >= patience
 
 
 @dataclass(frozen=True)
 class Validated:
-    """One validation.
+    """The result of one validation.
 
     Attributes:
         losses: ``validation_loss``, and the objective's metrics as ``validation_<name>``.
-        answered: Of the question set, if there is one.
+        answered: The answers to the question set, if there is one.
     """
 
     losses: dict[str, float]
@@ -67,13 +70,13 @@ class Validated:
         """The line of ``metrics.jsonl``."""
         return {**self.losses, **(self.answered.row() if self.answered else {})}
 
-    def monitored(self, config: TrainConfig, objective: Objective) -> tuple[float, bool]:
-        """Value of the monitored metric, and whether higher is better.
+    def monitored(self, config: TrainConfig, objective: Objective) -> tuple[float | None, bool]:
+        """Value of the monitored metric (None where no answer gave it one), and whether higher is better.
 
         Raises:
-            ConfigError: Naming what there is, if the metric is not among it, has no value or no known direction.
+            ConfigError: If the metric does not exist (naming the nearest one), or has no known direction.
         """
-        name, told = config.monitor, config.monitor_direction
+        name, direction = config.monitor, config.monitor_direction
         numbers = self.answered.metrics if self.answered else {}
         if name in self.losses:
             higher = False if name == LOSS else objective.higher_is_better.get(name.removeprefix("validation_"))
@@ -82,18 +85,16 @@ class Validated:
             higher, value = numbers[name].higher_is_better, numbers[name].value
         else:
             raise ConfigError(f"monitor: there is no metric {name!r}; {nearest(name, [*self.losses, *numbers])}")
-        if value is None:
-            raise ConfigError(f"monitor: {name} has no value on this question set; monitor another metric")
-        if told == "auto" and higher is None:
+        if direction == "auto" and higher is None:
             raise ConfigError(f"monitor: say whether higher values of {name} are better: monitor_direction=higher")
-        return value, bool(higher) if told == "auto" else told == "higher"
+        return value, bool(higher) if direction == "auto" else direction == "higher"
 
 
 class Validation:
-    """Validates a model: the loss and metrics of held-out samples, and the answers to a fixed question set.
+    """Measures the loss and metrics on held-out samples, and the answers to a fixed question set.
 
     Args:
-        config: The run.
+        config: The config of the run.
         feed: The held-out samples, if there are any.
         questions: The question set, if there is one.
 
@@ -106,10 +107,10 @@ class Validation:
         wants_questions = "/" in config.monitor
         if wants_questions and questions is not None:
             protocol = config.monitor.partition("/")[0]
-            if protocol not in questions.settings.protocols:
+            if protocol not in questions.protocols:
                 raise ConfigError(
                     f"monitor: {config.monitor} belongs to the protocol {protocol}, and questions.protocols asks "
-                    f"{', '.join(questions.settings.protocols)}"
+                    f"{', '.join(questions.protocols)}"
                 )
         missing = "questions" if wants_questions else "dataset_val"
         if self.possible and (questions if wants_questions else feed) is None:
@@ -132,10 +133,10 @@ class Validation:
         """Validate once. A collective.
 
         Args:
-            model: Put into evaluation mode, and back.
+            model: Set to evaluation mode, and afterwards back to training mode.
             objective: Likewise.
-            runtime: Where the sums meet.
-            seen: Told of every batch (it notes skipped samples).
+            runtime: Sums over the processes.
+            seen: Called with every batch (to record skipped samples).
         """
         losses = validation_metrics(model, objective, self.feed, runtime, seen) if self.feed else {}
         answered = None
@@ -151,8 +152,8 @@ def validation_metrics(
 ) -> dict[str, float]:
     """Mean loss and metrics over the validation set, the same on every process.
 
-    The mean is over what the objective weighs by (supervised tokens, images). Samples are shown as in the first epoch,
-    so two validations see the same words.
+    The mean is weighted as in training (by supervised tokens or images). Random choices are those of the first epoch,
+    so that all validations use the same samples in the same form.
 
     Returns:
         ``validation_loss``, and ``validation_<name>`` for each of the objective's metrics.
@@ -169,8 +170,8 @@ def validation_metrics(
     put_away(model)
     model.train()
     objective.train()
-    found = runtime.sum(torch.stack(list(sums.values()))).tolist()
-    by_name = dict(zip(sums, found, strict=True))
+    totals = runtime.sum(torch.stack(list(sums.values()))).tolist()
+    by_name = dict(zip(sums, totals, strict=True))
     weight = max(by_name.pop("weight"), 1.0)
     return {name: value / weight for name, value in by_name.items()}
 
@@ -180,7 +181,7 @@ def _named(metrics: dict[str, torch.Tensor]) -> list[tuple[str, torch.Tensor]]:
 
 
 def put_away(model: Any) -> None:
-    """Shard the root's parameters again; only a backward pass would have done so."""
+    """Shard the root's parameters again; without this, only a backward pass would do it."""
     for module in model.modules():
         if isinstance(module, FSDPModule):
             module.reshard()

@@ -15,6 +15,7 @@ from medtune.objectives import InstFree
 from tests.benchmark.scripts import script
 
 gpu = script("gpu")
+step = gpu.step
 CPU = torch.device("cpu")
 
 
@@ -28,31 +29,31 @@ class Everything(contextlib.nullcontext):
     parents = frozenset({"Global"})
 
 
-def torch_counts(step) -> int:
+def torch_counts(run) -> int:
     """Operations of a whole step as torch's own counter sees them, with attention as plain products."""
     counter = FlopCounterMode(display=False)
     counter.mod_tracker = Everything()
     with sdpa_kernel(SDPBackend.MATH), counter:
-        step()
+        run()
     return counter.get_total_flops()
 
 
 @pytest.mark.parametrize("side", ["medtune_step", "stock_step"])
 def test_operations_are_those_that_torch_counts_and_recomputation_is_not(side: str) -> None:
-    plain = getattr(gpu, side)(gpu.build(options("--no-activation-checkpointing"), gpu.TINY, CPU))
-    counted = gpu.model_flops(plain)
+    plain = getattr(step, side)(step.build(options("--no-activation-checkpointing"), step.TINY, CPU))
+    counted = step.model_flops(plain)
     assert counted == torch_counts(plain)
-    checkpointed = getattr(gpu, side)(gpu.build(options(), gpu.TINY, CPU))
-    assert gpu.model_flops(checkpointed) == counted < torch_counts(checkpointed)
+    checkpointed = getattr(step, side)(step.build(options(), step.TINY, CPU))
+    assert step.model_flops(checkpointed) == counted < torch_counts(checkpointed)
 
 
 def test_both_sides_give_the_same_loss_and_gradients(monkeypatch: pytest.MonkeyPatch) -> None:
     """Without a proxy the medtune step is plain fine-tuning, so that nothing may differ."""
-    monkeypatch.setitem(gpu.METHODS, "instfree", lambda: InstFree(mode="text"))
-    bench = gpu.build(options(), gpu.TINY, CPU)
+    monkeypatch.setitem(step.METHODS, "instfree", lambda: InstFree(mode="text"))
+    bench = step.build(options(), step.TINY, CPU)
     found = []
-    for step in (gpu.medtune_step(bench), gpu.stock_step(bench)):
-        loss, weight = step.forward()
+    for one in (step.medtune_step(bench), step.stock_step(bench)):
+        loss, weight = one.forward()
         bench.optimizer.zero_grad()
         (loss / weight).backward()
         gradients = {name: p.grad.clone() for name, p in bench.parts.select(bench.trainable).items()}
@@ -64,37 +65,37 @@ def test_both_sides_give_the_same_loss_and_gradients(monkeypatch: pytest.MonkeyP
 
 
 def test_the_steps_train_one_model_and_its_decoder_stays() -> None:
-    bench = gpu.build(options(), gpu.TINY, CPU)
-    for make in (gpu.medtune_step, gpu.stock_step):
+    bench = step.build(options(), step.TINY, CPU)
+    for make in (step.medtune_step, step.stock_step):
         before = {name: p.detach().clone() for name, p in bench.parts.named().items()}
         make(bench)()
         moved = {name for name, p in bench.parts.named().items() if not torch.equal(p, before[name])}
         parts = {part for part, names in bench.parts.members.items() if moved & set(names)}
-        assert parts == {*gpu.TRAINED, *(["proxy"] if make is gpu.medtune_step else [])}
+        assert parts == {*step.TRAINED, *(["proxy"] if make is step.medtune_step else [])}
         # Eq. 3 has been applied: the proxy is the average again, and not what the optimizer made of it.
         assert torch.equal(bench.objective.average, bench.objective.proxy.weight)
         assert not torch.equal(bench.objective.last_t, bench.objective.proxy.weight)
 
 
 def test_a_batch_has_the_chat_layout_and_no_padding() -> None:
-    batch = gpu.make_batch(gpu.TINY, 3, 40, CPU)
-    prompt = 5 + 1 + gpu.VECTORS + 5
+    batch = step.make_batch(step.TINY, 3, 40, CPU)
+    prompt = 5 + 1 + step.VECTORS + 5
     assert batch["tokens"].shape == (3, 40) and batch["padding"].all()
     assert (batch["labels"][:, :prompt] == -100).all() and (batch["labels"] != -100).sum() == 3 * (40 - prompt)
-    assert ((batch["tokens"] == gpu.TINY.placeholder_id).sum(1) == gpu.VECTORS).all()
+    assert ((batch["tokens"] == step.TINY.placeholder_id).sum(1) == step.VECTORS).all()
     assert not batch["vision_mask"][:, :5].any() and batch["vision_mask"][:, 5:].all()
     with pytest.raises(TrainingError, match="more than the 19"):
-        gpu.make_batch(gpu.TINY, 1, 19, CPU)
+        step.make_batch(step.TINY, 1, 19, CPU)
 
 
 def test_the_command_writes_its_numbers_and_where_they_come_from(tmp_path: Path) -> None:
     out = tmp_path / "gpu.json"
     assert gpu.main(["--tiny", "--tokens", "40", "--rounds", "2", "--batch-size", "3", "--out", str(out)]) == 0
     result = json.loads(out.read_text())
-    step = result["steps"]["instfree"]
-    assert step["tokens_per_second"] == pytest.approx(40 * step["samples_per_second"])
-    assert step["samples_per_second"] * step["median_seconds"] == pytest.approx(3)
-    assert step["model_flops_utilisation"] is None and result["gpu"] is None and result["model"] == "mini_vlm"
+    ours = result["steps"]["instfree"]
+    assert ours["tokens_per_second"] == pytest.approx(40 * ours["samples_per_second"])
+    assert ours["samples_per_second"] * ours["median_seconds"] == pytest.approx(3)
+    assert ours["model_flops_utilisation"] is None and result["gpu"] is None and result["model"] == "mini_vlm"
     assert result["time_ratio_range"][0] <= result["time_ratio"] <= result["time_ratio_range"][1]
     assert result["settings"]["tokens"] == 40 and result["versions"]["torch"] and result["parameters"]["trained"] > 0
 
@@ -106,11 +107,11 @@ def test_without_a_gpu_it_says_so(monkeypatch: pytest.MonkeyPatch, capsys: pytes
 
 
 def test_a_loss_that_is_not_finite_ends_the_measurement(monkeypatch: pytest.MonkeyPatch) -> None:
-    bench = gpu.build(options(), gpu.TINY, CPU)
+    bench = step.build(options(), step.TINY, CPU)
     with torch.no_grad():
         bench.model.decoder.output.weight.fill_(float("nan"))
     with pytest.raises(TrainingError, match="the loss is nan"):
-        gpu.medtune_step(bench)()
+        step.medtune_step(bench)()
 
 
 @pytest.mark.parametrize(
@@ -125,4 +126,4 @@ def test_a_loss_that_is_not_finite_ends_the_measurement(monkeypatch: pytest.Monk
     ],
 )
 def test_peaks_are_found_by_the_cards_name(name: str | None, peak: float | None) -> None:
-    assert gpu.peak_flops(name) == peak
+    assert step.peak_flops(name) == peak

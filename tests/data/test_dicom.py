@@ -161,7 +161,7 @@ def test_colours_of_every_kind() -> None:
     [
         ("SC_rgb_rle_2frame.dcm", "holds 2 frames; save the one that is meant by itself"),
         ("rtdose.dcm", "holds 15 frames"),
-        ("rtplan.dcm", r"is a DICOM file without a picture \(RTPLAN\); remove the row"),
+        ("rtplan.dcm", r"is a DICOM file without an image \(RTPLAN\); remove the row"),
         ("MR_truncated.dcm", "is truncated or damaged .*replace it by a whole copy"),
         ("badVR.dcm", "is truncated or damaged"),
         ("JPGExtended.dcm", "damaged, or compressed in a way that cannot be read .*save it uncompressed"),

@@ -91,7 +91,7 @@ def test_every_orientation_is_measured_and_turned(tmp_path, orientation, suffix)
         ("cut.png", "cut.png is truncated or damaged .*replace it"),
         ("empty.png", "the file empty.png is empty; replace it"),
         ("text.png", "the file text.png is no image that can be read; replace it"),
-        ("scan.dcm", "the image scan.dcm is a DICOM file without a picture"),
+        ("scan.dcm", "the image scan.dcm is a DICOM file without an image"),
         ("figure.eps", "no image that can be read"),
         ("film.gif", "holds 2 frames; save the one"),
         ("../images.tar", "leaves the image root"),

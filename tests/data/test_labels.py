@@ -39,7 +39,7 @@ def test_labels_as_text():
         (BLOOD, {"label_index": True}, "do not name the same"),
         (CHEST, {"label": "effusion"}, "must be lists"),
         (CHEST, {"label_index": [2, 1], "label": ["mass", "effusion"]}, "do not name the same"),
-        (CHEST, {"classes": ["a; b", "effusion", "mass"]}, "'a; b' cannot stand in a list"),
+        (CHEST, {"classes": ["a; b", "effusion", "mass"]}, "'a; b' cannot be part of a list"),
     ],
 )
 def test_meta_that_does_not_fit_is_named(target, changes, says):
@@ -48,6 +48,6 @@ def test_meta_that_does_not_fit_is_named(target, changes, says):
 
 
 def test_a_finding_cannot_be_called_no_finding():
-    with pytest.raises(DataError, match="'no finding' cannot stand"):
+    with pytest.raises(DataError, match="'no finding' cannot be part"):
         check_classes("multi_label", ["no finding", "mass"], "here")
     check_classes("multi_class", ["no finding", "mass"], "here")

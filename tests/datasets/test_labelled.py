@@ -93,7 +93,7 @@ def test_a_patient_stays_in_one_split(tmp_path):
         (["1.png,a,,", "2.png,bb,,"], {"classes": ["a", "b"]}, DataError, "line 3: unknown label 'bb'"),
         (["1.png,a,,", "2.png,bb,,"], {"classes": {"a": "A", "b": "B"}}, DataError, "line 3: unknown label 'bb'"),
         (["1.png,a,,", "2.png,a,,"], {}, DataError, "at least two classes"),
-        (["1.png,a;b,,", "2.png,c,,"], {"task": "multi_label"}, DataError, "'a;b' cannot stand in a list"),
+        (["1.png,a;b,,", "2.png,c,,"], {"task": "multi_label"}, DataError, "'a;b' cannot be part of a list"),
         ([], {}, DataError, "holds no row"),
         (["1.png,a,,", "2.png,b,,"], {"task": "ordinal"}, ConfigError, "needs its classes in rising order"),
         (["1.png,a,,", "2.png,b,,"], {"task": "regression"}, ConfigError, "'regression' is unknown"),

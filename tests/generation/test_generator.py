@@ -122,7 +122,7 @@ def test_no_row_grows_beyond_the_longest_sequence(setup):
 
 @pytest.mark.parametrize("share", [True, False])
 def test_each_answer_has_the_room_that_its_own_prompt_leaves(setup, monkeypatch, share):
-    monkeypatch.setattr("medtune.generation.prefixes.WORTH", 3.0)
+    monkeypatch.setattr("medtune.generation.engine.prefixes.WORTH", 3.0)
     setup.transform.stop_ids = []
     requests = [setup.request("short", "cell", "square-1"), setup.request("long", "cell " * 20, "square-1")]
     item = setup.transform(requests[1].sample, setup.source.open_images(requests[1].sample), inference=True)

@@ -5,8 +5,8 @@ from dataclasses import replace
 import pytest
 import torch
 
+from medtune.generation.engine import packed_decoding, prefixes
 from medtune.generation.engine.batches import Plan, PromptBatch, left_pad
-from medtune.generation.engine.continuous import packed_decoding, prefixes
 from medtune.generation.engine.decoding import CachedDecoder
 from medtune.generation.engine.features import FeatureStore
 from medtune.generation.engine.generator import Generator

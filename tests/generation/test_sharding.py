@@ -39,7 +39,7 @@ class Threads:
         self._barrier.wait(20)
         return found
 
-    def together(self, work: Callable[[], Any]) -> Any:
+    def on_all_ranks(self, work: Callable[[], Any]) -> Any:
         error, result = None, None
         try:
             result = work()

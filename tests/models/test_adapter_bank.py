@@ -176,7 +176,7 @@ def test_features_of_an_adapted_encoder_cannot_be_shared(model, kind):
     vision = vision_of(kind)
     with bank.route([0] * B), pytest.raises(ModelError, match=r"stands in the image encoder \(encoder\..*by the bank"):
         model.encode(vision)
-    with bank.route([0] * (B + 1)), pytest.raises(ModelError, match="pictures of 4 rows .* a route of 5"):
+    with bank.route([0] * (B + 1)), pytest.raises(ModelError, match="images of 4 rows .* a route of 5"):
         bank.encode(vision)
     with pytest.raises(ModelError, match=r"outside of `with bank\.route"):
         bank.encode(vision)

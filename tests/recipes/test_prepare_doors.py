@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from medtune.data.folders import RECORD
 from medtune.data.sample import Sample
 from medtune.data.source import SampleSource
 from medtune.datasets import jsonl_dataset
@@ -74,4 +75,4 @@ def test_data_that_change_between_the_two_passes_are_not_written(tmp_path: Path,
     monkeypatch.setattr(recipe, "instantiate", lambda component: Prepared("x", {"train": Stream(samples)}, {}, {}))
     status = main(["--config", "prepare/wbcatt", "image_root=null", f"output_dir={tmp_path / 'out'}"])
     assert status == 2 and "train.jsonl: the data it is made of changed while it was written" in capsys.readouterr().err
-    assert list((tmp_path / "out").iterdir()) == []
+    assert [path.name for path in (tmp_path / "out").iterdir()] == [RECORD], "whose the folder is, and nothing else"

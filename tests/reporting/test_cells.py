@@ -315,7 +315,7 @@ def test_the_axes_of_a_chart_are_percent_for_shares_alone(monkeypatch):
     monkeypatch.setitem(REGISTRY, "mm", Millimetres)
     both = {"mm": {"overall": {"error_macro": number(3.25, [2.0, 4.0], False, "mm")}}, "open": protocol(0.5)}
     figures = []
-    monkeypatch.setattr(plots, "_svg", lambda figure: figures.append(figure) or "<svg/>")
+    monkeypatch.setattr(plots, "svg_text", lambda figure: figures.append(figure) or "<svg/>")
     plots.accuracy_chart([run(protocols=both)])
     first, second = figures[0].axes
     assert first.get_title() == "Distance, mm" and second.get_title() == "Open question"

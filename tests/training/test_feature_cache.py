@@ -261,8 +261,8 @@ def test_the_size_is_told_and_compared_with_the_disk(
     changes = {**vitask(tmp_path), **INTERNVL, "feature_cache": str(tmp_path / "cache")}
     assert launch(tiny(tmp_path / "run", **changes), harm=little_disk) == [2]
     said = (tmp_path / "run" / "error_0.txt").read_text()
-    # 21 pictures, 7 of them wide: two tiles and a thumbnail
-    size = "21 pictures, 35 tiles x 1 tokens x 16 x 4 bytes + 21 x 1 x 12 x 4 bytes = 3.2 kB, of which 3.2 kB are to be"
+    # 21 images, 7 of them wide: two tiles and a thumbnail
+    size = "21 images, 35 tiles x 1 tokens x 16 x 4 bytes + 21 x 1 x 12 x 4 bytes = 3.2 kB, of which 3.2 kB are to be"
     assert size in capfd.readouterr().out
     assert "needs 3.2 kB more and the disk has 1.0 kB free" in said
     assert not list((tmp_path / "cache" / "train").iterdir())

@@ -1,11 +1,13 @@
 """Metrics while training: a fixed question set, best weights and early stopping by any metric."""
 
+import json
 import signal
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from PIL import Image
 from safetensors.torch import load_file
 
 from medtune.config import build
@@ -17,6 +19,7 @@ from medtune.training.config import TrainConfig
 from medtune.training.questions import Answered, chosen, majority
 from medtune.training.trainer import Trainer
 from medtune.training.validation import EarlyStopping, Validated
+from tests.evaluation.counting import PATH, pictures
 from tests.runs import CELLS, LORA, SFT, SGD, TINY, die_at, launch, losses, metrics, tiny, weights
 
 SOURCE = {"_component_": CELLS, "size": 4, "seed": 5, "offset": 50, "kind": "questions", "image_size": 16}
@@ -96,6 +99,20 @@ def test_a_run_that_begins_with_its_questions_trains_on(world: int, plain: Path,
     assert losses(tmp_path) == pytest.approx(losses(plain), abs=0 if world == 1 else 1e-6)
 
 
+def test_a_protocol_of_ones_own_is_monitored(tmp_path: Path) -> None:
+    """It goes by its dotted path, has no options and no majority, and lower is better."""
+    run = {**RUN, "monitor": "counting/absolute_error_micro", "max_steps": 2}
+    run["questions"] = {**QUESTIONS, "protocols": [PATH], "source": write_numbers(tmp_path / "data")}
+    assert launch(tiny(tmp_path / "run", **run)) == [0]
+    (line,) = [line for line in metrics(tmp_path / "run") if "intervals" in line]
+    assert line["counting/unread"] == 1.0 and "counting/absolute_error_micro" not in line, "no number was answered yet"
+    best = json.loads((tmp_path / "run" / "summary.json").read_text())["best_validation"]
+    assert (best["value"], best["worse"]) == (None, 1), "an untrained model does not end the run"
+    trainer = Trainer(tiny(tmp_path / "other", **{**run, "monitor": "open/accuracy_macro"}))
+    with pytest.raises(ConfigError, match="questions.protocols asks counting"):
+        trainer.setup()
+
+
 def measured(values: list[float]) -> Any:
     """Say these accuracies, one a validation, whatever the model answers."""
 
@@ -141,6 +158,20 @@ def test_the_objectives_own_metrics_are_validated_too() -> None:
     config.monitor = "validation_accuracy"
     with pytest.raises(ConfigError, match="did you mean 'validation_accuracies'"):
         found.monitored(config, Preference())
+
+
+def write_numbers(folder: Path) -> dict[str, Any]:
+    """The questions of a protocol of one's own, with their images; the data set's config."""
+    folder.mkdir()
+    rows = []
+    for sample in pictures():
+        for name in sample.images:
+            Image.new("RGB", (16, 16), "pink").save(folder / name)
+        turns = [{"role": turn.role, "content": turn.content} for turn in sample.messages]
+        rows.append({"id": sample.id, "images": list(sample.images), "messages": turns, "meta": sample.meta})
+    (folder / "numbers.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    source = str(folder / "numbers.jsonl")
+    return {"_component_": "medtune.datasets.jsonl_dataset", "source": source, "image_root": str(folder)}
 
 
 def needed() -> dict[str, Any]:

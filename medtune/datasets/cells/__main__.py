@@ -1,4 +1,4 @@
-"""`python -m medtune.datasets.cells tokenizer|preview`: the two files that are made from rendered cells."""
+"""`python -m medtune.datasets.cells tokenizer|preview`: the two commands that make files from rendered cells."""
 
 import argparse
 from collections.abc import Sequence

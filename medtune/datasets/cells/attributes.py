@@ -81,10 +81,10 @@ def cell_report(attributes: Attributes) -> str:
 
 
 def sample_independent(rng: random.Random) -> Attributes:
-    """Draw a cell whose attributes tell nothing about one another, so that each has to be seen.
+    """Draw a cell with independent attributes, so that each has to be recognised in the image.
 
-    Two exceptions hold by their meaning: a cell without granules has neither type nor colour of granules, and the
-    cell type follows from the granules' colour or, without granules, from the nuclear cytoplasmic ratio.
+    There are two exceptions: a cell without granules has neither type nor colour of granules, and the cell type follows
+    from the granules' colour or, without granules, from the nuclear cytoplasmic ratio.
     """
     cell = {name: rng.choice(values) for name, values in ATTRIBUTES.items()}
     if rng.random() < _WITH_GRANULES:

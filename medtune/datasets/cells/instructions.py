@@ -34,7 +34,7 @@ _PRESENCE = {
 
 
 def to_messages(turns: Sequence[Turn]) -> tuple[Message, ...]:
-    """Make alternating user and assistant messages of question-answer turns."""
+    """Convert question-answer turns to alternating user and assistant messages."""
     return tuple(Message(role, text) for turn in turns for role, text in zip(("user", "assistant"), turn, strict=True))
 
 
@@ -124,19 +124,19 @@ def conversation(cell: Attributes, rng: random.Random) -> tuple[Message, ...]:
         absent = rng.choice(("granule type", "granule colour"))
         turns.append((open_question(absent), open_answer(absent, ABSENT)))
     rng.shuffle(turns)
-    # A description tells much about the cell: mostly it comes first or last, where it gives the least away.
+    # A description reveals many answers: it usually comes first or last, where it reveals the fewest.
     place = 0 if rng.random() < 0.3 else len(turns)
     turns.insert(place, _description_turn(cell, rng))
     return to_messages(turns)
 
 
 def attribute_list(cell: Attributes, rng: random.Random) -> tuple[Message, ...]:
-    """Return one turn that answers with the twelve values, bare and in their fixed order."""
+    """Return one turn that answers with only the twelve values, in their fixed order."""
     return to_messages([(rng.choice(LIST_ATTRIBUTES), ", ".join(cell.values()))])
 
 
 def phrase_list(cell: Attributes, rng: random.Random) -> tuple[Message, ...]:
-    """Return one turn that answers a request for phrases: some findings in any order, or all in theirs."""
+    """Return one turn that answers a request for phrases: some findings in any order, or all in their fixed order."""
     question, separator = rng.choice(PHRASES)
     names = [name for name in cell if attribute_report({name: cell[name]}, value_only=("label",))]
     if rng.random() < 0.5:

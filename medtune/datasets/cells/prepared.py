@@ -1,4 +1,4 @@
-"""A synthetic smear set on disk: pictures, reports and questions in the layout of the prepared data sets."""
+"""A synthetic smear set on disk: images, reports and questions in the layout of the prepared data sets."""
 
 from collections import Counter
 from pathlib import Path
@@ -14,15 +14,15 @@ from medtune.datasets.cells.render import render_cell
 
 
 def write_rendered_set(folder: Path, train: int, test: int, seed: int, image_size: int = 64) -> None:
-    """Render cells as frequent as WBCAtt's and write them as a prepared data set.
+    """Render cells with WBCAtt's frequencies and write them as a prepared data set.
 
     Args:
-        folder: gets ``images/``, ``train.jsonl`` (reports), ``test.jsonl`` (every applicable question of every test
-            cell) and ``training_majority.json``.
-        train: training cells.
-        test: test cells.
-        seed: of everything.
-        image_size: side of a picture in pixels.
+        folder: output folder of ``images/``, ``train.jsonl`` (reports), ``test.jsonl`` (every applicable question of
+            every test cell) and ``training_majority.json``.
+        train: number of training cells.
+        test: number of test cells.
+        seed: seed of everything random.
+        image_size: side of an image in pixels.
 
     Raises:
         DataError: if the folder holds another set.
@@ -31,7 +31,7 @@ def write_rendered_set(folder: Path, train: int, test: int, seed: int, image_siz
     images = folder / "images"
     images.mkdir(parents=True, exist_ok=True)
     for number, cell in enumerate(cells):
-        _picture(cell, number, seed, image_size).save(images / _name(number))
+        _image(cell, number, seed, image_size).save(images / _name(number))
     reports = [report_sample(f"train/{_name(n)}", (_name(n),), cell_report(cells[n])) for n in range(train)]
     questions = [q for n in range(train, train + test) for q in _questions(n, cells[n])]
     files = {
@@ -46,7 +46,7 @@ def _name(number: int) -> str:
     return f"cell-{number:06d}.png"
 
 
-def _picture(cell: Attributes, number: int, seed: int, size: int) -> Image.Image:
+def _image(cell: Attributes, number: int, seed: int, size: int) -> Image.Image:
     return render_cell(cell, sample_rng(seed, 0, number, "picture"), size)
 
 

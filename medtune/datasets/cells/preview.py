@@ -1,4 +1,4 @@
-"""A contact sheet of rendered cells, for the documentation and for the eye."""
+"""A contact sheet of rendered cells, for the documentation and for visual checks."""
 
 import random
 from pathlib import Path
@@ -20,16 +20,16 @@ def _cell_of_type(label: str, rng: random.Random, natural: float) -> Attributes:
 
 
 def contact_sheet(columns: int = 12, seed: int = 0, natural: float = 1.0, image_size: int = 64) -> Image.Image:
-    """Draw `columns` cells of each cell type, one type a row.
+    """Draw `columns` cells of each cell type, one type per row.
 
     Args:
-        columns: cells a row.
-        seed: seed of attributes and pictures.
+        columns: number of cells per row.
+        seed: seed of attributes and images.
         natural: share of cells drawn by WBCAtt's frequencies, see `sample_attributes`.
-        image_size: side of a cell's picture in pixels.
+        image_size: side of a cell's image in pixels.
 
     Returns:
-        An RGB picture with a gap of 4 pixels between cells.
+        An RGB image with a gap of 4 pixels between cells.
     """
     rng = random.Random(seed)
     labels = ATTRIBUTES["label"]
@@ -43,6 +43,6 @@ def contact_sheet(columns: int = 12, seed: int = 0, natural: float = 1.0, image_
 
 
 def write_contact_sheet(out: Path, columns: int = 12, seed: int = 0, natural: float = 1.0) -> None:
-    """Write a contact sheet as an image file, whose type its suffix says."""
+    """Write a contact sheet as an image file, whose format follows from its suffix."""
     out.parent.mkdir(parents=True, exist_ok=True)
     contact_sheet(columns, seed, natural, image_size=128).save(out)

@@ -1,7 +1,7 @@
 """Draw a stained white blood cell from its attributes, in the look of the crops of a blood smear.
 
 Colours, sizes and backgrounds were measured on the peripheral blood cell images of Acevedo et al. (2020), which
-WBCAtt annotates; the centre crop of 72/128 of an image corresponds to one rendered picture.
+WBCAtt annotates; the centre crop of 72/128 of an image corresponds to one rendered image.
 """
 
 import random
@@ -27,17 +27,17 @@ _NUCLEUS_SHARE = {"compact": ((0.34, 0.60), (0.76, 0.90)), "drawn out": ((0.32, 
 _COMPACT = ("unsegmented-round", "unsegmented-indented", "irregular")
 
 
-def _blend(picture: Array, mask: Array, colour: tuple[float, ...] | Array) -> None:
-    """Paint `colour` ([3] or [size, size, 3]) over the picture in place where `mask` (0..1) says."""
-    picture += mask[..., None] * (np.asarray(colour, dtype=np.float32) - picture)
+def _blend(image: Array, mask: Array, colour: tuple[float, ...] | Array) -> None:
+    """Paint `colour` ([3] or [size, size, 3]) over the image in place where `mask` (0..1) says."""
+    image += mask[..., None] * (np.asarray(colour, dtype=np.float32) - image)
 
 
 def _background(rng: Rng, size: int, reach: float) -> Array:
-    """Return plasma with red cells and, now and then, a platelet, kept off the middle of the picture."""
+    """Return plasma with red cells and, now and then, a platelet, kept off the middle of the image."""
     x, y = pixel_grid(size)
     base = _LAVENDER if rng.random() < _LAVENDER_SHARE else _CREAM
-    picture = np.empty((size, size, 3), dtype=np.float32)
-    picture[:] = np.asarray(base, dtype=np.float32) + rng.normal(0, 1.5, 3).astype(np.float32)
+    image = np.empty((size, size, 3), dtype=np.float32)
+    image[:] = np.asarray(base, dtype=np.float32) + rng.normal(0, 1.5, 3).astype(np.float32)
     for _ in range(int(rng.integers(3, 8))):
         radius, angle = rng.uniform(9, 13.5), rng.uniform(0, 2 * np.pi)
         away = reach + radius * rng.uniform(0.75, 1.5)
@@ -46,15 +46,15 @@ def _background(rng: Rng, size: int, reach: float) -> Array:
         cover = np.clip((np.float32(radius) - distance) * np.float32(0.7) + np.float32(0.5), 0, 1)
         pallor = np.clip(1 - distance / np.float32(radius * rng.uniform(0.45, 0.7)), 0, 1) * rng.uniform(0, 0.9)
         _blend(
-            picture,
+            image,
             cover * (1 - pallor.astype(np.float32)),
             np.asarray(_RED_CELL, dtype=np.float32) + np.float32(rng.normal(-4, 6)),
         )
     if rng.random() < 0.1:
         angle = rng.uniform(0, 2 * np.pi)
         distance = np.hypot(x - np.float32(32 + 28 * np.cos(angle)), y - np.float32(32 + 28 * np.sin(angle)))
-        _blend(picture, np.clip(np.float32(rng.uniform(1.5, 3)) - distance, 0, 1), (110.0, 70.0, 145.0))
-    return picture
+        _blend(image, np.clip(np.float32(rng.uniform(1.5, 3)) - distance, 0, 1), (110.0, 70.0, 145.0))
+    return image
 
 
 def _cytoplasm_colour(rng: Rng, cell: Attributes) -> Array:
@@ -63,14 +63,14 @@ def _cytoplasm_colour(rng: Rng, cell: Attributes) -> Array:
     return colour + rng.normal(0, 4, 3).astype(np.float32)
 
 
-def _add_texture(rng: Rng, picture: Array, cell: Attributes, cytoplasm: Array) -> None:
+def _add_texture(rng: Rng, image: Array, cell: Attributes, cytoplasm: Array) -> None:
     """Leave the cytoplasm smooth or give it the look of ground glass: pale flakes on a darker ground of equal mean."""
-    size = picture.shape[0]
+    size = image.shape[0]
     if cell["cytoplasm texture"] == "clear":
         grain = smooth_noise(rng, size, 5.0) * np.float32(2.5)
     else:
         grain = smooth_noise(rng, size, 2.1) * np.float32(19.0) + smooth_noise(rng, size, 1.0) * np.float32(5.0)
-    picture += (cytoplasm * grain)[..., None] * np.asarray((1.0, 1.0, 0.75), dtype=np.float32)
+    image += (cytoplasm * grain)[..., None] * np.asarray((1.0, 1.0, 0.75), dtype=np.float32)
 
 
 def _nucleus_paint(rng: Rng, size: int, cell: Attributes, depth: Array) -> Array:
@@ -85,22 +85,22 @@ def _nucleus_paint(rng: Rng, size: int, cell: Attributes, depth: Array) -> Array
     return colour + (texture - rim)[..., None]
 
 
-def _add_granules(rng: Rng, picture: Array, cell: Attributes, body: Array, nucleus: Array) -> None:
+def _add_granules(rng: Rng, image: Array, cell: Attributes, body: Array, nucleus: Array) -> None:
     """Scatter granules over the cytoplasm and, the coarser they are, over the nucleus as well."""
     if cell["granularity"] == "no":
         return
     spacing, radius, presence, over_nucleus = _GRANULE_LOOK[cell["granule type"]]
-    cover = spots(rng, picture.shape[0], spacing, radius * rng.uniform(0.92, 1.08), presence)
+    cover = spots(rng, image.shape[0], spacing, radius * rng.uniform(0.92, 1.08), presence)
     colour = np.asarray(_GRANULE[cell["granule colour"]], dtype=np.float32) + rng.normal(0, 5, 3).astype(np.float32)
     where = body * (1 - np.float32(1 - over_nucleus) * nucleus)
-    # The stain of the granules tints what lies between them.
-    _blend(picture, body * (1 - nucleus) * np.float32(0.25 if cell["granule colour"] != "purple" else 0.12), colour)
-    _blend(picture, cover * where * np.float32(0.9), colour)
+    # The stain of the granules also tints the cytoplasm between them.
+    _blend(image, body * (1 - nucleus) * np.float32(0.25 if cell["granule colour"] != "purple" else 0.12), colour)
+    _blend(image, cover * where * np.float32(0.9), colour)
 
 
-def _add_vacuoles(rng: Rng, picture: Array, radius: float, centre: tuple[float, float], body: Array) -> None:
+def _add_vacuoles(rng: Rng, image: Array, radius: float, centre: tuple[float, float], body: Array) -> None:
     """Punch a handful of pale bubbles into the outer part of the cell."""
-    x, y = pixel_grid(picture.shape[0])
+    x, y = pixel_grid(image.shape[0])
     middle = rng.uniform(0, 2 * np.pi)
     for _ in range(int(rng.integers(4, 10))):
         angle = middle + rng.normal(0, 1.3)
@@ -109,15 +109,15 @@ def _add_vacuoles(rng: Rng, picture: Array, radius: float, centre: tuple[float, 
             x - np.float32(centre[0] + away * np.cos(angle)), y - np.float32(centre[1] + away * np.sin(angle))
         )
         bubble = np.clip((np.float32(rng.uniform(1.3, 2.8)) - distance) * np.float32(1.2) + np.float32(0.4), 0, 1)
-        _blend(picture, bubble * body * np.float32(0.9), (238.0, 222.0, 226.0))
+        _blend(image, bubble * body * np.float32(0.9), (238.0, 222.0, 226.0))
 
 
-def _finish(rng: Rng, picture: Array) -> NDArray[np.uint8]:
-    """Apply what the camera and the file format add: exposure, colour balance, noise."""
+def _finish(rng: Rng, image: Array) -> NDArray[np.uint8]:
+    """Apply the effects of camera and file format: exposure, colour balance, noise."""
     gain = rng.normal(0.99, 0.02) * (1 + rng.normal(0, 0.007, 3))
-    picture *= gain.astype(np.float32)
-    picture += rng.standard_normal(picture.shape, dtype=np.float32) * np.float32(rng.uniform(0.8, 2.5))
-    return np.clip(picture, 0, 255).astype(np.uint8)
+    image *= gain.astype(np.float32)
+    image += rng.standard_normal(image.shape, dtype=np.float32) * np.float32(rng.uniform(0.8, 2.5))
+    return np.clip(image, 0, 255).astype(np.uint8)
 
 
 def _nucleus_mask(rng: Rng, cell: Attributes, u: Array, v: Array, inside: Array, radius: float) -> tuple[Array, Array]:
@@ -143,7 +143,7 @@ def render_cell(attributes: Attributes, rng: random.Random | Rng, size: int = 64
     Args:
         attributes: the twelve attributes with values of `ATTRIBUTES`.
         rng: source of everything that the attributes leave open (turn, lobes, neighbours, exposure, noise).
-        size: side of the square picture in pixels.
+        size: side of the square image in pixels.
 
     Returns:
         An RGB image of `size` x `size` pixels, a function of the arguments alone.
@@ -162,13 +162,13 @@ def render_cell(attributes: Attributes, rng: random.Random | Rng, size: int = 64
     nucleus, depth = _nucleus_mask(draw, attributes, u / warp, v / warp, inner, radius)
     nucleus *= inner
 
-    picture = _background(draw, size, radius)
-    _blend(picture, body, _cytoplasm_colour(draw, attributes))
+    image = _background(draw, size, radius)
+    _blend(image, body, _cytoplasm_colour(draw, attributes))
     membrane = body * np.clip(1 - (edge - distance) * np.float32(radius / 2), 0, 1)
-    _blend(picture, membrane * np.float32(0.25), (140.0, 110.0, 165.0))
-    _blend(picture, nucleus, _nucleus_paint(draw, size, attributes, depth))
-    _add_granules(draw, picture, attributes, body, nucleus)
-    _add_texture(draw, picture, attributes, body * (1 - nucleus))
+    _blend(image, membrane * np.float32(0.25), (140.0, 110.0, 165.0))
+    _blend(image, nucleus, _nucleus_paint(draw, size, attributes, depth))
+    _add_granules(draw, image, attributes, body, nucleus)
+    _add_texture(draw, image, attributes, body * (1 - nucleus))
     if attributes["cytoplasm vacuole"] == "yes":
-        _add_vacuoles(draw, picture, radius, centre, body)
-    return Image.fromarray(_finish(draw, picture))
+        _add_vacuoles(draw, image, radius, centre, body)
+    return Image.fromarray(_finish(draw, image))

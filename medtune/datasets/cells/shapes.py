@@ -1,4 +1,4 @@
-"""Outlines, nuclei and textures as arrays on a square pixel grid: what `render.py` paints with.
+"""Outlines, nuclei and textures as arrays on a square pixel grid, used by `render.py`.
 
 Lengths are in cell radii unless a name says pixels; arrays are float32 of shape [size, size].
 """
@@ -87,7 +87,7 @@ def _to_curve(x: Array, y: Array, points: NDArray[np.float64]) -> Array:
 
 
 def _lobes(rng: Rng, x: Array, y: Array, count: int) -> Array:
-    """Return the field of `count` lobes on an arc, parted by clefts and joined by thin strands."""
+    """Return the field of `count` lobes on an arc, separated by clefts and joined by thin strands."""
     ring = rng.uniform(0.46, 0.54)
     turn = np.pi if count == 2 else rng.uniform(0.9, 1.0) * 2 * np.pi * (count - 1) / count
     angles = np.linspace(0, turn, count) + rng.uniform(-0.12, 0.12, count)

@@ -1,4 +1,4 @@
-"""A source of samples about cells that are drawn when they are asked for."""
+"""A source of samples about cells, which are drawn when they are read."""
 
 import hashlib
 import json
@@ -16,7 +16,7 @@ from medtune.datasets.cells.render import render_cell
 from medtune.datasets.cells.text_tasks import text_conversation
 from medtune.errors import ConfigError, DataError
 
-#: Change it whenever the same arguments would give other pictures or other words.
+#: Change it whenever the same arguments would give other images or other words.
 RENDERER_VERSION = 1
 
 _IMAGE_NAME = re.compile(r"cell-(\d+)\.png")
@@ -25,7 +25,7 @@ _IMAGE_NAME = re.compile(r"cell-(\d+)\.png")
 class RenderedCells:
     """Samples about rendered cells; sample i is a function of the seed and of `offset + i` alone.
 
-    Nothing is stored: attributes, words and pictures are drawn again each time, from generators of their own.
+    Nothing is stored: attributes, words and images are drawn again each time, each from its own random generator.
     """
 
     def __init__(self, size: int, seed: int, kind: str, image_size: int, offset: int, natural: float) -> None:

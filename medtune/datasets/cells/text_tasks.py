@@ -1,7 +1,7 @@
-"""Conversations without an image: copying, looking up options, answering from what was just stated.
+"""Conversations without an image: copying, looking up options, answering from statements.
 
-They teach the language side what a question about an image needs as well: to match a value with an option's text
-instead of learning which letter goes with which value.
+They teach the language model a skill that questions about images need too: to match a value with an option's text,
+instead of learning which letter belongs to which value.
 """
 
 import random
@@ -21,7 +21,7 @@ from medtune.datasets.cells.instructions import (
 )
 from medtune.datasets.cells.wording import open_answer
 
-#: Words beside the attributes' values, so that copying and matching are learnt for any word.
+#: Words in addition to the attributes' values, so that copying and matching are learnt for any word.
 WORDS = (
     "cat", "dog", "house", "tree", "water", "stone", "green", "yellow", "white", "black", "large", "thin", "thick",
     "left", "right", "upper", "lower", "normal", "mild", "severe", "cell", "nucleus", "blood", "image", "scan", "lung",

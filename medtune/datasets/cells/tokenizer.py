@@ -1,4 +1,4 @@
-"""The text that the mini family's tokenizer is trained on: every word that its prompts and answers need."""
+"""The text that the mini family's tokenizer is trained on: all words that its prompts and answers need."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -9,7 +9,7 @@ from medtune.datasets.cells.attributes import ATTRIBUTES
 from medtune.datasets.cells.text_tasks import WORDS
 from medtune.datasets.cells.wording import BRIEF_QUESTIONS, DESCRIBE, LIST_ATTRIBUTES, OPEN_QUESTIONS
 
-#: Ordinary words of instructions about images, beside those that the cells' own conversations use.
+#: Common words of instructions about images, in addition to those in the conversations about cells.
 GENERAL = """
 a about all also am an analysis analyze and any are area as ask assessment at attached attributes be below between body
 brief briefly by can care carefully case cells change characteristics clear clinical colour common complete concise
@@ -45,7 +45,7 @@ def tokenizer_corpus(size: int = 400, seed: int = 0) -> Iterator[str]:
         yield from [f" {word}"] * 80
     for word in sorted(values):
         yield from [word] * 80
-    # The words of the chat template stand in every turn.
+    # The words of the chat template occur in every turn.
     for word in ("user", "assistant", "system", "\n\n"):
         yield from [word] * 400
     for text in (*OPEN_QUESTIONS, *BRIEF_QUESTIONS, *DESCRIBE, *LIST_ATTRIBUTES):
@@ -56,7 +56,7 @@ def tokenizer_corpus(size: int = 400, seed: int = 0) -> Iterator[str]:
 
 def build_tokenizer(out_dir: Path, vocab_size: int = 1024, seed: int = 0) -> None:
     """Train the mini tokenizer on `tokenizer_corpus` and write its files to `out_dir`."""
-    # Imported here: the models' floor pulls in torch, which drawing cells does not need.
+    # Imported here because the models' layer imports torch, which drawing cells does not need.
     from medtune.models.mini._tokenizer import train_mini_tokenizer
 
     train_mini_tokenizer(tokenizer_corpus(seed=seed), vocab_size, out_dir)

@@ -61,7 +61,7 @@ PHRASES = (
     ("Write short phrases about this cell, one per line.", "\n"),
     ("Give the findings, one phrase per line.", "\n"),
 )
-"""Requests for phrases in place of sentences, and what stands between the phrases."""
+"""Requests for phrases instead of sentences, and the separator between the phrases."""
 
 LIST_ATTRIBUTES = (
     "Name the attributes.",
@@ -104,7 +104,7 @@ def _granules(cell: Attributes) -> str:
 
 
 def _remarks(cell: Attributes) -> list[str]:
-    """Return one sentence per side of the cell, each of which may follow the opening."""
+    """Return one sentence per aspect of the cell; each may follow the opening."""
     vacuoles = "no vacuoles" if cell["cytoplasm vacuole"] == "no" else "vacuoles"
     return [
         f"The cytoplasm is {cell['cytoplasm texture']} and {cell['cytoplasm colour']}.",

@@ -1,4 +1,4 @@
-"""MedMNIST 2D (Yang et al. 2023): 12 sets of small medical images with labels, as its owners ship them."""
+"""MedMNIST 2D (Yang et al. 2023): 12 sets of small medical images with labels, as published."""
 
 from medtune.datasets.medmnist.door import find_files, prepare_medmnist
 from medtune.datasets.medmnist.facts import FACTS, GRADES, RETINOPATHY, Facts

@@ -1,4 +1,4 @@
-"""From MedMNIST's files to instructions, with the images packed beside them."""
+"""The converter of MedMNIST's files to instructions; it also packs the images into a tar file."""
 
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -55,10 +55,10 @@ def prepare_medmnist(
     limit_questions: int | None = None,
     seed: int = 0,
 ) -> Prepared:
-    """Turn sets of MedMNIST 2D into one file of instructions for each split (VITask, section 3).
+    """Convert sets of MedMNIST 2D to one file of instructions for each split (VITask, section 3).
 
-    Splits: ``train``, ``val`` and ``test``, the owners' own, each with the images of all sets, set after set. The
-    images that they name are written beside them as PNG in ``images.tar``, which is their image root.
+    Splits: the official ``train``, ``val`` and ``test``, each with the images of all sets, set after set. Their images
+    are written next to them as PNG in ``images.tar``, which is their image root.
 
     Args:
         files: MedMNIST's ``.npz`` files or a folder of them. The set is read from the beginning of a file's name:
@@ -70,7 +70,7 @@ def prepare_medmnist(
             a multi-label set.
         limit_train: keep this many training images of each set, drawn at random after balancing.
         limit_questions: keep this many images of each set in val and in test, drawn at random.
-        seed: of all draws.
+        seed: seed of all draws.
 
     Raises:
         ConfigError: for an unknown set or option, or a limit below 1.
@@ -79,23 +79,23 @@ def prepare_medmnist(
     choice = Choice(template, balance_train, limit_train, limit_questions, seed)
     found = find_files(files, sets)
     chosen = [_choose(MedMnistFile(path, _worded(FACTS[name], grades)), choice) for name, path in found.items()]
-    answers = {one.name: one.answers("train") for one in chosen}
+    answers = {part.name: part.answers("train") for part in chosen}
 
     def images() -> Iterator[bytes]:
-        return tar_blocks(member for one in chosen for split in SPLITS for member in one.images(split))
+        return tar_blocks(member for part in chosen for split in SPLITS for member in part.images(split))
 
     return Prepared(
         name="medmnist",
         splits={split: _stream(chosen, split, template) for split in SPLITS},
-        inputs={one.name: one.file.path for one in chosen},
+        inputs={part.name: part.file.path for part in chosen},
         options={"sets": list(found), "grades": grades, **asdict(choice)},
         tables={"training_majority": {name: commonest(texts) for name, texts in answers.items()}},
         summary={
-            "sets": {one.name: {split: len(one.rows[split]) for split in SPLITS} for one in chosen},
+            "sets": {part.name: {split: len(part.rows[split]) for split in SPLITS} for part in chosen},
             "training_values": {name: dict(Counter(texts).most_common(20)) for name, texts in answers.items()},
         },
         files={IMAGES: images},
-        notes=[note for one in chosen for note in _notes(one.file)],
+        notes=[note for part in chosen for note in _notes(part.file)],
     )
 
 
@@ -103,17 +103,18 @@ def find_files(files: str | Sequence[str], sets: Sequence[str] | None = None) ->
     """Find the file of each set, in the order of the paper's Table 1.
 
     Args:
-        files: files, or a folder, of which ``.npz`` files that are no set of MedMNIST 2D are passed over.
-        sets: names of the sets to take, null for all.
+        files: files, or a folder, in which ``.npz`` files that are not a set of MedMNIST 2D are ignored.
+        sets: names of the sets to take; null takes all.
 
     Raises:
         ConfigError: for an unknown set, or one without a file.
-        DataError: for a folder without a set, a file whose name begins with no set's, or two files of one set.
+        DataError: for a folder without a set, a file whose name does not begin with the name of a set, or two files of
+            one set.
     """
     wanted = {_known(name) for name in sets} if sets is not None else None
     given = [files] if isinstance(files, str) else list(files)
     found: dict[str, Path] = {}
-    for path in (Path(one).expanduser() for one in given):
+    for path in (Path(name).expanduser() for name in given):
         inside = sorted(path.glob("*.npz")) if path.is_dir() else [path]
         for file in inside:
             name = _set_of(file)
@@ -140,7 +141,7 @@ def _choose(file: MedMnistFile, choice: Choice) -> _Chosen:
 
 
 def _stream(chosen: Sequence[_Chosen], split: str, template: Template) -> Stream:
-    return Stream(lambda: (sample for one in chosen for sample in one.samples(split, template)))
+    return Stream(lambda: (sample for part in chosen for sample in part.samples(split, template)))
 
 
 def _worded(facts: Facts, grades: str) -> Facts:

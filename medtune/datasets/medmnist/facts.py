@@ -1,8 +1,8 @@
-"""The 12 sets of MedMNIST 2D (Yang et al. 2023): classes, tasks and sizes as its owners document them.
+"""The 12 sets of MedMNIST 2D (Yang et al. 2023): classes, tasks and sizes as officially documented.
 
 Classes, tasks and sizes are those of ``medmnist.INFO`` (version 3). Modalities and the words of the instructions are
-ours. RetinaMNIST's official classes are the bare grades 0 to 4; :data:`RETINOPATHY` puts them into words, as the scale
-that DeepDRiD was graded by names them.
+ours. RetinaMNIST's official classes are the grades 0 to 4 as numbers; :data:`RETINOPATHY` gives their names on the
+grading scale of DeepDRiD.
 """
 
 from dataclasses import dataclass

@@ -25,8 +25,8 @@ class MedMnistFile:
         facts: the set that it holds.
 
     Raises:
-        DataError: for a file that is absent, damaged or holds Python objects; a missing split; images or labels of
-            another shape or type; a label that is no class. File, array and row are named.
+        DataError: for a file that is absent, damaged or contains Python objects; a missing split; images or labels of
+            another shape or type; a label that is not a class. The message names file, array and row.
     """
 
     def __init__(self, path: Path, facts: Facts) -> None:
@@ -59,7 +59,7 @@ class MedMnistFile:
                         raise EOFError(f"it ends in row {row}")
                     if row in wanted:
                         yield row, np.frombuffer(data, dtype=np.uint8).reshape(shape[1:])
-                file.read(1)  # at the end the archive's checksum is compared
+                file.read(1)  # reading to the end makes zipfile verify the checksum
         except _DAMAGE as error:
             raise DataError(f"{self.path}: {name} is damaged or cut off ({error}); get a whole copy.") from None
 
@@ -116,7 +116,7 @@ class MedMnistFile:
         most = 1 if several else len(words.classes) - 1
         bad = np.argwhere((labels < 0) | (labels > most))
         if len(bad):
-            row, column = (int(one) for one in bad[0])
+            row, column = (int(index) for index in bad[0])
             raise DataError(
                 f"{where}, row {row}: the label {labels[row, column]} is out of range; {self.facts.title} has labels "
                 f"from 0 to {most}. Is the file that of another set?"

@@ -1,4 +1,4 @@
-"""What a protocol is: it turns a question into queries for the model, judges the answers, and scores them all."""
+"""Interface of a protocol: it makes queries from a question, judges the answers and scores them."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -14,15 +14,15 @@ from medtune.evaluation.result import Metric
 
 
 class Query(NamedTuple):
-    """One thing to ask the model.
+    """One query to the model.
 
     Args:
         id: Unique id; the same question gives the same id in every run.
         task: Name of the protocol.
         sample: What the model sees: images and one user turn.
-        continuations: Texts whose log-probability is wanted; empty where the model answers freely.
+        continuations: Texts whose log-probability is computed; empty if the model answers freely.
         references: Right answers as text.
-        meta: Goes into the prediction row unchanged.
+        meta: Copied unchanged to the prediction row.
     """
 
     id: str
@@ -34,7 +34,7 @@ class Query(NamedTuple):
 
     @property
     def prompt(self) -> str:
-        """What the user's turn says."""
+        """Text of the user's turn."""
         return self.sample.messages[-1].content
 
 
@@ -45,20 +45,20 @@ class Verdict:
     Args:
         id: Id of the query.
         task: Name of the protocol.
-        sample_id: Id of the question that the query was made of.
-        attribute: What was asked for.
-        images: The image shown; answers on one image form one cluster of the bootstrap.
+        sample_id: Id of the question of the query.
+        attribute: The requested attribute.
+        images: The shown images; answers about the same images form one cluster of the bootstrap.
         gold: The right value.
-        predicted: The value that was read from the answer, None where none could be read.
-        in_format: Whether the answer has the form that was asked for (instruction retention).
+        predicted: The value that was read from the answer; None if no value could be read.
+        in_format: Whether the answer has the requested form (instruction retention).
         swapped: Whether another question's image was shown.
-        chance: Probability that a blind guess is right; 0 where a guess has no such probability.
-        prior: Whether the training split's most frequent value is right; None where no training split is known.
-        shown_differs: Whether the image shown has another right answer than the question's own (swapped images alone).
-        measures: Per-sample numbers by name, for example an absolute error; one that cannot be computed is left out.
+        chance: Probability that a blind guess is right; 0 if this is undefined.
+        prior: Whether the training split's most frequent value is right; None without a training split.
+        shown_differs: Whether the shown image has another right answer than the question (only for swapped images).
+        measures: Per-sample numbers by name, for example an absolute error; undefined numbers are left out.
 
     Attributes:
-        tabulated: Whether such a verdict has a row in ``verdicts.csv``.
+        tabulated: Whether such verdicts have a row in ``verdicts.csv``.
     """
 
     tabulated: ClassVar[bool] = True
@@ -79,18 +79,18 @@ class Verdict:
 
     @property
     def correct(self) -> bool:
-        """Whether the value read is the right one; an answer that cannot be read is wrong."""
+        """Whether the value that was read is right; an answer that could not be read is wrong."""
         return self.predicted is not None and self.predicted == self.gold
 
 
 @dataclass(frozen=True)
 class Vocabulary:
-    """What is known of the whole question file, needed to tell an answer from a recited report.
+    """Attributes and values of the whole question file, used to tell an answer from a recited report.
 
     Args:
         majority: Most frequent value of each attribute in the training split.
         attributes: Names of all attributes.
-        terms: Every attribute name and value: the words that reports are made of.
+        terms: All attribute names and values, the words of which reports consist.
     """
 
     majority: dict[str, str]
@@ -105,32 +105,32 @@ class Vocabulary:
         needed: bool = True,
         topics: "Sequence[TopicOf] | None" = None,
     ) -> "Vocabulary":
-        """Collect the vocabulary of a question file; a classification set is an attribute, its classes are the values.
+        """Collect the vocabulary of a question file; a classification set is an attribute and its classes are values.
 
         Args:
             samples: The questions.
             majority: Most frequent value of each attribute in the training split.
-            needed: Whether each attribute must have one; classification alone does without.
-            topics: What tells what a question is about; None takes :func:`topic`.
+            needed: Whether each attribute must have a majority value; not needed if only classification is asked.
+            topics: Functions that return what a question is about; None takes :func:`topic`.
 
         Raises:
             DataError: An attribute has no majority value.
         """
-        found = [about(sample) for about in ((topic,) if topics is None else topics) for sample in samples]
-        asked = [one for one in found if one is not None]
-        attributes = sorted({one.attribute for one in asked})
+        subjects = [about(sample) for about in ((topic,) if topics is None else topics) for sample in samples]
+        asked = [subject for subject in subjects if subject is not None]
+        attributes = sorted({subject.attribute for subject in asked})
         for attribute in attributes:
             if needed and attribute not in majority:
                 raise DataError(
                     f"the majority values of the training split lack the attribute {attribute!r}; "
                     "prepare the data again, so that questions and majority values come from one run."
                 )
-        values = {str(value) for one in asked for value in one.values}
+        values = {str(value) for subject in asked for value in subject.values}
         return cls(dict(majority), tuple(attributes), tuple(sorted(values | set(attributes))))
 
 
 class Topic(NamedTuple):
-    """What a question is about: its attribute or set, the right answer as text, and the values there are."""
+    """What a question is about: its attribute or set, the right answer as text, and all possible values."""
 
     attribute: str
     answer: str
@@ -151,31 +151,31 @@ def topic(sample: Sample) -> Topic:
 
 
 TopicOf = Callable[[Sample], Topic | None]
-"""Tells what a question is about; None for a question that is not of the protocol's kind."""
+"""Returns what a question is about; None for a question that the protocol does not handle."""
 Pair = tuple[dict[str, str], dict[str, str]]
-"""The rows of ``verdicts.csv`` of two runs for one query, the run to compare with first."""
+"""The rows of ``verdicts.csv`` of two runs for one query; the base run is first."""
 
 
 class EvaluationProtocol:
-    """One way to ask, to judge and to score; a subclass in a file of its own is a whole protocol.
+    """A way to ask questions, judge the answers and score them. A new protocol is one subclass.
 
-    ``protocols`` of ``predict`` and ``evaluate`` take the name of a packaged one, or the dotted path of a class.
-    A subclass sets ``name`` and ``display`` and writes ``plan``, ``judge`` and ``score``; the rest has defaults.
+    The key ``protocols`` of ``predict`` and ``evaluate`` takes names of packaged protocols and dotted paths of classes.
+    A subclass sets ``name`` and ``display`` and implements ``plan``, ``judge`` and ``score``; the rest has defaults.
 
     Args:
-        seed: Seed that predict and evaluate were given.
+        seed: Seed of predict and evaluate.
 
     Attributes:
         name: Name in configs, files and results.
         display: How its numbers and answers are shown.
-        default: Whether it is asked unless a config says otherwise.
-        majority: Whether the training split's most frequent values are ``required`` for every attribute, ``used`` as
-            far as they are known, or of no use (``none``).
-        retention: Definition of the share of answers in the form asked for, which makes the protocol a component of
-            instruction retention; empty for none.
-        answer_keys: What the model's side writes into a prediction's ``meta``; everything else there comes from the
+        default: Whether it is asked by default.
+        majority: Whether the training split's most frequent values are ``required`` for every attribute, ``used`` if
+            they are known, or not used (``none``).
+        retention: Definition of the share of answers in the requested form; such a protocol is a component of
+            instruction retention. Empty for none.
+        answer_keys: Keys of a prediction's ``meta`` that come from the prediction file; all other keys come from the
             question file.
-        swap_required: Whether it must be asked on other images too.
+        swap_required: Whether it must also be asked on other images.
     """
 
     name: ClassVar[str]
@@ -191,18 +191,18 @@ class EvaluationProtocol:
 
     @staticmethod
     def topic(sample: Sample) -> Topic | None:
-        """Return what a question is about; the default asks for ``attribute``, ``options`` and ``answer``."""
+        """Return what a question is about; the default needs ``attribute``, ``options`` and ``answer``."""
         return topic(sample)
 
     @staticmethod
     def other_images(samples: Sequence[Sample], seed: int) -> list[Sample]:
-        """Return the questions on other images; the default deals the images out anew."""
-        from medtune.evaluation.swapped import swap_images  # it asks this module what a question is about
+        """Return the questions with other images; the default is :func:`~medtune.evaluation.swapped.swap_images`."""
+        from medtune.evaluation.swapped import swap_images  # it imports this module
 
         return swap_images(samples, seed)
 
     def plan(self, sample: Sample) -> list[Query]:
-        """Return the queries of one question; none for a question that is not of the protocol's kind.
+        """Return the queries of one question; an empty list for a question that the protocol does not handle.
 
         ``meta`` of each holds ``sample_id``, ``images`` and ``swapped`` (:func:`query_frame`), ``attribute`` (the
         group that numbers are averaged over) and ``answer``.
@@ -210,7 +210,7 @@ class EvaluationProtocol:
         raise NotImplementedError
 
     def judge(self, row: Prediction, vocabulary: Vocabulary) -> Verdict:
-        """Read and judge one answer; ``row.meta["missing"]`` stands where there is none."""
+        """Read and judge one answer; if there is no answer, ``row.meta["missing"]`` is set."""
         raise NotImplementedError
 
     def score(
@@ -219,24 +219,24 @@ class EvaluationProtocol:
         """Score one model's verdicts.
 
         Args:
-            verdicts: On the true and on swapped images.
-            vocabulary: What is known of the whole question file.
-            resamples: Bootstrap draws.
-            seed: Seed of the draws.
+            verdicts: Verdicts on the true and on swapped images.
+            vocabulary: Attributes and values of the whole question file.
+            resamples: Number of bootstrap resamples.
+            seed: Seed of the resampling.
 
         Returns:
-            ``{"overall": numbers, "attributes": {attribute: numbers}, "swapped": numbers or None}``, and what else the
-            protocol has to say; None where the answers have no score. :func:`medtune.evaluation.scoring.score_protocol`
-            makes it of right and wrong answers, :func:`medtune.evaluation.measures.score_measures` of other numbers.
+            ``{"overall": numbers, "attributes": {attribute: numbers}, "swapped": numbers or None}``, optionally with
+            further keys; None if the answers have no score. :func:`medtune.evaluation.scoring.score_protocol` computes
+            it for right and wrong answers, :func:`medtune.evaluation.measures.score_measures` for other numbers.
         """
         raise NotImplementedError
 
     def facts(self, verdicts: Sequence[Verdict]) -> dict[str, Any]:
-        """Return what readers of the results must know of the questions; it joins ``vocabulary`` of the results."""
+        """Return facts about the questions that readers of the results need; they are added to ``vocabulary``."""
         return {}
 
     def mismatch(self, first: Mapping[str, Any], second: Mapping[str, Any]) -> str:
-        """Return why two runs cannot be compared, by the ``vocabulary`` of their results; empty where they can."""
+        """Return why two runs cannot be compared, from the ``vocabulary`` of their results; empty if they can."""
         return ""
 
     def compare(
@@ -248,26 +248,26 @@ class EvaluationProtocol:
         resamples: int,
         seed: int,
     ) -> dict[str, Metric]:
-        """Return paired differences beside that of ``display.paired``, by the names of overall numbers.
+        """Return paired differences other than that of ``display.paired``, by the names of overall numbers.
 
         Args:
             pairs: Training seed to its pairs, on true images.
-            vocabulary: Of the results of the run that is compared.
+            vocabulary: The vocabulary in the results of the compared run.
             base: Name of the run that is subtracted.
-            resamples: Bootstrap draws.
-            seed: Seed of the draws.
+            resamples: Number of bootstrap resamples.
+            seed: Seed of the resampling.
         """
         return {}
 
 
 def question_meta(sample: Sample) -> dict[str, Any]:
-    """Return a question's ``meta`` after a check of ``attribute``, ``options`` and ``answer``.
+    """Check ``attribute``, ``options`` and ``answer`` in a question's ``meta`` and return it.
 
-    A classification question with one right class can be asked in the other protocols' ways too: its set is taken for
-    the attribute and its classes for the options.
+    A classification question with one right class can also be asked by the other protocols: its set is used as the
+    attribute and its classes as the options.
 
     Raises:
-        DataError: One is missing or does not fit the others; the message names the sample.
+        DataError: A key is missing or does not match the others; the message names the sample.
     """
     meta = sample.meta
     where = f"question {sample.id!r}"
@@ -292,7 +292,7 @@ def _options_of(target: Target, where: str) -> dict[str, Any]:
 
 
 def user_turn(sample: Sample) -> str:
-    """Return a sample's first user turn without image tags; empty where there is none."""
+    """Return a sample's first user turn without image tags; empty if there is none."""
     turns = [message.content.replace(IMAGE_TAG, "").strip() for message in sample.messages if message.role == "user"]
     return turns[0] if turns else ""
 
@@ -300,7 +300,7 @@ def user_turn(sample: Sample) -> str:
 def question_text(sample: Sample) -> tuple[str, list[str], str]:
     """Return a question's wording, options and answer.
 
-    The wording is the sample's own user turn without image tags, else ``What is the {attribute}?``.
+    The wording is the sample's user turn without image tags, or ``What is the {attribute}?`` if that is empty.
     """
     meta = question_meta(sample)
     question = user_turn(sample) or open_question(meta["attribute"])
@@ -308,9 +308,9 @@ def question_text(sample: Sample) -> tuple[str, list[str], str]:
 
 
 def query_frame(name: str, sample: Sample) -> tuple[str, dict[str, Any]]:
-    """Return a query's id, and the part of its ``meta`` that tells which sample and images it shows.
+    """Return a query's id, and the part of its ``meta`` about the sample and the shown images.
 
-    A swapped sample (see :mod:`medtune.evaluation.swapped`) gets ``/swapped`` at the end of its id.
+    The id of a swapped sample (see :mod:`medtune.evaluation.swapped`) ends in ``/swapped``.
     """
     swapped = bool(sample.meta.get("swapped", False))
     shown = {"sample_id": sample.id, "images": list(sample.images), "swapped": swapped}
@@ -328,7 +328,7 @@ def make_query(
     continuations: Sequence[str] = (),
     **extra: Any,
 ) -> Query:
-    """Build the query of one question with the common ``meta``; ``extra`` joins it."""
+    """Build the query of one question with the common ``meta``; ``extra`` is added to it."""
     meta = question_meta(sample)
     query_id, shown = query_frame(name, sample)
     row_meta = {

@@ -1,7 +1,7 @@
-"""Classification by generated text (VITask): the set's own instruction, answered with a label's text.
+"""Classification by generated text (VITask): the prompt is the set's instruction, the answer is the text of a label.
 
-Each set is scored over its fixed classes, then macro over sets and micro over images. The point values come from
-scikit-learn; :mod:`medtune.evaluation.resampled` holds the same statistics for many bootstrap draws at once.
+Each set is scored over its fixed classes, then macro over sets and micro over images. scikit-learn computes the values;
+:mod:`medtune.evaluation.resampled` computes the same statistics for many bootstrap resamples at once.
 """
 
 import math
@@ -83,15 +83,15 @@ _DISPLAY = Display(
 
 @dataclass(frozen=True)
 class ClassVerdict(Verdict):
-    """One classified image.
+    """The verdict on one classified image.
 
     Args:
         kind: ``multi_class``, ``multi_label`` or ``ordinal``.
         classes: All classes of the set, by index.
-        gold_indices: The right ones.
-        read_indices: Those that the answer names.
+        gold_indices: Indices of the right classes.
+        read_indices: Indices of the classes that the answer names.
         out_of_vocabulary: Whether the answer, or a part of it, names no class.
-        scores: One number for each class, the larger the likelier; None where the row carries none.
+        scores: One number for each class, larger means more likely; None if the row has no scores.
     """
 
     kind: LabelTask = "multi_class"
@@ -103,7 +103,7 @@ class ClassVerdict(Verdict):
 
 
 class Classification(EvaluationProtocol):
-    """The sample's user turn is the prompt; the answer must be the text of a class, or of several joined by ``;``."""
+    """The sample's user turn is the prompt; the answer must be the text of a class, or several joined by ``;``."""
 
     name: ClassVar[str] = PROTOCOL
     majority: ClassVar[Literal["required", "used", "none"]] = "used"
@@ -113,7 +113,7 @@ class Classification(EvaluationProtocol):
         """Return the one query of a classification question.
 
         Raises:
-            DataError: The sample is no classification question, or has no image or user turn.
+            DataError: The sample is not a classification question, or it has no image or user turn.
         """
         if not is_classification(sample):
             raise DataError(
@@ -125,17 +125,17 @@ class Classification(EvaluationProtocol):
             raise DataError(f"question {sample.id!r}: a classification question needs an image and a user turn.")
         query_id, shown = query_frame(self.name, sample)
         meta = {"attribute": target.set, "answer": target.text, **shown, **target.to_meta()}
-        # An image classifier must know which set it is asked about; the right answer stays out.
+        # An image classifier must know the set of the question; the right answer is not passed on.
         about = {"set": target.set, "classes": list(target.classes)}
         asked = Sample(id=query_id, images=sample.images, messages=(Message("user", prompt),), meta=about)
         references = target.labels or (target.text,)
         return [Query(query_id, self.name, asked, (), references, meta)]
 
     def judge(self, row: Prediction, vocabulary: Vocabulary) -> ClassVerdict:
-        """Read the labels. In format means that the answer names classes and nothing else.
+        """Read the labels. The answer is in format if it names classes and nothing else.
 
         Raises:
-            DataError: The row's ``meta.scores`` are not one finite number for each class.
+            DataError: ``meta.scores`` of the row does not hold one finite number for each class.
         """
         meta = row.meta
         classes, several = tuple(meta["classes"]), meta["task"] == "multi_label"
@@ -169,7 +169,7 @@ class Classification(EvaluationProtocol):
         return {"sets": sets} if sets else {}
 
     def mismatch(self, first: Mapping[str, Any], second: Mapping[str, Any]) -> str:
-        """Return why two runs cannot be compared: they know other classes."""
+        """Return a reason if the sets of two runs have different classes; empty otherwise."""
         return "" if first.get("sets") == second.get("sets") else "the sets have different classes"
 
     def compare(
@@ -186,15 +186,15 @@ class Classification(EvaluationProtocol):
 
 
 def score_classification(
-    verdicts: Sequence[Verdict], commonest: dict[str, str], *, resamples: int = 1000, seed: int = 0
+    verdicts: Sequence[Verdict], most_frequent: dict[str, str], *, resamples: int = 1000, seed: int = 0
 ) -> dict[str, Any]:
     """Score one model's classification verdicts.
 
     Args:
-        verdicts: On the true and on swapped images.
-        commonest: Set to the most frequent answer of its training split; a set may lack one.
-        resamples: Bootstrap draws.
-        seed: Seed of the draws.
+        verdicts: Verdicts on the true and on swapped images.
+        most_frequent: Set to the most frequent answer of its training split; a set may be missing.
+        resamples: Number of bootstrap resamples.
+        seed: Seed of the resampling.
 
     Returns:
         ``{"overall": numbers, "attributes": {set: numbers}, "swapped": numbers or None}``.
@@ -202,75 +202,79 @@ def score_classification(
     Raises:
         DataError: Questions of one set have different classes or tasks.
     """
-    held = [cast(ClassVerdict, one) for one in verdicts]
-    true, swapped = ([one for one in held if one.swapped is side] for side in (False, True))
+    class_verdicts = [cast(ClassVerdict, verdict) for verdict in verdicts]
+    true, swapped = ([verdict for verdict in class_verdicts if verdict.swapped is side] for side in (False, True))
     groups = by_attribute(true)
     for name, rows in groups.items():
-        if len({(one.kind, one.classes) for one in rows}) > 1:
+        if len({(verdict.kind, verdict.classes) for verdict in rows}) > 1:
             raise DataError(
                 f"the questions of the set {name!r} have different classes or tasks; prepare them in one run."
             )
     exchanged = None
     if swapped:
-        overall = _overall(swapped, commonest, resamples, seed)
+        overall = _overall(swapped, most_frequent, resamples, seed)
         exchanged = {**swap_numbers(true, swapped, overall, resamples, seed), "f1_macro": overall["f1_macro"]}
     return {
-        "overall": _overall(true, commonest, resamples, seed),
-        "attributes": {name: _of_set(rows, commonest.get(name), resamples, seed) for name, rows in groups.items()},
+        "overall": _overall(true, most_frequent, resamples, seed),
+        "attributes": {name: _of_set(rows, most_frequent.get(name), resamples, seed) for name, rows in groups.items()},
         "swapped": exchanged,
     }
 
 
 def sets_of(verdicts: Sequence[Verdict]) -> dict[str, dict[str, Any]]:
-    """Return task and classes of each set, for readers of the results."""
-    found = {one.attribute: one for one in verdicts if isinstance(one, ClassVerdict)}
-    return {name: {"task": one.kind, "classes": list(one.classes)} for name, one in sorted(found.items())}
+    """Return task and classes of each set, for the results."""
+    by_set = {verdict.attribute: verdict for verdict in verdicts if isinstance(verdict, ClassVerdict)}
+    return {name: {"task": verdict.kind, "classes": list(verdict.classes)} for name, verdict in sorted(by_set.items())}
 
 
 def label_table(rows: Sequence[ClassVerdict]) -> LabelTable:
-    """Lay out the verdicts of one set as arrays."""
-    scores = [one.scores for one in rows]
+    """Convert the verdicts of one set to arrays."""
+    scores = [verdict.scores for verdict in rows]
     return LabelTable.of(
         rows[0].kind,
         len(rows[0].classes),
-        [one.gold_indices for one in rows],
-        [one.read_indices for one in rows],
-        None if any(one is None for one in scores) else [list(one) for one in scores if one is not None],
+        [verdict.gold_indices for verdict in rows],
+        [verdict.read_indices for verdict in rows],
+        None
+        if any(row_scores is None for row_scores in scores)
+        else [list(row_scores) for row_scores in scores if row_scores is not None],
     )
 
 
-def _of_set(rows: list[ClassVerdict], commonest: str | None, resamples: int, seed: int) -> Numbers:
+def _of_set(rows: list[ClassVerdict], most_frequent: str | None, resamples: int, seed: int) -> Numbers:
     table = label_table(rows)
-    images = [one.images for one in rows]
+    images = [verdict.images for verdict in rows]
     ends = intervals({"": table}, images, resamples=resamples, seed=seed)
     numbers = {
         name: Metric(value, "fraction", True, len(rows), ends.get(name), f"{DEFINITIONS[name]}; {BOOTSTRAP}")
         for name, value in points(table).items()
     }
     return {
-        "accuracy": proportion([one.correct for one in rows], EXACT if table.kind == "multi_label" else SHARE),
+        "accuracy": proportion([verdict.correct for verdict in rows], EXACT if table.kind == "multi_label" else SHARE),
         **numbers,
         "out_of_vocabulary": _out_of_vocabulary(rows),
         "chance": chance(rows),
         "majority": majority(rows),
-        "majority_f1": _majority_f1(table, rows, commonest),
+        "majority_f1": _majority_f1(table, rows, most_frequent),
     }
 
 
-def _majority_f1(table: LabelTable, rows: Sequence[ClassVerdict], commonest: str | None) -> Metric:
+def _majority_f1(table: LabelTable, rows: Sequence[ClassVerdict], most_frequent: str | None) -> Metric:
     value = None
-    if commonest is not None:
-        indices, _ = read_labels(commonest, rows[0].classes, rows[0].kind == "multi_label")
+    if most_frequent is not None:
+        indices, _ = read_labels(most_frequent, rows[0].classes, rows[0].kind == "multi_label")
         value = points(table.answered_by(indices))["f1_macro"]
     return Metric(value, "fraction", None, len(rows), None, CONSTANT)
 
 
-def _overall(rows: Sequence[ClassVerdict], commonest: Mapping[str, str], resamples: int, seed: int) -> Numbers:
+def _overall(rows: Sequence[ClassVerdict], most_frequent: Mapping[str, str], resamples: int, seed: int) -> Numbers:
     groups = by_attribute(rows)
     over = f"mean over the {len(groups)} sets of"
     tables = {name: label_table(group) for name, group in groups.items()}
-    in_order = [one for group in groups.values() for one in group]
-    ends = intervals(tables, [one.images for one in in_order], resamples=resamples, seed=seed, only=("f1_macro",))
+    in_order = [verdict for group in groups.values() for verdict in group]
+    ends = intervals(
+        tables, [verdict.images for verdict in in_order], resamples=resamples, seed=seed, only=("f1_macro",)
+    )
 
     def number(value: float | None, better: bool | None, ends: tuple[float, float] | None, text: str) -> Metric:
         return Metric(value, "fraction", better, len(rows), ends, f"{over} {text}")
@@ -279,19 +283,19 @@ def _overall(rows: Sequence[ClassVerdict], commonest: Mapping[str, str], resampl
         values = [value for value in map(measure, groups.values()) if value is not None]
         return float(np.mean(values)) if values else None
 
-    priors = [float(one.prior) for one in rows if one.prior is not None]
+    priors = [float(verdict.prior) for verdict in rows if verdict.prior is not None]
     known = len(priors) == len(rows)
     f1 = [points(table)["f1_macro"] for table in tables.values()]
-    constant = [_majority_f1(tables[name], group, commonest.get(name)).value for name, group in groups.items()]
+    constant = [_majority_f1(tables[name], group, most_frequent.get(name)).value for name, group in groups.items()]
     return {
         "accuracy_macro": number(
-            mean(lambda group: float(np.mean([one.correct for one in group]))),
+            mean(lambda group: float(np.mean([verdict.correct for verdict in group]))),
             True,
-            macro_interval(rows, [float(one.correct) for one in rows], resamples, seed),
+            macro_interval(rows, [float(verdict.correct) for verdict in rows], resamples, seed),
             f"the share of right answers, out of vocabulary wrong; {BOOTSTRAP}",
         ),
         "f1_macro": number(_mean(f1), True, ends.get("f1_macro"), f"the {F1}; {BOOTSTRAP}"),
-        "accuracy_micro": proportion([one.correct for one in rows], SHARE),
+        "accuracy_micro": proportion([verdict.correct for verdict in rows], SHARE),
         "out_of_vocabulary": _out_of_vocabulary(rows),
         "chance_macro": number(mean(lambda group: chance(group).value), None, None, CHANCE),
         "chance_micro": chance(rows),
@@ -307,29 +311,29 @@ def _overall(rows: Sequence[ClassVerdict], commonest: Mapping[str, str], resampl
 
 
 def _out_of_vocabulary(rows: Sequence[ClassVerdict]) -> Metric:
-    return proportion([one.out_of_vocabulary for one in rows], STRAY, higher_is_better=False)
+    return proportion([verdict.out_of_vocabulary for verdict in rows], STRAY, higher_is_better=False)
 
 
 def _mean(values: Sequence[float | None]) -> float | None:
-    held = np.asarray([np.nan if value is None else value for value in values], dtype=np.float64)
-    return float(macro(held)) if not np.isnan(held).all() else None
+    numbers = np.asarray([np.nan if value is None else value for value in values], dtype=np.float64)
+    return float(macro(numbers)) if not np.isnan(numbers).all() else None
 
 
 def _f1_difference(
     pairs: Mapping[int, Sequence[Pair]], sets: Mapping[str, Mapping[str, Any]], base: str, resamples: int, seed: int
 ) -> Metric:
-    """Difference in macro-F1, mean over sets; the answers are read back from the values of the verdicts.
+    """Return the difference in macro-F1, mean over sets; the labels are parsed from the rows of ``verdicts.csv``.
 
     Args:
         pairs: Training seed to its pairs.
         sets: Set to its task and classes.
         base: Name of the model that is subtracted.
-        resamples: Bootstrap draws.
-        seed: Seed of the draws.
+        resamples: Number of bootstrap resamples.
+        seed: Seed of the resampling.
     """
     by_set = {
-        (name, of): [pair for pair in held if pair[0]["attribute"] == name]
-        for of, held in pairs.items()
+        (name, of): [pair for pair in seed_pairs if pair[0]["attribute"] == name]
+        for of, seed_pairs in pairs.items()
         for name in sets
     }
     sides: list[dict[str, LabelTable]] = []
@@ -352,8 +356,8 @@ def _scores(row: Prediction, classes: int) -> tuple[float, ...] | None:
     if scores is None:
         return None
     numbers = isinstance(scores, list | tuple) and all(
-        isinstance(one, int | float) and not isinstance(one, bool) and math.isfinite(one) for one in scores
+        isinstance(score, int | float) and not isinstance(score, bool) and math.isfinite(score) for score in scores
     )
     if not numbers or len(scores) != classes:
         raise DataError(f"prediction {row.id!r}: meta.scores must hold {classes} finite numbers, one for each class.")
-    return tuple(float(one) for one in scores)
+    return tuple(float(score) for score in scores)

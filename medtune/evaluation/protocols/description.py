@@ -1,4 +1,4 @@
-"""The plain request: ``What does this image show?``; it has no right answer, only a natural or an unnatural one."""
+"""The request ``What does this image show?``. It has no right answer; the answer is natural language or not."""
 
 from collections.abc import Sequence
 from typing import Any, ClassVar, Literal
@@ -20,7 +20,7 @@ PROMPT = "What does this image show?"
 
 
 class Description(EvaluationProtocol):
-    """Asked once for each image, however many questions it has, and never on swapped images."""
+    """Asked once per image, also if several questions are about the image; never asked on swapped images."""
 
     name: ClassVar[str] = "description"
     default = True
@@ -63,5 +63,5 @@ class Description(EvaluationProtocol):
     def score(
         self, verdicts: Sequence[Verdict], vocabulary: Vocabulary, *, resamples: int, seed: int
     ) -> dict[str, Any] | None:
-        """Return None: there is no right answer; instruction retention holds the rate of natural ones."""
+        """Return None, because there is no right answer; the rate of natural answers is in instruction retention."""
         return None

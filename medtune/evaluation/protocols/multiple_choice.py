@@ -23,7 +23,7 @@ from medtune.evaluation.scoring import score_protocol
 
 
 class MultipleChoice(EvaluationProtocol):
-    """The paper's benchmark: the model writes its answer, the official parser reads it; unread is wrong."""
+    """The paper's benchmark: the model writes an answer and the official parser reads it; an unread answer is wrong."""
 
     name: ClassVar[str] = "multiple_choice"
     default = True
@@ -46,7 +46,7 @@ class MultipleChoice(EvaluationProtocol):
         return [make_query(self.name, sample, prompt, [multiple_choice_answer(options, answer)])]
 
     def judge(self, row: Prediction, vocabulary: Vocabulary) -> Verdict:
-        """Read the letter. In format means that a letter of an option could be read."""
+        """Read the letter. The answer is in format if the letter of an option could be read."""
         options = row.meta["options"]
         index = parse_letter(row.prediction, len(options))
         predicted = None if index is None else options[index]
@@ -61,10 +61,10 @@ class MultipleChoice(EvaluationProtocol):
 
 
 class LetterLikelihood(EvaluationProtocol):
-    """The same prompt; the option whose sentence ``The correct answer is X.`` is the most likely is the answer.
+    """The same prompt; the answer is the option whose sentence ``The correct answer is X.`` is the most likely.
 
-    It shows what the model knows when it no longer writes the asked format, so it is no measure of retention. A tie
-    goes to the earlier option.
+    It shows what the model knows even if it no longer writes the requested format, so it does not measure retention. In
+    a tie the earlier option wins.
     """
 
     name: ClassVar[str] = "letter_likelihood"
@@ -94,8 +94,8 @@ class LetterLikelihood(EvaluationProtocol):
         prior = vocabulary.majority[row.meta["attribute"]] == row.meta["answer"]
         if row.meta.get("missing"):
             return make_verdict(row, None, False, prior=prior)
-        numbers = isinstance(scores, list | tuple) and all(isinstance(one, int | float) for one in scores)
-        if scores is None or not numbers or len(scores) != len(options) or any(math.isnan(one) for one in scores):
+        numbers = isinstance(scores, list | tuple) and all(isinstance(score, int | float) for score in scores)
+        if scores is None or not numbers or len(scores) != len(options) or any(math.isnan(score) for score in scores):
             raise DataError(
                 f"prediction {row.id!r}: meta.scores must hold {len(options)} log-probabilities, one for each option."
             )

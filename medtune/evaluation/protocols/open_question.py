@@ -43,7 +43,7 @@ class OpenQuestion(EvaluationProtocol):
         return [make_query(self.name, sample, question, [answer])]
 
     def judge(self, row: Prediction, vocabulary: Vocabulary) -> Verdict:
-        """Read the value. In format means that the answer names a value and is no recited report."""
+        """Read the value. The answer is in format if it names a value and is not a recited report."""
         attribute, options = row.meta["attribute"], row.meta["options"]
         index = parse_value(row.prediction, attribute, options, vocabulary.attributes)
         predicted = None if index is None else options[index]

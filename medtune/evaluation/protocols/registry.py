@@ -1,4 +1,4 @@
-"""The protocols by name, and the queries that a question file gives: predict asks them, evaluate expects them."""
+"""The protocols by name, and the queries of a question file: predict asks them, evaluate expects them."""
 
 from collections.abc import Callable, Iterable, Sequence
 
@@ -14,12 +14,20 @@ from medtune.evaluation.protocols.response_likelihood import ResponseLikelihood
 from medtune.evaluation.protocols.yes_no import YesNo
 
 REGISTRY: dict[str, type[EvaluationProtocol]] = {
-    one.name: one
-    for one in (MultipleChoice, LetterLikelihood, OpenQuestion, YesNo, Description, Classification, ResponseLikelihood)
+    protocol.name: protocol
+    for protocol in (
+        MultipleChoice,
+        LetterLikelihood,
+        OpenQuestion,
+        YesNo,
+        Description,
+        Classification,
+        ResponseLikelihood,
+    )
 }
-"""The packaged protocols by name; a package of one's own may add an entry."""
-PROTOCOLS = tuple(name for name, one in REGISTRY.items() if one.default)
-"""Names of the protocols for questions about an attribute, which are asked unless a config says otherwise."""
+"""The packaged protocols by name; another package may add an entry."""
+PROTOCOLS = tuple(name for name, protocol in REGISTRY.items() if protocol.default)
+"""Names of the protocols for questions about an attribute; they are asked by default."""
 
 
 def build_protocol(name: str, seed: int = 0) -> EvaluationProtocol:
@@ -27,10 +35,10 @@ def build_protocol(name: str, seed: int = 0) -> EvaluationProtocol:
 
     Args:
         name: A name of :data:`REGISTRY`, or the path of a subclass of ``EvaluationProtocol``.
-        seed: Seed that predict and evaluate were given.
+        seed: Seed of predict and evaluate.
 
     Raises:
-        ConfigError: There is none, or it goes by the name of a packaged one.
+        ConfigError: There is no such protocol, or its name is that of a packaged protocol.
     """
     if name in REGISTRY:
         return REGISTRY[name](seed)
@@ -38,48 +46,50 @@ def build_protocol(name: str, seed: int = 0) -> EvaluationProtocol:
         raise ConfigError(
             f"unknown protocol {name!r}; choose from {', '.join(REGISTRY)}, or give the dotted path of a class."
         )
-    found = import_path(name, "protocols")
-    if not (isinstance(found, type) and issubclass(found, EvaluationProtocol)):
+    protocol_class = import_path(name, "protocols")
+    if not (isinstance(protocol_class, type) and issubclass(protocol_class, EvaluationProtocol)):
         raise ConfigError(f"protocols: {name} is no subclass of medtune.evaluation.protocols.base.EvaluationProtocol.")
-    if REGISTRY.get(found.name, found) is not found:
-        raise ConfigError(f"protocols: {name} is named {found.name!r} as a packaged one; give it another name.")
-    return found(seed)
+    if REGISTRY.get(protocol_class.name, protocol_class) is not protocol_class:
+        raise ConfigError(
+            f"protocols: {name} is named {protocol_class.name!r} as a packaged one; give it another name."
+        )
+    return protocol_class(seed)
 
 
 def build_protocols(names: Iterable[str], seed: int = 0) -> dict[str, EvaluationProtocol]:
-    """Return the protocols by their own names, in the order asked for.
+    """Return the protocols by their names, in the requested order.
 
     Raises:
-        ConfigError: As :func:`build_protocol`, or two of them go by one name.
+        ConfigError: As :func:`build_protocol`, or two protocols have the same name.
     """
-    found: dict[str, EvaluationProtocol] = {}
+    by_name: dict[str, EvaluationProtocol] = {}
     for name in dict.fromkeys(names):
         protocol = build_protocol(name, seed)
-        if type(found.setdefault(protocol.name, protocol)) is not type(protocol):
+        if type(by_name.setdefault(protocol.name, protocol)) is not type(protocol):
             raise ConfigError(f"protocols: two of them are named {protocol.name!r}; leave one out.")
-    return found
+    return by_name
 
 
 def majority_of_use(names: Iterable[str]) -> bool:
-    """Return whether any of the protocols reads the training split's most frequent values."""
+    """Return whether any of the protocols uses the training split's most frequent values."""
     return any(protocol.majority != "none" for protocol in build_protocols(names).values())
 
 
 def plan_queries(
     samples: Sequence[Sample], protocols: Sequence[str] = PROTOCOLS, *, swapped: Sequence[str] = (), seed: int = 0
 ) -> list[Query]:
-    """Return every query of a question file once, in a fixed order: per protocol the true images, then the swapped.
+    """Return every query of a question file once, in a fixed order: per protocol first true, then swapped images.
 
     Args:
         samples: The questions.
         protocols: Names or dotted paths of the protocols to ask.
-        swapped: Those of the protocols to ask on swapped images too.
-        seed: Seed of the yes/no coins and of the swap.
+        swapped: Those of the protocols that are also asked on swapped images.
+        seed: Seed of the yes/no choices and of the swap.
 
     Raises:
-        ConfigError: An unknown protocol, one in ``swapped`` that is not in ``protocols``, or one that compares two
-            images without its other image.
-        DataError: Two different queries have one id, which two questions of one id make.
+        ConfigError: A protocol is unknown, a protocol in ``swapped`` is not in ``protocols``, or a protocol that
+            compares two images is not in ``swapped``.
+        DataError: Two different queries have the same id, because two questions have the same id.
     """
     asked, exchanged = build_protocols(protocols, seed), build_protocols(swapped, seed)
     stray = [name for name in exchanged if name not in asked]

@@ -1,9 +1,9 @@
-"""How likely the right response is, given the question and an image (VITask, section 4 and Fig. 4).
+"""Likelihood of the right response, given the question and an image (VITask, section 4 and Fig. 4).
 
-Does the right response get a higher likelihood under its own image than under another one? VITask calls this the visual
-response ranking capability (section 4) and shows it as two densities (Fig. 4), whose overlap contrastive response
-tuning is to shrink. Here each question makes one pair: the mean log-probability of the right response's tokens under
-its own image, and under an image of the same set with another right response.
+The protocol tests whether the right response has a higher likelihood with its own image than with another image. VITask
+calls this the visual response ranking capability (section 4) and shows it as two densities (Fig. 4); contrastive
+response tuning should reduce their overlap. Here each question gives one pair: the mean log-probability of the right
+response's tokens with its own image, and with an image of the same set that has another right response.
 """
 
 import math
@@ -61,7 +61,7 @@ _TRAITS: dict[str, tuple[str, bool | None]] = {
 }
 """Unit of each number, and whether more of it is better."""
 ROUNDING = 1e-3
-"""Nats by which a response's log-probability may lie above 0."""
+"""Tolerance in nats by which a response's log-probability may be above 0 (rounding)."""
 _TITLES = {
     "auc": "AUC",
     "own_above_other": "own image above another",
@@ -102,20 +102,20 @@ _DISPLAY = Display(
 
 @dataclass(frozen=True)
 class LikelihoodVerdict(Verdict):
-    """The right response under one image.
+    """The likelihood of the right response with one image.
 
     Args:
-        log_likelihood: Mean log-probability of the response's tokens, in nats; None where the row is missing.
+        log_likelihood: Mean log-probability of the response's tokens, in nats; None if the row is missing.
     """
 
-    tabulated: ClassVar[bool] = False  # a likelihood is no answer
+    tabulated: ClassVar[bool] = False  # a likelihood is not an answer
     log_likelihood: float | None = None
 
 
 class ResponseLikelihood(EvaluationProtocol):
-    """The sample's user turn, continued by the right response; nothing is generated.
+    """Scores the right response as a continuation of the sample's user turn; nothing is generated.
 
-    It is asked twice: on the question's image, and on an image of the same set whose right response is another one
+    It is asked twice: on the question's image, and on an image of the same set with another right response
     (:func:`medtune.evaluation.swapped.contrast_images`).
     """
 
@@ -126,14 +126,14 @@ class ResponseLikelihood(EvaluationProtocol):
 
     @staticmethod
     def other_images(samples: Sequence[Sample], seed: int) -> list[Sample]:
-        """Return the questions on images of the same set whose right response is another one."""
+        """Return the questions on images of the same set with another right response."""
         return contrast_images(samples, seed)
 
     def plan(self, sample: Sample) -> list[Query]:
         """Return the one query of a question, with the right response as its only continuation.
 
         Raises:
-            DataError: The question has no image, or its ``meta`` does not say what is right.
+            DataError: The question has no image, or its ``meta`` has no right answer.
         """
         about = topic(sample)
         if not sample.images:
@@ -147,7 +147,7 @@ class ResponseLikelihood(EvaluationProtocol):
     def judge(self, row: Prediction, vocabulary: Vocabulary) -> LikelihoodVerdict:
         """Divide ``meta["scores"][0]`` by the number of tokens, ``meta["score_tokens"][0]``.
 
-        The verdict is never right or wrong: two of them make a ranking.
+        The verdict is neither right nor wrong: two verdicts are ranked.
 
         Raises:
             DataError: The row does not hold the two numbers.
@@ -173,8 +173,8 @@ class Pairs:
     """The pairs of one set.
 
     Attributes:
-        own: Mean log-probability per token under the own image, ``[n]``, in nats.
-        other: The same under the other image, ``[n]``.
+        own: Mean log-probability per token with the own image, ``[n]``, in nats.
+        other: The same with the other image, ``[n]``.
         images: The own image of each pair.
     """
 
@@ -187,15 +187,17 @@ class Pairs:
 
 
 def pair_up(verdicts: Sequence[Verdict]) -> dict[str, Pairs]:
-    """Set to its pairs, in alphabetical order; a question that lacks one of its two likelihoods is left out."""
-    held = [one for one in verdicts if isinstance(one, LikelihoodVerdict) and one.log_likelihood is not None]
-    others = {one.sample_id: one for one in held if one.swapped}
-    own = [one for one in held if not one.swapped and one.sample_id in others]
+    """Map set to its pairs, in alphabetical order; a question without both likelihoods is left out."""
+    scored = [
+        verdict for verdict in verdicts if isinstance(verdict, LikelihoodVerdict) and verdict.log_likelihood is not None
+    ]
+    others = {verdict.sample_id: verdict for verdict in scored if verdict.swapped}
+    own = [verdict for verdict in scored if not verdict.swapped and verdict.sample_id in others]
     return {
         name: Pairs(
-            np.asarray([one.log_likelihood for one in rows], dtype=np.float64),
-            np.asarray([others[one.sample_id].log_likelihood for one in rows], dtype=np.float64),
-            tuple(one.images for one in rows),
+            np.asarray([verdict.log_likelihood for verdict in rows], dtype=np.float64),
+            np.asarray([others[verdict.sample_id].log_likelihood for verdict in rows], dtype=np.float64),
+            tuple(verdict.images for verdict in rows),
         )
         for name, rows in by_attribute(own).items()
     }
@@ -205,9 +207,9 @@ def score_ranking(verdicts: Sequence[Verdict], *, resamples: int = 1000, seed: i
     """Score one model's response likelihoods.
 
     Args:
-        verdicts: On own and on other images.
-        resamples: Bootstrap draws; own images are drawn, each with its pair.
-        seed: Seed of the draws.
+        verdicts: Verdicts on own and on other images.
+        resamples: Number of bootstrap resamples; own images are resampled, each with its pair.
+        seed: Seed of the resampling.
 
     Returns:
         ``{"overall": numbers, "attributes": {set: numbers}, "swapped": None, "densities": {set: {"own", "other"}}}``.
@@ -226,8 +228,8 @@ def score_ranking(verdicts: Sequence[Verdict], *, resamples: int = 1000, seed: i
 
 
 def ranking_points(pairs: Pairs) -> dict[str, float]:
-    """Return every number of one set but its intervals, by name; the set holds at least one pair."""
-    probability = {name: float(np.exp(one).mean()) for name, one in (("own", pairs.own), ("other", pairs.other))}
+    """Return the numbers of one set by name, without intervals; the set must have at least one pair."""
+    probability = {name: float(np.exp(values).mean()) for name, values in (("own", pairs.own), ("other", pairs.other))}
     labels = np.repeat([1, 0], len(pairs))
     return {
         "auc": float(roc_auc_score(labels, np.concatenate([pairs.own, pairs.other]))),
@@ -240,7 +242,7 @@ def ranking_points(pairs: Pairs) -> dict[str, float]:
 
 
 def density(log_likelihoods: Array) -> Array:
-    """Share of the values in each bin of ``exp(value)`` on [0, 1]; ``[n]`` to ``[BINS]``."""
+    """Return the share of values in each bin of ``exp(value)`` on [0, 1]; ``[n]`` to ``[BINS]``."""
     counts, _ = np.histogram(np.exp(log_likelihoods), bins=BINS, range=(0.0, 1.0))
     return np.asarray(counts / len(log_likelihoods))
 
@@ -262,7 +264,7 @@ def _overall(sets: Mapping[str, Pairs], resamples: int, seed: int) -> Numbers:
     over = f"mean over the {len(sets)} sets of the "
     return {
         f"{name}_macro": Metric(
-            float(np.mean([one[name] for one in values])) if values else None,
+            float(np.mean([points[name] for points in values])) if values else None,
             *_TRAITS[name],
             count,
             ends.get(name),
@@ -279,7 +281,7 @@ def _how(name: str, alone: bool = False) -> str:
 
 
 def _intervals(sets: Mapping[str, Pairs], resamples: int, seed: int) -> dict[str, tuple[float, float] | None]:
-    """Intervals of the means over sets; the overlap has none, because a redrawn density overlaps less by itself."""
+    """Return intervals of the means over sets. The overlap has none, because resampling itself reduces the overlap."""
     clusters = [image for pairs in sets.values() for image in pairs.images]
     cells = [name for name, pairs in sets.items() for _ in range(len(pairs))]
 
@@ -299,7 +301,7 @@ def _intervals(sets: Mapping[str, Pairs], resamples: int, seed: int) -> dict[str
 def _area_interval(
     sets: Sequence[Pairs], clusters: Sequence[object], resamples: int, seed: int
 ) -> tuple[float, float] | None:
-    names, cluster = np.unique(np.asarray([repr(one) for one in clusters]), return_inverse=True)
+    names, cluster = np.unique(np.asarray([repr(cluster_name) for cluster_name in clusters]), return_inverse=True)
     if len(names) < 2:
         return None
     ends = np.cumsum([0, *map(len, sets)])
@@ -308,10 +310,10 @@ def _area_interval(
         counts = weights[:, cluster]
         areas = []
         for at, pairs in enumerate(sets):
-            held = counts[:, ends[at] : ends[at + 1]]
-            none = np.zeros_like(held)
+            drawn_counts = counts[:, ends[at] : ends[at + 1]]
+            zeros = np.zeros_like(drawn_counts)
             scores = np.concatenate([pairs.own, pairs.other])
-            areas.append(drawn_area(scores, np.hstack([held, none]), np.hstack([none, held])))
+            areas.append(drawn_area(scores, np.hstack([drawn_counts, zeros]), np.hstack([zeros, drawn_counts])))
         drawn.append(macro(np.stack(areas, -1)))
     return percentile_ends(np.concatenate(drawn), len(names))
 

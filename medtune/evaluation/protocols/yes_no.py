@@ -1,4 +1,4 @@
-"""Closed questions, ``Is the {attribute} {value}? Answer yes or no.``, half of them to be affirmed."""
+"""Closed questions, ``Is the {attribute} {value}? Answer yes or no.``; for about half of them the answer is yes."""
 
 from collections.abc import Sequence
 from typing import Any, ClassVar, Literal
@@ -21,14 +21,14 @@ from medtune.evaluation.scoring import score_protocol
 
 
 class YesNo(EvaluationProtocol):
-    """One closed question for each question: a fair coin asks for the right value or for another one, drawn evenly.
+    """One closed question for each question: with probability one half about the right value, else about another.
 
-    Coin and value come from the seed and the question's id, so every model, and the swapped pass, is asked the same.
-    Chance is one half. The majority baseline says yes when the value asked for is the training split's most frequent
-    one.
+    The other value is drawn uniformly. Both random choices come from the seed and the question's id, so every model is
+    asked the same, on true and on swapped images. Chance level is one half. The majority baseline answers yes if the
+    value in the question is the training split's most frequent value.
 
     Args:
-        seed: Seed of the coins.
+        seed: Seed of the random choices.
     """
 
     name: ClassVar[str] = "yes_no"
@@ -39,7 +39,7 @@ class YesNo(EvaluationProtocol):
         "Yes / no",
         rank=40,
         help="one value is put up for yes or no",
-        # Each question has its own value, so its prompt is the heading.
+        # The value differs between questions, so the prompt is the heading.
         examples=Examples("What is the {attribute}?", heading="{prompt}"),
         retention="yes/no format",
     )
@@ -49,12 +49,16 @@ class YesNo(EvaluationProtocol):
         meta = question_meta(sample)
         rng = sample_rng(self.seed, 0, 0, f"yes_no:{sample.id}")
         positive = rng.random() < 0.5
-        value = meta["answer"] if positive else rng.choice([one for one in meta["options"] if one != meta["answer"]])
+        value = (
+            meta["answer"]
+            if positive
+            else rng.choice([option for option in meta["options"] if option != meta["answer"]])
+        )
         prompt = f"Is the {meta['attribute']} {value}? Answer yes or no."
         return [make_query(self.name, sample, prompt, ["yes" if positive else "no"], asked_value=value)]
 
     def judge(self, row: Prediction, vocabulary: Vocabulary) -> Verdict:
-        """Read yes or no. In format means that one of them, and only one, could be read."""
+        """Read yes or no. The answer is in format if exactly one of them could be read."""
         meta = row.meta
         gold = "yes" if meta["asked_value"] == meta["answer"] else "no"
         blind = "yes" if meta["asked_value"] == vocabulary.majority[meta["attribute"]] else "no"

@@ -1,4 +1,4 @@
-"""What `predict` asks of whatever answers: medtune's own models, a server, or a checkpoint that transformers runs."""
+"""Interface of the backends of `predict`: medtune's own models, a server, or a checkpoint that transformers runs."""
 
 from collections.abc import Callable, Container, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -14,14 +14,14 @@ from medtune.generation.requests import Generation, Request
 
 @dataclass(frozen=True)
 class AnswerSettings:
-    """How answers are made; the same for every backend.
+    """Settings for making answers, the same for every backend.
 
     Attributes:
-        max_new_tokens: Bound for requests that have none of their own.
-        device: For models that run in this process.
-        dtype: Of their weights.
-        on_error: Called with a request that cannot be used, which is then left out; None raises.
-        sampling: For requests that have none of their own; None is greedy.
+        max_new_tokens: Maximum number of generated tokens for requests that set none.
+        device: Device of models that run in this process.
+        dtype: Type of their weights.
+        on_error: Called with a request that cannot be used, which is then skipped; None raises the error.
+        sampling: Sampling for requests that set none; None is greedy decoding.
     """
 
     max_new_tokens: int
@@ -31,24 +31,24 @@ class AnswerSettings:
     sampling: Sampling | None = None
 
     def refuse(self, request: Request, error: DataError) -> None:
-        """Take note of a request that cannot be used, or stop."""
+        """Report a request that cannot be used to ``on_error``; raise the error if there is no ``on_error``."""
         if self.on_error is None:
             raise error
         self.on_error(request, error)
 
     def bound(self, request: Request) -> int:
-        """Most tokens of an answer."""
+        """Return the maximum number of tokens of a request's answer."""
         return self.max_new_tokens if request.max_new_tokens is None else request.max_new_tokens
 
     def sampling_of(self, request: Request) -> Sampling | None:
-        """How a request's tokens are drawn: its own sampling, else the settings'; None is greedy."""
+        """Return the sampling of a request: its own, or that of the settings; None is greedy decoding."""
         return self.sampling if request.sampling is None else request.sampling
 
 
 def for_one_request(sampling: Sampling, request_id: str) -> Sampling:
-    """The sampling with a seed that belongs to one request, for programs that draw by a seed alone.
+    """Return the sampling with a seed for one request, for programs whose only source of randomness is a seed.
 
-    Two requests with one prompt then get two answers, and one request gets the same answer again.
+    Two requests with the same prompt then get different seeds, and a repeated request gets the same seed again.
     """
     return replace(sampling, seed=sample_rng(sampling.seed, 0, 0, stream=request_id).getrandbits(31))
 
@@ -58,45 +58,45 @@ class Answerer(Protocol):
 
     @property
     def images_encoded(self) -> int:
-        """Pictures that were encoded or sent so far."""
+        """Number of images that were encoded or sent so far."""
         ...
 
     def batches(self, requests: Iterable[Request], done: Container[str] = frozenset()) -> Iterator[list[Generation]]:
-        """Answer all requests but those in ``done``, a few at a time."""
+        """Answer all requests except those in ``done``, a few at a time."""
         ...
 
 
 class Backend(Protocol):
-    """A model that answers; making one is cheap and opens nothing.
+    """A model that answers requests. Creating the object is cheap; it opens no file or connection.
 
     Attributes:
-        remote: Whether it runs outside of this process, on a device unknown here.
+        remote: Whether the model runs outside of this process, on an unknown device.
     """
 
     remote: ClassVar[bool]
 
     def identity(self) -> dict[str, Any]:
-        """What decides its answers, wherever it runs."""
+        """Return the values on which the answers depend, whatever machine the model runs on."""
         ...
 
     def open(self, settings: AnswerSettings) -> Answerer:
-        """Reach or load the model."""
+        """Load the model or connect to it."""
         ...
 
 
 def refuse_likelihoods(protocols: Sequence[str], scored: Sequence[str]) -> None:
-    """Refuse protocols that compare the likelihoods of given texts, which backends do not give.
+    """Reject protocols that compare likelihoods of given texts, because backends cannot compute them.
 
     Args:
-        protocols: Protocols asked for.
-        scored: Those among them that have continuations.
+        protocols: The requested protocols.
+        scored: Those of them that have continuations.
 
     Raises:
-        ConfigError: If there is one; the message holds the list without it.
+        ConfigError: If ``scored`` is not empty; the message holds the list of protocols without them.
     """
     if scored:
-        rest = ", ".join(name for name in protocols if name not in scored)
+        allowed = ", ".join(name for name in protocols if name not in scored)
         raise ConfigError(
             f"protocol {scored[0]!r} needs the likelihood of given answers, which a backend does not tell (servers "
-            f"give log-probabilities of what they wrote alone); leave it out: 'protocols=[{rest}]'"
+            f"give log-probabilities of what they wrote alone); leave it out: 'protocols=[{allowed}]'"
         )

@@ -1,4 +1,4 @@
-"""Answers from any server that speaks OpenAI's chat API: vLLM, llama.cpp, SGLang, a hospital's gateway.
+"""Answers from any server with OpenAI's chat API: vLLM, llama.cpp, SGLang, a hospital's gateway.
 
 A thin backend on :class:`medtune.clients.openai.ChatClient`, which needs the extra ``judges``.
 """
@@ -23,11 +23,11 @@ class OpenAIServer:
     Attributes:
         base_url: Address up to and with ``/v1``; there is no default.
         model: Name under which the server offers the model.
-        api_key_env: Environment variable that holds the key; null for servers that want none.
-        concurrency: Requests in flight.
+        api_key_env: Environment variable that holds the key; null for servers that need no key.
+        concurrency: Number of requests in flight.
         timeout: Seconds until an attempt counts as failed.
-        max_retries: Further attempts after a failure that may pass (no connection, timeout, 408, 409, 429, 5xx), with
-            growing pauses, or those that the server asks for.
+        max_retries: Number of further attempts after a temporary failure (no connection, timeout, 408, 409, 429, 5xx).
+            The pauses between them grow, unless the server asks for a certain pause.
         options: Further fields of the request's body, for example ``{chat_template_kwargs: {enable_thinking: false}}``;
             ``extra_headers`` in it are sent as HTTP headers.
     """
@@ -53,15 +53,15 @@ class OpenAIServer:
         return Endpoint(self.base_url, self.model, self.api_key_env, self.timeout, self.max_retries)
 
     def identity(self) -> dict[str, Any]:
-        """The model's name and the options: where it is served, and how fast, decides no answer."""
+        """Return the model's name and the options; the server's address does not change answers."""
         return {"model": self.model, "options": self.options}
 
     def open(self, settings: AnswerSettings) -> "ServerAnswers":
-        """Reach the server and check that it offers the model.
+        """Connect to the server and check that it offers the model.
 
         Raises:
-            ConfigError: If the client is not installed, the key is not set, nobody answers at the address, the key is
-                refused, or the model is not offered.
+            ConfigError: If the client is not installed, the key is not set, no server answers at the address, the key
+                is rejected, or the model is not offered.
         """
         client = ChatClient(self._endpoint())
         client.check()
@@ -74,7 +74,7 @@ class ServerAnswers:
     Args:
         server: Options and concurrency.
         settings: How to answer.
-        client: Reaches the server.
+        client: The client of the server.
     """
 
     def __init__(self, server: OpenAIServer, settings: AnswerSettings, client: ChatClient) -> None:
@@ -83,16 +83,16 @@ class ServerAnswers:
 
     @property
     def usage(self) -> Usage:
-        """What the answers cost so far."""
+        """Requests and tokens of the answers so far."""
         return self.client.usage
 
     def batches(self, requests: Iterable[Request], done: Container[str] = frozenset()) -> Iterator[list[Generation]]:
-        """Yield one answer at a time, ``concurrency`` requests being in flight.
+        """Yield one answer at a time, with ``concurrency`` requests in flight.
 
         Raises:
-            ConfigError: If key or model are refused.
-            ModelError: If the server stays away for all retries.
-            DataError: For a request that cannot be used, unless the settings skip those.
+            ConfigError: If the key or the model is rejected.
+            ModelError: If all attempts to reach the server fail.
+            DataError: If a request cannot be used and the settings do not skip such requests.
         """
         waiting = (request for request in requests if request.id not in done)
         for request, future in in_order(self._ask, waiting, self.server.concurrency):

@@ -1,4 +1,4 @@
-"""A task-specific model as one more model that answers: its label text, and a score for each class."""
+"""Backend for a task-specific model: it answers with the label text and a score for each class."""
 
 from collections.abc import Container, Iterable, Iterator
 from dataclasses import dataclass, field
@@ -18,14 +18,14 @@ from medtune.models.classifier.tsm import TaskModel, load_tsm
 
 @dataclass(frozen=True)
 class TaskModelBackend:
-    """A trained classifier in the place of a VLM; it answers classification questions only.
+    """A trained classifier that replaces the VLM; it answers only classification questions.
 
     Attributes:
         path: The ``weights`` folder of a ``tsm`` run.
-        batch_size: Pictures per forward pass.
-        threshold: Probability from which a finding of a multi-label set is named.
-        heads: Set of the questions to the set, of the same classes, that the model was trained on: an external set is
-            answered by the head of another one.
+        batch_size: Number of images per forward pass.
+        threshold: In a multi-label set, a finding is named if its probability is at least this value.
+        heads: Maps the set of the questions to a set with the same classes that the model was trained on, so that an
+            external set is answered by the head of another set.
     """
 
     remote: ClassVar[bool] = False
@@ -41,7 +41,7 @@ class TaskModelBackend:
             raise ConfigError("backend.batch_size must be at least 1, backend.threshold between 0 and 1")
 
     def identity(self) -> dict[str, Any]:
-        """The weights, and what makes labels of probabilities."""
+        """Return the checksums of the weights, and the settings that turn probabilities into labels."""
         heads = {"heads": dict(self.heads)} if self.heads else {}
         return {"files": weights_identity(self.path, beside=("*.json",)), "threshold": self.threshold, **heads}
 
@@ -49,7 +49,7 @@ class TaskModelBackend:
         """Load the model.
 
         Raises:
-            ConfigError: Sampling is set: a classifier draws no tokens.
+            ConfigError: If sampling is set; a classifier samples no tokens.
         """
         if settings.sampling is not None:
             raise ConfigError("a classifier draws no tokens; leave sampling out")
@@ -60,9 +60,9 @@ class Classified:
     """Answers of a task-specific model.
 
     Args:
-        model: On the device of ``settings``.
-        backend: Batch size and threshold.
-        settings: Device, type, and what happens to questions that cannot be used.
+        model: The classifier, on the device of ``settings``.
+        backend: Batch size, threshold and heads.
+        settings: Device, type, and the handling of questions that cannot be used.
     """
 
     def __init__(self, model: TaskModel, backend: TaskModelBackend, settings: AnswerSettings) -> None:
@@ -71,26 +71,26 @@ class Classified:
         self.images_encoded = 0
 
     def batches(self, requests: Iterable[Request], done: Container[str] = frozenset()) -> Iterator[list[Generation]]:
-        """Classify the pictures of all requests but those in ``done``."""
+        """Classify the images of all requests except those in ``done``."""
         waiting = (request for request in requests if request.id not in done)
         while block := list(islice(waiting, self.backend.batch_size)):
             yield self._answer(block)
 
     @torch.inference_mode()
     def _answer(self, block: list[Request]) -> list[Generation]:
-        kept, pixels = [], []
+        usable, pixels = [], []
         for request in block:
             try:
                 self._check(request)
                 pixels.append(self.model.transform.pixels(request.source.open_images(request.sample)[0]))
-                kept.append(request)
+                usable.append(request)
             except DataError as error:
                 self.settings.refuse(request, error)
-        if not kept:
+        if not usable:
             return []
-        self.images_encoded += len(kept)
+        self.images_encoded += len(usable)
         logits = self.model.logits(torch.stack(pixels).to(self.settings.device)).cpu()
-        return [self._labelled(request, row) for request, row in zip(kept, logits, strict=True)]
+        return [self._labelled(request, row) for request, row in zip(usable, logits, strict=True)]
 
     def _check(self, request: Request) -> None:
         if request.sampling is not None:
@@ -105,13 +105,13 @@ class Classified:
 
     def _labelled(self, request: Request, logits: torch.Tensor) -> Generation:
         name = self.backend.heads.get(request.sample.meta["set"], request.sample.meta["set"])
-        known, mine = self.model.sets[name], logits[self.model.slice(name)]
-        if known.task == "multi_label":
-            scores = mine.sigmoid()
+        label_set, set_logits = self.model.sets[name], logits[self.model.slice(name)]
+        if label_set.task == "multi_label":
+            scores = set_logits.sigmoid()
             named = [
-                label for label, score in zip(known.classes, scores, strict=True) if score >= self.backend.threshold
+                label for label, score in zip(label_set.classes, scores, strict=True) if score >= self.backend.threshold
             ]
         else:
-            scores = mine.softmax(dim=0)
-            named = [known.classes[int(scores.argmax())]]
+            scores = set_logits.softmax(dim=0)
+            named = [label_set.classes[int(scores.argmax())]]
         return Generation(request.id, label_text(named), 0, True, tuple(scores.tolist()))

@@ -1,6 +1,6 @@
 """Answers of a checkpoint folder that transformers can run; needs the extra ``transformers``.
 
-The folder is all that is read: nothing is downloaded, no code of the folder is run, and only safetensors are loaded.
+Only the folder is read: nothing is downloaded, no code in the folder is run, and only safetensors files are loaded.
 """
 
 from collections.abc import Container, Iterable, Iterator
@@ -20,18 +20,18 @@ from medtune.generation.engine.sampling import Sampling, draw
 from medtune.generation.identity import weights_identity
 from medtune.generation.requests import Generation, Request
 
-# What decides a prompt's tokens and pixels, beside the weights.
+# Files other than the weights on which the tokens and pixels of a prompt depend.
 READ_BESIDE = ("*.json", "*.jinja", "*.model", "*.txt")
 
 
 @dataclass(frozen=True)
 class TransformersCheckpoint:
-    """A model and processor in transformers' layout, asked one request after another.
+    """A model and processor in transformers' layout, which answers one request after another.
 
     Attributes:
         path: The folder.
-        template: How a question is written for models without a chat template, for example
-            ``"Question: {prompt} Answer:"`` (BLIP-2); null takes the checkpoint's own chat template.
+        template: Format of a question for models without a chat template, for example
+            ``"Question: {prompt} Answer:"`` (BLIP-2); null uses the checkpoint's own chat template.
     """
 
     remote: ClassVar[bool] = False
@@ -45,15 +45,15 @@ class TransformersCheckpoint:
             raise ConfigError("backend.template must hold {prompt} once, where the question stands")
 
     def identity(self) -> dict[str, Any]:
-        """Every file that the answers depend on, and the template."""
+        """Return the checksums of all files on which the answers depend, and the template."""
         return {"files": weights_identity(self.path, beside=READ_BESIDE), "template": self.template}
 
     def open(self, settings: AnswerSettings) -> "LocalAnswers":
         """Load the processor and the model.
 
         Raises:
-            ConfigError: If transformers is not installed, or there is neither a chat template nor a ``template``.
-            ModelError: If the folder holds nothing that transformers loads without code of the folder.
+            ConfigError: If transformers is not installed, or if there is neither a chat template nor a ``template``.
+            ModelError: If transformers cannot load the folder without running code in it.
         """
         try:
             import transformers
@@ -77,8 +77,8 @@ class LocalAnswers:
     """Answers of one loaded model.
 
     Args:
-        model: Of ``AutoModelForImageTextToText``, on its device.
-        processor: Of ``AutoProcessor``.
+        model: A model made by ``AutoModelForImageTextToText``, on its device.
+        processor: A processor made by ``AutoProcessor``.
         settings: How to answer.
         template: See :class:`TransformersCheckpoint`.
     """
@@ -93,7 +93,7 @@ class LocalAnswers:
         """Yield one answer at a time.
 
         Raises:
-            DataError: For a request that cannot be used, unless the settings skip those.
+            DataError: If a request cannot be used and the settings do not skip such requests.
         """
         for request in requests:
             if request.id in done:
@@ -110,7 +110,7 @@ class LocalAnswers:
     def _answer(self, request: Request) -> Generation:
         turns = chat_turns(request.sample, request.source.open_images(request.sample))
         inputs = self._inputs(turns, request).to(self.settings.device, self.settings.dtype)
-        # A checkpoint's own settings may draw tokens or punish repetitions: all models are asked alike.
+        # The checkpoint's generation config may set sampling or a repetition penalty; all models use these settings.
         written = self.model.generate(
             **inputs,
             max_new_tokens=self.settings.bound(request),
@@ -139,14 +139,14 @@ class LocalAnswers:
             )
         if len(turns) != 1:
             raise DataError(f"request {request.id!r} has {len(turns)} turns, of which backend.template can write one")
-        pictures = [part for part in turns[0].parts if isinstance(part, Image.Image)]
+        images = [part for part in turns[0].parts if isinstance(part, Image.Image)]
         question = "\n".join(part for part in turns[0].parts if isinstance(part, str))
         text = self.template.replace("{prompt}", question)
-        return self.processor(images=pictures or None, text=text, return_tensors="pt")
+        return self.processor(images=images or None, text=text, return_tensors="pt")
 
 
 class _DrawnToken:
-    """Leaves one token possible at each step: the one that medtune's own generator would draw from these logits."""
+    """Logits processor that allows only the token that medtune's own generator would sample from these logits."""
 
     def __init__(self, request_id: str, sampling: Sampling) -> None:
         self.sampling, self._stream = sampling, sample_rng(sampling.seed, 0, 0, stream=request_id)
@@ -161,6 +161,6 @@ def _content(part: Part) -> dict[str, Any]:
 
 
 def _new_tokens(written: Tensor, prompt: Tensor) -> list[int]:
-    """What was added to the prompt; models that write elsewhere than behind it return the answer alone."""
+    """Return the generated tokens. Some models return prompt and answer, others only the answer."""
     same = len(written) >= len(prompt) and torch.equal(written[: len(prompt)], prompt)
     return written[len(prompt) :].tolist() if same else written.tolist()

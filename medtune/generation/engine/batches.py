@@ -1,4 +1,4 @@
-"""From a stream of requests to padded batches: which belong together, how they are aligned, who may attend to whom."""
+"""From a stream of requests to padded batches: grouping, padding and attention masks."""
 
 from collections.abc import Callable, Container, Generator, Hashable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -24,7 +24,7 @@ class Plan:
 
     Attributes:
         requests: At most one batch of them.
-        last: Images that no later request of the window shows; what is held for them can go.
+        last: Images that no later request of the window shows; what is cached for them can be dropped.
     """
 
     requests: list[Request]
@@ -36,16 +36,16 @@ class PromptBatch:
     """Prompts of one plan, left-padded.
 
     Attributes:
-        plan: Where they come from; ``requests`` below lacks those that could not be prepared.
+        plan: The plan of the batch; its requests include those that could not be prepared.
         requests: One per row.
         tokens: Shape ``[b, s]``.
         padding: True at real tokens, shape ``[b, s]``.
         vision: Inputs of the model's ``encode``; each tensor starts with ``[b, images]``.
         vision_mask: For models with cross-attention, which image embeddings a token may attend to, ``[b, s, s_e]``;
             for models that read images as tokens, which image embeddings exist, ``[b, s_e]``.
-        prepared: What a prompt extension made of each row's request; empty without one.
-        override: Learned vectors in place of embedded tokens: where they go, ``[b, s]`` bool with k places in every
-            row, and the vectors, ``[b, k, d]``; None without any.
+        prepared: Output of a prompt extension for each row's request; empty without an extension.
+        override: Learned vectors that replace embedded tokens: their places, ``[b, s]`` bool with k places in every
+            row, and the vectors, ``[b, k, d]``; None without learned vectors.
     """
 
     plan: Plan
@@ -63,15 +63,15 @@ class PromptBatch:
         return self.padding.sum(dim=1).tolist()
 
     def prompt(self, row: int) -> list[int]:
-        """The unpadded tokens of one row."""
+        """Return the unpadded tokens of one row."""
         return self.tokens[row][self.padding[row]].tolist()
 
     def without_pixels(self) -> "PromptBatch":
-        """The batch once its images are encoded: rows can be taken from it without copying their tiles."""
+        """Return the batch without tiles, for use after encoding: selecting rows then copies no tiles."""
         return replace(self, vision={})
 
     def select(self, rows: Sequence[int]) -> "PromptBatch":
-        """Some of the rows, in the order given."""
+        """Return some of the rows, in the given order."""
         index = torch.tensor(rows, device=self.tokens.device)
         return replace(
             self,
@@ -85,7 +85,7 @@ class PromptBatch:
         )
 
     def to(self, device: torch.device, dtype: torch.dtype) -> "PromptBatch":
-        """The batch on a device, pictures in ``dtype``."""
+        """Return the batch on a device, pixels in ``dtype``."""
         vision = {
             name: value.to(device, dtype if value.is_floating_point() else value.dtype)
             for name, value in self.vision.items()
@@ -109,10 +109,11 @@ def plan_batches(
     apart: Callable[[Request], Hashable] | None = None,
     together: Callable[[Request], Hashable] | None = None,
 ) -> Iterator[Plan]:
-    """Group requests into batches, likes with likes.
+    """Group similar requests into batches.
 
-    A window of ``window * batch_size`` requests is sorted by ``order`` and cut into batches. Windows are laid over the
-    whole stream before ``done`` is taken out, so that a continued run forms the batches that it would have formed.
+    A window of ``window * batch_size`` requests is sorted by ``order`` and cut into batches. Windows are formed over
+    the whole stream before the ids in ``done`` are removed, so a resumed run has the same windows as one
+    that was not interrupted.
 
     Args:
         requests: The stream; it is read one window ahead at most.
@@ -120,8 +121,8 @@ def plan_batches(
         window: Batches per window.
         order: Sort key, largest first.
         done: Ids that are answered already.
-        apart: Requests for which this differs never share a batch.
-        together: Requests for which this is equal stand next to one another, where the largest of them stands.
+        apart: Requests with different keys never share a batch.
+        together: Requests with equal keys are neighbours, at the place of the largest of them.
 
     Raises:
         DataError: If an id occurs twice.
@@ -141,7 +142,7 @@ def plan_batches(
 
 
 def _gathered(requests: list[Request], key: Callable[[Request], Hashable] | None) -> list[list[Request]]:
-    """Lists of requests with equal keys, in the order of their first ones; without a key each stands for itself."""
+    """Group requests with equal keys, in the order of the first of each; without a key each request is a group."""
     groups: dict[Hashable, list[Request]] = {}
     for place, request in enumerate(requests):
         groups.setdefault(place if key is None else key(request), []).append(request)
@@ -155,9 +156,9 @@ def _cut(requests: list[Request], size: int, together: Callable[[Request], Hasha
 
 
 def ahead(function: Callable[[ItemT], ResultT], items: Iterable[ItemT]) -> Generator[ResultT, None, None]:
-    """``map`` that works on the next item in a thread while the caller is busy with the present one.
+    """``map`` that prepares the next item in a thread while the caller uses the current one.
 
-    Items are taken in that thread too: a result does not wait for the item after it to arrive.
+    The thread also reads the items, so a result is returned without waiting for the next item to arrive.
     """
     stream = iter(items)
 
@@ -172,7 +173,7 @@ def ahead(function: Callable[[ItemT], ResultT], items: Iterable[ItemT]) -> Gener
 
 
 def left_pad(rows: Sequence[Sequence[int]], pad_id: int) -> tuple[Tensor, Tensor]:
-    """Token lists aligned at their ends.
+    """Pad token lists on the left to equal length.
 
     Returns:
         Tokens and padding (True at real tokens), both ``[b, s]``.
@@ -187,7 +188,9 @@ def left_pad(rows: Sequence[Sequence[int]], pad_id: int) -> tuple[Tensor, Tensor
 
 
 def causal(visible: Tensor) -> Tensor:
-    """``visible`` keys that are not later than the query, and oneself, which keeps padding rows free of NaN.
+    """Combine a mask of visible keys with the causal mask.
+
+    Each token may also attend to itself, so that rows of padding give no NaN.
 
     Args:
         visible: Boolean, broadcastable to ``[b, s, s]``.

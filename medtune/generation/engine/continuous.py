@@ -1,8 +1,8 @@
-"""Requests that come and go while others are being answered, each with its tokens as they are made.
+"""Continuous batching: requests start and end while others are being answered, and their tokens are streamed.
 
-The generator answers batches; the engine serves. A step reads one token for every request that is being answered,
-takes in waiting requests where there is room, and lets finished ones go. Each row has keys and values at a position of
-its own (:mod:`medtune.generation.engine.continuous_cache`), so that an answer is the one the request would get alone.
+The generator answers fixed batches; the engine is for serving. A step decodes one token for every active request,
+admits waiting requests if there is room, and removes finished ones. Each row has its own position in the key-value
+cache (:mod:`medtune.generation.engine.continuous_cache`), so an answer equals that of the request alone.
 """
 
 from collections import deque
@@ -24,9 +24,9 @@ from medtune.generation.engine.generator import ENCODED_AT_ONCE
 from medtune.generation.engine.prefixes import find_shared
 from medtune.generation.engine.prompts import PromptMaker
 from medtune.generation.engine.sampling import Draws, Sampling, choose
+from medtune.generation.interfaces import AnswerModel, PromptTransform
 from medtune.generation.prompt_extension import NoExtension, PromptExtension
 from medtune.generation.requests import Request
-from medtune.generation.seams import AnswerModel, PromptTransform
 
 Reason = Literal["stop", "length", "cancelled", "error"]
 
@@ -36,12 +36,12 @@ class TokenEvent:
     """What happened to a request in one step.
 
     Attributes:
-        id: Of the request.
-        token: The token that was made; None for events without one, such as the end by a stop token.
-        text_delta: Text that became complete; the sum over all events is the answer.
+        id: Id of the request.
+        token: The new token; None for events without a token, such as the end by a stop token.
+        text_delta: Text that became complete; all pieces together are the answer.
         finished: Whether this is the request's last event.
-        reason: Why it is: a stop token, the bound of tokens, :meth:`Engine.cancel`, or an error.
-        error: What was wrong with the request.
+        reason: Why the request ended: a stop token, the maximum length, :meth:`Engine.cancel`, or an error.
+        error: The error, if the request failed.
     """
 
     id: str
@@ -54,7 +54,7 @@ class TokenEvent:
 
 @dataclass(frozen=True)
 class _Prompt:
-    """A request with what the transform and the extension made of it."""
+    """A request with the outputs of the transform and the extension."""
 
     request: Request
     item: dict[str, Any]
@@ -63,7 +63,7 @@ class _Prompt:
 
 @dataclass(frozen=True)
 class _Waiting:
-    """A request that has no row yet, and its prompt in the making."""
+    """A request that has no row yet, and the future of its prompt."""
 
     request: Request
     prompt: Future[_Prompt]
@@ -71,14 +71,14 @@ class _Waiting:
 
 @dataclass
 class _Live:
-    """A request that is being answered; its place in the engine's list is its row.
+    """A request that is being answered; its index in the engine's list is its row.
 
     Attributes:
-        request: What is asked.
-        bound: Most tokens it may say.
-        draws: How its tokens are chosen.
-        text: Its tokens and their text.
-        ended: True once no other token is wanted.
+        request: The request.
+        bound: Maximum number of tokens of the answer.
+        draws: Sampling settings and random numbers.
+        text: Tokens of the answer and their text.
+        ended: True once no further token is needed.
     """
 
     request: Request
@@ -88,7 +88,7 @@ class _Live:
     ended: bool = field(default=False)
 
     def take(self, token: int, stop_ids: frozenset[int]) -> TokenEvent:
-        """The next token."""
+        """Add the next token and return its event."""
         name = self.request.id
         if token in stop_ids:
             self.ended = True
@@ -103,19 +103,20 @@ class _Live:
 class Engine:
     """Answers requests that come at any time.
 
-    ``submit`` and ``cancel`` may be called from other threads than ``step``. While an engine is open, the model must
-    not be used otherwise.
+    ``submit`` and ``cancel`` may be called from other threads than ``step``. While an engine is open, no other code may
+    use the model.
 
     Args:
-        model: A VLM on ``device`` in ``dtype``; it keeps its mode and has no caches once the engine is closed.
+        model: A VLM on ``device`` in ``dtype``. After :meth:`close` it is in the same mode as before and has no caches.
         transform: The model's transform.
-        slots: Requests that are answered at the same time.
-        max_new_tokens: Bound for requests that have none of their own.
-        device: Where the model is.
-        dtype: Of pictures and caches.
-        sampling: Of requests that have none of their own; None for greedy answers.
-        extension: What a method adds to prompts. Requests of another group wait until the present one is answered.
-        share_prefix: Read what several prompts that are taken in together begin with once.
+        slots: Maximum number of requests that are answered at the same time.
+        max_new_tokens: Maximum number of generated tokens for requests that set none.
+        device: Device of the model.
+        dtype: Type of pixels and caches.
+        sampling: Sampling for requests that set none; None for greedy answers.
+        extension: The part that a method adds to prompts. Requests of another group wait until the current group is
+            answered.
+        share_prefix: Read a prefix that several prompts admitted in one step share only once.
 
     Raises:
         ConfigError: For sizes below one.
@@ -159,19 +160,20 @@ class Engine:
 
     @property
     def idle(self) -> bool:
-        """Whether no request waits or is being answered."""
+        """Whether no request is waiting or being answered."""
         return not self._ids
 
     @property
     def tokens_read(self) -> int:
-        """Tokens of prompts that went through the decoder so far; what is shared counts once."""
+        """Prompt tokens that the decoder has read so far; a shared prefix counts once."""
         return self._decoder.tokens_read
 
     def submit(self, request: Request) -> None:
-        """Queue a request; its events come from :meth:`step`.
+        """Queue a request; :meth:`step` returns its events.
 
         Raises:
-            DataError: If a request of this id is in the engine, or if likelihoods are wanted, which it does not give.
+            DataError: If a request with this id is in the engine, or if the request has continuations to score, which
+                the engine does not support.
         """
         if request.id in self._ids:
             raise DataError(f"request {request.id!r} is being answered already; give each request an id of its own")
@@ -185,7 +187,7 @@ class Engine:
         """End a request at the next step.
 
         Returns:
-            False if there is no such request, or no longer.
+            False if there is no such request, or if it has already ended.
         """
         known = name in self._ids
         if known:
@@ -194,10 +196,10 @@ class Engine:
 
     @torch.inference_mode()
     def step(self) -> list[TokenEvent]:
-        """Make one token for each request that is being answered, and take in waiting ones.
+        """Decode one token for each request that is being answered, and admit waiting requests.
 
         Returns:
-            One event per request that has something to tell; at least one, unless the engine is idle.
+            One event for each request that got a token or ended; at least one, unless the engine is idle.
         """
         events = self._end_cancelled()
         if self._live:
@@ -209,7 +211,7 @@ class Engine:
         return events
 
     def close(self) -> None:
-        """Drop all requests and leave the model as it was found."""
+        """Drop all requests and restore the model's mode."""
         self._pool.shutdown(wait=True, cancel_futures=True)
         self._decoder.close()
         self.features.clear()
@@ -249,7 +251,7 @@ class Engine:
         return events
 
     def _admit(self) -> list[TokenEvent]:
-        """Give rows to waiting requests, in the order in which they came, and make their first tokens."""
+        """Give rows to waiting requests, in order of arrival, and choose their first tokens."""
         events: list[TokenEvent] = []
         ready: list[_Prompt] = []
         while self._waiting and len(self._live) + len(ready) < self.slots and self._fits(self._waiting[0], ready):
@@ -275,7 +277,7 @@ class Engine:
         return not others or key(others[0]) == key(waiting.request)
 
     def _read(self, prompts: list[_Prompt]) -> list[TokenEvent]:
-        """Read prompts together; where that fails, one by one, so that only what is at fault fails."""
+        """Read prompts together. If that fails, read them one by one, so that only the faulty requests fail."""
         try:
             live, logits = self._prefill(prompts)
         except MedtuneError as error:
@@ -318,17 +320,17 @@ class Engine:
         return min(wanted, self.transform.max_seq_len - length)
 
     def _prepare(self, request: Request) -> _Prompt:
-        """Open and transform; runs in a thread of its own."""
+        """Open and transform; runs in a separate thread."""
         try:
             return _Prompt(request, *self._prompts(request))
         except MedtuneError:
             raise
-        except Exception as error:  # whatever an image library raises is this request's own trouble
+        except Exception as error:  # an error of an image library must fail this request only
             name = type(error).__name__
             raise DataError(f"request {request.id!r} could not be prepared ({name}); check its images") from error
 
     def _forget(self) -> None:
-        """Let go of images that no request in the engine shows."""
+        """Drop images that no request in the engine shows."""
         with self._lock:
             requests = [live.request for live in self._live] + [waiting.request for waiting in self._waiting]
             samples = {(id(request.source), request.sample.images) for request in requests}

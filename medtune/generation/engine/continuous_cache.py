@@ -1,8 +1,8 @@
-"""Keys and values of many rows, each at a position of its own.
+"""Key-value caches in which each row has its own position.
 
-torchtune's cache appends: all rows of a batch are as long as one another. Here the token at position p of a row stands
-in column p of that row, so a key is visible to a query exactly where its column is not later than the query's position.
-Rows can thus begin, end, be copied and be moved one by one.
+torchtune's cache appends tokens to all rows at once, so all rows of a batch have the same length. Here the token at
+position p of a row is in column p of that row. A query may see a key if the key's column is not later than the query's
+position. So each row can be started, ended, copied and moved separately.
 """
 
 from collections.abc import Sequence
@@ -14,19 +14,20 @@ from torch import Tensor, nn
 from torchtune.modules import KVCache, TransformerCrossAttentionLayer
 from torchtune.modules.common_utils import delete_kv_caches
 
-from medtune.generation.seams import AnswerModel
+from medtune.generation.interfaces import AnswerModel
 
 COLUMN_STEP = 64
 
 
 @dataclass
 class Cursor:
-    """Where the next forward pass reads and writes; one object for all layers.
+    """The place where the next forward pass reads and writes; all layers share one object.
 
     Attributes:
-        rows: Rows of the pass, a range of the cache's.
-        columns: Where its tokens go: the first column, if the same for all rows, or every token's own, ``[b, s]``.
-        length: Columns that the pass can see, from the first one.
+        rows: Rows of the pass, a range of the cache rows.
+        columns: Columns of its tokens: the first column if it is the same for all rows, else the column of every
+            token, ``[b, s]``.
+        length: Number of columns that the pass can see, from the first column on.
         features: Image embeddings per row that cross-attention can see; 0 leaves out cross-attention layers.
     """
 
@@ -36,7 +37,7 @@ class Cursor:
     features: int = 0
 
     def point(self, other: "Cursor") -> None:
-        """Become like another one; the layers hold this one."""
+        """Copy the values of another cursor; the layers hold a reference to this object."""
         self.rows, self.columns, self.length, self.features = other.rows, other.columns, other.length, other.features
 
 
@@ -50,35 +51,35 @@ class _Cache(nn.Module):
         self.values = self.keys
 
     def resize(self, rows: int, columns: int, keep: int) -> None:
-        """Make room; what ``keep`` rows hold stays."""
+        """Allocate rows and columns; the first ``keep`` rows keep their content."""
         heads, wide = self.keys.shape[1], self.keys.shape[3]
-        held = (self.keys[:keep], self.values[:keep]) if keep else ()
-        # Without rows to keep, the old tensors go before the new ones come.
+        saved = (self.keys[:keep], self.values[:keep]) if keep else ()
+        # Without rows to keep, free the old tensors before allocating the new ones.
         self.keys = self.values = self.keys.new_zeros(0, heads, 0, wide)
-        # Zeros, because a masked column still counts as 0 times its value.
+        # Zeros, because a masked column is still multiplied by 0, and 0 times NaN is NaN.
         self.keys, self.values = (self.keys.new_zeros(rows, heads, columns, wide) for _ in range(2))
-        for old, new in zip(held, (self.keys, self.values), strict=False):
+        for old, new in zip(saved, (self.keys, self.values), strict=False):
             new[:keep, :, : old.shape[2]] = old
 
     def copy_row(self, source: int, rows: slice, columns: int) -> None:
-        """Put copies of a row, of its first columns, into other rows."""
-        for held in (self.keys, self.values):
-            held[rows, :, :columns] = held[source, :, :columns]
+        """Copy the first columns of a row into other rows."""
+        for cached in (self.keys, self.values):
+            cached[rows, :, :columns] = cached[source, :, :columns]
 
     def reset(self) -> None:
-        """Forget everything."""
+        """Set all keys and values to zero."""
         self.keys.zero_()
         self.values.zero_()
 
 
 class SelfAttentionCache(_Cache):
-    """Stands where torchtune's ``KVCache`` stands in a decoder layer."""
+    """Replaces torchtune's ``KVCache`` in a decoder layer."""
 
     def update(self, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
-        """Take the new tokens' keys and values [b, heads, s, head_dim]; returns what the pass can see."""
+        """Store keys and values ``[b, heads, s, head_dim]`` of new tokens; return those that the pass can see."""
         seen = []
-        for held, new in ((self.keys, keys), (self.values, values)):
-            rows = held[self.cursor.rows]
+        for cached, new in ((self.keys, keys), (self.values, values)):
+            rows = cached[self.cursor.rows]
             if isinstance(self.cursor.columns, int):
                 rows[:, :, self.cursor.columns : self.cursor.columns + new.shape[2]] = new
             else:
@@ -89,27 +90,27 @@ class SelfAttentionCache(_Cache):
 
 
 class CrossAttentionCache(_Cache):
-    """The same for a cross-attention layer, whose columns are image embeddings."""
+    """Cache of a cross-attention layer, whose columns are image embeddings."""
 
     @property
     def size(self) -> int:
-        """Zero where the layer is to be left out."""
+        """Number of image embeddings; zero if the layer is to be skipped."""
         return self.cursor.features
 
     @property
     def k_cache(self) -> Tensor:
-        """What torchtune's attention reads when no image embeddings are given."""
+        """The keys that torchtune's attention reads if no image embeddings are given."""
         return self.keys[self.cursor.rows, :, : self.cursor.features]
 
     @property
     def v_cache(self) -> Tensor:
-        """As ``k_cache``."""
+        """The values that torchtune's attention reads if no image embeddings are given."""
         return self.values[self.cursor.rows, :, : self.cursor.features]
 
     def update(self, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
-        """Take the keys and values of image embeddings."""
-        for held, new in ((self.keys, keys), (self.values, values)):
-            rows = held[self.cursor.rows]
+        """Store the keys and values of image embeddings."""
+        for cached, new in ((self.keys, keys), (self.values, values)):
+            rows = cached[self.cursor.rows]
             rows[:, :, : new.shape[2]] = new
             rows[:, :, new.shape[2] :] = 0
         return keys, values
@@ -120,14 +121,14 @@ class SlotCaches:
 
     Args:
         model: A VLM; it gets caches at the first :meth:`reserve`.
-        device: Where the model is.
-        dtype: Of the caches, the model's.
+        device: Device of the model.
+        dtype: Type of the model and the caches.
 
     Attributes:
-        cursor: Set it before each forward pass.
-        rows: Rows there is room for.
-        columns: Tokens per row there is room for, one column more is there for padding.
-        features: Image embeddings per row there is room for.
+        cursor: Place of the next forward pass; set it before each pass.
+        rows: Number of allocated rows.
+        columns: Number of tokens per row; one more column is allocated for padding.
+        features: Number of image embeddings per row.
     """
 
     def __init__(self, model: AnswerModel, device: torch.device, dtype: torch.dtype) -> None:
@@ -138,13 +139,13 @@ class SlotCaches:
         self._cross: list[CrossAttentionCache] = []
 
     def reserve(self, rows: int, columns: int, features: int, keep: int = 0) -> None:
-        """Make room; sizes only grow, in steps, so that a run makes caches a few times.
+        """Allocate the caches. Sizes only grow, and grow in steps, so that a run allocates only a few times.
 
         Args:
-            rows: Rows wanted.
+            rows: Number of rows needed.
             columns: Tokens per row.
             features: Image embeddings per row, 0 for models without cross-attention.
-            keep: The first so many rows keep what they hold; the others hold nothing that is needed.
+            keep: Number of rows, from the first one, that keep their content; the content of the others may be lost.
         """
         if rows > self.rows or columns > self.columns:
             self._install()
@@ -158,7 +159,7 @@ class SlotCaches:
                 cross.resize(self.rows, self.features, keep)
 
     def copy_rows(self, source: Sequence[int], first: int, columns: int) -> None:
-        """Put copies of rows, their first ``columns`` tokens and all image embeddings, into rows from ``first`` on."""
+        """Copy rows (their first ``columns`` tokens and all image embeddings) to the rows from ``first`` on."""
         for row, copies in groupby(range(len(source)), key=lambda place: source[place]):
             places = list(copies)
             rows = slice(first + places[0], first + places[-1] + 1)
@@ -168,13 +169,13 @@ class SlotCaches:
                 cross.copy_row(row, rows, self.features)
 
     def forget_features(self, rows: slice) -> None:
-        """Leave no image embeddings in rows; stale ones would be masked, but need not stay."""
+        """Set the image embeddings of rows to zero. Old ones would be masked anyway; this removes them."""
         for cross in self._cross:
             cross.keys[rows] = 0
             cross.values[rows] = 0
 
     def close(self) -> None:
-        """Remove the caches; with them in place the model's layers would no longer mask the future by themselves."""
+        """Remove the caches. While they exist, the model's layers do not apply the causal mask by themselves."""
         if self._own:
             delete_kv_caches(self.model)
         self.rows = self.columns = self.features = 0

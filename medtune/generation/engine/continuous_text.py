@@ -1,4 +1,4 @@
-"""The text of an answer while it is being written."""
+"""Streaming of an answer's text while its tokens are generated."""
 
 from collections.abc import Callable
 
@@ -6,26 +6,26 @@ _INCOMPLETE = "\ufffd"
 
 
 class TextStream:
-    """Turns tokens into pieces of text whose sum is the text of all tokens.
+    """Turns tokens into pieces of text; all pieces together are the text of all tokens.
 
-    A character may be spread over several tokens, and a token's text may depend on the one before it. A piece is
-    therefore what two decodings differ by, and is held back while its last character is incomplete.
+    A character may be spread over several tokens, and a token's text may depend on the token before it. So a piece is
+    the difference between two decodings, and it is held back while its last character is incomplete.
 
     Args:
-        decode: Text of tokens.
+        decode: Returns the text of tokens.
 
     Attributes:
-        tokens: Those so far.
+        tokens: All tokens so far.
     """
 
     def __init__(self, decode: Callable[[list[int]], str]) -> None:
         self.tokens: list[int] = []
         self._decode = decode
-        self._context = self._written = 0  # tokens from which, and up to which, text was given out last
+        self._context = self._written = 0  # start and end of the tokens whose text was returned last
         self._pieces: list[str] = []
 
     def add(self, token: int) -> str:
-        """Take a token; returns the text that is complete now."""
+        """Add a token; return the text that has become complete."""
         self.tokens.append(token)
         before = self._decode(self.tokens[self._context : self._written])
         after = self._decode(self.tokens[self._context :])
@@ -36,5 +36,5 @@ class TextStream:
         return self._pieces[-1]
 
     def end(self) -> str:
-        """What was held back."""
+        """Return the text that was held back."""
         return self._decode(self.tokens)[sum(map(len, self._pieces)) :]

@@ -1,4 +1,4 @@
-"""Rows of tokens through the decoder with a cache: prompts, beginnings that several prompts share, and single steps."""
+"""The decoder with a key-value cache: prefill of prompts, prefill of shared prefixes, and single decoding steps."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -9,26 +9,26 @@ from torch import Tensor, nn
 from medtune.generation.engine.batches import PromptBatch
 from medtune.generation.engine.continuous_cache import Cursor, SlotCaches
 from medtune.generation.engine.prefixes import SharedPrefixes
+from medtune.generation.interfaces import AnswerModel
 from medtune.generation.requests import Request
-from medtune.generation.seams import AnswerModel
 
-# Fills short rows: any token that stands for no image. What it becomes is seen by no real token.
+# Padding of short rows. It may be any token that is not an image token, because no real token attends to it.
 FILL = 0
 Hook = Callable[[Sequence[Request]], None]
 
 
 @dataclass(frozen=True)
 class Part:
-    """What one forward pass reads: some columns of some prompts, aligned at the left.
+    """Inputs of one forward pass: some columns of some prompts, left-aligned.
 
     Attributes:
         tokens: Shape ``[b, s]``.
         start: Position of each row's first token.
         count: Real tokens of each row.
-        features: As ``hidden`` of the model takes them, as are the next two.
+        features: Argument of the model's ``hidden``, as are ``vision_mask`` and ``replace``.
         vision_mask: None without images.
         replace: None without learned vectors.
-        wide: Image embeddings per row that cross-attention can see, given here or read before.
+        wide: Image embeddings per row that cross-attention can see, from this pass or an earlier one.
     """
 
     tokens: Tensor
@@ -41,17 +41,17 @@ class Part:
 
 
 class CachedDecoder:
-    """Reads prompts and single tokens; row i of a call is row i of the caches, each at a position of its own.
+    """Reads prompts and single tokens. Row i of a call is row i of the caches; each row has its own position.
 
     Args:
         model: A VLM.
-        device: Where the model is.
-        dtype: Of the caches, the model's.
+        device: Device of the model.
+        dtype: Type of the model and the caches.
         before_forward: Called before each forward pass with the requests of its rows, in order.
 
     Attributes:
         caches: Keys and values.
-        tokens_read: Tokens of prompts that went through the model so far, padding left out.
+        tokens_read: Prompt tokens that the model has read so far, without padding.
     """
 
     def __init__(
@@ -67,19 +67,19 @@ class CachedDecoder:
 
     @property
     def rows(self) -> int:
-        """Rows in use."""
+        """Number of rows in use."""
         return len(self._requests)
 
     def prefill(
         self, batch: PromptBatch, features: Tensor | None, new_tokens: int, shared: SharedPrefixes | None = None
     ) -> Tensor:
-        """Read prompts in place of all that was read before.
+        """Discard all rows and read prompts as new rows.
 
         Args:
             batch: The prompts, on the model's device; in the order of ``shared``, if given.
             features: Their image embeddings, shape ``[b, s_e, d]``.
-            new_tokens: Steps that may follow.
-            shared: Beginnings that several rows have in common.
+            new_tokens: Maximum number of decoding steps that follow.
+            shared: Prefixes that several rows have in common.
 
         Returns:
             Logits after each prompt, shape ``[b, vocabulary]``.
@@ -90,15 +90,18 @@ class CachedDecoder:
     def admit(
         self, batch: PromptBatch, features: Tensor | None, columns: int, shared: SharedPrefixes | None = None
     ) -> Tensor:
-        """Read prompts as new rows behind those in use.
+        """Read prompts as new rows after the rows in use.
 
         Args:
-            batch: As for :meth:`prefill`, and so are the others.
-            features: As there.
-            columns: Tokens that the longest new row may come to have, its answer included.
-            shared: As there.
+            batch: As in :meth:`prefill`.
+            features: As in :meth:`prefill`.
+            columns: Maximum number of tokens of a new row, including its answer.
+            shared: As in :meth:`prefill`.
+
+        Returns:
+            Logits after each new prompt, shape ``[b, vocabulary]``.
         """
-        attended = batch.vision_mask.dim() == 3  # else images stand among the tokens and have no cache of their own
+        attended = batch.vision_mask.dim() == 3  # otherwise images are tokens and have no separate cache
         wide = features.shape[1] if attended and features is not None else 0
         self.tokens_read += sum(batch.lengths)
         self.caches.reserve(self.rows + len(batch.lengths), columns, wide, keep=self.rows)
@@ -113,7 +116,7 @@ class CachedDecoder:
         return self.model.logits(hidden)
 
     def step(self, tokens: Sequence[int]) -> Tensor:
-        """Read one more token per row in use; what a finished row is given does not matter.
+        """Read one more token per row in use. The token of a finished row is ignored by the caller.
 
         Returns:
             Logits after it, shape ``[b, vocabulary]``.
@@ -130,7 +133,7 @@ class CachedDecoder:
         return self.model.logits(hidden)
 
     def drop(self, row: int) -> None:
-        """Take a row out of use; the last one takes its place."""
+        """Remove a row; the last row moves to its place."""
         last = self.rows - 1
         if row != last:
             self.caches.copy_rows([last], row, self._lengths[last])
@@ -141,16 +144,16 @@ class CachedDecoder:
             self._vision = self._vision[:last] if last else None
 
     def clear(self) -> None:
-        """Take all rows out of use."""
+        """Remove all rows."""
         self._requests, self._lengths, self._vision = [], [], None
 
     def close(self) -> None:
-        """Remove the caches; with them in place the model's layers would no longer mask the future by themselves."""
+        """Remove the caches. While they exist, the model's layers do not apply the causal mask by themselves."""
         self.caches.close()
         self.clear()
 
     def _read_shared(self, batch: PromptBatch, features: Tensor | None, shared: SharedPrefixes) -> Tensor:
-        """Read each shared beginning once, copy what it left in the caches, and read the rest of every row."""
+        """Read each shared prefix once, copy its keys and values, and read the rest of every row."""
         self.tokens_read += shared.tokens - sum(shared.length)
         heads = shared.readers
         self.forward(beginnings(batch, features, shared), batch.requests[:heads])
@@ -160,19 +163,19 @@ class CachedDecoder:
         return self.forward(rest, batch.requests)
 
     def forward(self, part: Part, requests: Sequence[Request], first: int | None = None) -> Tensor:
-        """Final hidden states after each row's last token, ``[b, d]``.
+        """Return the final hidden states at each row's last token, ``[b, d]``.
 
         Args:
-            part: What to read.
+            part: Inputs of the pass.
             requests: One per row.
-            first: Row of the caches that the first row is; None for the first one not in use.
+            first: Cache row of the first row; None for the first cache row that is not in use.
         """
         rows, width = part.tokens.shape
         first, end = self.rows if first is None else first, max(map(sum, zip(part.start, part.count, strict=True)))
         start, count = self._tensor(part.start)[:, None], self._tensor(part.count)[:, None]
         column = torch.arange(width, device=self.device)
         position = start + column
-        # Padding of rows that begin at different places goes into the column that no query sees.
+        # If rows start at different columns, padding is written to the extra last column, which no query sees.
         aligned = len(set(part.start)) == 1
         columns = part.start[0] if aligned else torch.where(column < count, position, self.caches.columns)
         position = position.clamp(max=end - 1)
@@ -185,11 +188,11 @@ class CachedDecoder:
         """One forward pass.
 
         Args:
-            part: What to read.
+            part: Inputs of the pass.
             requests: One per row.
-            cursor: Where in the caches.
+            cursor: Place in the caches.
             mask: Which columns each token may attend to, ``[b, s, columns]``.
-            position: Of each token, ``[b, s]``.
+            position: Position of each token, ``[b, s]``.
 
         Returns:
             Final hidden states ``[b, s, d]``.
@@ -207,12 +210,12 @@ class CachedDecoder:
         )
 
     def _see(self, vision_row: Tensor, wide: int) -> None:
-        """Note what the tokens after new prompts may attend to: what a prompt's last token attends to."""
+        """Record which image embeddings later tokens may attend to: the same as the prompt's last token."""
         if not wide:
             self.caches.forget_features(slice(self.rows, self.rows + len(vision_row)))
-        held = vision_row.new_zeros(self.rows, 0) if self._vision is None else self._vision
-        wide = max(wide, held.shape[1])
-        rows = [nn.functional.pad(row, (0, wide - row.shape[1])) for row in (held, vision_row[:, :wide])]
+        earlier = vision_row.new_zeros(self.rows, 0) if self._vision is None else self._vision
+        wide = max(wide, earlier.shape[1])
+        rows = [nn.functional.pad(row, (0, wide - row.shape[1])) for row in (earlier, vision_row[:, :wide])]
         self._vision = torch.cat(rows) if wide else None
 
     def _tensor(self, values: Sequence[int]) -> Tensor:
@@ -220,7 +223,7 @@ class CachedDecoder:
 
 
 def part_of(batch: PromptBatch, features: Tensor | None, start: Sequence[int], count: Sequence[int]) -> Part:
-    """Tokens ``start`` to ``start + count`` of each prompt, with what belongs to them."""
+    """Return tokens ``start`` to ``start + count`` of each prompt, with their features, masks and learned vectors."""
     device = batch.tokens.device
     pads = [batch.tokens.shape[1] - length for length in batch.lengths]
     column = torch.arange(max(count), device=device)
@@ -237,7 +240,7 @@ def part_of(batch: PromptBatch, features: Tensor | None, start: Sequence[int], c
 
 
 def beginnings(batch: PromptBatch, features: Tensor | None, shared: SharedPrefixes) -> Part:
-    """What the rows that read a beginning read; the batch is in the order of ``shared``."""
+    """Return the prefixes that the reader rows read; the batch is in the order of ``shared``."""
     heads, images = shared.readers, shared.images[: shared.readers]
     begun = batch.select(range(heads))
     attended = batch.vision_mask.dim() == 3
@@ -251,17 +254,17 @@ def beginnings(batch: PromptBatch, features: Tensor | None, shared: SharedPrefix
 def endings(
     batch: PromptBatch, features: Tensor | None, start: Sequence[int], images: Sequence[int], images_left: bool
 ) -> Part:
-    """What rows read after their beginnings.
+    """Return what each row reads after its prefix.
 
     Args:
         batch: The prompts.
-        features: Their image embeddings; not looked at where none are left to read.
-        start: Tokens of each row's beginning.
-        images: Image tokens within it.
-        images_left: Whether any row has image tokens after it.
+        features: Their image embeddings; not used if no image tokens are left.
+        start: Number of tokens of each row's prefix.
+        images: Number of image tokens in the prefix.
+        images_left: Whether any row has image tokens after its prefix.
     """
     count = [whole - at for whole, at in zip(batch.lengths, start, strict=True)]
-    if batch.vision_mask.dim() == 3:  # cross-attention has its keys and values from the beginnings
+    if batch.vision_mask.dim() == 3:  # cross-attention uses the keys and values cached with the prefixes
         return replace(part_of(batch, features, start, count), features=None)
     later = batch.vision_mask.cumsum(dim=1) > torch.tensor(images, device=batch.tokens.device)[:, None]
     rest = replace(batch, vision_mask=batch.vision_mask & later)
@@ -269,7 +272,7 @@ def endings(
 
 
 def _replaced(batch: PromptBatch, source: Tensor, real: Tensor) -> tuple[Tensor, Tensor] | None:
-    """Where the columns ``source`` of each row hold a learned vector in place of a token, and those vectors."""
+    """Return a mask of the columns ``source`` whose token is replaced by a learned vector, and these vectors."""
     if batch.override is None:
         return None
     where, vectors = batch.override

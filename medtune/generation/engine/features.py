@@ -1,4 +1,4 @@
-"""Image embeddings, computed once per picture and kept while a later request of the window needs them."""
+"""Image embeddings, computed once per image and kept while a later request of the window needs them."""
 
 from collections.abc import Container, Iterable
 
@@ -6,21 +6,21 @@ import torch
 from torch import Tensor
 
 from medtune.generation.engine.batches import ImageKey, PromptBatch
-from medtune.generation.seams import AnswerModel
+from medtune.generation.interfaces import AnswerModel
 
 
 class FeatureStore:
-    """The embeddings of the pictures in use.
+    """The embeddings of the images in use.
 
-    In an 11B model the vision encoder costs several times the prompt it belongs to, so that a picture with four
-    questions is worth encoding once.
+    In an 11B model the vision encoder costs several times as much as the prompt, so an image with four questions is
+    encoded only once.
 
     Args:
         model: A VLM; only its ``encode`` is called.
-        at_once: Most pictures per call of the encoder.
+        at_once: Maximum number of images per call of the encoder.
 
     Attributes:
-        encoded: Number of pictures encoded so far.
+        encoded: Number of images encoded so far.
     """
 
     def __init__(self, model: AnswerModel, at_once: int) -> None:
@@ -30,14 +30,14 @@ class FeatureStore:
         self._held: dict[ImageKey, Tensor] = {}
 
     def __call__(self, batch: PromptBatch) -> Tensor | None:
-        """Embeddings for a batch, aligned with its vision mask.
+        """Return the embeddings for a batch, aligned with its vision mask.
 
         Returns:
-            Shape ``[b, s_e, d]``, zero where the mask is closed; None when no row has an image.
+            Shape ``[b, s_e, d]``, zero where the mask is False; None if no row has an image.
         """
         places = {
             key: (row, slot) for row, r in enumerate(batch.requests) for slot, key in enumerate(r.image_keys)
-        }  # any row that shows the picture will do
+        }  # one of the rows that show the image
         if not places:
             return None
         self._encode(batch, {key: place for key, place in places.items() if key not in self._held})
@@ -46,9 +46,9 @@ class FeatureStore:
         features = sample.new_zeros(len(batch.requests), batch.vision_mask.shape[-1], sample.shape[-1])
         for row, request in enumerate(batch.requests):
             for slot, key in enumerate(request.image_keys):
-                # A picture encoded in another batch may carry more or fewer padding tiles; those are masked.
-                held = self._held[key][:width]
-                features[row, slot * width : slot * width + len(held)] = held
+                # An image encoded in another batch may have more or fewer padding tiles; those are masked.
+                embedding = self._held[key][:width]
+                features[row, slot * width : slot * width + len(embedding)] = embedding
         return features
 
     def _encode(self, batch: PromptBatch, places: dict[ImageKey, tuple[int, int]]) -> None:
@@ -65,14 +65,14 @@ class FeatureStore:
         return len(self._held)
 
     def drop(self, keys: Iterable[ImageKey]) -> None:
-        """Forget pictures that no coming request shows."""
+        """Drop the embeddings of images that no later request shows."""
         for key in keys:
             self._held.pop(key, None)
 
     def keep(self, keys: Container[ImageKey]) -> None:
-        """Forget all pictures but these."""
+        """Drop the embeddings of all images except these."""
         self.drop([key for key in self._held if key not in keys])
 
     def clear(self) -> None:
-        """Forget all pictures."""
+        """Drop all embeddings."""
         self._held.clear()

@@ -1,7 +1,8 @@
 """Batched answers of a VLM: prompts left-padded, images encoded once, one prefill, then one token per step.
 
-A request's answer does not depend on what shares its batch: padding is masked, positions count real tokens, image
-embeddings are those of the picture alone. Greedy answers equal one-by-one answers and answers without a cache.
+A request's answer does not depend on the other requests of its batch: padding is masked, positions count real tokens,
+and an image's embeddings depend only on the image. Greedy answers equal those of single requests, and those without a
+cache.
 """
 
 from collections.abc import Callable, Container, Hashable, Iterable, Iterator
@@ -24,22 +25,22 @@ from medtune.generation.engine.prefixes import SharedPrefixes, find_shared
 from medtune.generation.engine.prompts import PromptMaker
 from medtune.generation.engine.sampling import Sampler, Sampling
 from medtune.generation.engine.scoring import score_continuations
+from medtune.generation.interfaces import AnswerModel, PromptTransform
 from medtune.generation.prompt_extension import NoExtension, PromptExtension
 from medtune.generation.requests import Generation, Request
-from medtune.generation.seams import AnswerModel, PromptTransform
 
-# Eight pictures of an 11B model are 50,000 tokens for its encoder: more would add memory and no speed.
+# Eight images are 50,000 tokens for the encoder of an 11B model; more would cost memory and bring no speed.
 ENCODED_AT_ONCE = 8
 
 
 @dataclass
 class Answer:
-    """What one row has said so far.
+    """The answer of one row so far.
 
     Attributes:
-        bound: Most tokens it may say.
-        tokens: Without the stop token.
-        stopped: True once a stop token came.
+        bound: Maximum number of tokens.
+        tokens: Tokens so far, without the stop token.
+        stopped: True after a stop token.
     """
 
     bound: int
@@ -48,7 +49,7 @@ class Answer:
 
     @property
     def running(self) -> bool:
-        """Whether another token is wanted."""
+        """Whether another token is needed."""
         return not self.stopped and len(self.tokens) < self.bound
 
     def take(self, token: int, stop_ids: frozenset[int]) -> None:
@@ -60,21 +61,21 @@ class Answer:
 
 
 class Generator:
-    """Answers requests, a batch at a time.
+    """Answers requests, one batch at a time.
 
     Args:
-        model: A VLM on ``device`` in ``dtype``; it keeps its mode and has no caches once a call has ended.
+        model: A VLM on ``device`` in ``dtype``. After a call it is in the same mode as before and has no caches.
         transform: The model's transform; its ``collate`` makes batches.
         batch_size: Requests per batch.
-        max_new_tokens: Bound for requests that have none of their own.
-        device: Where the model is.
-        dtype: Of pictures and caches.
-        sampling: Of requests that have none of their own; None for greedy answers.
-        window: Batches whose requests are sorted together, by bound and length; larger means less padding.
-        extension: What a method adds to prompts, such as a VITask run's exemplars; None for prompts as they are.
-        on_error: Called with a request whose sample or image cannot be used, which is then left out; None raises.
-        share_prefix: Read what several prompts of a batch begin with, as those on one image do, once. Answers stay
-            the same.
+        max_new_tokens: Maximum number of generated tokens for requests that set none.
+        device: Device of the model.
+        dtype: Type of pixels and caches.
+        sampling: Sampling for requests that set none; None for greedy answers.
+        window: Batches whose requests are sorted together, by answer and prompt length; larger means less padding.
+        extension: The part that a method adds to prompts, such as VITask's exemplars; None leaves prompts unchanged.
+        on_error: Called with a request whose sample or image cannot be used, which is then skipped; None raises.
+        share_prefix: Read a prefix that several prompts of a batch share (for example, one image) only once. Answers
+            stay the same.
         planner: Forms the batches; None sorts windows of ``window * batch_size`` requests.
 
     Raises:
@@ -114,28 +115,28 @@ class Generator:
 
     @property
     def images_encoded(self) -> int:
-        """Pictures that were encoded so far."""
+        """Number of images that were encoded so far."""
         return self.features.encoded
 
     @property
     def tokens_read(self) -> int:
-        """Tokens of prompts that went through the decoder so far; what is shared counts once."""
+        """Prompt tokens that the decoder has read so far; a shared prefix counts once."""
         return self._decoder.tokens_read
 
     def __call__(self, requests: Iterable[Request], done: Container[str] = frozenset()) -> Iterator[Generation]:
-        """Answer requests; those of a window come in an order of their own, recognisable by id.
+        """Answer requests. Within a window answers may come in another order than the requests; match them by id.
 
         Args:
-            requests: Any iterable; it is read a window at a time.
-            done: Ids to leave out. The other batches stay what they would have been.
+            requests: Any iterable; it is read one window at a time.
+            done: Ids to skip. The remaining requests are in the same batches as without ``done``.
 
         Raises:
-            DataError: For a sample or image that cannot be used, unless ``on_error`` was given; for an id given twice.
+            DataError: If a sample or image cannot be used and there is no ``on_error``, or if an id occurs twice.
         """
         return chain.from_iterable(self.batches(requests, done))
 
     def batches(self, requests: Iterable[Request], done: Container[str] = frozenset()) -> Iterator[list[Generation]]:
-        """Like calling the generator, one list per batch."""
+        """Answer requests as :meth:`__call__` does, but yield one list per batch."""
         plans = self.planner(requests, PlanKeys(self._order, self.extension.group_key, self._together), done)
         with self._answering(), closing(ahead(self._prepare, plans)) as prepared:
             for batch in prepared:
@@ -158,14 +159,14 @@ class Generator:
         return self._bound(request), self.transform.token_count(request.sample)
 
     def _together(self, request: Request) -> Hashable:
-        """Requests that should share a batch: those on the same images, where images are most of the prompt."""
+        """Return a key; requests with equal keys should share a batch: same images, which are most of the prompt."""
         whole = self.transform.token_count(request.sample)
         if not self.share_prefix or 2 * self._beginning(len(request.image_keys)) < whole:
             return request.id
         return self._bound(request), self._prefix_key(request)
 
     def _beginning(self, images: int) -> int:
-        """Tokens that any two prompts on the same images have in common."""
+        """Return the number of tokens that any two prompts on the same images have in common."""
         if images not in self._beginnings:
             blank = Sample("blank", ("",) * images, (Message("user", ""),))
             self._beginnings[images] = self.transform.token_count(blank)
@@ -178,7 +179,7 @@ class Generator:
         return self.max_new_tokens if request.max_new_tokens is None else request.max_new_tokens
 
     def _prepare(self, plan: Plan) -> PromptBatch | None:
-        """Open, transform and collate; runs in a thread of its own."""
+        """Open, transform and collate; runs in a separate thread."""
         kept, items, prepared = [], [], []
         for request in plan.requests:
             try:

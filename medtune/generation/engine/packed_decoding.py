@@ -1,8 +1,8 @@
-"""Rows that share a beginning, decoded side by side: its keys and values are kept once for all of them.
+"""Decoding of rows that share a prefix; the keys and values of the prefix are stored once for all of them.
 
-Several rows stand in one row of the caches, a pack: the beginning, then their tokens, step after step. A token attends
-to the beginning and to its own row's tokens. A decoding step thus reads the beginning's keys and values once per pack,
-and not once per row.
+Several rows form a pack, which uses one row of the caches: first the prefix, then the rows' tokens, step after step. A
+token attends to the prefix and to the tokens of its own row. So a decoding step reads the prefix's keys and values once
+per pack, and not once per row.
 """
 
 from collections.abc import Sequence
@@ -17,18 +17,18 @@ from medtune.generation.engine.decoding import CachedDecoder, Part, beginnings, 
 from medtune.generation.engine.prefixes import SharedPrefixes
 from medtune.generation.requests import Request
 
-# Places of packs that no row fills cost as much as rows do.
+# Least share of places that rows fill. An empty place in a pack costs as much as a row.
 FULLNESS = 0.8
 
 
 @dataclass(frozen=True)
 class Packing:
-    """Where rows stand.
+    """The place of each row in the packs.
 
     Attributes:
         width: Rows per pack.
-        copies: For each pack behind those whose beginnings are read, the pack that it has its own from.
-        rows: The row in each place, pack after pack; places without one repeat a row of their pack.
+        copies: The first packs read their prefixes. For each pack after them, the pack from which it copies its prefix.
+        rows: The row in each place, pack after pack; an empty place repeats a row of its pack.
         places: The place of each row.
     """
 
@@ -39,11 +39,11 @@ class Packing:
 
 
 def pack(shared: SharedPrefixes, most: int) -> Packing:
-    """Put rows with the same beginning into packs, as wide as ``FULLNESS`` allows.
+    """Put rows with the same prefix into packs, as wide as ``FULLNESS`` allows.
 
     Args:
-        shared: What they share.
-        most: Rows per pack at most.
+        shared: The shared prefixes.
+        most: Maximum number of rows per pack.
     """
     groups: dict[int, list[int]] = {row: [] for row in range(shared.readers)}
     for row, reader in enumerate(shared.reader):
@@ -60,32 +60,32 @@ def pack(shared: SharedPrefixes, most: int) -> Packing:
 
 
 class PackedDecoder:
-    """Decodes a batch whose rows share beginnings.
+    """Decodes a batch whose rows share prefixes.
 
     Args:
-        decoder: Gives the model and its caches, which are this one's until the decoder's next ``prefill``.
-        max_seq_len: Most tokens per row of a forward pass.
+        decoder: Holds the model and its caches. This object uses them until the decoder's next ``prefill``.
+        max_seq_len: Maximum number of tokens per row of a forward pass.
     """
 
     _packing: Packing
     _requests: list[Request]  # one per pack
-    _visible: Tensor  # columns that a place's next token may attend to, [packs, width, columns]
-    _column: int  # the next free one
-    _position: Tensor  # of each place's last token, [packs, width]
-    _vision: Tensor | None  # image embeddings that it may attend to, [packs, width, features]
+    _visible: Tensor  # columns that the next token of a place may attend to, [packs, width, columns]
+    _column: int  # next free column
+    _position: Tensor  # position of the last token of each place, [packs, width]
+    _vision: Tensor | None  # image embeddings that the next token may attend to, [packs, width, features]
     _wide: int
 
     def __init__(self, decoder: CachedDecoder, max_seq_len: int) -> None:
         self.decoder, self.max_seq_len = decoder, max_seq_len
 
     def prefill(self, batch: PromptBatch, features: Tensor | None, new_tokens: int, shared: SharedPrefixes) -> Tensor:
-        """Read prompts in place of all that was read before.
+        """Discard all rows and read prompts as new rows.
 
         Args:
             batch: The prompts, on the model's device, in the order of ``shared``.
             features: Their image embeddings, shape ``[b, s_e, d]``.
-            new_tokens: Steps that may follow.
-            shared: Beginnings that several rows have in common.
+            new_tokens: Maximum number of decoding steps that follow.
+            shared: Prefixes that several rows have in common.
 
         Returns:
             Logits after each prompt, shape ``[b, vocabulary]``.
@@ -105,7 +105,7 @@ class PackedDecoder:
         return self._read_endings(batch, features, shared)
 
     def step(self, tokens: Sequence[int]) -> Tensor:
-        """Read one more token per row; what a finished row is given does not matter.
+        """Read one more token per row. The token of a finished row is ignored by the caller.
 
         Returns:
             Logits after it, shape ``[b, vocabulary]``.
@@ -120,7 +120,7 @@ class PackedDecoder:
         return self._read(part, self._visible[:, :, : self._column + width], self._position, last)
 
     def _read_endings(self, batch: PromptBatch, features: Tensor | None, shared: SharedPrefixes) -> Tensor:
-        """Read the rest of every row, each seeing its beginning and itself; logits after each."""
+        """Read the rest of every row; each row sees its prefix and itself. Return the logits after each row."""
         rows, width = self._packing.rows, self._packing.width
         filled, length = batch.select(rows), [shared.length[row] for row in rows]
         images = [shared.images[row] for row in rows]
@@ -146,13 +146,13 @@ class PackedDecoder:
         return self._read(_folded(part, width), mask, _fold(position, width), last)
 
     def _read(self, part: Part, mask: Tensor, position: Tensor, last: Tensor) -> Tensor:
-        """Logits after one token of each row.
+        """Run one forward pass; return the logits after the last token of each row.
 
         Args:
-            part: What to read, one row per pack.
+            part: Inputs of the pass, one row per pack.
             mask: Shape ``[packs, tokens, columns]``.
-            position: Of each token, ``[packs, tokens]``.
-            last: Which token of a pack is the last of each of its places, ``[packs, width]``.
+            position: Position of each token, ``[packs, tokens]``.
+            last: Index in the pack of the last token of each place, ``[packs, width]``.
         """
         tokens = part.tokens.shape[1]
         cursor = Cursor(slice(0, len(mask)), self._column, mask.shape[2], part.wide)
@@ -163,7 +163,7 @@ class PackedDecoder:
 
 
 def _folded(part: Part, width: int) -> Part:
-    """Rows side by side, ``width`` in each row."""
+    """Join each ``width`` rows into one row."""
     return replace(
         part,
         tokens=_fold(part.tokens, width),
@@ -174,5 +174,5 @@ def _folded(part: Part, width: int) -> Part:
 
 
 def _fold(rows: Tensor, width: int) -> Tensor:
-    """``[packs * width, s, ...]`` as ``[packs, width * s, ...]``."""
+    """Reshape ``[packs * width, s, ...]`` to ``[packs, width * s, ...]``."""
     return rows.unflatten(0, (-1, width)).flatten(1, 2)

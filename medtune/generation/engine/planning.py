@@ -11,12 +11,13 @@ from medtune.generation.requests import Request
 
 @dataclass(frozen=True)
 class PlanKeys:
-    """What a planner may ask about a request.
+    """Keys of a request, from which a planner forms batches.
 
     Attributes:
-        order: Sort key, by the most tokens of the answer and the length of the prompt; likes make little padding.
-        apart: Requests for which this differs must not share a batch.
-        together: Requests for which this is equal begin alike, and one batch can read that beginning once.
+        order: Sort key: maximum length of the answer and length of the prompt. Batches of similar requests need little
+            padding.
+        apart: Requests with different keys must not share a batch.
+        together: Requests with equal keys have a common prefix, which one batch can read once.
     """
 
     order: Callable[[Request], Any]
@@ -30,11 +31,11 @@ class Planner(Protocol):
     def __call__(
         self, requests: Iterable[Request], keys: PlanKeys, done: Container[str] = frozenset()
     ) -> Iterator[Plan]:
-        """Batches of the requests that are not in ``done``.
+        """Yield batches of the requests that are not in ``done``.
 
         Args:
             requests: The stream. It is read in a thread of the generator, one batch ahead of the one being answered.
-            keys: What decides which requests fit together.
+            keys: Keys that say which requests fit together.
             done: Ids that are answered already.
 
         Raises:
@@ -45,11 +46,11 @@ class Planner(Protocol):
 
 @dataclass(frozen=True)
 class WindowPlanner:
-    """Sorts a window of requests and cuts it into batches; waits until a window is full or the stream ends.
+    """Sorts a window of requests and cuts it into batches. It waits until the window is full or the stream ends.
 
     Attributes:
         batch_size: Requests per batch.
-        window: Batches per window; larger means less padding.
+        window: Batches per window; a larger window means less padding.
     """
 
     batch_size: int = 16

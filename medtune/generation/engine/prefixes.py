@@ -1,4 +1,4 @@
-"""Beginnings that several prompts of a batch share, and whether reading them once is worth a pass of its own."""
+"""Finds prefixes that several prompts of a batch share, and decides whether a separate pass for them is worth it."""
 
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
@@ -8,23 +8,23 @@ import torch
 
 from medtune.generation.engine.batches import PromptBatch
 
-# A second pass costs its launch and a copy of keys and values; below this share of the tokens it pays.
+# A second pass costs a launch and a copy of keys and values. It is worth it if it leaves at most this share of tokens.
 WORTH = 0.8
 
 
 @dataclass(frozen=True)
 class SharedPrefixes:
-    """How a batch is read in two passes: common beginnings first, then the rest of every row.
+    """How a batch is read in two passes: shared prefixes first, then the rest of every row.
 
     All lists are for the batch in the order ``order``.
 
     Attributes:
-        order: Rows of the batch; those that read a beginning come first.
-        readers: How many rows read a beginning.
-        reader: The row that reads each row's beginning, below ``readers``.
-        length: Tokens of each row's beginning, fewer than the row has; 0 only where no reader is needed.
-        images: Image tokens within each row's beginning.
-        images_left: Whether a row has image tokens after its beginning.
+        order: Rows of the batch; those that read a prefix come first.
+        readers: Number of rows that read a prefix.
+        reader: For each row, the row that reads its prefix; less than ``readers``.
+        length: Tokens of each row's prefix, fewer than the row has; 0 only for a row that needs no reader.
+        images: Image tokens in each row's prefix.
+        images_left: Whether any row has image tokens after its prefix.
     """
 
     order: list[int]
@@ -36,30 +36,30 @@ class SharedPrefixes:
 
     @property
     def tokens(self) -> int:
-        """Tokens of the first pass, padding left out."""
+        """Tokens of the first pass, without padding."""
         return sum(self.length[: self.readers])
 
 
 def find_shared(batch: PromptBatch, keys: Sequence[Hashable], image_id: int) -> SharedPrefixes | None:
-    """Find what rows have in common at their beginnings.
+    """Find the prefixes that rows share.
 
-    Rows belong together if their keys and their tokens up to the last image token are equal. Rows without a partner are
-    cut too, so that the second pass is as narrow as the others' ends allow.
+    Rows form a group if their keys and their tokens up to the last image token are equal. Rows that share nothing are
+    also split into two parts, so that the second pass is only as wide as the other rows need.
 
     Args:
         batch: Left-padded prompts as the model reads them.
-        keys: One per row; equal keys mean that equal tokens have equal embeddings.
-        image_id: The token that stands for an image, or for one feature of it.
+        keys: One per row; if keys are equal, equal tokens have equal embeddings.
+        image_id: The token of an image, or of one feature of it.
 
     Returns:
-        None where two passes would read more than ``WORTH`` of the tokens of one, padding included.
+        None if two passes would read more than ``WORTH`` times the tokens of one pass, padding included.
     """
     prompts = [batch.prompt(row) for row in range(len(batch.requests))]
     groups = _groups(prompts, keys, image_id)
     if len(groups) == len(prompts):
         return None
     longest = [_common(batch, group, prompts) for group in groups]
-    least = 1 if batch.vision_mask.dim() == 3 else 0  # cross-attention takes its images in the first pass
+    least = 1 if batch.vision_mask.dim() == 3 else 0  # cross-attention reads its images in the first pass
     best, cost = None, WORTH * len(prompts) * max(map(len, prompts))
     for ends in sorted({_end(prompts, group) - length for group, length in zip(groups, longest, strict=True)}):
         cut = _cut(prompts, groups, longest, ends, least)
@@ -69,7 +69,7 @@ def find_shared(batch: PromptBatch, keys: Sequence[Hashable], image_id: int) -> 
 
 
 def _groups(prompts: Sequence[list[int]], keys: Sequence[Hashable], image_id: int) -> list[list[int]]:
-    """Rows that show the same images in the same place."""
+    """Group rows with the same images in the same place."""
     groups: dict[Hashable, list[int]] = {}
     for row, (prompt, key) in enumerate(zip(prompts, keys, strict=True)):
         head = len(prompt) - prompt[::-1].index(image_id) if image_id in prompt else 0
@@ -78,7 +78,7 @@ def _groups(prompts: Sequence[list[int]], keys: Sequence[Hashable], image_id: in
 
 
 def _common(batch: PromptBatch, group: list[int], prompts: Sequence[list[int]]) -> int:
-    """Tokens that all rows of a group begin with; one token of each is left over, as its state gives the answer."""
+    """Count the first tokens that all rows of a group share; one token of each row is left, for its logits."""
     most = min(len(prompts[row]) for row in group) - 1
     heads = torch.tensor([prompts[row][:most] for row in group])
     return int((heads == heads[0]).all(dim=0).cumprod(dim=0).sum())
@@ -94,7 +94,7 @@ Cut = list[tuple[list[int], int]]
 def _cut(
     prompts: Sequence[list[int]], groups: list[list[int]], longest: list[int], ends: int, least: int
 ) -> Cut | None:
-    """(rows, length of what they share) such that no row has more than ``ends`` tokens left."""
+    """Return (rows, length of their prefix) such that no row has more than ``ends`` tokens left; None if impossible."""
     cut: Cut = []
     for group, common in zip(groups, longest, strict=True):
         end = _end(prompts, group)

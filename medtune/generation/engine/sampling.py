@@ -1,4 +1,4 @@
-"""Choosing the next token: the likeliest, or a draw that belongs to the request and not to its batch."""
+"""Choice of the next token: the most likely one, or a random one that depends on the request but not on its batch."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -12,13 +12,13 @@ from medtune.errors import ConfigError
 
 @dataclass(frozen=True)
 class Sampling:
-    """How tokens are drawn when the answer should not be the greedy one.
+    """Settings for sampling tokens, as opposed to greedy decoding.
 
     Attributes:
         temperature: Divides the logits.
-        top_p: Only the likeliest tokens whose probabilities first reach this sum are kept.
-        top_k: Only this many likeliest tokens are kept; 0 keeps all.
-        seed: With the request's id, the whole randomness of its answer, whatever shares its batch.
+        top_p: Keeps the smallest set of most likely tokens whose probabilities sum to at least this value.
+        top_k: Keeps this number of most likely tokens; 0 keeps all.
+        seed: Seed. All randomness of an answer comes from the seed and the request's id, and never from its batch.
     """
 
     temperature: float = 1.0
@@ -36,13 +36,13 @@ class Sampling:
 
 
 class Draws:
-    """How one answer's tokens are chosen, and the random numbers of it.
+    """The sampling settings and the random numbers of one answer.
 
     The k-th number is a function of (seed, request id, k), so an answer does not depend on its batch.
 
     Args:
         name: The request's id.
-        sampling: None for the likeliest tokens.
+        sampling: Settings; None for greedy decoding.
     """
 
     def __init__(self, name: str, sampling: Sampling | None) -> None:
@@ -50,16 +50,16 @@ class Draws:
         self._stream = sample_rng(sampling.seed, 0, 0, stream=name) if sampling else None
 
     def next(self) -> float:
-        """The next number in [0, 1); 0 for the likeliest token, which needs none."""
+        """Return the next number in [0, 1); always 0 in greedy decoding, which needs no number."""
         return self._stream.random() if self._stream else 0.0
 
 
 def choose(logits: Tensor, draws: Sequence[Draws]) -> Tensor:
-    """The next token of each row; greedy and drawn rows may share a batch.
+    """Choose the next token of each row; a batch may hold both greedy and sampled rows.
 
     Args:
         logits: Shape ``[rows, vocabulary]``.
-        draws: One per row.
+        draws: Settings and random numbers, one per row.
 
     Returns:
         Token ids of shape ``[rows]``.
@@ -69,19 +69,19 @@ def choose(logits: Tensor, draws: Sequence[Draws]) -> Tensor:
     for row, drawn in enumerate(draws):
         if drawn.sampling is not None:
             rows.setdefault(drawn.sampling, []).append(row)
-    for sampling, mine in rows.items():
-        index = torch.tensor(mine, device=logits.device)
-        uniform = torch.tensor([draws[row].next() for row in mine], dtype=torch.float32, device=logits.device)
+    for sampling, sampled_rows in rows.items():
+        index = torch.tensor(sampled_rows, device=logits.device)
+        uniform = torch.tensor([draws[row].next() for row in sampled_rows], dtype=torch.float32, device=logits.device)
         tokens[index] = draw(logits[index], uniform, sampling)
     return tokens
 
 
 class Sampler:
-    """Picks one token per row and step.
+    """Chooses one token per row and step.
 
     Args:
         ids: Request ids, one per row.
-        sampling: One setting for all rows, or one per row; None is the likeliest token.
+        sampling: One setting for all rows, or one per row; None is greedy decoding.
     """
 
     def __init__(self, ids: Sequence[str], sampling: Sampling | None | Sequence[Sampling | None]) -> None:
@@ -89,17 +89,19 @@ class Sampler:
         self._draws = [Draws(name, setting) for name, setting in zip(ids, settings, strict=True)]
 
     def __call__(self, logits: Tensor) -> Tensor:
-        """The next tokens [rows] for logits [rows, vocabulary]."""
+        """Return the next tokens ``[rows]`` for logits ``[rows, vocabulary]``."""
         return choose(logits, self._draws)
 
 
 def draw(logits: Tensor, uniform: Tensor, sampling: Sampling) -> Tensor:
-    """Tokens at given quantiles of the tempered, cut and renormalised distribution.
+    """Sample tokens by inverse transform sampling, after temperature, top-k and top-p.
+
+    Tokens are sorted by probability, the distribution is truncated and renormalised, and ``uniform`` is the quantile.
 
     Args:
         logits: Shape ``[rows, vocabulary]``.
         uniform: Numbers in [0, 1), shape ``[rows]``.
-        sampling: Temperature and cuts.
+        sampling: Temperature, top-k and top-p.
 
     Returns:
         Token ids of shape ``[rows]``.
@@ -112,6 +114,6 @@ def draw(logits: Tensor, uniform: Tensor, sampling: Sampling) -> Tensor:
         kept[:, sampling.top_k :] = False
     cumulative = (probabilities * kept).cumsum(dim=-1)
     quantile = uniform[:, None] * cumulative[:, -1:]
-    # Rounding may put the quantile at the very end: the last kept token is then meant.
+    # Rounding may put the quantile past the last kept token; take that token then.
     rank = torch.searchsorted(cumulative, quantile, right=True).clamp(max=kept.sum(dim=-1, keepdim=True) - 1)
     return order.gather(1, rank).squeeze(1)

@@ -1,7 +1,7 @@
-"""Log-probabilities of given continuations by teacher forcing, all continuations of a prompt in one row.
+"""Log-probabilities of given continuations by teacher forcing, with all continuations of a prompt in one row.
 
-The prompt is read once for all its continuations (:mod:`medtune.models.common.branches`), and every number is what a
-forward pass over prompt and continuation would give.
+The prompt is read once for all its continuations (:mod:`medtune.models.common.branches`). Every number equals that of a
+separate forward pass over the prompt and one continuation.
 """
 
 from collections.abc import Iterator, Sequence
@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from medtune.generation.engine.batches import left_pad
-from medtune.generation.seams import AnswerModel
+from medtune.generation.interfaces import AnswerModel
 from medtune.losses.cross_entropy import IGNORE_INDEX
 from medtune.losses.log_probs import target_log_probs
 from medtune.models.common.branches import Branch, pack
@@ -31,17 +31,17 @@ def score_continuations(
     max_seq_len: int,
     exemplars: Exemplars | None = None,
 ) -> list[list[float]]:
-    """Sum of the log-probabilities of each continuation's tokens after its prompt.
+    """Return the sum of the log-probabilities of each continuation's tokens after its prompt.
 
     Args:
         model: A VLM; its caches must be absent or disabled.
         prompts: Unpadded prompt tokens, one list per row.
         vision_mask: Left-padded masks of the prompts, shape ``[b, s, s_e]``, or ``[b, s_e]`` where images are tokens.
         features: Image embeddings of the prompts, shape ``[b, s_e, d]``.
-        continuations: For each prompt its continuations' tokens; none may be empty.
-        pad_id: Fills the left side.
-        max_seq_len: Longest row; continuations that do not fit beside the others get a row of their own.
-        exemplars: Where they go in the left-padded prompts, ``[b, s]``, and their embeddings, ``[b, k, d]``.
+        continuations: For each prompt the tokens of its continuations; none may be empty.
+        pad_id: Token id for padding on the left.
+        max_seq_len: Maximum row length; continuations that do not fit into a row go to a further row.
+        exemplars: Mask of their places in the left-padded prompts, ``[b, s]``, and their embeddings, ``[b, k, d]``.
 
     Returns:
         For each prompt, one number per continuation, in nats.
@@ -52,7 +52,7 @@ def score_continuations(
         return scores
     rows = torch.tensor([row for row, _ in shares], device=vision_mask.device)
     asked = [[continuations[row][index] for index in indices] for row, indices in shares]
-    found = _log_probs(
+    token_log_probs = _log_probs(
         model,
         _prefixes(
             [prompts[row] for row, _ in shares],
@@ -67,7 +67,7 @@ def score_continuations(
     )
     places = [(row, index) for row, indices in shares for index in indices]
     lengths = [len(option) for options in asked for option in options]
-    for (row, index), log_probs in zip(places, found.double().cpu().split(lengths), strict=True):
+    for (row, index), log_probs in zip(places, token_log_probs.double().cpu().split(lengths), strict=True):
         scores[row][index] = float(log_probs.sum())
     return scores
 
@@ -92,7 +92,7 @@ def _shares(
 def _prefixes(
     prompts: Sequence[Sequence[int]], vision_mask: Tensor, pad_id: int, placeholders: Tensor | None
 ) -> TokenRows:
-    """The prompts, left-padded to the longest of them; what belongs to their columns is cut to that width."""
+    """Return the prompts left-padded to the longest one; masks over their columns are cut to the same width."""
     tokens, padding = left_pad(prompts, pad_id)
     width, device = tokens.shape[1], vision_mask.device
     return TokenRows(
@@ -111,10 +111,10 @@ def _log_probs(
     pad_id: int,
     exemplars: Tensor | None,
 ) -> Tensor:
-    """Of the tokens of each row's options, one after the other, in nats."""
+    """Return the log-probabilities of the tokens of all options, row after row, in nats."""
     most, device = max(map(len, options)), prefixes.tokens.device
     ordered = [[row[number] if number < len(row) else [] for row in options] for number in range(most)]
-    # A continuation's last token predicts nothing that is asked for.
+    # The last token of a continuation is not an input: what it predicts is not needed.
     branches = [left_pad([option[:-1] for option in branch], pad_id) for branch in ordered]
     packed = pack(
         prefixes,

@@ -1,6 +1,6 @@
-"""What is asked of timm: to build a classifier, and to take up pretrained weights without their head.
+"""The interface to timm: build a classifier, and load pretrained weights without their head.
 
-timm is imported inside functions: that takes seconds, and most of medtune does without it.
+timm is imported inside functions, because the import takes seconds and most of medtune does not need it.
 """
 
 import difflib
@@ -16,16 +16,17 @@ from medtune.models.common.family import StateDict
 
 
 def build(architecture: str, classes: int, image_size: int, arguments: dict[str, Any]) -> Any:
-    """A classifier with random weights.
+    """Build a classifier with random weights.
 
     Args:
-        architecture: any name of timm.
-        classes: outputs of its head.
-        image_size: side of its pictures; models that timm builds for one size are built for it.
+        architecture: name of any timm model.
+        classes: number of outputs of its head.
+        image_size: side of its images in pixels; timm models with a fixed input size are built for this size.
         arguments: further arguments of timm's model.
 
     Raises:
-        ConfigError: for an unknown name, arguments that the model refuses, or a size that its patches do not fill.
+        ConfigError: for an unknown name, arguments that the model rejects, or a size that is not a multiple of its
+            patches.
     """
     import timm
 
@@ -39,7 +40,7 @@ def build(architecture: str, classes: int, image_size: int, arguments: dict[str,
         model = timm.create_model(
             architecture, pretrained=False, num_classes=classes, **{**_sized(architecture, image_size), **arguments}
         )
-    except Exception as error:  # each of timm's models refuses in a way of its own
+    except Exception as error:  # timm's models raise many kinds of errors
         raise ConfigError(f"timm cannot build {architecture} for {image_size} px with {arguments}: {error}") from error
     patch = getattr(getattr(model, "patch_embed", None), "patch_size", None)
     if patch is not None and any(image_size % side for side in patch):
@@ -48,7 +49,7 @@ def build(architecture: str, classes: int, image_size: int, arguments: dict[str,
 
 
 def _sized(architecture: str, image_size: int) -> dict[str, int]:
-    """The side of its pictures, for a model that timm builds for one size."""
+    """``img_size`` for a model that timm builds for one input size; nothing for other models."""
     from timm.models import get_pretrained_cfg
 
     config = get_pretrained_cfg(architecture)
@@ -56,10 +57,10 @@ def _sized(architecture: str, image_size: int) -> dict[str, int]:
 
 
 def read(path: str) -> StateDict:
-    """Weights of a local file.
+    """Read the weights of a local file.
 
     Raises:
-        ModelError: if it is torn or no safetensors file.
+        ModelError: if it is damaged or not a safetensors file.
     """
     try:
         return load_file(path)
@@ -68,10 +69,10 @@ def read(path: str) -> StateDict:
 
 
 def download(architecture: str, image_size: int, arguments: dict[str, Any]) -> StateDict:
-    """Pretrained weights of timm's own, fetched from the Hugging Face hub or found in its cache.
+    """Pretrained weights of timm, downloaded from the Hugging Face hub or found in its cache.
 
     Raises:
-        ModelError: if they cannot be fetched.
+        ModelError: if they cannot be downloaded.
     """
     import timm
 
@@ -86,36 +87,38 @@ def download(architecture: str, image_size: int, arguments: dict[str, Any]) -> S
 
 
 def take_up(encoder: nn.Module, state: StateDict, where: str) -> str:
-    """Load everything but the head, which stays random: a head of as many classes need not be one of the same classes.
+    """Load everything except the head.
+
+    The head stays random: a head with the same number of classes need not have the same classes.
 
     Args:
         encoder: a model of timm.
         state: the weights, in timm's names.
-        where: what they are, for messages.
+        where: description of the weights, for messages.
 
     Returns:
-        A line that says what was taken.
+        A line that says what was loaded.
 
     Raises:
         ModelError: if tensors are missing, left over or of another size.
     """
-    own = encoder.state_dict()
+    current = encoder.state_dict()
     head = tuple(f"{name}." for name in _head_names(encoder))
-    body = {name: value for name, value in own.items() if not name.startswith(head)}
+    body = {name: value for name, value in current.items() if not name.startswith(head)}
     tables = {name for name, _ in encoder.named_buffers()}
     wrong = [name for name, value in body.items() if name not in state or state[name].shape != value.shape]
-    wrong += [name for name in state if name not in own and name not in tables and not name.startswith(head)]
+    wrong += [name for name in state if name not in current and name not in tables and not name.startswith(head)]
     if wrong:
         raise ModelError(
             f"{where} does not fit {type(encoder).__name__}: {len(wrong)} tensors are missing, left over or of another "
             f"size ({some(wrong)}); architecture, image_size and arguments must be those of the weights"
         )
     encoder.load_state_dict({name: state[name] for name in body}, strict=False)
-    return f"{where}: {len(body)} tensors taken; the head ({some(name for name in own if name not in body)}) is new"
+    return f"{where}: {len(body)} tensors taken; the head ({some(name for name in current if name not in body)}) is new"
 
 
 def _head_names(encoder: nn.Module) -> list[str]:
-    """Names of the layers that the classes decide."""
+    """Names of the layers whose size depends on the classes."""
     names = getattr(encoder, "default_cfg", {}).get("classifier", "head")
     return [names] if isinstance(names, str) else list(names)
 

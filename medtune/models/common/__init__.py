@@ -1,1 +1,1 @@
-"""What all families share: the interfaces that training methods use, and their common parts."""
+"""Code that all model families share: the interfaces that training methods use, and common components."""

@@ -1,10 +1,10 @@
-"""Several continuations of one beginning in one row, so that what they share is run once.
+"""Pack several continuations of one prefix into one row, so that the shared prefix is computed once.
 
-A row is a prefix (the image's tokens, the question) followed by its branches side by side: answers to score, the two
-responses of a preference pair, the same question with and without an exemplar, several questions on one image. Each
-branch attends to the prefix and to itself, and its positions go on from the prefix's end, so that every hidden state is
-the one that a row of prefix and branch alone would give, and so is every gradient. Models whose images are tokens read
-the image once a row; in models with cross-attention each column carries its own row of ``vision_mask``.
+A row is a prefix (the image's tokens, the question) followed by its branches: answers to score, the two responses of a
+preference pair, the same question with and without an exemplar, or several questions on one image. Each branch attends
+to the prefix and to itself, and its positions continue from the end of the prefix. Every hidden state and every
+gradient therefore equals that of a row with the prefix and this branch alone. Models that read images as tokens read
+the image once per row; in models with cross-attention each column has its own row of ``vision_mask``.
 """
 
 from collections.abc import Callable, Sequence
@@ -21,7 +21,7 @@ from medtune.losses.log_probs import target_log_probs
 from medtune.modules.exemplar import TokenRows, take_columns
 
 PADDING = -1
-"""Segment of a column that holds nothing."""
+"""Segment number of a padding column."""
 
 
 @dataclass(frozen=True)
@@ -46,8 +46,8 @@ class PackedRows:
 
     Attributes:
         rows: tokens, labels, ``vision_mask`` and placeholders of all columns [b, s].
-        segment: [b, s], 0 in the prefix, i in the i-th branch (from 1), ``PADDING``.
-        input_pos: [b, s], what ``hidden`` takes under this name.
+        segment: [b, s], 0 in the prefix, i in the i-th branch (from 1), ``PADDING`` elsewhere.
+        input_pos: [b, s], the argument ``input_pos`` of ``hidden``.
         mask: [b, s, s], True = may attend.
         branches: k, how many branches a row can have.
         width: t, columns of the longest branch.
@@ -62,16 +62,16 @@ class PackedRows:
 
     @property
     def places(self) -> Tensor:
-        """Column of each state of each branch, [b, k, 1 + t]: the prefix's last token, then the branch's own.
+        """Column of each state of each branch, [b, k, 1 + t]: the prefix's last token, then the branch's.
 
-        Its label is predicted by the state before it. What goes beyond a branch's end repeats some column of the row;
-        see :attr:`filled`.
+        The state before a token predicts its label. Entries beyond a branch's end repeat some column of the row; see
+        :attr:`filled`.
         """
         members = self._members()
         first = members.int().argmax(dim=2, keepdim=True)
-        own = first + torch.arange(self.width, device=first.device)
+        columns = first + torch.arange(self.width, device=first.device)
         last = _last_of_prefix(self.segment)[:, :, None].expand(-1, self.branches, 1)
-        return torch.cat([last, own.clamp(max=self.segment.shape[1] - 1)], dim=2)
+        return torch.cat([last, columns.clamp(max=self.segment.shape[1] - 1)], dim=2)
 
     @property
     def filled(self) -> Tensor:
@@ -80,27 +80,28 @@ class PackedRows:
         return torch.arange(1 + self.width, device=length.device) <= torch.where(length > 0, length, -1)
 
     def unpack(self, values: Tensor) -> Tensor:
-        """``values`` [b, s, ...] of columns by branch, [b, k, 1 + t, ...], from the prefix's last token on."""
+        """Sort ``values`` of columns [b, s, ...] by branch: [b, k, 1 + t, ...], from the prefix's last token on."""
         rows = torch.arange(len(values), device=values.device)[:, None, None]
         return values[rows, self.places]
 
     def unpack_labels(self) -> Tensor:
-        """The labels that belong to :meth:`unpack`, [b, k, 1 + t] unshifted; those of the prefix are not among them."""
+        """The labels that belong to :meth:`unpack`, [b, k, 1 + t] unshifted; without those of the prefix."""
         if self.rows.labels is None:
             raise ModelError("branches without labels were packed, so there are none to unpack")
-        found = self.unpack(self.rows.labels).masked_fill(~self.filled, IGNORE_INDEX)
-        return torch.cat([torch.full_like(found[:, :, :1], IGNORE_INDEX), found[:, :, 1:]], dim=2)
+        labels = self.unpack(self.rows.labels).masked_fill(~self.filled, IGNORE_INDEX)
+        return torch.cat([torch.full_like(labels[:, :, :1], IGNORE_INDEX), labels[:, :, 1:]], dim=2)
 
     def supervised(self, branch: int | None = None) -> tuple[Tensor, Tensor]:
-        """Where the states stand that predict the supervised tokens of prefix and one branch.
+        """Find the states that predict the supervised tokens of the prefix and one branch.
 
         Args:
-            branch: From 1; None takes those of all branches, the prefix's once.
+            branch: Number of the branch, from 1. None takes all branches, and the prefix's tokens once.
 
         Returns:
             Rows of the flattened ``[b * s]`` states and the id that each must predict, both ``[n]``, as
-            :func:`medtune.losses.vitask.response_rows` gives them for rows of one branch each. Without a supervised
-            token it is one row whose target is ignored, so that every process still runs the same backward pass.
+            :func:`medtune.losses.vitask.response_rows` gives them for rows of one branch each. If there is no
+            supervised token, the result is one row with an ignored target, so that every process still runs the same
+            backward pass.
         """
         labels, columns = self._supervised(branch)
         if len(columns) == 0:
@@ -110,28 +111,28 @@ class PackedRows:
     def log_probs(
         self, hidden: Tensor, head: Callable[[Tensor], Tensor], chunk_tokens: int = 512
     ) -> tuple[Tensor, Tensor]:
-        """Log-probability of each branch's supervised tokens, those of the prefix among them, differentiable.
+        """Log-probability of each branch's supervised tokens, including those of the prefix; differentiable.
 
         Equal to :func:`medtune.losses.log_probs.sequence_log_probs` of rows of one branch each.
 
         Args:
             hidden: [b, s, d] of these rows.
             head: As for :func:`medtune.losses.log_probs.target_log_probs`.
-            chunk_tokens: As there.
+            chunk_tokens: As for the same function.
 
         Returns:
-            The sums [b, k] in nats, taken in fp64, and how many tokens each adds up, [b, k]; 0 for a branch that a row
-            lacks.
+            The sums [b, k] in nats, computed in fp64, and the number of tokens in each sum, [b, k]. Both are 0 for a
+            branch that a row lacks.
         """
         labels, columns = self._supervised(None)
         rows, targets = self.supervised()
-        found = target_log_probs(hidden.flatten(0, 1).index_select(0, rows), targets, head, chunk_tokens)
-        numbers = found.new_zeros(labels.numel())
-        # Without a supervised token the one number is a zero; it still ties the result to the model.
-        numbers = numbers.index_copy(0, columns if len(columns) else rows, found).view(labels.shape)
+        values = target_log_probs(hidden.flatten(0, 1).index_select(0, rows), targets, head, chunk_tokens)
+        by_column = values.new_zeros(labels.numel())
+        # Without a supervised token the only value is zero; it still connects the result to the model's graph.
+        by_column = by_column.index_copy(0, columns if len(columns) else rows, values).view(labels.shape)
         members = self._members()
         counted = (members | (self.segment == 0)[:, None]) & members.any(dim=2, keepdim=True)
-        sums = numbers.double()[:, None].masked_fill(~counted, 0.0).sum(dim=2)
+        sums = by_column.double()[:, None].masked_fill(~counted, 0.0).sum(dim=2)
         return sums, ((labels != IGNORE_INDEX)[:, None] & counted).sum(dim=2)
 
     def _members(self) -> Tensor:
@@ -140,16 +141,16 @@ class PackedRows:
         return self.segment[:, None, :] == numbers[:, None]
 
     def _supervised(self, branch: int | None) -> tuple[Tensor, Tensor]:
-        """Labels [b, s] of what is asked, and their columns in the flattened rows, [n]."""
+        """Labels [b, s] of the requested tokens, and their columns in the flattened rows, [n]."""
         assert self.rows.labels is not None
-        kept = self._predictors() >= 0
+        requested = self._predictors() >= 0
         if branch is not None:
-            kept &= (self.segment == 0) | (self.segment == branch)
-        labels = self.rows.labels.masked_fill(~kept, IGNORE_INDEX)
+            requested &= (self.segment == 0) | (self.segment == branch)
+        labels = self.rows.labels.masked_fill(~requested, IGNORE_INDEX)
         return labels, (labels != IGNORE_INDEX).flatten().nonzero().squeeze(1)
 
     def _predictors(self) -> Tensor:
-        """Row of the flattened states that predicts each column, [b, s]; -1 for a prefix's first and for padding."""
+        """Row of the flattened states that predicts each column, [b, s]; -1 for a prefix's first and padding."""
         b, s = self.segment.shape
         column = torch.arange(s, device=self.segment.device)
         follows = self.segment == pad(self.segment[:, :-1], (1, 0), value=PADDING)
@@ -161,17 +162,17 @@ class PackedRows:
 def pack(
     prefix: TokenRows, branches: Sequence[Branch], *, pad_id: int, pad_side: Literal["right", "left"] = "right"
 ) -> PackedRows:
-    """Rows of a prefix each and its branches, without gaps.
+    """Pack each prefix and its branches into one row, without gaps.
 
     Args:
-        prefix: [b, p], padded on either side; without ``padding`` every token is real. Each row holds one token at
-            least, all image tokens and all placeholders.
-        branches: In the order in which they stand.
+        prefix: [b, p], padded on either side; without ``padding`` every token is real. Each row holds at least one
+            token, all image tokens and all placeholders.
+        branches: In the order in which they are packed.
         pad_id: Fills short rows.
         pad_side: The side that is filled.
 
     Returns:
-        Rows as long as the longest needs. A branch's token sees the image features that its prefix's last token sees.
+        Rows as long as the longest one. A branch's tokens see the image features that the prefix's last token sees.
 
     Raises:
         ModelError: If a prefix is empty.
@@ -198,17 +199,18 @@ def pack(
 
 
 def pack_runs(runs: Sequence[TokenRows], shared: Tensor, *, pad_id: int) -> PackedRows:
-    """Whole rows that begin alike, as one row each: the first run, then what each other run has of its own.
+    """Pack complete rows (runs) with the same beginning into one row: the first run, then the rest of each other run.
 
     Args:
-        runs: Batches of as many rows each, padded on the right; what they see of the images is the same. Image tokens
-            stand in the shared beginning only.
-        shared: [b], how many columns the runs of each row have in common; one at least, and fewer than each run has.
-        pad_id: Fills what is left over.
+        runs: Batches with the same number of rows, padded on the right, that see the same images. Image tokens are in
+            the shared beginning only.
+        shared: [b], the number of columns that the runs of each row have in common: at least one, fewer than any run
+            has.
+        pad_id: Fills the remaining columns.
 
     Returns:
-        Rows in which the i-th run is the i-th branch. Padding of a run counts as its continuation: it comes last in the
-        run, so that nothing attends to it.
+        Rows in which the i-th run is the i-th branch. Padding of a run counts as part of its branch: it comes last in
+        the run, so that no real token attends to it.
     """
     first, *others = runs
     start, width = shared[:, None], first.tokens.shape[1]
@@ -225,18 +227,18 @@ def pack_runs(runs: Sequence[TokenRows], shared: Tensor, *, pad_id: int) -> Pack
         longest = max(longest, end)
     widths = [width - int(shared.min()), *(part.tokens.shape[1] for part in parts[1:])]
     packed = _packed(_concatenated(parts), torch.cat(segments, dim=1), len(runs), max(widths))
-    # Padding may reach beyond the longest run; its positions must not.
+    # Padding may extend beyond the longest run, but its positions must stay within that length.
     return replace(packed, input_pos=packed.input_pos.clamp(max=longest - 1))
 
 
 def shared_length(runs: Sequence[TokenRows]) -> Tensor:
-    """How many columns runs have in common before any of them is supervised, [b]: ``shared`` of :func:`pack_runs`.
+    """Number of columns that runs share before a supervised one, [b]: ``shared`` of :func:`pack_runs`.
 
     Args:
-        runs: Batches of as many rows each, padded on the right.
+        runs: Batches with the same number of rows, padded on the right.
 
     Raises:
-        ModelError: If some runs do not even begin alike.
+        ModelError: If the runs of a row differ from the first column on.
     """
     width = min(run.tokens.shape[1] for run in runs)
     same = torch.ones_like(runs[0].tokens[:, :width], dtype=torch.bool)
@@ -254,12 +256,12 @@ def shared_length(runs: Sequence[TokenRows]) -> Tensor:
 
 
 def _packed(rows: TokenRows, segment: Tensor, branches: int, width: int) -> PackedRows:
-    """Mask and positions follow from the segments, each of which stands in one stretch of columns."""
+    """Derive mask and positions from the segments; each segment is a contiguous range of columns."""
     real = segment >= 0
     visible = (segment[:, None, :] == 0) | (segment[:, None, :] == segment[:, :, None])
-    # A token sees itself in any case, so that a padding row is no softmax of nothing.
-    once = torch.eye(segment.shape[1], dtype=torch.bool, device=segment.device)
-    mask = ((visible & real[:, None, :]).tril()) | once
+    # Every token sees itself, so that the softmax of a padding row is defined.
+    itself = torch.eye(segment.shape[1], dtype=torch.bool, device=segment.device)
+    mask = ((visible & real[:, None, :]).tril()) | itself
     position = torch.zeros_like(segment)
     for number in range(branches + 1):
         members = segment == number
@@ -284,7 +286,7 @@ def _labels(part: Branch) -> Tensor:
 
 
 def _extended(vision_mask: Tensor, last: Tensor, real: Tensor) -> Tensor:
-    """What the prefix sees of the images, and after it what its last token sees; padding sees nothing."""
+    """The prefix's ``vision_mask``, then that of its last token for all branches; padding sees nothing."""
     if vision_mask.dim() == 2:
         return vision_mask
     rows = torch.arange(len(last), device=last.device)[:, None]

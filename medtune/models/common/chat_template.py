@@ -1,4 +1,4 @@
-"""Chat formats as data, and a sample's messages as tokens in one of them."""
+"""Chat formats as data, and the conversion of a sample's messages to tokens in such a format."""
 
 import re
 from collections.abc import Iterator, Sequence
@@ -17,7 +17,7 @@ class SampleTooLong(DataError):
 
 
 def prompt_messages(sample: Sample) -> tuple[Message, ...]:
-    """The messages up to and with the last user turn: what is shown when an answer is wanted.
+    """The messages up to and including the last user turn: the prompt for an answer.
 
     Raises:
         DataError: if there is no user turn.
@@ -34,16 +34,17 @@ class ChatTemplate:
 
     Attributes:
         name: for messages.
-        special: the special tokens that the other fields spell out; all else in them is text.
-        system: what stands before and after a system message.
-        user: likewise for a user's.
-        assistant: likewise; what follows begins with the special token that ends the turn, which is learned.
+        special: the special tokens that occur in the other fields; everything else in them is plain text.
+        system: text before and after a system message.
+        user: text before and after a user message.
+        assistant: text before and after an assistant message; the text after it begins with the special token that ends
+            the turn, which is supervised.
         stop: tokens that end an answer.
         pad: the token that fills short rows.
-        bos: a token before all, or nothing.
-        default_system: system message of samples that have none; an empty one writes no system turn.
-        answer_prefix: stands before an answer and belongs to it (Vicuna: a space, which is part of its first token).
-        image_separator: stands after each image that no ``<image>`` tag places.
+        bos: a token before everything, or an empty string.
+        default_system: system message of samples that have none; an empty string writes no system turn.
+        answer_prefix: text that begins every answer (Vicuna: a space, which is part of the answer's first token).
+        image_separator: text after each image that has no ``<image>`` tag.
 
     Raises:
         ModelError: if the assistant's turn does not end with a special token.
@@ -66,11 +67,11 @@ class ChatTemplate:
             raise ModelError(f"chat template {self.name}: no special token stands right after an answer")
 
     def turn(self, role: str) -> Turn:
-        """What stands before and after a message of ``role``."""
+        """Text before and after a message of ``role``."""
         return {"system": self.system, "user": self.user, "assistant": self.assistant}[role]
 
     def split(self, text: str) -> list[str]:
-        """A text of this template cut at its special tokens, which are kept."""
+        """Split a text of this template at its special tokens, which are kept."""
         pattern = "|".join(re.escape(token) for token in sorted(self.special, key=len, reverse=True))
         return [part for part in re.split(f"({pattern})", text) if part]
 
@@ -78,12 +79,12 @@ class ChatTemplate:
 def chatml(
     default_system: str = "", *, end: str = "<|im_end|>\n", bos: str = "", pad: str = "<|endoftext|>"
 ) -> ChatTemplate:
-    """ChatML, as Qwen2.5 writes it; with ``end="<|im_end|>"`` and a ``bos`` as InternVL2 writes it for InternLM2.
+    """ChatML as in Qwen2.5; with ``end="<|im_end|>"`` and a ``bos``, as in InternVL2 for InternLM2.
 
     Args:
         default_system: system message of samples that have none.
-        end: what follows each message.
-        bos: a token before all.
+        end: text after each message.
+        bos: a token before everything.
         pad: fills short rows, and ends an answer too.
     """
     return ChatTemplate(
@@ -126,7 +127,7 @@ def vicuna(pad: str = "<unk>") -> ChatTemplate:
 
 
 def llama3() -> ChatTemplate:
-    """Llama-3's format, without a system message of its own."""
+    """Llama-3's format, without a default system message."""
     return ChatTemplate(
         name="llama3",
         special=("<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>"),
@@ -142,14 +143,14 @@ def llama3() -> ChatTemplate:
 
 @dataclass(frozen=True)
 class _Piece:
-    """Text, or ids that stand for themselves; learned or not."""
+    """Text or token ids; supervised (``learned``) or not."""
 
     content: str | Sequence[int]
     learned: bool = False
 
 
 def image_places(sample: Sample) -> int:
-    """Places for images in a sample: its ``<image>`` tags, or where it has none, one for each of its images."""
+    """Number of places for images in a sample: its ``<image>`` tags, or without tags one for each image."""
     tags = sum(message.content.count(IMAGE_TAG) for message in sample.messages if message.role == "user")
     return tags or len(sample.images)
 
@@ -164,23 +165,23 @@ def lay_out(
 ) -> tuple[list[int], list[int]]:
     """Write a sample's messages in a chat format.
 
-    Images stand where the text says ``<image>``, else at the start of the first user turn, each with the template's
-    separator after it. A sample without a user turn gets none: its images then stand before its first turn. Learned
-    are the assistant's words and the special token after them. Ids are those of the whole string: text is encoded in
-    one piece from one special token or image to the next.
+    Images are placed where the text says ``<image>``. Without tags they are placed at the start of the first user turn,
+    each followed by the template's separator; in a sample without a user turn, before the first turn that is not a
+    system turn. The assistant's words and the special token after them are supervised. The text between two special
+    tokens or images is encoded as one string.
 
     Args:
         template: the format.
         tokenizer: gives ids.
         sample: its messages.
-        images: what stands for each image: its token as often as it has features, with the marks around them.
+        images: token ids of each image: the image token once per feature, and the tokens before and after them.
         inference: stop after the last user turn and open the assistant's.
 
     Returns:
-        tokens and labels, equally long and not shifted; labels are -100 where nothing is learned.
+        tokens and labels of equal length, not shifted; labels are -100 where not supervised.
 
     Raises:
-        DataError: if ``inference`` is asked of a sample without a user turn, or images and places differ in number.
+        DataError: if ``inference`` is set for a sample without a user turn, or images and places differ in number.
     """
     messages = prompt_messages(sample) if inference else sample.messages
     tags = sum(message.content.count(IMAGE_TAG) for message in messages if message.role == "user")
@@ -188,7 +189,7 @@ def lay_out(
         raise DataError(f"sample {sample.id} has {len(images)} images but its text has places for {tags}")
     if template.default_system and not any(message.role == "system" for message in messages):
         messages = (Message("system", template.default_system), *messages)
-    pieces = list(_pieces(template, tokenizer, messages, images, loose=not tags))
+    pieces = list(_pieces(template, tokenizer, messages, images, untagged=not tags))
     if inference:
         pieces += _marked(template, tokenizer, template.assistant[0])
     bos = [tokenizer.special_id(template.bos)] if template.bos else []
@@ -198,7 +199,7 @@ def lay_out(
 
 
 def answer_ids(template: ChatTemplate, tokenizer: TextTokenizer, text: str) -> list[int]:
-    """Ids with which an answer begins that reads ``text``: those after the assistant's header."""
+    """Ids of an answer that begins with ``text``, as they follow the assistant's header."""
     *_, last = template.split(template.assistant[0])
     header = "" if last in template.special else last
     ids, before = tokenizer.encode(header + template.answer_prefix + text, first=False), _after(tokenizer, header)
@@ -211,16 +212,16 @@ def _pieces(
     messages: Sequence[Message],
     images: Sequence[Sequence[int]],
     *,
-    loose: bool,
+    untagged: bool,
 ) -> Iterator[_Piece]:
     blocks = iter(images)
-    anywhere = not any(message.role == "user" for message in messages)
+    no_user_turn = not any(message.role == "user" for message in messages)
     for message in messages:
         before, after = template.turn(message.role)
-        if loose and anywhere and message.role != "system":
+        if untagged and no_user_turn and message.role != "system":
             yield from _images(template, blocks)
         yield from _marked(template, tokenizer, before)
-        if loose and message.role == "user":
+        if untagged and message.role == "user":
             yield from _images(template, blocks)
         if message.role == "assistant":
             yield _Piece(template.answer_prefix + message.content.strip(), learned=True)
@@ -238,7 +239,7 @@ def _images(template: ChatTemplate, blocks: Iterator[Sequence[int]]) -> Iterator
 
 
 def _tagged(message: Message, blocks: Iterator[Sequence[int]]) -> Iterator[_Piece]:
-    """A message's text, an image at each tag of a user's."""
+    """A message's text; in a user message each tag becomes an image."""
     text = message.content.strip()
     for i, part in enumerate(text.split(IMAGE_TAG) if message.role == "user" else [text]):
         if i:
@@ -247,13 +248,13 @@ def _tagged(message: Message, blocks: Iterator[Sequence[int]]) -> Iterator[_Piec
 
 
 def _marked(template: ChatTemplate, tokenizer: TextTokenizer, text: str) -> list[_Piece]:
-    """A text of the template, its special tokens as ids."""
+    """A text of the template with its special tokens as ids."""
     parts = template.split(text)
     return [_Piece([tokenizer.special_id(part)] if part in template.special else part) for part in parts]
 
 
 def _encode(tokenizer: TextTokenizer, pieces: Sequence[_Piece]) -> tuple[list[int], list[bool]]:
-    """Ids, and which of them are learned. A token that lies across two pieces belongs to the later."""
+    """Ids, and whether each is supervised. A token that spans two pieces belongs to the later one."""
     tokens: list[int] = []
     learned: list[bool] = []
     run: list[_Piece] = []
@@ -270,7 +271,7 @@ def _encode(tokenizer: TextTokenizer, pieces: Sequence[_Piece]) -> tuple[list[in
 
 
 def _encode_run(tokenizer: TextTokenizer, run: Sequence[_Piece], first: bool) -> tuple[list[int], list[bool]]:
-    """Text between two special tokens as one string."""
+    """Encode the text between two special tokens as one string."""
     parts = [(str(piece.content), piece.learned) for piece in run if piece.content]
     ids = tokenizer.encode("".join(text for text, _ in parts), first=first) if parts else []
     flags: list[bool] = []

@@ -1,4 +1,4 @@
-"""The one seam between training methods and models whose decoder looks at images through cross-attention."""
+"""The interface between training methods and models whose decoder reads images through cross-attention."""
 
 from collections.abc import Iterator
 
@@ -18,10 +18,10 @@ PARTS = ("vision", "projection", "fusion", "decoder")
 
 
 class DeepFusionVLM(SharedVLM, DeepFusionModel):
-    """A torchtune deep-fusion model opened where training methods need it.
+    """A torchtune deep-fusion model whose forward pass is available in the steps that training methods need.
 
-    ``forward`` stays torchtune's. ``encode``, ``hidden`` and ``logits`` are its three steps, so that an image can be
-    encoded once for several texts, embeddings can be replaced by learned vectors, and logits can be made in chunks.
+    ``forward`` is torchtune's. ``encode``, ``hidden`` and ``logits`` are its three steps, so that an image can be
+    encoded once for several texts, embeddings can be replaced by learned vectors, and logits can be computed in chunks.
 
     Args:
         decoder: the language model with its fusion layers.
@@ -66,7 +66,7 @@ class DeepFusionVLM(SharedVLM, DeepFusionModel):
         mask: Tensor | None = None,
         input_pos: Tensor | None = None,
     ) -> Tensor:
-        """Run the decoder up to and with its final norm.
+        """Run the decoder up to and including its final norm.
 
         Args:
             tokens: token ids [b, s].
@@ -82,7 +82,7 @@ class DeepFusionVLM(SharedVLM, DeepFusionModel):
             Final hidden states [b, s, d].
 
         Raises:
-            ModelError: if ``tokens`` are longer than the model, or ``replace`` does not hold one row per place.
+            ModelError: if ``tokens`` are longer than the model allows, or ``replace`` does not hold one row per place.
         """
         decoder = self.decoder
         if tokens.shape[1] > decoder.max_seq_len:
@@ -100,7 +100,7 @@ class DeepFusionVLM(SharedVLM, DeepFusionModel):
         Returns:
             part -> names as in ``named_parameters``. ``vision`` is the image transformer, ``projection`` what maps
             its output to the decoder's width, ``fusion`` the cross-attention layers and the embeddings of image
-            tokens, ``decoder`` the language model; ``adapter.vision`` and so on the LoRA parameters that stand there.
+            tokens, ``decoder`` the language model; ``adapter.vision`` and so on hold the LoRA parameters of a part.
 
         Raises:
             ModelError: if a parameter belongs to none of them (something was attached to the model).
@@ -117,7 +117,7 @@ class DeepFusionVLM(SharedVLM, DeepFusionModel):
         return sort_parameters(self, PARTS, part_of)
 
     def meta_vision(self, shape: BatchShape) -> dict[str, Tensor]:
-        """What :meth:`encode` takes, on the meta device; aspect ratios are looked up, so they are real."""
+        """Inputs of :meth:`encode` on the meta device; aspect ratios have values because they are looked up."""
         b, i, t = shape.batch, shape.images, shape.tiles
         return {
             "images": torch.empty(b, i, t, 3, shape.size, shape.size, device="meta"),

@@ -1,4 +1,4 @@
-"""Samples with different numbers of tokens, images and tiles as one batch, for models that read images as tokens."""
+"""Collate samples with different numbers of tokens, images and tiles, for models that read images as tokens."""
 
 import torch
 from torch import Tensor
@@ -26,16 +26,16 @@ def collate_early(
         tile_size: side of a tile in pixels.
         tokens_per_tile: features of one tile, k.
         pad_side: side on which short rows are filled; left for generation.
-        images: at least so many images per sample.
-        tiles: at least so many tiles per image.
-        dtype: of the images.
-        feature_width: d, where the items' images are features [tiles, k, d].
+        images: minimum number of images per sample.
+        tiles: minimum number of tiles per image.
+        dtype: dtype of the images.
+        feature_width: d if the items' images are features [tiles, k, d]; None if they are pixels.
 
     Returns:
         ``tokens``, ``labels``, ``padding`` [b, s]; ``vision`` with ``images`` [b, i, t, 3, h, w] and ``tiles`` [b, i]
         (real tiles, 0 where a sample has no such image); ``vision_mask`` [b, i * t * k], True at features that exist;
-        ``ids``. Where the images are features, ``features`` [b, i * t * k, d] instead of ``vision``, zero where there
-        is no tile.
+        ``ids``. If the images are features, the batch has ``features`` [b, i * t * k, d] instead of ``vision``, zero
+        where there is no tile.
     """
     images = max(images, 1, *(len(item["images"]) for item in items))
     tiles = max([tiles, 1, *(len(image) for item in items for image in item["images"])])
@@ -51,11 +51,11 @@ def collate_early(
 
 
 def existing_features(tiles: Tensor, most: int, tokens_per_tile: int) -> Tensor:
-    """Which features of a padded batch are of real tiles.
+    """Which features of a padded batch belong to real tiles.
 
     Args:
         tiles: real tiles per image [b, i].
-        most: tiles that every image is padded to, t.
+        most: number of tiles that every image is padded to, t.
         tokens_per_tile: features of one tile, k.
 
     Returns:

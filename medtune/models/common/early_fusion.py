@@ -1,6 +1,6 @@
-"""The seam between training methods and models whose decoder reads image features in place of tokens.
+"""The interface between training methods and models whose decoder reads image features in place of tokens.
 
-It takes the same steps as :class:`medtune.models.common.deep_fusion.DeepFusionVLM`, so that every method runs on both.
+It has the same steps as :class:`medtune.models.common.deep_fusion.DeepFusionVLM`, so that every method runs on both.
 """
 
 from dataclasses import replace as with_changes
@@ -21,7 +21,7 @@ _PREFIXES = (("encoder.vision.", "vision"), ("encoder.projection.", "projection"
 
 
 class ImageEncoder(nn.Module):
-    """Vision tower and projection: pictures of one size -> features of the decoder's width.
+    """Vision tower and projection: images of one size -> features of the decoder's width.
 
     Args:
         vision: [n, 3, h, w] -> [n, patches, d_v].
@@ -39,13 +39,13 @@ class ImageEncoder(nn.Module):
 
 
 def encoded_tiles(vision: dict[str, Tensor]) -> Tensor:
-    """Which tiles of a batch are encoded, in this order: places among all b * i * t tiles, laid out row by row.
+    """Indices of the tiles of a batch that are encoded, in order, among all b * i * t tiles in row-major order.
 
     Args:
         vision: ``images`` [b, i, t, c, h, w] and ``tiles`` [b, i], real tiles per image.
 
     Returns:
-        [n] with n >= 1: the real tiles, or the first one where there is none.
+        [n] with n >= 1: the real tiles, or the first tile if none is real.
     """
     tiles, t = vision["tiles"], vision["images"].shape[2]
     real = torch.arange(t, device=tiles.device) < tiles.unsqueeze(-1)
@@ -54,7 +54,7 @@ def encoded_tiles(vision: dict[str, Tensor]) -> Tensor:
 
 
 class EarlyFusionVLM(SharedVLM, nn.Module):
-    """A decoder in whose input each image token is one image feature (InternVL, LLaVA).
+    """A VLM whose decoder reads one image feature in place of each image token (InternVL, LLaVA).
 
     Parameter names begin with ``encoder.vision.``, ``encoder.projection.`` and ``decoder.``, and are the keys of the
     state dict.
@@ -62,7 +62,7 @@ class EarlyFusionVLM(SharedVLM, nn.Module):
     Args:
         decoder: a torchtune decoder without fusion layers.
         encoder: tiles [n, 3, h, w] -> features [n, k, d]; holds ``vision`` and ``projection``.
-        image_id: the token that stands for one feature; it is never embedded and may lie beyond the vocabulary.
+        image_id: the token that stands for one feature; it is never embedded, so it may lie beyond the vocabulary.
         family: converters and config of this model.
         adapters_only: train nothing but LoRA parameters.
     """
@@ -94,8 +94,8 @@ class EarlyFusionVLM(SharedVLM, nn.Module):
     def encode(self, vision: dict[str, Tensor]) -> Tensor:
         """Turn a batch's ``vision`` tensors into features.
 
-        Only real tiles are encoded. A batch without any encodes one stand-in, so that every process of a sharded run
-        takes the same steps.
+        Only real tiles are encoded. A batch without real tiles encodes one placeholder, so that every process of a
+        sharded run takes the same steps.
 
         Args:
             vision: ``images`` [b, i, t, c, h, w] and ``tiles`` [b, i] (real tiles per image, 0 for a padding image).
@@ -106,9 +106,9 @@ class EarlyFusionVLM(SharedVLM, nn.Module):
         images = vision["images"]
         b, i, t = images.shape[:3]
         index = encoded_tiles(vision)
-        found = self.encoder(images.flatten(0, 2)[index])
-        room = found.new_zeros(b * i * t, *found.shape[1:])
-        return room.index_copy(0, index.to(found.device), found).view(b, -1, found.shape[-1])
+        encoded = self.encoder(images.flatten(0, 2)[index])
+        features = encoded.new_zeros(b * i * t, *encoded.shape[1:])
+        return features.index_copy(0, index.to(encoded.device), encoded).view(b, -1, encoded.shape[-1])
 
     def hidden(
         self,
@@ -120,7 +120,7 @@ class EarlyFusionVLM(SharedVLM, nn.Module):
         mask: Tensor | None = None,
         input_pos: Tensor | None = None,
     ) -> Tensor:
-        """Run the decoder up to and with its final norm.
+        """Run the decoder up to and including its final norm.
 
         Args:
             tokens: token ids [b, s].
@@ -136,8 +136,8 @@ class EarlyFusionVLM(SharedVLM, nn.Module):
             Final hidden states [b, s, d].
 
         Raises:
-            ModelError: if ``tokens`` are longer than the model, a row's image tokens and features differ in number,
-                or ``replace`` does not hold one row per place.
+            ModelError: if ``tokens`` are longer than the model allows, a row's image tokens and features differ in
+                number, or ``replace`` does not hold one row per place.
         """
         decoder = self.decoder
         if tokens.shape[1] > decoder.max_seq_len:
@@ -157,8 +157,8 @@ class EarlyFusionVLM(SharedVLM, nn.Module):
 
         Returns:
             part -> names as in ``named_parameters``: ``vision`` is the image transformer, ``projection`` what maps
-            its output to the decoder's width, ``decoder`` the language model; ``adapter.vision`` and so on the LoRA
-            parameters that stand there.
+            its output to the decoder's width, ``decoder`` the language model; ``adapter.vision`` and so on hold the
+            LoRA parameters of a part.
 
         Raises:
             ModelError: if a parameter belongs to none of them (something was attached to the model).
@@ -166,12 +166,12 @@ class EarlyFusionVLM(SharedVLM, nn.Module):
         return sort_parameters(self, PARTS, lambda name, _: _part(name))
 
     def image_tokens(self, shape: BatchShape) -> int:
-        """Tokens that the images of one row add to it."""
+        """Number of tokens that the images of one row add to it."""
         with torch.no_grad():
             return self.encode(self.meta_vision(with_changes(shape, batch=1))).shape[1]
 
     def meta_vision(self, shape: BatchShape) -> dict[str, Tensor]:
-        """What :meth:`encode` takes, on the meta device; the numbers of tiles decide shapes, so they are real."""
+        """Inputs of :meth:`encode` on the meta device; numbers of tiles have values because shapes depend on them."""
         b, i, t = shape.batch, shape.images, shape.tiles
         return {
             "images": torch.empty(b, i, t, 3, shape.size, shape.size, device="meta"),
@@ -181,7 +181,7 @@ class EarlyFusionVLM(SharedVLM, nn.Module):
     def setup_caches(
         self, batch_size: int, dtype: torch.dtype, *, encoder_max_seq_len: int, decoder_max_seq_len: int
     ) -> None:
-        """Make key-value caches; features stand among the tokens, so ``encoder_max_seq_len`` asks for none."""
+        """Make key-value caches. Features are part of the tokens, so ``encoder_max_seq_len`` is not used."""
         self.decoder.setup_caches(batch_size, dtype, decoder_max_seq_len=decoder_max_seq_len)
 
     def caches_are_setup(self) -> bool:
@@ -198,18 +198,18 @@ class EarlyFusionVLM(SharedVLM, nn.Module):
 
 
 def _place_features(h: Tensor, image: Tensor, features: Tensor, exists: Tensor | None) -> Tensor:
-    """Put the k-th existing feature of a row where its k-th image token stands.
+    """Put the k-th existing feature of a row at the position of its k-th image token.
 
-    By gathering, not by boolean indexing: shapes depend on no value, and where a batch has no image token a gradient
-    of zero still reaches the encoder, which sharded training waits for on every process.
+    This gathers and does not use boolean indexing. Shapes then do not depend on values, and a zero gradient reaches the
+    encoder even if a batch has no image token: sharded training waits for a gradient on every process.
     """
     if exists is None:
         exists = features.new_ones(features.shape[:2], dtype=torch.bool)
-    tokens, found = image.sum(dim=1), exists.sum(dim=1)
-    if not h.is_meta and not torch.equal(tokens, found):
-        row = int((tokens != found).nonzero()[0])
+    tokens, available = image.sum(dim=1), exists.sum(dim=1)
+    if not h.is_meta and not torch.equal(tokens, available):
+        row = int((tokens != available).nonzero()[0])
         raise ModelError(
-            f"row {row} of the batch has {int(tokens[row])} image tokens for {int(found[row])} image features; the "
+            f"row {row} of the batch has {int(tokens[row])} image tokens for {int(available[row])} image features; the "
             "transform's image size, patch size or image token does not belong to this model"
         )
     order = exists.int().argsort(dim=1, descending=True, stable=True)

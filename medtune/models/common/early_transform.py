@@ -1,4 +1,4 @@
-"""From a sample to model inputs, for models that read an image as tokens among the text."""
+"""Transform a sample into model inputs, for models that read an image as tokens within the text."""
 
 from collections.abc import Sequence
 from typing import Any, Protocol
@@ -25,11 +25,11 @@ from medtune.models.common.tokenizer import TextTokenizer, single_token, special
 
 
 class Tiler(Protocol):
-    """Cuts a picture into tiles.
+    """Cuts an image into tiles.
 
     Attributes:
         size: side of a tile in pixels.
-        max_tiles: the most tiles of one picture, an overview tile included.
+        max_tiles: maximum number of tiles of one image, an overview tile included.
     """
 
     size: int
@@ -39,31 +39,31 @@ class Tiler(Protocol):
         """Tiles [t, 3, size, size], normalised, in fp32."""
 
     def count(self, width: int, height: int) -> int:
-        """Tiles that a picture of this size gives."""
+        """Number of tiles of an image of this size."""
 
     def settings(self) -> dict[str, Any]:
-        """What decides the tiles; two tilers of the same settings cut alike."""
+        """The settings that determine the tiles; tilers with equal settings give equal tiles."""
 
 
 class EarlyFusionTransform:
-    """Tokens, labels and tiles of a sample for models such as InternVL and LLaVA. Picklable; holds no state.
+    """Tokens, labels and tiles of a sample for models such as InternVL and LLaVA. Picklable; stateless.
 
-    In the text an image is ``image_start``, then ``image_id`` as often as it has features, then ``image_end``.
+    In the text an image is ``image_start``, then ``image_id`` once per feature, then ``image_end``.
 
     Args:
-        tokenizer: the family's.
+        tokenizer: the family's tokenizer.
         template: the chat format.
-        tiler: cuts pictures.
+        tiler: cuts images into tiles.
         image_id: the token that stands for one image feature.
         tokens_per_tile: features that the encoder gives for one tile.
         image_start: ids before an image's tokens.
         image_end: ids after them.
-        max_seq_len: the most tokens of one sample, image tokens included.
-        placeholder_text: one character that is one token, for learned vectors to replace.
+        max_seq_len: maximum number of tokens of one sample, image tokens included.
+        placeholder_text: one character that is one token; learned vectors replace its embedding.
 
     Attributes:
         dtype: dtype of the images, bf16 or fp32; set it to the model's.
-        feature_width: None where pictures are pixels; else they come encoded, and this is d of their features.
+        feature_width: None if images are pixels; if they are already encoded, the width d of their features.
         pad_id: fills short rows of a batch.
         stop_ids: tokens that end an answer.
         placeholder_id: the placeholder's id.
@@ -104,21 +104,21 @@ class EarlyFusionTransform:
 
         Args:
             sample: messages, and as many image names as there are ``images``.
-            images: decoded pictures in order, or all of them encoded.
+            images: decoded images in order, or all of them already encoded.
             inference: keep the messages up to the last user turn and open the assistant's turn.
 
         Returns:
-            ``id``, ``tokens`` and ``labels`` (equally long lists, -100 where nothing is learned) and ``images`` (one
-            tensor [tiles, 3, h, w] each, or [tiles, k, d] of an encoded picture).
+            ``id``, ``tokens`` and ``labels`` (lists of equal length, -100 where not supervised) and ``images`` (one
+            tensor [tiles, 3, h, w] each, or [tiles, k, d] for an encoded image).
 
         Raises:
             SampleTooLong: if the sample has more than ``max_seq_len`` tokens; nothing is cut.
-            DataError: if images and places for them differ in number, or nothing in the sample is learned.
+            DataError: if images and places for them differ in number, or nothing in the sample is supervised.
         """
         places = image_places(sample)
         if places != len(images):
             raise DataError(f"sample {sample.id} has {len(images)} images but its text has places for {places}")
-        # counted first: a sample that is too long is refused before its pictures are cut
+        # count first, so that a sample that is too long is rejected before its images are cut into tiles
         counts = [self.tiler.count(*image.size) for image in images]
         tokens, labels = self._lay_out(sample, counts, inference=inference)
         if len(tokens) > self.max_seq_len:
@@ -146,13 +146,13 @@ class EarlyFusionTransform:
         Args:
             items: from ``__call__``.
             pad_side: where short rows are filled; ``left`` for generation.
-            min_images: pad to at least so many images per sample.
-            min_tiles: pad to at least so many tiles per image.
+            min_images: pad to at least this many images per sample.
+            min_tiles: pad to at least this many tiles per image.
 
         Returns:
             ``tokens``, ``labels``, ``padding`` (True = real token) [b, s], ``vision`` for ``encode``, ``vision_mask``
-            [b, s_e] (True at features that exist) and ``ids``. A sample without images has a zero image of no tiles.
-            Encoded pictures give ``features`` [b, s_e, d] in place of ``vision``.
+            [b, s_e] (True at features that exist) and ``ids``. A sample without images has a zero image with no tiles.
+            Encoded images give ``features`` [b, s_e, d] in place of ``vision``.
         """
         return collate_early(
             items,
@@ -167,7 +167,7 @@ class EarlyFusionTransform:
         )
 
     def encode(self, text: str) -> list[int]:
-        """Ids with which an answer begins that reads ``text``."""
+        """Ids of an answer that begins with ``text``."""
         return answer_ids(self.template, self.tokenizer, text)
 
     def decode(self, ids: list[int]) -> str:
@@ -175,16 +175,16 @@ class EarlyFusionTransform:
         return self.tokenizer.decode(ids)
 
     def token_count(self, sample: Sample, sizes: Sizes | None = None) -> int:
-        """Tokens that the sample will have; opens no image.
+        """Number of tokens that the sample will have; no image is opened.
 
         Args:
             sample: its messages.
-            sizes: (width, height) of its images; None takes each to have the most tiles.
+            sizes: (width, height) of its images; None assumes the maximum number of tiles for each.
         """
         return self.token_counts(sample, sizes)[0]
 
     def token_counts(self, sample: Sample, sizes: Sizes | None = None) -> tuple[int, int]:
-        """Tokens as :meth:`token_count` tells them, and how many of them are predicted and learned."""
+        """Number of tokens as in :meth:`token_count`, and how many of them are predicted and supervised."""
         places = image_places(sample)
         counts = [self.tile_count(*size) for size in (sizes or ())][:places]
         counts += [self.tiler.max_tiles] * (places - len(counts))
@@ -192,5 +192,5 @@ class EarlyFusionTransform:
         return len(tokens), len(labels) - 1 - labels[1:].count(IGNORE_INDEX)
 
     def tile_count(self, width: int, height: int) -> int:
-        """Tiles that a picture of this size will have."""
+        """Number of tiles that an image of this size will have."""
         return self.tiler.count(width, height)

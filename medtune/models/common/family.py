@@ -20,16 +20,16 @@ class ModelFamily:
         name: family and size, as in ``llama3_2_vision_11b``; used in messages.
         model_type: the ``model_type`` that ``config.json`` of a published checkpoint carries.
         hf_to_tune: published state dict -> torchtune state dict (accepts names on disk and of a live module).
-        tune_to_hf: torchtune state dict -> published names, as they stand in a file.
+        tune_to_hf: torchtune state dict -> published names, as in a file.
         hf_config: gives the contents of ``config.json``.
-        tensors: state-dict keys of the model without adapters: what an export holds, no more and no less.
+        tensors: state-dict keys of the model without adapters: exactly what an export holds.
         also_reads: further values of ``model_type`` that ``hf_to_tune`` understands: the authors' own layouts.
-        tokenizer_files: file names copied beside exported weights when the source folder has them.
+        tokenizer_files: files that are copied to exported weights if the source folder has them.
         adapters_to_peft: adapter tensors in torchtune's names -> PEFT's; None where no layout is known.
         adapters_from_peft: the inverse.
-        live_name: name of a tensor in a published file -> that in a live model of transformers, which PEFT goes by.
-        copies_config: whether exports take over the ``config.json`` of the base weights, which may say more than
-            ``hf_config``; not where it says what this run may have changed.
+        live_name: name of a tensor in a published file -> its name in a live transformers model, which PEFT uses.
+        copies_config: whether exports copy the ``config.json`` of the base weights, which may hold more than
+            ``hf_config``; False if that file describes what this run may have changed.
     """
 
     name: str

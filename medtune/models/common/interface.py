@@ -1,7 +1,7 @@
-"""What the trainer, the plan and the training methods ask of a model.
+"""The interfaces of a model that the trainer, the plan and the training methods use.
 
-:class:`Trainable` is enough for the trainer and ``medtune plan``: a classifier of images, a selection model and a
-router of questions are trained by the same loop. :class:`VLM` adds what training methods and generation ask of a
+:class:`Trainable` is enough for the trainer and ``medtune plan``: an image classifier, a selection model and a
+question router are trained by the same loop. :class:`VLM` adds what training methods and generation need from a
 vision-language model. Both are structural: a model class need not inherit from them.
 """
 
@@ -18,9 +18,10 @@ from medtune.models.common.rows import Replacement
 
 @dataclass(frozen=True)
 class BatchShape:
-    """Sizes of a micro-batch: ``batch`` rows of ``tokens``, each with ``images`` of ``tiles`` tiles, ``size`` wide.
+    """Sizes of a micro-batch.
 
-    Where images are read as tokens, ``tokens`` counts those too.
+    It has ``batch`` rows of ``tokens`` tokens, and per row ``images`` images of ``tiles`` tiles, each ``size`` pixels
+    wide. If images are read as tokens, ``tokens`` includes the image tokens.
     """
 
     batch: int
@@ -31,13 +32,13 @@ class BatchShape:
 
 
 class Trainable(Protocol):
-    """A model that the trainer can train; always an ``nn.Module`` too.
+    """A model that the trainer can train. It must also be an ``nn.Module``.
 
     Attributes:
         family: how its weights are written and read.
-        missing: what was not found although the model needs it, as sentences; only when a run is planned.
+        missing: what the model needs and was not found, as sentences; only when a run is planned.
         reads_text: whether it reads tokens; a model of images alone does not.
-        images_as_tokens: whether images stand among its tokens (early fusion) and make its rows longer.
+        images_as_tokens: whether images are part of its tokens (early fusion) and make its rows longer.
     """
 
     family: ModelFamily
@@ -46,11 +47,11 @@ class Trainable(Protocol):
     images_as_tokens: bool
 
     def named_parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
-        """As every ``nn.Module``'s; so are ``modules``, ``state_dict``, ``train`` and ``eval``."""
+        """As in every ``nn.Module``; the same holds for ``modules``, ``state_dict``, ``train`` and ``eval``."""
         ...
 
     def modules(self) -> Iterator[nn.Module]:
-        """Every module of it."""
+        """All modules of the model."""
         ...
 
     def state_dict(self) -> dict[str, Any]:
@@ -77,7 +78,7 @@ class Trainable(Protocol):
 
     @property
     def vocab_size(self) -> int:
-        """Logits per token; 0 where there is no vocabulary."""
+        """Number of logits per token; 0 if there is no vocabulary."""
         ...
 
     def parts(self) -> dict[str, list[str]]:
@@ -85,21 +86,21 @@ class Trainable(Protocol):
         ...
 
     def compute(self, fn: Callable[..., Any], *args: Any) -> Any:
-        """Call ``fn(self, *args)``; the one forward entry that sharded training knows."""
+        """Call ``fn(self, *args)``; sharded training knows no other forward entry point."""
         ...
 
     def output_head(self) -> nn.Module | None:
-        """The module that makes logits of hidden states; None where that is no separate module."""
+        """The module that computes logits from hidden states; None if there is no separate module."""
         ...
 
     def image_tokens(self, shape: BatchShape) -> int:
-        """Tokens that the images of one row of ``shape`` add to it; 0 where images are no tokens."""
+        """Number of tokens that the images of one row of ``shape`` add to it; 0 if images are not tokens."""
         ...
 
     def meta_forward(self, shape: BatchShape, embeds_gradient: bool) -> Tensor | None:
-        """Run one forward pass on made-up inputs of this shape, on the meta device.
+        """Run one forward pass on dummy inputs of this shape on the meta device.
 
-        The plan counts what autograd keeps meanwhile.
+        The plan counts the tensors that autograd keeps during this pass.
 
         Args:
             shape: sizes of the micro-batch.
@@ -112,7 +113,7 @@ class Trainable(Protocol):
 
 
 class VLM(Trainable, Protocol):
-    """A vision-language model of any family; the methods' arguments are told where they are implemented."""
+    """A vision-language model of any family; the arguments are described where the methods are implemented."""
 
     decoder: Any
     encoder: Any

@@ -1,4 +1,4 @@
-"""What a model's tensors are called in state dicts."""
+"""Names of a model's tensors in state dicts."""
 
 import torch
 from torch import nn
@@ -13,8 +13,8 @@ def is_adapter_key(name: str) -> bool:
 def state_dict_names(model: nn.Module) -> dict[str, str]:
     """Parameter name -> state-dict key.
 
-    They differ: torchtune's fusion modules hide a level of their own in state dicts, and so does activation
-    checkpointing.
+    They differ because torchtune's fusion modules and activation checkpointing leave out their own level of the name in
+    state dicts.
     """
     hidden: list[tuple[str, str]] = []
     for prefix, module in model.named_modules():
@@ -33,9 +33,9 @@ def state_dict_names(model: nn.Module) -> dict[str, str]:
 
 
 def expected_shapes(model: nn.Module) -> dict[str, torch.Size]:
-    """State-dict key -> shape of every parameter and kept buffer.
+    """State-dict key -> shape of every parameter and persistent buffer.
 
-    Without making a state dict, which would unpack NF4 weights.
+    No state dict is made, because that would dequantise NF4 weights.
     """
     keys = state_dict_names(model)
     shapes = {keys[name]: parameter.shape for name, parameter in model.named_parameters()}

@@ -1,4 +1,4 @@
-"""Rows of different lengths as one batch: the part of collation that every family shares."""
+"""Batch rows of different lengths: the part of collation that all families share."""
 
 from typing import Literal
 
@@ -11,15 +11,15 @@ PadSide = Literal["right", "left"]
 
 
 def row_place(tokens: int, length: int, pad_side: PadSide) -> slice:
-    """Where a row of ``tokens`` stands in one of ``length``."""
+    """Position of a row of ``tokens`` tokens in a padded row of ``length``."""
     return slice(length - tokens, length) if pad_side == "left" else slice(0, tokens)
 
 
 def stack_rows(items: list[dict], pad_id: int, pad_side: PadSide) -> dict[str, Tensor]:
-    """Pad and stack what is text.
+    """Pad and stack the text.
 
     Args:
-        items: each with ``tokens`` and ``labels``, equally long lists.
+        items: each with ``tokens`` and ``labels``, lists of equal length.
         pad_id: fills short rows.
         pad_side: the side that is filled; left for generation.
 
@@ -43,17 +43,17 @@ def stack_tiles(
 ) -> tuple[Tensor, Tensor]:
     """Pad and stack what belongs to tiles.
 
-    Zero images stand in where there are none, so that every process of a sharded run takes the same graph.
+    Missing images are filled with zeros, so that every process of a sharded run computes the same graph.
 
     Args:
         items: each with ``images``, a list of tensors [tiles, *shape].
-        images: images that every sample is padded to, i.
-        tiles: tiles that every image is padded to, t.
-        shape: of one tile.
-        dtype: of the result.
+        images: number of images that every sample is padded to, i.
+        tiles: number of tiles that every image is padded to, t.
+        shape: shape of one tile.
+        dtype: dtype of the result.
 
     Returns:
-        The tiles [b, i, t, *shape], and how many of each image's are real, [b, i].
+        The tiles [b, i, t, *shape], and the number of real tiles of each image, [b, i].
     """
     stacked = torch.zeros(len(items), images, tiles, *shape, dtype=dtype)
     count = torch.zeros(len(items), images, dtype=torch.long)

@@ -1,7 +1,8 @@
-"""The parts of a model, and the group ``adapter`` that holds the LoRA parameters of each of them.
+"""The parts of a model, and the group ``adapter`` that holds the LoRA parameters of each part.
 
-A part is named by what it is (``vision``, ``projection``, ``fusion``, ``decoder``); the adapters that stand in it are a
-part of their own, ``adapter.vision`` and so on. The text before the dot names the group: ``adapter`` is all of them.
+A part is named after what it is (``vision``, ``projection``, ``fusion``, ``decoder``). Its adapters are a separate
+part, ``adapter.vision`` and so on. The text before the dot names the group: ``adapter`` means the adapters of all
+parts.
 """
 
 from collections.abc import Callable, Collection, Iterable, Mapping
@@ -22,7 +23,7 @@ def sort_parameters(
     Args:
         model: a model with or without adapters.
         known: its parts.
-        part_of: (name, parameter) -> the part that a parameter stands in, be it a LoRA parameter or not.
+        part_of: (name, parameter) -> the part that the parameter belongs to, for LoRA parameters too.
 
     Returns:
         part -> names as in ``named_parameters``, in their order: each of ``known``, then ``adapter.<part>`` for those
@@ -38,27 +39,27 @@ def sort_parameters(
 
 
 def group_of(part: str) -> str | None:
-    """The group that a part belongs to, or None: ``adapter`` of ``adapter.vision``."""
+    """The group that a part belongs to, or None: ``adapter`` for ``adapter.vision``."""
     group, dot, _ = part.partition(".")
     return group if dot else None
 
 
-def expand(asked: Iterable[str], known: Collection[str]) -> list[str]:
-    """Put the parts of a group in its place; other names stay, once each.
+def expand(names: Iterable[str], known: Collection[str]) -> list[str]:
+    """Replace each group by its parts. Other names stay. Each name occurs once in the result.
 
     Args:
-        asked: names of parts and groups.
-        known: the parts that there are.
+        names: names of parts and groups.
+        known: the existing parts.
     """
-    found: dict[str, None] = {}
-    for name in asked:
+    expanded: dict[str, None] = {}
+    for name in names:
         inner = [] if name in known else [part for part in known if group_of(part) == name]
-        found |= dict.fromkeys(inner or [name])
-    return list(found)
+        expanded |= dict.fromkeys(inner or [name])
+    return list(expanded)
 
 
 def names_of(part: str, members: Mapping[str, list[str]]) -> list[str]:
-    """The parameters of a part, or of every part of a group; none where a model has no such part.
+    """The parameters of a part, or of every part of a group; none if a model has no such part.
 
     Args:
         part: name of a part or a group.
@@ -68,16 +69,16 @@ def names_of(part: str, members: Mapping[str, list[str]]) -> list[str]:
 
 
 def require_adapters_only(model: nn.Module, trained: Iterable[str], purpose: str) -> None:
-    """Refuse a run in which the model without its adapters would not stay what it was at the start.
+    """Reject a run that would change the base model, which is the model without its adapters.
 
     Args:
         model: has ``parts()``.
-        trained: parts and groups that are trained, as in ``Stage.trainable``; those that are no parts of the model,
-            such as a method's own, do not matter.
+        trained: parts and groups that are trained, as in ``Stage.trainable``; names that are not parts of the model,
+            such as those of a method, are ignored.
         purpose: what needs the base model, for the message: "a reference without a second model".
 
     Raises:
-        ModelError: naming the parts, or if the model has no adapters.
+        ModelError: if other parts are trained, which the message names, or if the model has no adapters.
     """
     members: dict[str, list[str]] = model.parts()  # type: ignore[operator]
     changed = [part for part in expand(trained, members) if members.get(part) and group_of(part) != ADAPTER]

@@ -1,4 +1,4 @@
-"""Learned vectors in the place of embedded tokens, and adapters as the only thing that trains: for every family."""
+"""For every family: replace embedded tokens by learned vectors, and train adapters only."""
 
 from torch import Tensor, nn
 from torchtune.modules.peft import get_adapter_params
@@ -21,7 +21,7 @@ def override_embeddings(h: Tensor, where: Tensor, rows: Tensor) -> Tensor:
     """
     places = int(where.sum())
     if places != rows.shape[0]:
-        # masked_scatter would fill the first places with the first rows and say nothing
+        # masked_scatter would silently fill the first places with the first rows
         raise ModelError(f"{rows.shape[0]} replacement embeddings were given for {places} placeholder tokens")
     return h.masked_scatter(where.unsqueeze(-1), rows.to(h.dtype))
 
@@ -32,7 +32,7 @@ def adapter_ids(model: nn.Module) -> set[int]:
 
 
 def train_adapters_only(model: nn.Module) -> None:
-    """Freeze everything but LoRA parameters."""
+    """Freeze everything except LoRA parameters."""
     adapters = adapter_ids(model)
     for parameter in model.parameters():
         parameter.requires_grad_(id(parameter) in adapters)

@@ -1,4 +1,4 @@
-"""What both kinds of vision-language models do alike."""
+"""Methods that both kinds of vision-language models share."""
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager
@@ -12,7 +12,7 @@ from medtune.models.lora.merge import adapters_off
 
 
 class _MetaEmbeddings(nn.Module):
-    """Takes the place of the word embeddings on the meta device, where a lookup cannot depend on the data."""
+    """Replaces the word embeddings on the meta device, where a lookup cannot depend on the data."""
 
     def __init__(self, width: int, trained: bool) -> None:
         super().__init__()
@@ -24,10 +24,10 @@ class _MetaEmbeddings(nn.Module):
 
 
 class SharedVLM:
-    """Methods of a VLM that do not depend on how images reach the decoder; mixed into both kinds.
+    """Methods of a VLM that do not depend on how images reach the decoder; a mixin for both kinds.
 
     Attributes:
-        missing: nothing; a VLM needs no file to be built.
+        missing: empty, because a VLM needs no file to be built.
         reads_text: True.
     """
 
@@ -49,33 +49,33 @@ class SharedVLM:
         return fn(self, *args)
 
     def output_head(self) -> nn.Module | None:
-        """The map onto the vocabulary; one tied to the word embeddings keeps a module for hooks."""
+        """The layer that computes logits. If it is tied to the word embeddings, the inner module that takes hooks."""
         output = self.decoder.output
         return output if isinstance(output, nn.Module) else output.linear
 
     @property
     def vocab_size(self) -> int:
-        """Logits per token; a tied output has no weight of its own."""
+        """Number of logits per token; a tied output layer has no weight, so the embedding table is counted."""
         output = self.decoder.output
         owner: Any = output if isinstance(output, nn.Module) else self.decoder.tok_embeddings
         return int(owner.weight.shape[0])
 
     @property
     def image_size(self) -> int:
-        """Side of a tile in pixels, as the model's published config has it."""
+        """Side of a tile in pixels, from the model's published config."""
         size = self.family.hf_config()["vision_config"]["image_size"]
         return int(size if isinstance(size, int) else size[0])
 
     def adapters_off(self) -> AbstractContextManager[None]:
-        """A context in which the model is its base, without a copy; see :mod:`medtune.models.lora.merge`."""
+        """A context in which the model computes as its base, without a copy; see :mod:`medtune.models.lora.merge`."""
         return adapters_off(self)  # type: ignore[arg-type]
 
     def image_tokens(self, shape: BatchShape) -> int:
-        """None: the decoder attends to images, which are no tokens."""
+        """0: the decoder reads images through cross-attention, not as tokens."""
         return 0
 
     def meta_vision(self, shape: BatchShape) -> dict[str, Tensor]:
-        """What :meth:`encode` takes, on the meta device; numbers that decide shapes are real."""
+        """Inputs of :meth:`encode` on the meta device; numbers that determine shapes have values."""
         raise NotImplementedError
 
     def meta_forward(self, shape: BatchShape, embeds_gradient: bool) -> Tensor:

@@ -1,4 +1,4 @@
-"""What transforms ask of a tokenizer, and readers of the two files that tokenizers are published as."""
+"""The interface of a tokenizer that transforms need, and readers of the two published file formats."""
 
 import json
 from collections.abc import Iterable
@@ -21,12 +21,12 @@ _SPECIAL = {
     "image_id": "<|image|>",
 }
 SPECIAL_TOKENS = tuple(_SPECIAL.values())
-# Unicode keeps this code point out of all text, so that it can mark a place inside a string.
+# Unicode reserves this code point and no text contains it, so it can mark a position inside a string.
 _CUT = "\ufdd0"
 
 
 class TextTokenizer(Protocol):
-    """A tokenizer whose special tokens have ids, and whose ``encode`` never yields one, whatever the text holds."""
+    """A tokenizer whose special tokens have ids, and whose ``encode`` never yields such an id, whatever the text."""
 
     def special_id(self, token: str) -> int:
         """Id of a special token."""
@@ -39,9 +39,9 @@ class TextTokenizer(Protocol):
 
 
 class ChatTokenizer(Protocol):
-    """A tokenizer with Llama-3's special tokens. ``encode`` never yields one of them, whatever the text holds.
+    """A tokenizer with Llama-3's special tokens. ``encode`` never yields one of them, whatever the text.
 
-    Llama-3 encodes text alike wherever it stands, so that there is no ``first`` here.
+    Llama-3 encodes text in the same way at every position, so there is no argument ``first``.
     """
 
     bos_id: int
@@ -61,7 +61,7 @@ class ChatTokenizer(Protocol):
 
 
 class FastTokenizer:
-    """Any ``tokenizer.json``, with the ids that transformers' fast tokenizers give.
+    """Reads any ``tokenizer.json`` and gives the same ids as transformers' fast tokenizers.
 
     Args:
         path: the file, or a folder that holds it.
@@ -81,7 +81,7 @@ class FastTokenizer:
         self._source = source
         self._tokenizer = self._cutting = _from_json(text, source)
         if _marks_the_start(self._tokenizer):
-            # Such a tokenizer writes the first text of a string otherwise than text after a special token.
+            # Such a tokenizer encodes the first text of a string differently from text after a special token.
             self._cutting = _from_json(text, source)
             self._cutting.add_tokens([AddedToken(_CUT, normalized=False)])
 
@@ -95,7 +95,7 @@ class FastTokenizer:
         """Id of a special token.
 
         Raises:
-            ModelError: if there is no such token, or it swallows spaces beside it, which nothing here would do.
+            ModelError: if there is no such token, or the tokenizer strips spaces next to it, which is not supported.
         """
         token_id = self._tokenizer.token_to_id(token)
         if token_id is None:
@@ -110,7 +110,7 @@ class FastTokenizer:
 
         Args:
             text: what to encode.
-            first: whether the text begins a string; otherwise it stands after a special token.
+            first: whether the text begins a string; otherwise it follows a special token.
         """
         if first or self._cutting is self._tokenizer:
             return self._tokenizer.encode(text, add_special_tokens=False).ids
@@ -132,7 +132,7 @@ def _from_json(text: str, source: str) -> Tokenizer:
 
 
 def _marks_the_start(tokenizer: Tokenizer) -> bool:
-    """Whether a tokenizer may treat the start of a string in its own way, as those made from SentencePiece do."""
+    """Whether a tokenizer may treat the start of a string differently, as those made from SentencePiece do."""
     steps = [step.__getstate__() for step in (tokenizer.normalizer, tokenizer.pre_tokenizer) if step is not None]
     return any(b'"Metaspace"' in step or b'"Prepend"' in step for step in steps)
 
@@ -166,18 +166,18 @@ class JsonTokenizer(FastTokenizer):
 
     @property
     def vocab_size(self) -> int:
-        """Rows of the decoder's own embedding table; image tokens lie beyond them."""
+        """Rows of the decoder's text embedding table; image tokens have ids beyond them."""
         return self.image_id
 
 
 class SentencePieceTokenizer:
-    """A SentencePiece ``tokenizer.model`` and the special tokens that stand beside it.
+    """A SentencePiece ``tokenizer.model`` and the special tokens of the files next to it.
 
     Args:
         path: the file, or a folder that holds it. ``added_tokens.json`` and ``tokenizer_config.json`` are read from
             the same folder.
-        legacy: whether text after a special token begins with a space of its own, as transformers' slow tokenizers do
-            it; None takes ``legacy`` of ``tokenizer_config.json``, else True.
+        legacy: whether a space is added before text that follows a special token, as in transformers' slow tokenizers;
+            None takes ``legacy`` of ``tokenizer_config.json``, and True if it is not there.
 
     Raises:
         ModelError: if a file is missing or unreadable.
@@ -193,9 +193,9 @@ class SentencePieceTokenizer:
         config = _read_json(file.with_name("tokenizer_config.json"))
         added = {token: int(i) for token, i in _read_json(file.with_name("added_tokens.json")).items()}
         added |= {entry["content"]: int(i) for i, entry in config.get("added_tokens_decoder", {}).items()}
-        said = config.get("legacy")
+        configured = config.get("legacy")
         if legacy is None:
-            legacy = True if said is None else bool(said)
+            legacy = True if configured is None else bool(configured)
         self._load(file.read_bytes(), added, legacy, str(file))
 
     def _load(self, model: bytes, added: dict[str, int], legacy: bool, source: str) -> None:
@@ -205,8 +205,8 @@ class SentencePieceTokenizer:
         except RuntimeError as error:
             raise ModelError(f"{source} is not a SentencePiece model: {error}") from error
         self._cut = self._pieces.encode(_CUT)
-        own = (i for i in range(len(self._pieces)) if self._pieces.is_control(i) or self._pieces.is_unknown(i))
-        self._special = set(added.values()) | set(own)
+        built_in = (i for i in range(len(self._pieces)) if self._pieces.is_control(i) or self._pieces.is_unknown(i))
+        self._special = set(added.values()) | set(built_in)
 
     def __getstate__(self) -> tuple[bytes, dict[str, int], bool, str]:
         return self._model, self._added, self._legacy, self._source
@@ -239,13 +239,13 @@ class SentencePieceTokenizer:
 
         Args:
             text: what to encode.
-            first: whether the text begins a string; otherwise it stands after a special token.
+            first: whether the text begins a string; otherwise it follows a special token.
         """
         ids = self._encode(text, first or self._legacy)
         unknown = self._pieces.unk_id()
         if all(i not in self._special or i == unknown for i in ids):
             return ids
-        # The model itself sees special tokens in this text: each is cut in two.
+        # SentencePiece found special tokens in this text, so each of them is cut in two.
         text = text.replace(_CUT, "\ufffd")
         for i in self._special:
             piece = self._pieces.id_to_piece(i) if i < len(self._pieces) else ""
@@ -255,7 +255,7 @@ class SentencePieceTokenizer:
         return [*self._encode(head, first or self._legacy), *(i for part in rest for i in self._encode(part, False))]
 
     def _encode(self, text: str, prefix: bool) -> list[int]:
-        """Ids of text, with the space that SentencePiece puts before it or without."""
+        """Ids of text, with or without the space that SentencePiece puts before it."""
         if prefix or not text:
             return self._pieces.encode(text)
         return self._pieces.encode(_CUT + text.replace(_CUT, "\ufffd"))[len(self._cut) :]
@@ -283,7 +283,7 @@ def single_token(tokenizer: TextTokenizer | ChatTokenizer, text: str, copies: in
     Args:
         tokenizer: gives ids.
         text: the character.
-        copies: so many are tried side by side.
+        copies: number of copies that are tried in a row.
 
     Raises:
         ModelError: if the tokenizer splits it or merges it with its neighbours.

@@ -1,4 +1,4 @@
-"""InternVL: InternViT, pixel shuffle and an MLP before InternLM2 (InternVL2-2B) or Qwen2.5 (InternVL3-8B)."""
+"""InternVL: InternViT, pixel shuffle and an MLP in front of InternLM2 (InternVL2-2B) or Qwen2.5 (InternVL3-8B)."""
 
 from medtune.models.internvl._images import DynamicTiler
 from medtune.models.internvl._model_builders import (

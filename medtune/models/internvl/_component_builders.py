@@ -1,4 +1,4 @@
-"""From sizes to modules: InternViT and its connector here, decoders by torchtune's builders."""
+"""Build modules from sizes: InternViT and its connector here, decoders with torchtune's builders."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -31,7 +31,7 @@ _VISION_EPS = 1e-6
 
 @dataclass(frozen=True)
 class LoraOptions(AdapterOptions):
-    """Adapters of InternVL. The connector carries none: it is trained whole or not at all."""
+    """Options of InternVL's adapters. The connector carries no adapters: it is fully trained or frozen."""
 
     known_parts: ClassVar[tuple[str, ...]] = LORA_PARTS
     without_effect: ClassVar[Mapping[str, tuple[str, ...]]] = {"vision": ("output",)}
@@ -48,7 +48,7 @@ def vision_encoder(shape: InternVLShape, lora: LoraOptions | None = None) -> Ima
     layers = [_vision_layer(shape, adapted) for _ in range(shape.vision_layers)]
     vision = InternViT(layers, dim=shape.vision_dim, image_size=shape.image_size, patch_size=shape.patch_size)
     if adapted is not None and adapted.quantize_base:
-        # as torchtune's builders do for their own models: state dicts hold dense weights
+        # as torchtune's builders do for their models, so that state dicts hold dense weights
         hook = partial(reparametrize_as_dtype_state_dict_post_hook, dtype=vision.conv.weight.dtype, offload_to_cpu=True)
         vision._register_state_dict_hook(hook)
     return ImageEncoder(vision, Connector(shape.vision_dim, shape.dim))
@@ -106,7 +106,7 @@ def language_decoder(shape: InternVLShape, lora: LoraOptions | None = None) -> T
     if adapted is None:
         return plain(**sizes)
     decoder = with_lora(**adapted.torchtune(), **sizes)
-    # torchtune gives every adapted layer a table of positions of its own: a gigabyte for 28 layers of 32,768 positions
+    # torchtune gives every adapted layer its own table of positions: a gigabyte for 28 layers of 32,768 positions
     shared = decoder.layers[0].attn.pos_embeddings
     for layer in decoder.layers:
         layer.attn.pos_embeddings = shared
@@ -114,13 +114,13 @@ def language_decoder(shape: InternVLShape, lora: LoraOptions | None = None) -> T
 
 
 def internvl_vlm(name: str, shape: InternVLShape, *, layout: Layout, lora: LoraOptions | None = None) -> EarlyFusionVLM:
-    """Build a whole model of the InternVL family.
+    """Build a complete model of the InternVL family.
 
     Args:
-        name: of the family and size, for messages.
+        name: family and size, for messages.
         shape: sizes.
-        layout: published layout that exports are written in; either is read.
-        lora: adapters; with them nothing else is trainable until a recipe says so.
+        layout: published layout in which exports are written; both layouts can be read.
+        lora: adapters; with adapters nothing else is trainable until a recipe says so.
 
     Raises:
         ModelError: if ``layout`` is unknown.

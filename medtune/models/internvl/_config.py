@@ -9,8 +9,8 @@ _VISION_EPS = 1e-6
 def hf_config(shape: InternVLShape, layout: Layout) -> dict:
     """Contents of ``config.json``.
 
-    InternLM2 with its q, k and v apart is a plain Llama, and is called so in the ``hf`` layout. Its ``rope_scaling``
-    of the type ``dynamic`` is left out: it changes nothing up to ``max_position_embeddings``.
+    InternLM2 with separate q, k and v is a plain Llama, and has this name in the ``hf`` layout. Its ``rope_scaling`` of
+    the type ``dynamic`` is left out, because it changes nothing up to ``max_position_embeddings``.
 
     Args:
         shape: sizes of the model.
@@ -57,7 +57,7 @@ def _hf(shape: InternVLShape) -> dict:
 def _original(shape: InternVLShape) -> dict:
     vision = {
         "architectures": ["InternVisionModel"],
-        "model_type": "intern_vit_6b",  # the name of the class, whatever the size
+        "model_type": "intern_vit_6b",  # the name of the class for every size
         "image_size": shape.image_size,
         "patch_size": shape.patch_size,
         "hidden_size": shape.vision_dim,

@@ -1,8 +1,8 @@
-"""Weights of the InternVL family between torchtune's names and the two published layouts.
+"""Converter of InternVL weights between torchtune's names and the two published layouts.
 
-``original`` is OpenGVLab's own (``vision_model.``, ``mlp1.``, ``language_model.``), with q, k and v in one tensor in
-the vision transformer and, for InternLM2, in the decoder. ``hf`` is that of transformers (``vision_tower.``,
-``multi_modal_projector.``, ``language_model.``), with every linear map a tensor of its own.
+``original`` is OpenGVLab's layout (``vision_model.``, ``mlp1.``, ``language_model.``), with q, k and v in one tensor in
+the vision transformer and, for InternLM2, in the decoder. ``hf`` is the layout of transformers (``vision_tower.``,
+``multi_modal_projector.``, ``language_model.``), with one tensor per linear layer.
 """
 
 from functools import partial
@@ -29,7 +29,7 @@ TOKENIZER_FILES = (
     "preprocessor_config.json",
     "processor_config.json",
 )
-# OpenGVLab's layout is opened by code that lies beside the weights; an export without it could not be.
+# OpenGVLab's layout is loaded by code files next to the weights; an export without them could not be loaded.
 _CODE_FILES = (
     "configuration_intern_vit.py",
     "configuration_internlm2.py",
@@ -84,7 +84,7 @@ Table = dict[str, tuple[str, ...]]
 
 
 def disk_name(name: str) -> str:
-    """The name in a published file of a tensor that a live transformers 5 module may call otherwise."""
+    """The name in a published file of a tensor that may have another name in a live transformers 5 module."""
     for live, disk in _LIVE_PREFIXES:
         if name.startswith(live):
             return disk + name[len(live) :]
@@ -100,7 +100,7 @@ def live_name(name: str) -> str:
 
 
 def table(shape: InternVLShape, layout: Layout) -> Table:
-    """Every published tensor of a model of this shape -> the state-dict keys that it holds (three where packed)."""
+    """Every published tensor of a model of this shape -> the state-dict keys that it holds (three if packed)."""
     names = _vision_hf(shape) if layout == "hf" else _vision_original(shape)
     if layout == "original" and shape.packed_decoder:
         return names | _decoder_internlm2(shape)
@@ -179,7 +179,7 @@ def _decoder_internlm2(shape: InternVLShape) -> Table:
 
 
 def hf_to_tune(state: StateDict, *, shape: InternVLShape) -> StateDict:
-    """From published names to torchtune's. The names tell which of the two layouts it is.
+    """From published names to torchtune's. The layout is recognised by the names.
 
     Args:
         state: tensors by their name on disk, or by that of a live transformers 5 module.
@@ -197,19 +197,21 @@ def hf_to_tune(state: StateDict, *, shape: InternVLShape) -> StateDict:
             f"{len(unknown)} tensors are not of this model in the layout {layout!r} (first: {unknown[0]}); "
             "check the model's size and its decoder"
         )
-    found: StateDict = {}
+    converted: StateDict = {}
     for name, tensor in named.items():
         keys = names[name]
         parts = (tensor,) if len(keys) == 1 else _unpack(name, tensor, shape)
-        found |= {key: reorder_rotary(key, part, shape, published=False) for key, part in zip(keys, parts, strict=True)}
-    return found
+        converted |= {
+            key: reorder_rotary(key, part, shape, published=False) for key, part in zip(keys, parts, strict=True)
+        }
+    return converted
 
 
 def tune_to_hf(state: StateDict, *, shape: InternVLShape, layout: Layout) -> StateDict:
-    """From torchtune's names to published names, as they stand in a file.
+    """From torchtune's names to published names, as in a file.
 
     Args:
-        state: tensors by state-dict key, adapters merged.
+        state: tensors by state-dict key, with adapters merged.
         shape: sizes of the model.
         layout: which of the two layouts.
 
@@ -228,7 +230,7 @@ def tune_to_hf(state: StateDict, *, shape: InternVLShape, layout: Layout) -> Sta
 
 
 def _unpack(name: str, packed: Tensor, shape: InternVLShape) -> tuple[Tensor, ...]:
-    """q, k and v of one tensor: one after the other in InternViT, by key/value group in InternLM2."""
+    """Split q, k and v from one tensor: in sequence for InternViT, by key/value group for InternLM2."""
     if name.startswith("vision_model."):
         _check_rows(name, packed, 3 * shape.vision_dim)
         return packed.split(shape.vision_dim)
@@ -252,16 +254,18 @@ def _check_rows(name: str, tensor: Tensor, rows: int) -> None:
 
 
 def reorder_rotary(key: str, tensor: Tensor, shape: InternVLShape, *, published: bool) -> Tensor:
-    """Rows of a rotary head: torchtune's Llama layers keep them interleaved, published weights half after half.
+    """Reorder the rows of a rotary head: torchtune's Llama layers interleave them, published weights do not.
+
+    Published weights put one half of a head's rows after the other.
 
     Args:
         key: state-dict key; only q and k of an InternLM2 decoder (weights, and B of their adapters) are changed.
         tensor: its value, one row per output.
         shape: sizes of the model.
-        published: towards the published order.
+        published: True reorders into the published order, False into torchtune's.
 
     Raises:
-        ModelError: if the tensor has another number of rows than the heads.
+        ModelError: if the number of rows does not match the heads.
     """
     heads = {"attn.q_proj": shape.heads, "attn.k_proj": shape.kv_heads}
     place = key.removeprefix("decoder.layers.").partition(".")[2]
@@ -289,7 +293,7 @@ def internvl_family(name: str, shape: InternVLShape, layout: Layout) -> ModelFam
         hf_to_tune=partial(hf_to_tune, shape=shape),
         tune_to_hf=partial(tune_to_hf, shape=shape, layout=layout),
         hf_config=partial(hf_config, shape, layout),
-        live_name=live_name if layout == "hf" else disk_name,  # OpenGVLab's modules are called as in its files
+        live_name=live_name if layout == "hf" else disk_name,  # OpenGVLab's modules have the names of its files
         also_reads=tuple(set(MODEL_TYPES.values()) - {MODEL_TYPES[layout]}),
         tokenizer_files=TOKENIZER_FILES + (_CODE_FILES if layout == "original" else ()),
     )

@@ -1,4 +1,4 @@
-"""InternVL's dynamic tiling: a picture as a grid of square tiles, and a thumbnail of the whole."""
+"""InternVL's dynamic tiling: an image as a grid of square tiles and a thumbnail of the whole image."""
 
 from typing import Any
 
@@ -14,21 +14,21 @@ IMAGENET_STD = (0.229, 0.224, 0.225)
 
 
 class DynamicTiler:
-    """Cut a picture into 1 to ``most`` tiles, and add a thumbnail where there is more than one.
+    """Cut an image into 1 to ``most`` tiles, and add a thumbnail if there is more than one tile.
 
-    The picture is squeezed into the grid whose shape is closest to its own (InternVL 1.5, Chen et al. 2024, section
-    3.2), by bicubic resampling of the 8-bit picture, as in InternVL's own code.
+    The image is resized to the grid whose aspect ratio is closest to its own (InternVL 1.5, Chen et al. 2024, section
+    3.2), by bicubic resampling of the 8-bit image, as in InternVL's code.
 
     Args:
         size: side of a tile in pixels.
-        most: the most tiles of one picture, the thumbnail not counted.
+        most: maximum number of tiles of one image, the thumbnail not counted.
         thumbnail: whether to add the thumbnail.
         mean: per channel, subtracted.
         std: per channel, divided by.
 
     Attributes:
         size: side of a tile in pixels.
-        max_tiles: the most tiles of one picture, the thumbnail counted.
+        max_tiles: maximum number of tiles of one image, the thumbnail counted.
 
     Raises:
         ModelError: if ``most`` is below 1.
@@ -61,12 +61,12 @@ class DynamicTiler:
         return F.normalize(tiles, mean=self.mean, std=self.std)
 
     def count(self, width: int, height: int) -> int:
-        """Tiles that a picture of this size gives, the thumbnail included."""
+        """Number of tiles of an image of this size, the thumbnail included."""
         columns, rows = closest_grid(width, height, size=self.size, most=self.most)
         return rows * columns + (self.thumbnail and rows * columns > 1)
 
     def settings(self) -> dict[str, Any]:
-        """What decides the tiles."""
+        """The settings that determine the tiles."""
         names = ("size", "most", "thumbnail", "mean", "std")
         return {"tiler": type(self).__name__, **{name: getattr(self, name) for name in names}}
 
@@ -76,15 +76,15 @@ class DynamicTiler:
 
 
 def closest_grid(width: int, height: int, *, size: int, most: int) -> tuple[int, int]:
-    """The grid whose width-to-height ratio is closest to a picture's.
+    """The grid whose width-to-height ratio is closest to the image's.
 
-    Of equally close grids the larger is taken if the picture has more pixels than half of it.
+    Of equally close grids the larger one is taken if the image has more than half of its pixels.
 
     Args:
-        width: of the picture, pixels.
-        height: of the picture, pixels.
-        size: side of a tile, pixels.
-        most: the most tiles.
+        width: width of the image in pixels.
+        height: height of the image in pixels.
+        size: side of a tile in pixels.
+        most: maximum number of tiles.
 
     Returns:
         (columns, rows).

@@ -7,7 +7,7 @@ from medtune.models.internvl._component_builders import LoraOptions, internvl_vl
 from medtune.models.internvl._shape import InternVLShape, Layout
 from medtune.models.lora.options import ATTENTION, LoraParts
 
-# InternViT-300M-448px stands in both.
+# Both models use InternViT-300M-448px.
 _VISION = {
     "image_size": 448,
     "patch_size": 14,
@@ -52,7 +52,7 @@ def internvl2_2b(layout: Layout = "original") -> EarlyFusionVLM:
     """InternVL2-2B (InternViT-300M, InternLM2-1.8B), every parameter trainable until a recipe freezes parts.
 
     Args:
-        layout: what exports are written in: ``original`` (OpenGVLab's, the only one on the hub) or ``hf``
+        layout: layout of exports: ``original`` (OpenGVLab's, the only one on the hub) or ``hf``
             (transformers'; adapters in PEFT's format need it). Weights of either layout are read.
     """
     return internvl_vlm("internvl2_2b", INTERNVL2_2B, layout=layout)
@@ -62,7 +62,7 @@ def internvl3_8b(layout: Layout = "hf") -> EarlyFusionVLM:
     """InternVL3-8B (InternViT-300M, Qwen2.5-7B), every parameter trainable until a recipe freezes parts.
 
     Args:
-        layout: what exports are written in: ``hf`` (``OpenGVLab/InternVL3-8B-hf``) or ``original``
+        layout: layout of exports: ``hf`` (``OpenGVLab/InternVL3-8B-hf``) or ``original``
             (``OpenGVLab/InternVL3-8B``). Weights of either layout are read.
     """
     return internvl_vlm("internvl3_8b", INTERNVL3_8B, layout=layout)
@@ -81,21 +81,21 @@ def lora_internvl2_2b(
 ) -> EarlyFusionVLM:
     """InternVL2-2B with low-rank adapters, the only trainable parameters until a recipe names more.
 
-    The defaults are those of InternVL's own LoRA script: all linear maps of the decoder but its output, rank 16,
-    alpha 32, dropout 0.05. There q, k and v share one adapter of rank 16; here each has its own.
+    The defaults are those of InternVL's LoRA script: all linear layers of the decoder except its output, rank 16,
+    alpha 32, dropout 0.05. In that script q, k and v share one adapter of rank 16; here each has its own.
 
     Args:
-        lora_attn_modules: of ``q_proj``, ``k_proj``, ``v_proj``, ``output_proj``.
+        lora_attn_modules: some of ``q_proj``, ``k_proj``, ``v_proj``, ``output_proj``.
         apply_lora_to_mlp: adapters in the MLPs too.
-        apply_lora_to_output: adapters on the decoder's last linear map too.
+        apply_lora_to_output: adapters on the decoder's output layer too.
         lora_rank: rank of each adapter.
         lora_alpha: scale of each adapter, divided by its rank.
         lora_dropout: dropout before each adapter.
-        quantize_base: keep the linear maps of adapted parts as NF4 (QLoRA).
-        lora_parts: which of ``vision`` and ``decoder`` carry adapters, or a mapping from them to what differs there
-            (``rank``, ``alpha``, ``dropout``, ``attn_modules``, ``mlp``, ``output``), as in
-            ``{vision: {rank: 32, alpha: 64}, decoder: {rank: 128, alpha: 256}}``. The connector is trained whole: name
-            ``projection`` in ``trainable``.
+        quantize_base: keep the linear layers of adapted parts as NF4 (QLoRA).
+        lora_parts: which of ``vision`` and ``decoder`` carry adapters, or a mapping from a part to the options that
+            differ there (``rank``, ``alpha``, ``dropout``, ``attn_modules``, ``mlp``, ``output``), as in
+            ``{vision: {rank: 32, alpha: 64}, decoder: {rank: 128, alpha: 256}}``. To train the connector, which is
+            trained in full, name ``projection`` in ``trainable``.
         layout: see :func:`internvl2_2b`.
     """
     lora = LoraOptions.from_arguments(locals())

@@ -1,4 +1,4 @@
-"""Low-rank adapters of the InternVL family between torchtune's names and PEFT's."""
+"""Converter of InternVL adapters between torchtune's names and PEFT's."""
 
 from functools import partial
 
@@ -26,10 +26,10 @@ _VISION_ORIGINAL = {"attn.output_proj": "attn.proj", "mlp.w1": "mlp.fc1", "mlp.w
 
 
 def module_names(shape: InternVLShape, layout: Layout) -> dict[str, str]:
-    """Every linear map that can carry an adapter: torchtune's state-dict prefix -> its name in the published model.
+    """Every linear layer that can carry an adapter: torchtune's state-dict prefix -> its name in the published model.
 
-    In the ``hf`` layout the names are those of a live transformers 5 model. Maps that the ``original`` layout packs
-    into one tensor are not there: three adapters are no adapter of the packed map.
+    In the ``hf`` layout the names are those of a live transformers 5 model. Layers that the ``original`` layout packs
+    into one tensor are left out, because three adapters cannot be written as one adapter of the packed layer.
     """
     hf = layout == "hf"
     decoder, vision = dict(_DECODER), dict(_VISION_HF if hf else _VISION_ORIGINAL)
@@ -57,10 +57,10 @@ def adapters_to_peft(state: StateDict, *, shape: InternVLShape, layout: Layout) 
     Args:
         state: adapter tensors by state-dict key, ``lora_a`` [rank, in] and ``lora_b`` [out, rank].
         shape: sizes of the model.
-        layout: of the base weights that the adapter will be loaded upon.
+        layout: layout of the base weights that the adapter will be loaded with.
 
     Raises:
-        ModelError: if a tensor is no adapter of a model of this shape, or stands on a map that the layout packs.
+        ModelError: if a tensor is not an adapter of a model of this shape, or adapts a layer that the layout packs.
     """
     modules = module_names(shape, layout)
     if layout == "original":
@@ -76,10 +76,10 @@ def adapters_from_peft(state: StateDict, *, shape: InternVLShape, layout: Layout
     Args:
         state: tensors as PEFT saves them.
         shape: sizes of the model.
-        layout: of the base weights that the adapter was trained upon.
+        layout: layout of the base weights that the adapter was trained on.
 
     Raises:
-        ModelError: if a tensor is no adapter of a model of this shape in this layout.
+        ModelError: if a tensor is not an adapter of a model of this shape in this layout.
     """
     modules = module_names(shape, layout)
     return from_peft(state, modules, disk_name, partial(reorder_rotary, shape=shape, published=False))

@@ -1,4 +1,4 @@
-"""The sizes that make one model of the InternVL family."""
+"""The sizes that define one model of the InternVL family."""
 
 from dataclasses import dataclass
 from typing import Literal
@@ -7,7 +7,7 @@ from medtune.errors import ModelError
 
 DecoderKind = Literal["internlm2", "qwen2"]
 Layout = Literal["original", "hf"]
-SHUFFLE = 2  # the published downsample_ratio of 0.5: so many patches by so many become one feature
+SHUFFLE = 2  # SHUFFLE x SHUFFLE patches become one feature; the published downsample_ratio is 0.5
 
 
 @dataclass(frozen=True)
@@ -28,11 +28,11 @@ class InternVLShape:
         heads: its attention heads.
         kv_heads: its key/value heads.
         mlp_dim: width of its MLPs.
-        vocab_size: rows of its embedding table, the image token's among them.
+        vocab_size: rows of its embedding table, including the image token's.
         image_id: the token that stands for one feature.
         bos_id: begin of text, for ``config.json``.
-        eos_id: end of a turn, likewise.
-        pad_id: fills rows, likewise.
+        eos_id: end of a turn, for ``config.json``.
+        pad_id: fills rows, for ``config.json``.
         norm_eps: epsilon of the decoder's norms.
         rope_base: base of the rotary positions.
         max_seq_len: longest text, image tokens included.
@@ -81,7 +81,7 @@ class InternVLShape:
 
     @property
     def tokens_per_tile(self) -> int:
-        """Features that one tile gives."""
+        """Number of features of one tile."""
         return (self.grid // SHUFFLE) ** 2
 
     @property

@@ -11,14 +11,14 @@ from medtune.models.internvl._model_builders import INTERNVL2_2B, INTERNVL3_8B
 from medtune.models.internvl._shape import InternVLShape
 
 IMAGE_START, IMAGE_END, IMAGE_CONTEXT = "<img>", "</img>", "<IMG_CONTEXT>"
-# What the published models were tuned with ("you are InternVL, made by ..."), written whenever a sample has none.
+# The system messages that the published models were tuned with ("you are InternVL, made by ...").
 INTERNVL2_SYSTEM = (
     "你是由上海人工智能实验室联合商汤科技开发的书生多模态大模型，英文名叫InternVL, 是一个有用无害的人工智能助手。"
 )
 INTERNVL3_SYSTEM = (
     "你是书生·万象，英文名是InternVL，是由上海人工智能实验室、清华大学及多家合作单位联合开发的多模态大语言模型。"
 )
-_PLACEHOLDERS = "\u2460\u2461\u203b\u2605\u25c6"  # characters of their own in these vocabularies, and in no report
+_PLACEHOLDERS = "\u2460\u2461\u203b\u2605\u25c6"  # single tokens in these vocabularies that no report uses
 
 
 def internvl2_transform(
@@ -30,11 +30,11 @@ def internvl2_transform(
     """The transform of InternVL2 with InternLM2.
 
     Args:
-        path: ``tokenizer.model`` with ``added_tokens.json`` and ``tokenizer_config.json`` beside it, or the folder of
-            the checkpoint.
-        max_num_tiles: the most tiles of one image; with more than one a thumbnail is added. InternVL's own fine-tuning
-            takes 6, its inference 12.
-        max_seq_len: the most tokens of one sample, 256 per tile among them.
+        path: ``tokenizer.model`` with ``added_tokens.json`` and ``tokenizer_config.json`` next to it, or the folder
+            of the checkpoint.
+        max_num_tiles: maximum number of tiles of one image; with more than one a thumbnail is added. InternVL's
+            fine-tuning takes 6, its inference 12.
+        max_seq_len: maximum number of tokens of one sample, including 256 per tile.
         system: system message of samples that have none; None takes the published one, an empty text leaves it out.
     """
     template = chatml(INTERNVL2_SYSTEM if system is None else system, end="<|im_end|>", bos="<s>", pad="</s>")
@@ -51,10 +51,10 @@ def internvl3_transform(
 
     Args:
         path: ``tokenizer.json`` or the folder of the checkpoint; ``OpenGVLab/InternVL3-8B-hf`` holds one.
-        max_num_tiles: the most tiles of one image; with more than one a thumbnail is added.
-        max_seq_len: the most tokens of one sample, 256 per tile among them.
-        system: system message of samples that have none. None takes that of OpenGVLab's code; an empty text writes
-            none, as the chat template of the ``-hf`` checkpoints does.
+        max_num_tiles: maximum number of tiles of one image; with more than one a thumbnail is added.
+        max_seq_len: maximum number of tokens of one sample, including 256 per tile.
+        system: system message of samples that have none. None takes that of OpenGVLab's code; an empty text leaves it
+            out, as the chat template of the ``-hf`` checkpoints does.
     """
     template = chatml(INTERNVL3_SYSTEM if system is None else system)
     return _transform(FastTokenizer(path), template, INTERNVL3_8B, max_num_tiles, max_seq_len)

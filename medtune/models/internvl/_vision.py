@@ -1,4 +1,4 @@
-"""InternViT and the connector to the decoder, from torchtune's layers."""
+"""InternViT and the connector to the decoder, built from torchtune's layers."""
 
 import torch
 from torch import Tensor, nn
@@ -28,7 +28,7 @@ class InternViT(nn.Module):
     """The vision transformer of InternVL: class token, learned positions, pre-norm layers, no norm at the end.
 
     Args:
-        layers: the transformer layers, without positions of their own and not causal.
+        layers: the transformer layers, which add no positions and are not causal.
         dim: width.
         image_size: side of a tile in pixels.
         patch_size: side of a patch in pixels.
@@ -80,8 +80,8 @@ def pixel_shuffle(patches: Tensor) -> Tensor:
         patches: [n, g * g, c], row-major, g even.
 
     Returns:
-        [n, (g / 2)^2, 4 c], row-major over blocks of 2 x 2 patches; a block's channels are those of its upper left,
-        upper right, lower left and lower right patch.
+        [n, (g / 2)^2, 4 c], row-major over blocks of 2 x 2 patches; the channels of a block are those of its upper
+        left, upper right, lower left and lower right patch, in this order.
     """
     n, count, channels = patches.shape
     side = round(count**0.5) // SHUFFLE

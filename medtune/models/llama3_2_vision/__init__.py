@@ -1,4 +1,4 @@
-"""Llama-3.2-Vision, and the parts that every model of its shape shares."""
+"""Llama-3.2-Vision, and the components that all models of its architecture share."""
 
 from medtune.models.common.chat_template import SampleTooLong
 from medtune.models.llama3_2_vision._encoder import VisionEncoder

@@ -1,4 +1,4 @@
-"""Llama-3's chat layout: a sample's messages as tokens, and which of them are learned."""
+"""Llama-3's chat format: convert a sample's messages to tokens, and mark which of them are supervised."""
 
 from medtune.data.sample import IMAGE_TAG, Message, Sample
 from medtune.models.common.chat_template import IGNORE_INDEX, prompt_messages
@@ -8,9 +8,9 @@ from medtune.models.common.tokenizer import ChatTokenizer
 def lay_out(tokenizer: ChatTokenizer, sample: Sample, *, inference: bool = False) -> tuple[list[int], list[int]]:
     """Write a sample's messages in Llama-3's chat format.
 
-    Image tokens stand where the text says ``<image>``, else at the start of the first user turn. A sample without a
-    user turn gets none: its image tokens then follow the first token. Learned are the assistant's words and the
-    ``<|eot_id|>`` after them, as in InstFree's official code; headers and everything else are not.
+    Image tokens are placed where the text says ``<image>``. Without tags they are placed at the start of the first user
+    turn; in a sample without a user turn, after the first token. The assistant's words and the ``<|eot_id|>`` after
+    them are supervised, as in InstFree's official code; headers and everything else are not.
 
     Args:
         tokenizer: gives ids.
@@ -18,19 +18,19 @@ def lay_out(tokenizer: ChatTokenizer, sample: Sample, *, inference: bool = False
         inference: stop after the last user turn and open the assistant's.
 
     Returns:
-        tokens and labels, equally long and not shifted; labels are -100 where nothing is learned.
+        tokens and labels of equal length, not shifted; labels are -100 where not supervised.
 
     Raises:
-        DataError: if ``inference`` is asked of a sample without a user turn.
+        DataError: if ``inference`` is set for a sample without a user turn.
     """
     messages = prompt_messages(sample) if inference else sample.messages
     tagged = any(IMAGE_TAG in message.content for message in messages if message.role == "user")
-    loose = [] if tagged else [tokenizer.image_id] * len(sample.images)
+    untagged = [] if tagged else [tokenizer.image_id] * len(sample.images)
     first_user = next((i for i, message in enumerate(messages) if message.role == "user"), None)
-    tokens = [tokenizer.bos_id, *(loose if first_user is None else [])]
+    tokens = [tokenizer.bos_id, *(untagged if first_user is None else [])]
     labels = [IGNORE_INDEX] * len(tokens)
     for i, message in enumerate(messages):
-        head = _header(tokenizer, message.role) + (loose if i == first_user else [])
+        head = _header(tokenizer, message.role) + (untagged if i == first_user else [])
         body = [*_body(tokenizer, message), tokenizer.eot_id]
         tokens += head + body
         labels += [IGNORE_INDEX] * len(head) + (body if message.role == "assistant" else [IGNORE_INDEX] * len(body))

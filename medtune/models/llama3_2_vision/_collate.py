@@ -1,4 +1,4 @@
-"""Samples with different numbers of tokens, images and tiles as one batch."""
+"""Collate samples with different numbers of tokens, images and tiles."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -11,13 +11,13 @@ from medtune.models.common.padding import PadSide, row_place, stack_rows, stack_
 
 @dataclass(frozen=True)
 class BatchLayout:
-    """What the collator must know of tokenizer and model.
+    """The ids and sizes of tokenizer and model that the collator needs.
 
     Attributes:
         pad_id: fills short rows.
-        image_id: the image token.
+        image_id: id of the image token.
         image_size: side of a tile.
-        tokens_per_tile: features of one tile.
+        tokens_per_tile: number of features of one tile.
     """
 
     pad_id: int
@@ -42,14 +42,14 @@ def collate(
         items: transformed samples.
         layout: ids and sizes.
         pad_side: side on which short rows are filled; left for generation.
-        images: at least so many images per sample.
-        tiles: at least so many tiles per image.
-        dtype: of the images.
-        feature_width: d, where the items' images are features [tiles, tokens per tile, d].
+        images: minimum number of images per sample.
+        tiles: minimum number of tiles per image.
+        dtype: dtype of the images.
+        feature_width: d if the items' images are features [tiles, tokens per tile, d]; None if they are pixels.
 
     Returns:
-        The batch of the data contract, with ``features`` in place of ``vision`` where the images are features. Nothing
-        is masked by tensor views across images, so several images per sample keep their own columns of ``vision_mask``.
+        The batch of the data contract, with ``features`` in place of ``vision`` if the images are features. Each
+        image of a sample has its own columns of ``vision_mask``.
     """
     text = stack_rows(items, layout.pad_id, pad_side)
     images = max(images, *(len(item["images"]) for item in items), 1)
@@ -71,7 +71,7 @@ def collate(
 def _stack_images(
     items: list[dict], layout: BatchLayout, images: int, tiles: int, dtype: torch.dtype, width: int | None
 ) -> dict[str, Any]:
-    """What the encoder takes as ``vision``, or what it gave as ``features``."""
+    """The encoder's input as ``vision``, or its earlier output as ``features``."""
     if width is not None:
         stacked, _ = stack_tiles(items, images, tiles, (layout.tokens_per_tile, width), dtype)
         return {"features": stacked.flatten(1, 3)}
@@ -84,10 +84,10 @@ def _stack_images(
 
 
 def attention_spans(tokens: list[int], image_id: int) -> list[tuple[int, int]]:
-    """Which tokens look at each image: [start, end) per image, in order.
+    """Which tokens attend to each image: [start, end) per image, in order.
 
-    From its own image token on until the next *group* of image tokens; images whose tokens stand together share the
-    text that follows them (Flamingo, Alayrac et al. 2022, Fig. 7, as torchtune reads it).
+    The span begins at the image's token and ends before the next *group* of image tokens. Images whose tokens are
+    adjacent share the text that follows them (Flamingo, Alayrac et al. 2022, Fig. 7, as implemented in torchtune).
     """
     spans: list[tuple[int, int]] = []
     end = following = len(tokens)
@@ -100,7 +100,7 @@ def attention_spans(tokens: list[int], image_id: int) -> list[tuple[int, int]]:
 
 
 def _sees(tokens: list[int], layout: BatchLayout, real_tiles: list[int], tiles: int) -> Tensor:
-    """What one sample's tokens see, bool [tokens, images * tiles * tokens per tile]."""
+    """What the tokens of one sample attend to, bool [tokens, images * tiles * tokens per tile]."""
     mask = torch.zeros(len(tokens), len(real_tiles), tiles * layout.tokens_per_tile, dtype=torch.bool)
     for image, (start, end) in enumerate(attention_spans(tokens, layout.image_id)):
         mask[start:end, image, : real_tiles[image] * layout.tokens_per_tile] = True

@@ -1,4 +1,4 @@
-"""From sizes to modules: torchtune's component builders, with medtune's encoder and corrections."""
+"""Build modules from sizes: torchtune's component builders, with medtune's encoder and corrections."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -33,10 +33,10 @@ LORA_PARTS = ("vision", "fusion", "decoder")
 
 @dataclass(frozen=True)
 class LoraOptions(AdapterOptions):
-    """Adapters of Llama-3.2-Vision; ``output`` means the last map of the projection too.
+    """Options of Llama-3.2-Vision's adapters; ``output`` includes the last layer of the projection.
 
     Attributes:
-        scaler_block_size: blocks of NF4's second quantisation in the encoder; None is torchao's default.
+        scaler_block_size: block size of NF4's second quantisation in the encoder; None is torchao's default.
     """
 
     known_parts: ClassVar[tuple[str, ...]] = ("vision", "projection", "fusion", "decoder")
@@ -46,7 +46,7 @@ class LoraOptions(AdapterOptions):
     scaler_block_size: int | None = None
 
     def for_part(self, part: str) -> Self | None:
-        """The options of one part, or None; the projection is adapted as ``fusion`` is where it is not named."""
+        """The options of one part, or None. A projection that is not named takes the options of ``fusion``."""
         return super().for_part("fusion" if part == "projection" and part not in self.parts else part)
 
 
@@ -62,7 +62,7 @@ def vision_encoder(
         lora: adapters, or None for a plain model.
 
     Raises:
-        ModelError: if ``pad_tiles`` is larger than the tables of tile positions.
+        ModelError: if ``pad_tiles`` exceeds the tables of tile positions.
     """
     if not 1 <= pad_tiles <= shape.table_tiles:
         raise ModelError(f"tiles per image must lie between 1 and {shape.table_tiles}; got {pad_tiles}")
@@ -70,11 +70,11 @@ def vision_encoder(
     projection = _projection(shape, lora.for_part("projection") if lora is not None else None)
     for module in (*clip.modules(), *projection.modules()):
         if isinstance(module, MultiHeadAttention):
-            module.is_causal = False  # torchtune's adapted layers take an image for text
+            module.is_causal = False  # torchtune's builders of adapted layers leave the default True
     _complete_tile_positions(clip, shape)
     encoder = VisionEncoder(clip, projection, mode=mode, pad_tiles=pad_tiles)
     if lora is not None and lora.quantize_base:
-        # as torchtune's builder does for its own encoder: state dicts hold dense weights
+        # as torchtune's builder does for its encoder, so that state dicts hold dense weights
         encoder._register_state_dict_hook(partial(reparametrize_as_dtype_state_dict_post_hook, offload_to_cpu=True))
     return encoder
 
@@ -110,7 +110,7 @@ def _projection(shape: DeepFusionShape, lora: LoraOptions | None) -> nn.Module:
 
 
 def _encoder_lora(lora: LoraOptions) -> dict[str, Any]:
-    """Options as torchtune's builders of the encoder's two halves name them."""
+    """Options under the argument names of torchtune's builders of vision transformer and projection."""
     options = lora.torchtune()
     del options["apply_lora_to_output"]
     options["lora_modules"] = options.pop("lora_attn_modules")
@@ -119,7 +119,7 @@ def _encoder_lora(lora: LoraOptions) -> dict[str, Any]:
 
 def _complete_tile_positions(clip: nn.Module, shape: DeepFusionShape) -> None:
     if shape.table_tiles == 1:
-        # torchtune drops the tile positions of a one-tile model; the published layout always has them
+        # torchtune omits the tile positions of a one-tile model, but the published layout always has them
         clip.pre_tile_pos_embed = TilePositionalEmbedding(1, shape.vision_dim)
         clip.post_tile_pos_embed = TilePositionalEmbedding(1, shape.vision_dim)
         clip.token_pos_embedding = TiledTokenPositionalEmbedding(
@@ -157,11 +157,11 @@ def fusion_decoder(
 
 def _adapted_decoder(lora: LoraOptions, sizes: dict[str, Any]) -> TransformerDecoder:
     """By torchtune's builder, which knows one set of options; fusion layers with others are adapted after it."""
-    own, fusion = lora.for_part("decoder"), lora.for_part("fusion")
-    options = own or fusion or lora
+    text, fusion = lora.for_part("decoder"), lora.for_part("fusion")
+    options = text or fusion or lora
     alike = fusion is not None and fusion.same_as(options)
     decoder = lora_llama3_2_vision_decoder(
-        decoder_lora=own is not None, fusion_lora=alike, **options.torchtune(), **sizes
+        decoder_lora=text is not None, fusion_lora=alike, **options.torchtune(), **sizes
     )
     if fusion is not None and not alike:
         for layer in decoder.layers:
@@ -186,10 +186,10 @@ def deep_fusion_vlm(
     hf_rows: bool = False,
     lora: LoraOptions | None = None,
 ) -> DeepFusionVLM:
-    """Build a whole model of the Llama-3.2-Vision shape.
+    """Build a complete model of the Llama-3.2-Vision architecture.
 
     Args:
-        name: of the family and size, for messages.
+        name: family and size, for messages.
         shape: sizes.
         encoder_mode: see :class:`VisionEncoder`.
         pad_tiles: tiles that ``checkpoint`` mode pads each image to; None is the size of the position tables.

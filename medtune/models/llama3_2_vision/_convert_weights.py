@@ -1,4 +1,4 @@
-"""Weights of the Llama-3.2-Vision shape between torchtune's names and the published layout."""
+"""Converter of Llama-3.2-Vision weights between torchtune's names and the published layout."""
 
 from functools import partial
 
@@ -28,7 +28,7 @@ _LIVE_PREFIXES = (
 
 
 def disk_name(name: str) -> str:
-    """The name in a published file of a tensor that a live transformers 5 module may call otherwise."""
+    """The name in a published file of a tensor that may have another name in a live transformers 5 module."""
     for live, disk in _LIVE_PREFIXES:
         if name.startswith(live):
             return disk + name[len(live) :]
@@ -60,8 +60,8 @@ def _sizes(shape: DeepFusionShape) -> dict:
 def hf_to_tune(state: StateDict, *, shape: DeepFusionShape) -> StateDict:
     """From published names to torchtune's.
 
-    Tables of tile positions are read from the grids that fill them (rows * columns = ``table_tiles``); the other
-    grids repeat the same values in every published checkpoint.
+    Tables of tile positions are read from the grids with rows * columns = ``table_tiles``. In every published
+    checkpoint the other grids repeat the same values.
 
     Args:
         state: tensors by their name on disk, or by that of a live transformers 5 module.
@@ -71,10 +71,10 @@ def hf_to_tune(state: StateDict, *, shape: DeepFusionShape) -> StateDict:
 
 
 def tune_to_hf(state: StateDict, *, shape: DeepFusionShape) -> StateDict:
-    """From torchtune's names to the published names, as they stand in a file.
+    """From torchtune's names to the published names, as in a file.
 
     Args:
-        state: tensors by state-dict key, adapters merged.
+        state: tensors by state-dict key, with adapters merged.
         shape: sizes of the model.
     """
     return llama3_vision_tune_to_hf(state, **_sizes(shape))
@@ -83,8 +83,8 @@ def tune_to_hf(state: StateDict, *, shape: DeepFusionShape) -> StateDict:
 def hf_config(shape: DeepFusionShape) -> dict:
     """Contents of ``config.json`` for a model of this shape.
 
-    ``intermediate_layers_indices`` follows the published convention (inputs of those layers). transformers since 2025
-    reads the outputs of the same layers, for the published weights as for these.
+    ``intermediate_layers_indices`` follows the published convention (inputs of those layers). Since 2025
+    transformers reads the outputs of the same layers, for the published weights and for these.
     """
     text = {
         "model_type": "mllama_text_model",

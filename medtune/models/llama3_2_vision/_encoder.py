@@ -1,4 +1,4 @@
-"""The vision encoder as the published checkpoints saw it, and a variant that ignores batch neighbours."""
+"""The vision encoder as the published checkpoints were trained, and a variant independent of padding."""
 
 from typing import Literal
 
@@ -15,20 +15,20 @@ _TOKEN_MULTIPLE = 8  # published models fill each tile up to a multiple of 8 tok
 
 
 class VisionEncoder(Llama3VisionEncoder):
-    """torchtune's encoder with the attention over padding made explicit; parameters and their names are the same.
+    """torchtune's encoder with explicit attention over padding; parameters and their names are the same.
 
     Modes:
-        ``checkpoint``: what the published weights were trained with. Every image is padded with empty tiles to
-            ``pad_tiles``, every tile with zero rows (after the first norm) to a multiple of 8 tokens, and real tokens
-            do attend to that padding: only padding-to-padding pairs are blocked. Because the padding is always the
-            same, a sample does not depend on its batch neighbours.
-        ``strict``: nothing attends to padding, so that one image gives the same features with any number of empty
-            tiles beside it. Clean, but not what the published weights saw.
-        ``torchtune``: the stock encoder: no mask, tiles padded to the batch's largest image; a sample's features
-            depend on its batch neighbours.
+        ``checkpoint``: how the published weights were trained. Every image is padded with empty tiles to ``pad_tiles``.
+            Every tile is padded with zero rows (after the first norm) to a multiple of 8 tokens. Real tokens do attend
+            to that padding: only padding-to-padding pairs are blocked. Because the padding is always the same, a
+            sample does not depend on the other samples of its batch.
+        ``strict``: nothing attends to padding, so that an image gives the same features with any number of empty
+            tiles. The published weights were not trained in this mode.
+        ``torchtune``: torchtune's encoder: no mask, tiles padded to the batch's largest image. A sample's features
+            depend on the other samples of its batch.
 
-    In each mode the hidden states handed to the projection are the *inputs* of the chosen layers, as the weights were
-    trained (recent versions of transformers read the outputs instead).
+    In each mode the hidden states passed to the projection are the *inputs* of the chosen layers, as in training of the
+    published weights (recent versions of transformers read the outputs instead).
 
     Args:
         clip: torchtune's tiled vision transformer.
@@ -54,7 +54,7 @@ class VisionEncoder(Llama3VisionEncoder):
 
         Args:
             images: [b, i, t, c, h, w]; empty tiles and images are zeros.
-            aspect_ratio: [b, i, 2], rows and columns of each image's tiles; None only where t is 1.
+            aspect_ratio: [b, i, 2], rows and columns of each image's tiles; None only if t is 1.
             tiles: [b, i], real tiles per image; None takes them from ``aspect_ratio``.
 
         Returns:
@@ -72,7 +72,7 @@ class VisionEncoder(Llama3VisionEncoder):
         if self.mode == "torchtune":
             return super().forward(images, aspect_ratio)
         aspect_ratio = aspect_ratio.reshape(b * i, 2)
-        # a padding image counts as one (black) tile: softmax needs a key, and its features are masked in the decoder
+        # a padding image counts as one black tile, because softmax needs a key; the decoder masks its features
         real = (aspect_ratio.prod(-1) if tiles is None else tiles.reshape(b * i)).clamp(min=1)
         x = self._embed(self._fill_tiles(images).flatten(0, 1), aspect_ratio)
         slots, length = x.shape[1:3]
@@ -98,7 +98,7 @@ class VisionEncoder(Llama3VisionEncoder):
         return clip.ln_pre(clip.token_pos_embedding(x, aspect_ratio))
 
     def _mask(self, real: Tensor, slots: int, length: int, padded: int) -> Tensor | None:
-        """Who may attend to whom: bool [n, slots * padded, slots * padded], or None where nothing is padding."""
+        """Attention mask, bool [n, slots * padded, slots * padded]; None if there is no padding."""
         if slots == 1 and padded == length:
             return None
         tile = torch.arange(slots, device=real.device)[:, None]
@@ -121,7 +121,7 @@ class VisionEncoder(Llama3VisionEncoder):
         return clip.post_tile_pos_embed(x, aspect_ratio).flatten(1, 2), states
 
     def _project(self, x: Tensor, states: list[Tensor], mask: Tensor | None, keep: tuple[int, int]) -> Tensor:
-        """Gated layers, then the linear map of the output beside the hidden states; padding is cut off."""
+        """Gated layers, then the linear layer of the output joined with the hidden states; padding is cut off."""
         tiles, length = keep
         slots = self.pad_tiles if self.mode == "checkpoint" else tiles
         for layer in self.projection.layers:

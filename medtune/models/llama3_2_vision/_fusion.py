@@ -10,9 +10,10 @@ _NORM_EPS = 1e-5
 class OpenRowsCrossAttention(TransformerCrossAttentionLayer):
     """Cross-attention in which a text row that may see no image attends to every image feature.
 
-    That is how transformers treats text before the first image: it drops the mask of such a row and silences only the
-    MLP. Meta's code and torchtune silence both. For comparison with transformers only: the features attended to
-    include padding tiles and padding images, so a sample then depends on its batch neighbours.
+    transformers treats text before the first image in this way: it drops the mask of such a row and sets only the MLP's
+    output to zero. Meta's code and torchtune set the output of both attention and MLP to zero. Use this class only for
+    comparison with transformers: the attended features include padding tiles and padding images, so a sample depends on
+    the other samples of its batch.
     """
 
     def forward(
@@ -37,7 +38,7 @@ class OpenRowsCrossAttention(TransformerCrossAttentionLayer):
 
 
 def correct_fusion_layers(decoder: TransformerDecoder, *, hf_rows: bool) -> None:
-    """Give the fusion layers the published norm epsilon and, if asked, transformers' rule for rows without an image.
+    """Give fusion layers the published norm epsilon and, if requested, transformers' rule for rows without an image.
 
     Args:
         decoder: changed in place; parameters and names stay the same.
@@ -47,7 +48,7 @@ def correct_fusion_layers(decoder: TransformerDecoder, *, hf_rows: bool) -> None
         if not isinstance(layer, FusionLayer):
             continue
         fusion = layer.fusion_layer
-        # torchtune's builder leaves RMSNorm's default of 1e-6 here
+        # torchtune's builder keeps RMSNorm's default of 1e-6 here
         fusion.ca_norm.eps = fusion.mlp_norm.eps = _NORM_EPS
         if hf_rows:
             layer.fusion_layer = OpenRowsCrossAttention(

@@ -1,4 +1,4 @@
-"""From a picture to normalised square tiles."""
+"""Cut an image into normalised square tiles."""
 
 from typing import Any, Literal
 
@@ -22,21 +22,21 @@ CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
 
 
 class ImageTiler:
-    """Cut a picture into tiles of one size.
+    """Cut an image into tiles of one size.
 
-    ``squash`` resizes to one tile and ignores the picture's shape, as InstFree's official code does. ``pad`` is
-    torchtune's and Meta's way: the best grid of tiles, the picture's shape kept, black on the right and below. Both
-    compute in fp32.
+    ``squash`` resizes to one tile and ignores the aspect ratio, as InstFree's official code does. ``pad`` is the method
+    of torchtune and Meta: it takes the best grid of tiles, keeps the aspect ratio, and pads with black on the right and
+    below. Both compute in fp32.
 
     Args:
         size: side of a tile in pixels.
-        max_tiles: the most tiles of one picture.
+        max_tiles: maximum number of tiles of one image.
         resize: ``squash`` or ``pad``; None squashes when ``max_tiles`` is 1 and pads otherwise.
         mean: per channel, subtracted.
         std: per channel, divided by.
 
     Raises:
-        ModelError: if ``squash`` is asked with several tiles, or the mode is unknown.
+        ModelError: if ``squash`` is combined with several tiles, or the mode is unknown.
     """
 
     def __init__(
@@ -55,7 +55,7 @@ class ImageTiler:
         if max_tiles < 1:
             raise ModelError(f"max_num_tiles must be at least 1, got {max_tiles}")
         self.size, self.max_tiles, self.resize, self.mean, self.std = size, max_tiles, resize, list(mean), list(std)
-        # sorted, because torchtune takes them from a set and breaks ties by order
+        # sorted, because torchtune takes them from an unordered set and breaks ties by order
         self._canvases = torch.tensor(sorted(find_supported_resolutions(max_tiles, size))).reshape(-1, 2)
 
     def __call__(self, image: Image.Image) -> tuple[Tensor, Tensor]:
@@ -70,14 +70,14 @@ class ImageTiler:
         return tile_crop(self._normalise(pixels), self.size), torch.tensor(canvas) // self.size
 
     def count(self, width: int, height: int) -> int:
-        """Tiles that a picture of this size gives."""
+        """Number of tiles of an image of this size."""
         if self.resize == "squash":
             return 1
         rows, columns = get_canvas_best_fit(torch.empty(3, height, width, device="meta"), self._canvases, False)
         return (rows // self.size) * (columns // self.size)
 
     def settings(self) -> dict[str, Any]:
-        """What decides the tiles."""
+        """The settings that determine the tiles."""
         names = ("size", "max_tiles", "resize", "mean", "std")
         return {"tiler": type(self).__name__, **{name: getattr(self, name) for name in names}}
 

@@ -71,11 +71,11 @@ def llama3_2_vision_11b(
 
     Args:
         image_size: side of a tile: 560 for the Instruct weights, 448 for the base weights.
-        max_num_tiles: the most tiles the transform makes of one image (InstFree's official code uses 1).
+        max_num_tiles: maximum number of tiles that the transform makes of one image (InstFree's official code uses 1).
         encoder_mode: see :class:`medtune.models.llama3_2_vision.VisionEncoder`.
-        pad_tiles: tiles that ``checkpoint`` mode pads each image to. None is 4, what the published weights saw;
-            1 costs a quarter and is what InstFree's official code computes for its one-tile images.
-        hf_rows: let text before the first image attend to it as transformers does; Meta's code does not.
+        pad_tiles: tiles that ``checkpoint`` mode pads each image to. None is 4, as the published weights were
+            trained; 1 costs a quarter and is what InstFree's official code computes for its one-tile images.
+        hf_rows: let text before the first image attend to the image, as transformers does; Meta's code does not.
     """
     return _build("llama3_2_vision_11b", _11b(image_size), max_num_tiles, encoder_mode, pad_tiles, hf_rows)
 
@@ -109,18 +109,19 @@ def lora_llama3_2_vision_11b(
     """Llama-3.2-11B-Vision with low-rank adapters, the only trainable parameters.
 
     Args:
-        lora_attn_modules: of ``q_proj``, ``k_proj``, ``v_proj``, ``output_proj``.
+        lora_attn_modules: some of ``q_proj``, ``k_proj``, ``v_proj``, ``output_proj``.
         apply_lora_to_mlp: adapters in the MLPs too.
-        apply_lora_to_output: adapters on the last linear maps of decoder and projection too.
+        apply_lora_to_output: adapters on the last linear layers of decoder and projection too.
         lora_rank: rank of each adapter.
         lora_alpha: scale of each adapter, divided by its rank.
         lora_dropout: dropout before each adapter.
-        quantize_base: keep the linear maps of adapted parts as NF4 (QLoRA).
+        quantize_base: keep the linear layers of adapted parts as NF4 (QLoRA).
         lora_parts: which of ``vision``, ``projection``, ``fusion`` (the projection included, unless it is named) and
-            ``decoder`` carry adapters, or a mapping from them to what differs there (``rank``, ``alpha``, ``dropout``,
-            ``attn_modules``, ``mlp``, ``output``), as in ``{vision: {rank: 32}, fusion: {rank: 8, alpha: 16}}``.
+            ``decoder`` carry adapters, or a mapping from a part to the options that differ there (``rank``, ``alpha``,
+            ``dropout``, ``attn_modules``, ``mlp``, ``output``), as in
+            ``{vision: {rank: 32}, fusion: {rank: 8, alpha: 16}}``.
         image_size: see :func:`llama3_2_vision_11b`, also for the arguments that follow.
-        max_num_tiles: the most tiles the transform makes of one image.
+        max_num_tiles: maximum number of tiles that the transform makes of one image.
         encoder_mode: attention over padding in the vision encoder.
         pad_tiles: tiles that ``checkpoint`` mode pads each image to.
         hf_rows: transformers' rule for text before the first image.

@@ -1,4 +1,4 @@
-"""Low-rank adapters of the Llama-3.2-Vision shape between torchtune's names and PEFT's."""
+"""Converter of Llama-3.2-Vision adapters between torchtune's names and PEFT's."""
 
 from functools import partial
 
@@ -15,9 +15,9 @@ _VISION_MLP = {"w1": "fc1", "w2": "fc2"}
 
 
 def module_names(shape: DeepFusionShape) -> dict[str, str]:
-    """Every linear map that can carry an adapter: torchtune's state-dict prefix -> its name in a transformers 5 model.
+    """Every linear layer that can carry an adapter: torchtune's state-dict prefix -> its name in transformers 5.
 
-    The published numbering counts each fusion layer as a layer of its own, before the layer that it belongs to.
+    The published numbering counts each fusion layer as a separate layer, before the layer that it belongs to.
     """
     names = {"decoder.output": "lm_head", "encoder.projection.output": "model.multi_modal_projector"}
     for ours, theirs, depth in (
@@ -49,7 +49,7 @@ def adapters_to_peft(state: StateDict, *, shape: DeepFusionShape) -> StateDict:
         shape: sizes of the model.
 
     Raises:
-        ModelError: if a tensor is no adapter of a model of this shape.
+        ModelError: if a tensor is not an adapter of a model of this shape.
     """
     return to_peft(state, module_names(shape), partial(_reorder, shape=shape, published=True))
 
@@ -64,15 +64,16 @@ def adapters_from_peft(state: StateDict, *, shape: DeepFusionShape) -> StateDict
         shape: sizes of the model.
 
     Raises:
-        ModelError: if a tensor is no adapter of a model of this shape.
+        ModelError: if a tensor is not an adapter of a model of this shape.
     """
     return from_peft(state, module_names(shape), disk_name, partial(_reorder, shape=shape, published=False))
 
 
 def _reorder(key: str, tensor: Tensor, shape: DeepFusionShape, *, published: bool) -> Tensor:
-    """Rotary halves: torchtune keeps a head's rows interleaved, the published layout one half after the other.
+    """Reorder rotary rows: torchtune interleaves a head's rows, the published layout puts one half after the other.
 
-    Rows of the output only, so ``lora_b``; cross-attention and the vision transformer have no rotary positions.
+    Only rows of the output are affected, so only ``lora_b``; cross-attention and the vision transformer have no rotary
+    positions.
     """
     rotary = {"attn.q_proj.lora_b.weight": shape.heads, "attn.k_proj.lora_b.weight": shape.kv_heads}
     place = key.removeprefix("decoder.layers.").partition(".")[2]

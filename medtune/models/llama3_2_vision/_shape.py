@@ -1,4 +1,4 @@
-"""The sizes that make one model of the Llama-3.2-Vision shape."""
+"""The sizes that define one model of the Llama-3.2-Vision architecture."""
 
 from dataclasses import dataclass
 
@@ -15,23 +15,23 @@ class DeepFusionShape:
         vision_dim: width of the vision transformer (its MLP is four times as wide).
         vision_layers: depth of the vision transformer.
         vision_heads: its attention heads, and those of the projection.
-        hidden_states: layers whose input is passed to the projection beside the last output.
+        hidden_states: layers whose input is passed to the projection together with the last output.
         projection_layers: depth of the gated transformer in the projection.
-        table_tiles: side of the tables of tile positions, which is the most tiles of one image.
+        table_tiles: side of the tables of tile positions, which is the maximum number of tiles of one image.
         dim: width of the decoder.
         layers: self-attention layers of the decoder.
-        fusion_interval: a fusion layer stands before every ``fusion_interval``-th decoder layer.
+        fusion_interval: a fusion layer is placed before every ``fusion_interval``-th decoder layer.
         heads: attention heads of the decoder.
         kv_heads: its key/value heads.
-        intermediate_dim: width of the decoder's MLP; None is Llama's rule.
-        vocab_size: rows of the decoder's own embedding table, and of its output.
-        special_tokens: rows of the second table, that of image tokens; Llama-3.2-Vision has 8.
+        intermediate_dim: width of the decoder's MLP; None takes Llama's rule.
+        vocab_size: rows of the decoder's text embedding table and of its output.
+        special_tokens: rows of the second embedding table, for image tokens; Llama-3.2-Vision has 8.
         max_seq_len: longest text.
         encoder_max_seq_len: longest sequence of image features, for caches.
         rope_base: base of the rotary positions.
         bos_id: begin of text, for ``config.json``.
-        eos_id: end of text, likewise.
-        pad_id: fills rows, likewise.
+        eos_id: end of text, for ``config.json``.
+        pad_id: fills rows, for ``config.json``.
     """
 
     image_size: int
@@ -64,12 +64,12 @@ class DeepFusionShape:
 
     @property
     def tokens_per_tile(self) -> int:
-        """Features that one tile gives: its patches and a class token."""
+        """Number of features of one tile: its patches and a class token."""
         return (self.image_size // self.patch_size) ** 2 + 1
 
     @property
     def cross_attention_layers(self) -> list[int]:
-        """Fusion layers in the published numbering, which counts them as layers of their own."""
+        """Fusion layers in the published numbering, which counts them as separate layers."""
         fused = range(self.fusion_interval - 1, self.layers, self.fusion_interval)
         return [layer + before for before, layer in enumerate(fused)]
 

@@ -1,4 +1,4 @@
-"""Llama-3's tokenizer, from either of the two files it is published as."""
+"""Llama-3's tokenizer, from either of its two published files."""
 
 from pathlib import Path
 
@@ -11,7 +11,7 @@ _CANDIDATES = ("original/tokenizer.model", "tokenizer.model", "tokenizer.json")
 
 
 class TiktokenTokenizer:
-    """torchtune's Llama-3 tokenizer (``tokenizer.model``) behind medtune's protocol.
+    """torchtune's Llama-3 tokenizer (``tokenizer.model``) with medtune's interface.
 
     Args:
         path: the ``tokenizer.model`` file.
@@ -42,14 +42,14 @@ def llama3_chat_tokenizer(path: str | Path) -> ChatTokenizer:
         path: ``tokenizer.model``, ``tokenizer.json``, or the folder of a published checkpoint.
 
     Raises:
-        ModelError: if none of the two is there.
+        ModelError: if neither file is there.
     """
     file = Path(path)
     if file.is_dir():
-        found = [file / name for name in _CANDIDATES if (file / name).is_file()]
-        if not found:
+        present = [file / name for name in _CANDIDATES if (file / name).is_file()]
+        if not present:
             raise ModelError(f"{file} holds none of {', '.join(_CANDIDATES)}; download the tokenizer with the weights")
-        file = found[0]
+        file = present[0]
     if not file.is_file():
         raise ModelError(f"no tokenizer at {file}")
     return JsonTokenizer(file) if file.suffix == ".json" else TiktokenTokenizer(file)

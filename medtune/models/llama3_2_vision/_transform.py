@@ -1,4 +1,4 @@
-"""From a sample to model inputs, and from model inputs to a batch."""
+"""Transform a sample into model inputs, and collate model inputs into a batch."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -18,27 +18,27 @@ from medtune.models.llama3_2_vision._collate import BatchLayout, collate
 from medtune.models.llama3_2_vision._images import ImageTiler, ResizeMode
 from medtune.models.llama3_2_vision._tokenizer import llama3_chat_tokenizer
 
-PLACEHOLDER = "\u2460"  # a circled one: a single token of Llama-3's vocabulary that no report uses
+PLACEHOLDER = "\u2460"  # the digit one in a circle: a single token of Llama-3's vocabulary that no report uses
 
 
 class DeepFusionTransform:
-    """Tokens, labels and tiles of a sample for models of the Llama-3.2-Vision shape. Picklable; holds no state.
+    """Tokens, labels and tiles of a sample for models of the Llama-3.2-Vision shape. Picklable; stateless.
 
     Args:
-        tokenizer: with Llama-3's special tokens.
+        tokenizer: a tokenizer with Llama-3's special tokens.
         image_size: side of a tile in pixels.
         patch_size: side of a patch in pixels.
-        max_num_tiles: the most tiles of one image.
-        max_seq_len: the most tokens of one sample.
+        max_num_tiles: maximum number of tiles of one image.
+        max_seq_len: maximum number of tokens of one sample.
         resize: see :class:`ImageTiler`.
 
     Attributes:
         dtype: dtype of the images, bf16 or fp32; set it to the model's.
-        feature_width: None where pictures are pixels; else they come encoded, and this is d of their features.
+        feature_width: None if images are pixels; if they are already encoded, the width d of their features.
         pad_id: fills short rows of a batch.
         image_id: the token that stands for an image.
         stop_ids: tokens that end an answer.
-        placeholder_text: one character that is one token, for learned vectors to replace.
+        placeholder_text: one character that is one token; learned vectors replace its embedding.
         placeholder_id: its id.
         tokens_per_tile: features that the encoder gives for one tile.
 
@@ -77,17 +77,17 @@ class DeepFusionTransform:
 
         Args:
             sample: messages, and as many image names as there are ``images``.
-            images: decoded pictures in order, or all of them encoded.
+            images: decoded images in order, or all of them already encoded.
             inference: keep the messages up to the last user turn and open the assistant's turn.
 
         Returns:
-            ``id``, ``tokens`` and ``labels`` (equally long lists, -100 where nothing is learned), ``images`` (one
-            tensor [tiles, 3, h, w] each, or [tiles, tokens per tile, d] of an encoded picture) and ``aspect_ratio``
-            (one tensor [2] each; none of encoded pictures).
+            ``id``, ``tokens`` and ``labels`` (lists of equal length, -100 where not supervised), ``images`` (one
+            tensor [tiles, 3, h, w] each, or [tiles, tokens per tile, d] for an encoded image) and ``aspect_ratio``
+            (one tensor [2] each; none for encoded images).
 
         Raises:
             SampleTooLong: if the sample has more than ``max_seq_len`` tokens; nothing is cut.
-            DataError: if images and image tokens differ in number, or nothing in the sample is learned.
+            DataError: if images and image tokens differ in number, or nothing in the sample is supervised.
         """
         tokens, labels = lay_out(self.tokenizer, sample, inference=inference)
         if len(tokens) > self.max_seq_len:
@@ -118,12 +118,12 @@ class DeepFusionTransform:
         Args:
             items: from ``__call__``.
             pad_side: where short rows are filled; ``left`` for generation.
-            min_images: pad to at least so many images per sample (caches want a fixed number of features).
-            min_tiles: pad to at least so many tiles per image.
+            min_images: pad to at least this many images per sample (caches need a fixed number of features).
+            min_tiles: pad to at least this many tiles per image.
 
         Returns:
             ``tokens``, ``labels``, ``padding`` (True = real token) [b, s], ``vision`` for ``encode``, ``vision_mask``
-            [b, s, s_e] and ``ids``. A sample without images has a zero image that no token sees. Encoded pictures give
+            [b, s, s_e] and ``ids``. A sample without images has a zero image that no token sees. Encoded images give
             ``features`` [b, s_e, d] in place of ``vision``.
         """
         return collate(
@@ -145,16 +145,16 @@ class DeepFusionTransform:
         return self.tokenizer.decode(ids)
 
     def token_count(self, sample: Sample, sizes: Sizes | None = None) -> int:
-        """Tokens that the sample will have, whatever the sizes of its images; opens none."""
+        """Number of tokens that the sample will have. The sizes of images do not matter; no image is opened."""
         return self.token_counts(sample, sizes)[0]
 
     def token_counts(self, sample: Sample, sizes: Sizes | None = None) -> tuple[int, int]:
-        """Tokens as :meth:`token_count` tells them, and how many of them are predicted and learned."""
+        """Number of tokens as in :meth:`token_count`, and how many of them are predicted and supervised."""
         tokens, labels = lay_out(self.tokenizer, sample)
         return len(tokens), len(labels) - 1 - labels[1:].count(IGNORE_INDEX)
 
     def tile_count(self, width: int, height: int) -> int:
-        """Tiles that a picture of this size will have."""
+        """Number of tiles that an image of this size will have."""
         return self.tiler.count(width, height)
 
 
@@ -171,7 +171,7 @@ def llama3_2_vision_transform(
         path: ``tokenizer.model``, ``tokenizer.json``, or the folder of the checkpoint.
         image_size: side of a tile: 560 for the Instruct weights, 448 for the base weights.
         max_num_tiles: 1 to 4; InstFree's official code uses 1.
-        max_seq_len: the most tokens of one sample.
+        max_seq_len: maximum number of tokens of one sample.
         resize: ``squash`` (default for one tile) or ``pad`` (default for several).
     """
     return DeepFusionTransform(

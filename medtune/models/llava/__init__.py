@@ -1,4 +1,4 @@
-"""LLaVA-1.5, and the parts that every model of its shape shares."""
+"""LLaVA-1.5, and the components that all models of its architecture share."""
 
 from medtune.models.llava._convert_weights import original_names
 from medtune.models.llava._images import SquareTiler

@@ -1,4 +1,4 @@
-"""From sizes to modules: CLIP's layers, the projection, and torchtune's Llama-2 decoder."""
+"""Build modules from sizes: CLIP's layers, the projection, and torchtune's Llama-2 decoder."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -25,7 +25,7 @@ LORA_PARTS = ("vision", "projection", "decoder")
 
 @dataclass(frozen=True)
 class LoraOptions(AdapterOptions):
-    """Adapters of LLaVA; ``projection`` means both of its linear maps, which are never NF4."""
+    """Options of LLaVA's adapters; ``projection`` means both of its linear layers, which are never NF4."""
 
     known_parts: ClassVar[tuple[str, ...]] = LORA_PARTS
     without_effect: ClassVar[Mapping[str, tuple[str, ...]]] = {
@@ -59,7 +59,7 @@ def _tower(shape: LlavaShape, lora: LoraOptions | None) -> ClipTower:
     adapted = lora.for_part("vision") if lora is not None else None
     if adapted is None:
         return ClipTower(clip, last)
-    # not by lora_clip_vision_encoder: it drops the biases of the attention maps that it adapts
+    # lora_clip_vision_encoder is not used, because it drops the biases of the attention layers that it adapts
     for layer in clip.layers:
         for name in ATTENTION:
             adapt(layer.attn, name, adapted, adapted=name in adapted.attn_modules)
@@ -67,14 +67,14 @@ def _tower(shape: LlavaShape, lora: LoraOptions | None) -> ClipTower:
             adapt(layer.mlp, name, adapted, adapted=adapted.mlp)
     tower = ClipTower(clip, last)
     if adapted.quantize_base:
-        # as torchtune's builders do for their own models: state dicts hold dense weights
+        # as torchtune's builders do for their models, so that state dicts hold dense weights
         hook = partial(reparametrize_as_dtype_state_dict_post_hook, dtype=tower.conv.weight.dtype, offload_to_cpu=True)
         tower._register_state_dict_hook(hook)
     return tower
 
 
 def _projection(shape: LlavaShape, lora: LoraOptions | None) -> nn.Sequential:
-    """Linear, GELU, linear (LLaVA-1.5, Liu et al. 2023); the adapted one stays dense, as it is small."""
+    """Linear, GELU, linear (LLaVA-1.5, Liu et al. 2023); with adapters it stays dense, because it is small."""
     options = lora.for_part("projection") if lora is not None else None
     first, second = (
         linear(wide, shape.dim, options, adapted=True, bias=True, quantize=False)
@@ -105,12 +105,12 @@ def language_decoder(shape: LlavaShape, lora: LoraOptions | None = None) -> Tran
 
 
 def llava_vlm(name: str, shape: LlavaShape, *, lora: LoraOptions | None = None) -> EarlyFusionVLM:
-    """Build a whole model of the LLaVA shape.
+    """Build a complete model of the LLaVA architecture.
 
     Args:
-        name: of the family and size, for messages.
+        name: family and size, for messages.
         shape: sizes.
-        lora: adapters; with them nothing else is trainable until a recipe says so.
+        lora: adapters; with adapters nothing else is trainable until a recipe says so.
     """
     model = EarlyFusionVLM(
         language_decoder(shape, lora),

@@ -1,4 +1,4 @@
-"""Weights of the LLaVA shape between torchtune's names, the published layout and the authors' own."""
+"""Converter of LLaVA weights between torchtune's names, the published layout and the authors' layout."""
 
 from functools import partial
 
@@ -22,7 +22,7 @@ TOKENIZER_FILES = (
     "processor_config.json",
 )
 _TOWER, _PROJECTION, _DECODER = "vision_tower.vision_model.", "multi_modal_projector.", "language_model."
-# The first that fits: the authors' names, those of a live transformers 5 module, those of CLIP's own files.
+# The first match counts: the authors' names, those of a live transformers 5 module, those of CLIP's files.
 _OTHER_NAMES = (
     ("model.vision_tower.vision_tower.vision_model.", _TOWER),
     ("model.mm_projector.0.", f"{_PROJECTION}linear_1."),
@@ -41,7 +41,7 @@ _LIVE_PREFIXES = (
     ("lm_head.", f"{_DECODER}lm_head."),
 )
 _AUTHORS_MARK = "model.mm_projector."
-# CLIP's other half, and numbers that follow from the sizes.
+# CLIP's text encoder, and values that follow from the sizes.
 _NOT_WEIGHTS = ("text_model.", "text_projection.", "visual_projection.", "logit_scale")
 _COMPUTED = (".position_ids", ".rotary_emb.inv_freq")
 _VOCABULARY = ("decoder.tok_embeddings.weight", "decoder.output.weight")
@@ -70,7 +70,7 @@ _LLAMA_LAYER = {
 
 
 def disk_name(name: str) -> str:
-    """The name in a published file of a tensor that another layout calls otherwise."""
+    """The name in a published file of a tensor that has another name in another layout."""
     for other, disk in _OTHER_NAMES:
         if name.startswith(other):
             return disk + name[len(other) :].removeprefix("vision_model.")
@@ -116,12 +116,12 @@ def tensor_names(shape: LlavaShape) -> dict[str, str]:
 
 
 def rotary_rows(tensor: Tensor, heads: int, *, published: bool) -> Tensor:
-    """Reorder the rows of a query or key map: torchtune keeps pairs, published files one half after the other.
+    """Reorder the rows of a query or key layer: torchtune keeps pairs, published files one half after the other.
 
     Args:
-        tensor: [rows, columns], the rows of one head together.
+        tensor: [rows, columns], with the rows of one head together.
         heads: number of heads.
-        published: into the published order; else out of it.
+        published: True reorders into the published order, False into torchtune's.
     """
     rows, columns = tensor.shape
     half = rows // heads // 2
@@ -130,7 +130,7 @@ def rotary_rows(tensor: Tensor, heads: int, *, published: bool) -> Tensor:
 
 
 def rotary_heads(key: str, shape: LlavaShape) -> int | None:
-    """Heads of the decoder's query or key map that a state-dict key belongs to; None for any other tensor."""
+    """Number of heads of the decoder's query or key layer that a key belongs to; None for any other tensor."""
     if not key.startswith("decoder.layers."):
         return None
     return shape.heads if ".attn.q_proj." in key else shape.kv_heads if ".attn.k_proj." in key else None
@@ -139,17 +139,18 @@ def rotary_heads(key: str, shape: LlavaShape) -> int | None:
 def hf_to_tune(state: StateDict, *, shape: LlavaShape) -> StateDict:
     """From published names to torchtune's.
 
-    The authors' own layout (liuhaotian/llava-v1.5) is read too. Its vocabulary ends before the image token; the rows
-    that the published layout has beyond it become the mean of the others, near which llava-hf drew them. It is mostly
-    saved without the vision tower, whose tensors may stand in the same folder under CLIP's names.
+    The authors' layout (liuhaotian/llava-v1.5) is read too. Its vocabulary ends before the image token. The further
+    rows of the published layout are set to the mean of the others; llava-hf drew them at random near this mean. The
+    authors' layout is mostly saved without the vision tower, whose tensors may be in the same folder under CLIP's
+    names.
 
     Args:
         state: tensors by their name on disk, or by that of a live transformers 5 module.
         shape: sizes of the model.
 
     Raises:
-        ModelError: if a tensor is not of this model or there twice, or the authors' layout comes without the vision
-            tower.
+        ModelError: if a tensor does not belong to this model or occurs twice, or if the authors' layout comes without
+            the vision tower.
     """
     given = [name for name in state if not name.startswith(_NOT_WEIGHTS) and not name.endswith(_COMPUTED)]
     plain = {disk_name(name): state[name] for name in given}
@@ -166,8 +167,8 @@ def hf_to_tune(state: StateDict, *, shape: LlavaShape) -> StateDict:
     unknown = sorted(plain.keys() - names.keys())
     if unknown:
         raise ModelError(f"{len(unknown)} tensors that the model does not have (first: {unknown[0]}); check its size")
-    found = {names[name]: tensor for name, tensor in plain.items()}
-    return {key: _read(key, tensor, shape) for key, tensor in found.items()}
+    renamed = {names[name]: tensor for name, tensor in plain.items()}
+    return {key: _read(key, tensor, shape) for key, tensor in renamed.items()}
 
 
 def _read(key: str, tensor: Tensor, shape: LlavaShape) -> Tensor:
@@ -181,10 +182,10 @@ def _read(key: str, tensor: Tensor, shape: LlavaShape) -> Tensor:
 
 
 def tune_to_hf(state: StateDict, *, shape: LlavaShape) -> StateDict:
-    """From torchtune's names to the published names, as they stand in a file.
+    """From torchtune's names to the published names, as in a file.
 
     Args:
-        state: tensors by state-dict key, adapters merged.
+        state: tensors by state-dict key, with adapters merged.
         shape: sizes of the model.
     """
     names = {ours: theirs for theirs, ours in tensor_names(shape).items()}
@@ -196,10 +197,10 @@ def tune_to_hf(state: StateDict, *, shape: LlavaShape) -> StateDict:
 
 
 def original_names(published: StateDict, image_id: int) -> StateDict:
-    """From published names to those of the authors' own files, vision tower included.
+    """From published names to those of the authors' files, vision tower included.
 
     Args:
-        published: tensors as they stand in a published file or in an export.
+        published: tensors as in a published file or in an export.
         image_id: the image token; the authors' vocabulary ends before it.
 
     Returns:

@@ -1,4 +1,4 @@
-"""From a picture to one normalised square image, as CLIP wants it."""
+"""Convert an image to one normalised square tile, as CLIP expects it."""
 
 from typing import Any, Literal
 
@@ -15,11 +15,11 @@ CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
 
 
 class SquareTiler:
-    """Make a picture one square tile.
+    """Convert an image to one square tile.
 
-    ``pad`` is LLaVA-1.5's own way: the picture in the middle of a square of CLIP's mean colour, so that nothing is
-    lost. ``crop`` is CLIP's: the shorter side is fitted and the longer one cut on both ends. Both resize by Pillow's
-    bicubic filter and compute in fp32.
+    ``pad`` is the method of LLaVA-1.5: the image is centred on a square of CLIP's mean colour, so that nothing is lost.
+    ``crop`` is the method of CLIP: the shorter side is resized to the tile and the longer one is cut at both ends. Both
+    resize with Pillow's bicubic filter and compute in fp32.
 
     Args:
         size: side of the tile in pixels.
@@ -47,11 +47,11 @@ class SquareTiler:
         return F.normalize(pixels, mean=list(CLIP_MEAN), std=list(CLIP_STD))[None]
 
     def count(self, width: int, height: int) -> int:
-        """Tiles that a picture of this size gives: always one."""
+        """Number of tiles of an image of any size: always 1."""
         return 1
 
     def settings(self) -> dict[str, Any]:
-        """What decides the tile."""
+        """The settings that determine the tile."""
         return {"tiler": type(self).__name__, "size": self.size, "resize": self.resize}
 
 
@@ -64,7 +64,7 @@ def _padded(image: Image.Image) -> Image.Image:
 
 
 def _fitted(image: Image.Image, size: int) -> Image.Image:
-    """The shorter side resized to ``size``, the middle of the longer one kept."""
+    """Resize the shorter side to ``size`` and keep the middle of the longer one."""
     short = min(image.size)
     width, height = (int(size * side / short) for side in image.size)
     resized = image.resize((width, height), Image.Resampling.BICUBIC)

@@ -9,7 +9,7 @@ from medtune.models.lora.options import LoraParts
 
 IMAGE_SIZE, PATCH_SIZE = 336, 14  # CLIP ViT-L/14-336
 IMAGE_ID = 32_000  # the first row after Vicuna's vocabulary
-_ROWS = 32_064  # llava-hf fills up to a multiple of 64
+_ROWS = 32_064  # llava-hf pads the vocabulary to a multiple of 64
 
 
 def _shape(*, dim: int, layers: int, heads: int, intermediate_dim: int) -> LlavaShape:
@@ -55,18 +55,18 @@ def lora_llava1_5_7b(
 ) -> EarlyFusionVLM:
     """LLaVA-1.5-7B with low-rank adapters, the only trainable parameters.
 
-    A recipe may train the projection beside them (``trainable: [adapter, projection]``), as the authors do.
+    A recipe may also train the projection (``trainable: [adapter, projection]``), as the authors do.
 
     Args:
-        lora_attn_modules: of ``q_proj``, ``k_proj``, ``v_proj``, ``output_proj``.
+        lora_attn_modules: some of ``q_proj``, ``k_proj``, ``v_proj``, ``output_proj``.
         apply_lora_to_mlp: adapters in the MLPs too.
-        apply_lora_to_output: adapters on the decoder's last linear map too.
+        apply_lora_to_output: adapters on the decoder's output layer too.
         lora_rank: rank of each adapter.
         lora_alpha: scale of each adapter, divided by its rank.
         lora_dropout: dropout before each adapter.
-        quantize_base: keep the linear maps of the adapted ``vision`` and ``decoder`` as NF4 (QLoRA).
-        lora_parts: which of ``vision``, ``projection`` and ``decoder`` carry adapters, or a mapping from them to what
-            differs there (``rank``, ``alpha``, ``dropout``, ``attn_modules``, ``mlp``, ``output``), as in
+        quantize_base: keep the linear layers of the adapted ``vision`` and ``decoder`` as NF4 (QLoRA).
+        lora_parts: which of ``vision``, ``projection`` and ``decoder`` carry adapters, or a mapping from a part to the
+            options that differ there (``rank``, ``alpha``, ``dropout``, ``attn_modules``, ``mlp``, ``output``), as in
             ``{vision: {rank: 32, alpha: 64}, decoder: {rank: 128, alpha: 256}}``.
     """
     lora = LoraOptions.from_arguments(locals())

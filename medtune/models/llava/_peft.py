@@ -1,4 +1,4 @@
-"""Low-rank adapters of the LLaVA shape between torchtune's names and PEFT's."""
+"""Converter of LLaVA adapters between torchtune's names and PEFT's."""
 
 from functools import partial
 
@@ -29,7 +29,7 @@ _LLAMA = {
 
 
 def module_names(shape: LlavaShape) -> dict[str, str]:
-    """Every linear map that can carry an adapter.
+    """Every linear layer that can carry an adapter.
 
     Returns:
         torchtune's state-dict prefix -> its name in a transformers 5 model.
@@ -56,7 +56,7 @@ def adapters_to_peft(state: StateDict, *, shape: LlavaShape) -> StateDict:
         shape: sizes of the model.
 
     Raises:
-        ModelError: if a tensor is no adapter of a model of this shape.
+        ModelError: if a tensor is not an adapter of a model of this shape.
     """
     return to_peft(state, module_names(shape), partial(_reorder, shape=shape, published=True))
 
@@ -64,20 +64,20 @@ def adapters_to_peft(state: StateDict, *, shape: LlavaShape) -> StateDict:
 def adapters_from_peft(state: StateDict, *, shape: LlavaShape) -> StateDict:
     """From the names of ``adapter_model.safetensors`` to torchtune's; the inverse of :func:`adapters_to_peft`.
 
-    Names of older versions of transformers (``language_model.model.layers``, ``vision_tower.vision_model``) are read
-    too, and those of adapters that were trained on the authors' own modules.
+    Names of older versions of transformers (``language_model.model.layers``, ``vision_tower.vision_model``) and names
+    of adapters that were trained on the authors' modules are read too.
 
     Args:
         state: tensors as PEFT saves them.
         shape: sizes of the model.
 
     Raises:
-        ModelError: if a tensor is no adapter of a model of this shape.
+        ModelError: if a tensor is not an adapter of a model of this shape.
     """
     return from_peft(state, module_names(shape), disk_name, partial(_reorder, shape=shape, published=False))
 
 
 def _reorder(key: str, tensor: Tensor, shape: LlavaShape, *, published: bool) -> Tensor:
-    """Rotary rows are rows of the output, so of ``lora_b``; the vision transformer has no rotary positions."""
+    """Reorder rotary rows, which are rows of the output and so of ``lora_b``; the vision transformer has none."""
     heads = rotary_heads(key, shape) if ".lora_b." in key else None
     return tensor if heads is None else rotary_rows(tensor, heads, published=published)

@@ -1,4 +1,4 @@
-"""The sizes that make one model of the LLaVA shape."""
+"""The sizes that define one model of the LLaVA architecture."""
 
 from dataclasses import dataclass
 
@@ -7,7 +7,7 @@ from torchtune.models.llama3._model_utils import scale_hidden_dim_for_mlp
 
 @dataclass(frozen=True)
 class LlavaShape:
-    """Sizes of a CLIP vision transformer, a projection of two linear maps and a Llama decoder.
+    """Sizes of a CLIP vision transformer, a projection of two linear layers and a Llama decoder.
 
     Attributes:
         image_size: side of an image in pixels.
@@ -19,13 +19,13 @@ class LlavaShape:
         layers: depth of the decoder.
         heads: attention heads of the decoder.
         kv_heads: its key/value heads.
-        intermediate_dim: width of the decoder's MLP; None is Llama's rule.
+        intermediate_dim: width of the decoder's MLP; None takes Llama's rule.
         vocab_size: rows of the embedding table and of the output.
-        image_id: the image token, which is also the number of rows that the authors' own files have.
+        image_id: the image token, whose id is also the number of vocabulary rows in the authors' files.
         max_seq_len: longest text, image tokens included.
         bos_id: begin of text, for ``config.json``.
-        eos_id: end of text, likewise.
-        pad_id: fills rows, likewise.
+        eos_id: end of text, for ``config.json``.
+        pad_id: fills rows, for ``config.json``.
     """
 
     image_size: int
@@ -52,5 +52,5 @@ class LlavaShape:
 
     @property
     def tokens_per_image(self) -> int:
-        """Features of one image: its patches, without the class token."""
+        """Number of features of one image: its patches, without the class token."""
         return (self.image_size // self.patch_size) ** 2

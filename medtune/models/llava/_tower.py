@@ -1,14 +1,14 @@
-"""CLIP's vision transformer as LLaVA reads it: the patches before the last layer."""
+"""CLIP's vision transformer as LLaVA uses it: the patch features before the last layer."""
 
 from torch import Tensor, nn
 from torchtune.modules import VisionTransformer
 
 
 class KeptTensors(nn.Module):
-    """The tensors of a module as buffers under the same names: read, kept and written, never computed with.
+    """Holds the tensors of a module as buffers under the same names: loaded and saved, but never used.
 
     Args:
-        source: the module; what it computes is lost.
+        source: the module; only its tensors are kept, not its computation.
     """
 
     def __init__(self, source: nn.Module) -> None:
@@ -20,10 +20,10 @@ class KeptTensors(nn.Module):
 
 
 class ClipTower(nn.Module):
-    """Pictures -> one feature per patch, from the last layer but one of CLIP, as LLaVA-1.5's code takes them.
+    """Images -> one feature per patch, from the second-to-last layer of CLIP, as in LLaVA-1.5's code.
 
-    The published last layer and the norm after it have no part in this, so no gradient could reach them: they are
-    buffers under ``unused``. An export holds them, and they are no part that could be trained.
+    The published last layer and the norm after it are not used, so no gradient could reach them. They are buffers under
+    ``unused``: an export holds them, but they cannot be trained.
 
     Args:
         clip: torchtune's vision transformer without the last layer.
@@ -40,7 +40,7 @@ class ClipTower(nn.Module):
         self.unused = nn.ModuleDict({"layer": KeptTensors(last), "ln_post": KeptTensors(clip.ln_post)})
 
     def forward(self, images: Tensor) -> Tensor:
-        """Features [n, patches, d] of pictures [n, 3, h, w]."""
+        """Features [n, patches, d] of images [n, 3, h, w]."""
         x = self.conv(images.to(self.conv.weight.dtype)).flatten(2).transpose(1, 2)
         x = self.token_pos_embedding(self.cls_token_embedding(x.unsqueeze(1))).squeeze(1)
         x = self.ln_pre(x)

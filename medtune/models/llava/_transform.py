@@ -1,4 +1,4 @@
-"""LLaVA-1.5's transform: Vicuna's chat format and one square image per picture."""
+"""LLaVA-1.5's transform: Vicuna's chat format and one square tile per image."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -11,8 +11,8 @@ from medtune.models.llava._images import SquareMode, SquareTiler
 from medtune.models.llava._model_builders import IMAGE_ID, IMAGE_SIZE, PATCH_SIZE
 
 IMAGE_TOKEN = "<image>"
-# Rare characters, the likeliest first to be one token each in a vocabulary of 32,000: a circled one, a disc, an arrow
-# and a common Chinese character.
+# Rare characters, in decreasing likelihood of being one token in a vocabulary of 32,000: the digit one in a circle,
+# a disc, an arrow and a common Chinese character.
 PLACEHOLDERS = ("\u2460", "\u25cf", "\u2192", "\u7684")
 
 
@@ -23,7 +23,7 @@ def llava_tokenizer(path: str | Path) -> TextTokenizer:
         path: ``tokenizer.json``, ``tokenizer.model``, or the folder of the checkpoint.
 
     Raises:
-        ModelError: if none of the two is there, or its image token is not the model's.
+        ModelError: if neither file is there, or its image token is not the model's.
     """
     file = Path(path)
     if file.is_dir():
@@ -39,10 +39,10 @@ def llava_tokenizer(path: str | Path) -> TextTokenizer:
 
 
 def placeholder_of(tokenizer: TextTokenizer) -> str:
-    """A character that is one token each time, for learned vectors to replace.
+    """A character that is always one token, whose embedding learned vectors replace.
 
     Raises:
-        ModelError: if none of the candidates is.
+        ModelError: if no candidate is always one token.
     """
     for text in PLACEHOLDERS:
         try:
@@ -64,10 +64,11 @@ def llava1_5_transform(
 
     Args:
         path: ``tokenizer.json``, ``tokenizer.model``, or the folder of the checkpoint.
-        max_seq_len: the most tokens of one sample, 576 of them for each image; the authors train with 2048, the model
-            holds 4096.
+        max_seq_len: maximum number of tokens of one sample, 576 of them for each image; the authors train with 2048,
+            the model holds 4096.
         resize: see :class:`medtune.models.llava.SquareTiler`.
-        system: system message of samples that have none: Vicuna's, which the authors trained with. Empty for none.
+        system: system message of samples that have none. The default is Vicuna's, which the authors trained with; an
+            empty text leaves it out.
         image_size: side of the image in pixels; the weights were made for 336.
     """
     tokenizer = llava_tokenizer(path)

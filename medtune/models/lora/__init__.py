@@ -1,4 +1,4 @@
-"""Low-rank adapters: options, layers, names, PEFT's files, several on one base."""
+"""Low-rank adapters: options, merging, names, PEFT's files, and several adapters on one base model."""
 
 from medtune.models.lora.options import AdapterOptions
 

@@ -1,10 +1,10 @@
-"""Several low-rank adapters on one base model, and a choice of one of them for each row of a batch.
+"""Several low-rank adapters on one base model, one of which is chosen for each row of a batch.
 
-All adapters of a linear map stand side by side: ``A`` [R, in] and ``B`` [out, R] with R the sum of their ranks. A row
-keeps the part of ``A x`` that belongs to its adapter and the rest of it is set to zero, so that each row computes
-y = W x + (alpha / r) B' A' x with the A' and B' of its own adapter (LoRA, Hu et al. 2021, Eq. 3). Ranks, scales and
-places of the adapters may differ, shapes do not depend on the choice, and a row without an adapter computes what the
-base computes, to the bit.
+All adapters of a linear layer are concatenated: ``A`` [R, in] and ``B`` [out, R], where R is the sum of their ranks.
+For each row, the part of ``A x`` that belongs to its adapter is kept and the rest is set to zero. Each row therefore
+computes y = W x + (alpha / r) B' A' x with the A' and B' of its own adapter (LoRA, Hu et al. 2021, Eq. 3). The adapters
+may differ in rank, scale and adapted layers. Shapes do not depend on which adapters are chosen. A row without an
+adapter computes what the base model computes, bit for bit.
 """
 
 import math
@@ -32,15 +32,15 @@ Rows = Tensor | Sequence[int | str | None]
 
 
 class AdapterBank:
-    """Puts several adapters beside the linear maps of a model; for answering, not for training.
+    """Attaches several adapters to the linear layers of a model, for generation and not for training.
 
-    The model's parts, names and state dict stay as they are: the adapters are added by hooks. Adapters that the model
-    brings along (one that was built with LoRA) are switched off. Within :meth:`route` each row of a pass has its
-    adapter; a pass outside is refused. :meth:`close` takes the adapters away.
+    The model's parts, names and state dict do not change, because the adapters are added by forward hooks. If the model
+    was built with LoRA, its own adapters are switched off. Within :meth:`route` each row of a forward pass uses its
+    adapter; a forward pass outside of it raises an error. :meth:`close` removes the adapters.
 
-    The rows of the batch must stay where they are. Who repeats or reorders them, or runs a part of them, says so by
-    :meth:`rows`. Image features depend on the row where an adapter stands in the image encoder: then they are made by
-    :meth:`encode`, and cannot be shared by rows with different adapters.
+    The rows of the batch must keep their order. A caller that repeats or reorders rows, or runs only some of them,
+    declares this with :meth:`rows`. If an adapter is in the image encoder, image features depend on the row: they must
+    then be computed by :meth:`encode`, and rows with different adapters cannot share them.
 
     Args:
         model: A VLM in the family that the adapters are for; its base may be NF4.
@@ -48,12 +48,12 @@ class AdapterBank:
             :func:`medtune.models.lora.merge.adapter_of`.
 
     Attributes:
-        names: of the adapters, in the order of their indices.
-        adapts_encoder: whether one of them stands in the image encoder, so that features belong to a row.
+        names: names of the adapters, in the order of their indices.
+        adapts_encoder: whether an adapter is in the image encoder, so that image features depend on the row.
 
     Raises:
-        ModelError: if there is no adapter, or one of them belongs to another model, is not finite, or changes what
-            cannot be chosen per row (the output head, or tensors that were trained whole).
+        ModelError: if there is no adapter, or an adapter belongs to another model, is not finite, or changes what
+            cannot differ between rows (the output head, or fully trained tensors).
     """
 
     def __init__(self, model: Any, adapters: Mapping[str, Adapter]) -> None:
@@ -65,9 +65,9 @@ class AdapterBank:
             _check(name, adapter, modules)
         self._route: _Route | None = None
         self._encoding: _Route | None = None
-        self._own = [module for module in model.modules() if isinstance(module, LoRALinear)]
-        self._disabled = [layer.disabled for layer in self._own]
-        for layer in self._own:
+        self._model_adapters = [module for module in model.modules() if isinstance(module, LoRALinear)]
+        self._disabled = [layer.disabled for layer in self._model_adapters]
+        for layer in self._model_adapters:
             layer.disabled = True
         self._hooks = []
         for prefix in sorted({prefix for adapter in adapters.values() for prefix in adapter.strengths}):
@@ -81,7 +81,7 @@ class AdapterBank:
         """The index of an adapter.
 
         Raises:
-            ModelError: naming the nearest, if there is none of this name.
+            ModelError: if there is no adapter of this name; the message names the nearest one.
         """
         if name not in self.names:
             raise ModelError(f"the bank holds no adapter {name!r}; {nearest(name, self.names)}")
@@ -89,14 +89,14 @@ class AdapterBank:
 
     @contextmanager
     def route(self, rows: Rows) -> Iterator[None]:
-        """Within the context row i of every pass has the adapter ``rows[i]``.
+        """Within the context, row i of every forward pass uses the adapter ``rows[i]``.
 
         Args:
             rows: for each row of the batch an index (-1 is the base) or a name (None is the base).
 
         Raises:
-            ModelError: if an adapter is not in the bank; and, by the passes within, if they have another number of
-                rows.
+            ModelError: if an adapter is not in the bank. A forward pass within the context raises it if it has another
+                number of rows.
         """
         chosen = [self._chosen(row) for row in (rows.tolist() if isinstance(rows, Tensor) else rows)]
         before, self._route = self._route, _Route(tuple(chosen))
@@ -115,7 +115,7 @@ class AdapterBank:
 
     @contextmanager
     def rows(self, order: Tensor | Sequence[int]) -> Iterator[None]:
-        """Within the context row i of a pass is row ``order[i]`` of the batch that is routed.
+        """Within the context, row i of a forward pass is row ``order[i]`` of the routed batch.
 
         Raises:
             ModelError: outside of :meth:`route`, or if the batch has no such row.
@@ -128,15 +128,15 @@ class AdapterBank:
             yield
 
     def encode(self, vision: dict[str, Tensor]) -> Tensor:
-        """The model's ``encode`` where each tile has the adapter of its row; see there.
+        """Run the model's ``encode``; each tile uses the adapter of its row.
 
         Raises:
-            ModelError: outside of :meth:`route`, or if the pictures belong to another number of rows.
+            ModelError: outside of :meth:`route`, or if the images belong to another number of rows.
         """
         route = self._routed()
         b, i, t = vision["images"].shape[:3]
         if b != len(route.chosen):
-            raise ModelError(f"pictures of {b} rows were encoded under a route of {len(route.chosen)}")
+            raise ModelError(f"images of {b} rows were encoded under a route of {len(route.chosen)}")
         if isinstance(self.model, EarlyFusionVLM):
             owners = (encoded_tiles(vision) // (i * t)).tolist()
         else:
@@ -148,13 +148,13 @@ class AdapterBank:
             self._encoding = None
 
     def close(self) -> None:
-        """Take the adapters away; the model is what it was."""
+        """Remove the adapters and restore the model."""
         for hook in self._hooks:
             hook.remove()
         self._hooks = []
-        for layer, disabled in zip(self._own, self._disabled, strict=True):
+        for layer, disabled in zip(self._model_adapters, self._disabled, strict=True):
             layer.disabled = disabled
-        self._own, self._disabled = [], []
+        self._model_adapters, self._disabled = [], []
 
     def _routed(self) -> "_Route":
         if self._route is None:
@@ -167,7 +167,7 @@ class AdapterBank:
                 return wide.add(arguments[0], output, self._routed())
             if self._encoding is None:
                 raise ModelError(
-                    f"an adapter stands in the image encoder ({wide.prefix}), so that a picture's features depend on "
+                    f"an adapter stands in the image encoder ({wide.prefix}), so that an image's features depend on "
                     "the row; encode by the bank, and share no features between rows"
                 )
             return wide.add(arguments[0], output, self._encoding)
@@ -177,22 +177,23 @@ class AdapterBank:
 
 @dataclass
 class _Route:
-    """The adapter of each row, and what the layers made of it."""
+    """The adapter of each row, and a cache of the masks and scales that each layer computed from it."""
 
     chosen: tuple[int, ...]
-    made: dict[tuple[str, int], tuple[Tensor, Tensor] | None] = field(default_factory=dict)
+    cache: dict[tuple[str, int], tuple[Tensor, Tensor] | None] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
 class _Wide:
-    """The adapters of one linear map.
+    """The adapters of one linear layer.
 
     Attributes:
-        prefix: of the map in state dicts.
-        a: [R, in], the A of every adapter that stands here, one below the other.
-        b: [out, R], their B, side by side.
+        prefix: prefix of the layer in state dicts.
+        a: [R, in], the A matrices of all adapters of this layer, concatenated by rows.
+        b: [out, R], their B matrices, concatenated by columns.
         owner: [R], the index of the adapter that a row of ``a`` belongs to.
-        scales: alpha / rank by index, and 0 for the base at the end; 0 for adapters that do not stand here.
+        scales: alpha / rank by adapter index; 0 for adapters that do not adapt this layer, and 0 for the base at the
+            end.
     """
 
     prefix: str
@@ -204,39 +205,39 @@ class _Wide:
     @staticmethod
     def of(prefix: str, adapters: Sequence[Adapter], module: nn.Module) -> "_Wide":
         place, dtype = _place(module)
-        there = [(index, adapter) for index, adapter in enumerate(adapters) if prefix in adapter.strengths]
+        present = [(index, adapter) for index, adapter in enumerate(adapters) if prefix in adapter.strengths]
         scales = [0.0] * (len(adapters) + 1)
-        for index, adapter in there:
+        for index, adapter in present:
             scales[index] = adapter.strengths[prefix].alpha / adapter.strengths[prefix].rank
         a, b = (
-            torch.cat([adapter.state[f"{prefix}.{side}.weight"].to(place, dtype) for _, adapter in there], dim=dim)
+            torch.cat([adapter.state[f"{prefix}.{side}.weight"].to(place, dtype) for _, adapter in present], dim=dim)
             for side, dim in (("lora_a", 0), ("lora_b", 1))
         )
-        owner = [index for index, adapter in there for _ in range(adapter.strengths[prefix].rank)]
+        owner = [index for index, adapter in present for _ in range(adapter.strengths[prefix].rank)]
         return _Wide(prefix, a, b, torch.tensor(owner, device=place), torch.tensor(scales, device=place))
 
     def add(self, x: Tensor, output: Tensor, route: _Route) -> Tensor:
-        """``output`` and, for each row, what its adapter adds to it.
+        """Add to each row of ``output`` what the row's adapter computes.
 
         Raises:
             ModelError: if ``x`` has another number of rows than the route.
         """
         if x.shape[0] != len(route.chosen):
-            # a route of one row would be stretched over all of them, and nothing would say so
+            # a route of one row would silently be broadcast to all rows
             raise ModelError(f"{self.prefix}: a pass of {x.shape[0]} rows under a route of {len(route.chosen)}")
         key = (self.prefix, x.ndim)
-        if key not in route.made:
-            route.made[key] = self._of(route, x.ndim)
-        made = route.made[key]
-        if made is None:
+        if key not in route.cache:
+            route.cache[key] = self._of(route, x.ndim)
+        mask_and_scale = route.cache[key]
+        if mask_and_scale is None:
             return output
-        others, scale = made
+        others, scale = mask_and_scale
         h = F.linear(x, self.a).masked_fill(others, 0)
-        # the scale in fp32 and apart from the masks, as an adapter alone is scaled: bf16 then rounds the same
+        # the scale is in fp32 and apart from the mask, as for a single adapter, so that bf16 rounds in the same way
         return output + (scale * F.linear(h, self.b)).to(output.dtype)
 
     def _of(self, route: _Route, ndim: int) -> tuple[Tensor, Tensor] | None:
-        """(what is not the row's own [b, 1, R], its scale [b, 1, 1]), or None where no row has an adapter here."""
+        """(mask of what is not the row's adapter [b, 1, R], scale [b, 1, 1]); None if no row has an adapter here."""
         if not set(route.chosen) & set(self.owner.tolist()):
             return None
         chosen = torch.tensor(route.chosen, device=self.owner.device)
@@ -246,7 +247,7 @@ class _Wide:
 
 
 def _linear_maps(model: nn.Module) -> dict[str, nn.Module]:
-    """State-dict prefix -> linear map, plain, quantised or with an adapter of its own."""
+    """State-dict prefix -> linear layer: plain, quantised, or with LoRA."""
     keys = state_dict_names(model)
     return {
         keys[f"{name}.weight"].removesuffix(".weight"): module
@@ -256,7 +257,7 @@ def _linear_maps(model: nn.Module) -> dict[str, nn.Module]:
 
 
 def _place(module: Any) -> tuple[torch.device, torch.dtype]:
-    """Where a linear map computes, and in what type: of NF4 the one that it was made from."""
+    """Device and dtype in which a linear layer computes; for NF4 the dtype that it was quantised from."""
     return module.weight.device, module.weight.dtype
 
 
@@ -282,10 +283,10 @@ def _check(name: str, adapter: Adapter, modules: Mapping[str, nn.Module]) -> Non
             )
         out, wide = _size(modules[prefix])
         a, b = adapter.state[f"{prefix}.lora_a.weight"], adapter.state[f"{prefix}.lora_b.weight"]
-        found, fitting = (tuple(a.shape), tuple(b.shape)), ((strength.rank, wide), (out, strength.rank))
-        if found != fitting:
-            raise ModelError(f"adapter {name!r}: {prefix} has A and B of {found}, the model needs {fitting}")
-        # zero times infinity is not a number: it would reach the rows of every other adapter
+        shapes, expected = (tuple(a.shape), tuple(b.shape)), ((strength.rank, wide), (out, strength.rank))
+        if shapes != expected:
+            raise ModelError(f"adapter {name!r}: {prefix} has A and B of {shapes}, the model needs {expected}")
+        # zero times infinity is NaN, which would reach the rows of every other adapter
         if not (math.isfinite(strength.alpha) and a.isfinite().all() and b.isfinite().all()):
             raise ModelError(f"adapter {name!r}: {prefix} is not finite")
 

@@ -1,4 +1,4 @@
-"""Low-rank adapters as part of the weights that they adapt."""
+"""Low-rank adapters of a model: collect them, switch them off, and merge them into the weights."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -15,7 +15,7 @@ from medtune.models.common.names import is_adapter_key, state_dict_names
 
 @dataclass(frozen=True)
 class Strength:
-    """How a low-rank adapter is scaled: by ``alpha / rank``."""
+    """Rank and alpha of a low-rank adapter, which is scaled by ``alpha / rank``."""
 
     rank: int
     alpha: float
@@ -23,12 +23,12 @@ class Strength:
 
 @dataclass(frozen=True)
 class Adapter:
-    """The adapters of one trained model, apart from the model.
+    """The adapters of one trained model, separate from the model.
 
     Attributes:
         state: ``lora_a`` [rank, in] and ``lora_b`` [out, rank] by state-dict key.
-        strengths: state-dict prefix of each adapted linear map -> its rank and alpha.
-        whole: tensors that were trained whole beside the adapters, by state-dict key.
+        strengths: state-dict prefix of each adapted linear layer -> its rank and alpha.
+        whole: tensors that were fully trained in addition to the adapters, by state-dict key.
     """
 
     state: StateDict
@@ -37,7 +37,7 @@ class Adapter:
 
 
 def adapter_of(model: nn.Module) -> Adapter:
-    """The adapters that a model holds now, without a copy; what else was trained is not among them."""
+    """The current adapters of a model, not copied. Other trained tensors are not included."""
     layers = adapted_layers(model)
     state = {
         f"{prefix}.{side}.weight": getattr(layer, side).weight.detach()
@@ -48,7 +48,7 @@ def adapter_of(model: nn.Module) -> Adapter:
 
 
 def adapted_layers(model: nn.Module) -> dict[str, LoRALinear]:
-    """State-dict prefix -> linear map that carries an adapter."""
+    """State-dict prefix -> linear layer that carries an adapter."""
     keys = state_dict_names(model)
     return {
         keys[f"{name}.lora_a.weight"].removesuffix(".lora_a.weight"): module
@@ -59,10 +59,11 @@ def adapted_layers(model: nn.Module) -> dict[str, LoRALinear]:
 
 @contextmanager
 def adapters_off(model: nn.Module) -> Iterator[None]:
-    """Within the context every low-rank adapter of a model adds nothing: what it computes is its base, to the bit.
+    """Switch every low-rank adapter of a model off within the context.
 
-    Nothing is copied or moved, so a frozen reference costs no memory. There are no gradients within: activation
-    checkpointing would run the layers again in the backward pass, when the adapters are back.
+    The model then computes what its base model computes, bit for bit. Nothing is copied or moved, so a frozen reference
+    costs no memory. Gradients are off within the context, because activation checkpointing would run the layers again
+    in the backward pass, after the adapters were switched on again.
 
     Args:
         model: any module; sharded and compiled layers are switched too. Without adapters nothing changes.
@@ -99,13 +100,13 @@ def merge_adapters(state: StateDict, model: nn.Module) -> StateDict:
 
 
 def round_to_nf4(state: StateDict, model: nn.Module) -> StateDict:
-    """The base weights that a QLoRA run trained on: those kept as NF4 go there and back, the others stay.
+    """The base weights that a QLoRA run trained on: NF4 weights are quantised and dequantised, the others stay.
 
-    An adapter learns beside the rounded weights, so it is merged into them and not into the exact ones.
+    The adapter was trained on the rounded weights, so it must be merged into these and not into the exact weights.
 
     Args:
         state: dense weights by state-dict key, in the dtype of the run; not changed.
-        model: says which weights are NF4 and in what blocks; may live on the meta device.
+        model: its NF4 weights and their block sizes are used; may live on the meta device.
     """
     keys = state_dict_names(model)
     rounded = dict(state)

@@ -1,4 +1,4 @@
-"""Adapter tensors between torchtune's names and PEFT's, for any family that can name its linear maps in both."""
+"""Conversion of adapter tensors between torchtune's names and PEFT's, for any family that knows both."""
 
 from collections.abc import Callable, Iterator, Mapping
 
@@ -10,7 +10,7 @@ from medtune.models.common.family import StateDict
 PREFIX = "base_model.model."
 SIDES = (("lora_a", "lora_A"), ("lora_b", "lora_B"))
 Reorder = Callable[[str, Tensor], Tensor]
-"""``(torchtune's key, tensor) -> tensor``: rows in the order of the layout that is wanted."""
+"""``(torchtune's key, tensor) -> tensor``: puts the rows into the order of the target layout."""
 
 
 def to_peft(state: StateDict, modules: Mapping[str, str], reorder: Reorder) -> StateDict:
@@ -18,11 +18,11 @@ def to_peft(state: StateDict, modules: Mapping[str, str], reorder: Reorder) -> S
 
     Args:
         state: adapter tensors by state-dict key, ``lora_a`` [rank, in] and ``lora_b`` [out, rank].
-        modules: torchtune's prefix -> name in transformers, of every linear map that can carry an adapter.
+        modules: torchtune's prefix -> name in transformers, of every linear layer that can carry an adapter.
         reorder: puts a tensor's rows into the published order.
 
     Raises:
-        ModelError: if a tensor is no adapter of one of ``modules``.
+        ModelError: if a tensor is not an adapter of one of ``modules``.
     """
     names = {ours: f"{PREFIX}{theirs}" for ours, theirs in _pairs(modules)}
     refuse(state.keys() - names.keys())
@@ -36,24 +36,24 @@ def from_peft(
 
     Args:
         state: tensors as PEFT saves them.
-        modules: as there.
-        disk_name: brings names of any version of transformers to one form.
+        modules: as for :func:`to_peft`.
+        disk_name: converts the names of any version of transformers to one form.
         reorder: puts a tensor's rows into torchtune's order.
 
     Raises:
-        ModelError: as there.
+        ModelError: as for :func:`to_peft`.
     """
     keys = {disk_name(theirs): ours for ours, theirs in _pairs(modules)}
-    found = {name: disk_name(name.removeprefix(PREFIX)) for name in state}
-    refuse({name for name, plain in found.items() if plain not in keys})
-    return {keys[plain]: reorder(keys[plain], state[name]) for name, plain in found.items()}
+    plain_names = {name: disk_name(name.removeprefix(PREFIX)) for name in state}
+    refuse({name for name, plain in plain_names.items() if plain not in keys})
+    return {keys[plain]: reorder(keys[plain], state[name]) for name, plain in plain_names.items()}
 
 
 def refuse(unknown: set[str]) -> None:
-    """Stop where tensors belong to no map.
+    """Raise an error if tensors belong to no linear layer of the model.
 
     Raises:
-        ModelError: naming the first.
+        ModelError: if there are such tensors; the message names the first.
     """
     if unknown:
         raise ModelError(

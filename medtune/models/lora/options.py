@@ -1,4 +1,4 @@
-"""Where low-rank adapters go, and how large they are: for every family."""
+"""Options of low-rank adapters for every family: which layers carry them, and their rank and scale."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
@@ -30,26 +30,29 @@ _PER_PART = ("rank", "alpha", "dropout", "attn_modules", "mlp", "output")
 
 @dataclass(frozen=True)
 class AdapterOptions:
-    """Adapters of a model (LoRA, Hu et al. 2021; QLoRA, Dettmers et al. 2023). Each family says which parts take them.
+    """Options of a model's adapters (LoRA, Hu et al. 2021; QLoRA, Dettmers et al. 2023).
 
-    Every part takes the options as they stand here, except where ``parts`` is a mapping and says otherwise, as in
+    Each family defines which of its parts can carry adapters. The options apply to every part; if ``parts`` is a
+    mapping, it can override them for a part, as in
     ``{"vision": {"rank": 32, "alpha": 64}, "decoder": {"rank": 128, "alpha": 256}}``; see :meth:`for_part`.
 
     Attributes:
         known_parts: parts that can be adapted.
-        without_effect: part -> options that mean nothing there and are refused.
-        attn_modules: of ``q_proj``, ``k_proj``, ``v_proj``, ``output_proj``.
-        parts: of ``known_parts``, or a mapping from them to what differs there: any of ``rank``, ``alpha``,
-            ``dropout``, ``attn_modules``, ``mlp``, ``output``.
+        without_effect: part -> options that have no effect there and are rejected.
+        attn_modules: attention projections that carry adapters, some of ``q_proj``, ``k_proj``, ``v_proj``,
+            ``output_proj``.
+        parts: some of ``known_parts``, or a mapping from a part to the options that differ there: any of ``rank``,
+            ``alpha``, ``dropout``, ``attn_modules``, ``mlp``, ``output``.
         mlp: adapters in the MLPs too.
-        output: adapters on the decoder's last linear map too.
+        output: adapters on the decoder's output layer too.
         rank: rank of each adapter.
         alpha: scale of each adapter, divided by its rank.
         dropout: dropout before each adapter.
-        quantize_base: keep the linear maps of adapted parts as NF4.
+        quantize_base: keep the linear layers of adapted parts as NF4.
 
     Raises:
-        ModelError: if a part, a module or an option is unknown, none is named, or a number is out of range.
+        ModelError: if a part, a module or an option is unknown, no part or module is named, or a number is out of
+            range.
     """
 
     known_parts: ClassVar[tuple[str, ...]] = ("decoder",)
@@ -118,7 +121,7 @@ class AdapterOptions:
         return replace(self, parts=(part,), **self._overrides(part)) if part in self.parts else None
 
     def same_as(self, other: "AdapterOptions | None") -> bool:
-        """Whether another part's options differ from these in nothing but the part."""
+        """Whether another part's options equal these, apart from the part itself."""
         names = [field.name for field in fields(self) if field.name != "parts"]
         return other is not None and all(getattr(self, name) == getattr(other, name) for name in names)
 
@@ -138,15 +141,15 @@ class AdapterOptions:
 def linear(
     wide: int, out: int, lora: AdapterOptions | None, *, adapted: bool, bias: bool, quantize: bool | None = None
 ) -> nn.Module:
-    """A linear map: plain, with an adapter, or frozen in NF4 beside maps that carry one.
+    """Build a linear layer: plain, with an adapter, or frozen in NF4 next to layers with adapters.
 
     Args:
         wide: size of the input.
         out: size of the output.
-        lora: options of the part that the map stands in, or None where it carries no adapters.
-        adapted: whether this map carries one.
-        bias: whether the map has a bias.
-        quantize: NF4; None is what the options say.
+        lora: options of the part that the layer belongs to; None if the part carries no adapters.
+        adapted: whether this layer carries an adapter.
+        bias: whether the layer has a bias.
+        quantize: whether the base weight is NF4; None takes the options' value.
     """
     if lora is None:
         return nn.Linear(wide, out, bias=bias)
@@ -159,13 +162,13 @@ def linear(
 
 
 def adapt(owner: nn.Module, name: str, lora: AdapterOptions, *, adapted: bool) -> None:
-    """Put an adapted or quantised linear map in the place of a plain one; its values are drawn anew.
+    """Replace a plain linear layer by an adapted or quantised one, with newly initialised values.
 
     Args:
-        owner: the module that holds the map.
-        name: of the map in it.
+        owner: the module that holds the layer.
+        name: attribute name of the layer in it.
         lora: options of the part.
-        adapted: whether the map carries an adapter.
+        adapted: whether the layer carries an adapter.
     """
     plain = getattr(owner, name)
     if adapted or lora.quantize_base:

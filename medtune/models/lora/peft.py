@@ -1,4 +1,4 @@
-"""Adapters in PEFT's format, written and read without PEFT: it refuses the torchao that torchtune needs."""
+"""Adapters in PEFT's format, written and read without PEFT, which rejects torchtune's version of torchao."""
 
 import json
 from collections.abc import Mapping
@@ -29,22 +29,22 @@ def save_peft(
 ) -> Path:
     """Write ``adapter_model.safetensors`` and ``adapter_config.json``, as ``PeftModel.from_pretrained`` reads them.
 
-    The config names every adapted module in full, because self- and cross-attention cannot be told apart by the last
-    part of a name. It is written last: a folder without it is not an adapter.
+    The config names every adapted module in full, because the last part of a name does not distinguish self-attention
+    from cross-attention. It is written last: a folder without it is not an adapter.
 
     Args:
         adapters: every adapter tensor of the model by state-dict key, on the CPU, and nothing else.
         model: gives family, rank, alpha and dropout of each adapter; may live on the meta device.
-        out_dir: made if need be.
+        out_dir: created if needed.
         base: path or hub name of the base weights, which goes into the config.
-        whole: tensors that were trained whole beside the adapters, for ``modules_to_save``.
+        whole: tensors that were fully trained in addition to the adapters, for ``modules_to_save``.
 
     Returns:
         ``out_dir``.
 
     Raises:
         ModelError: if the model has no adapters, the family has no PEFT layout, tensors are missing or left over, or
-            PEFT has no place for ``whole``.
+            PEFT cannot store ``whole``.
     """
     return write_peft(peft_files(adapters, model, base, whole=whole), out_dir)
 
@@ -76,7 +76,7 @@ def peft_files(
 
 
 def write_peft(files: tuple[StateDict, dict[str, Any]], out_dir: str | Path) -> Path:
-    """Write what :func:`peft_files` made, the config last."""
+    """Write what :func:`peft_files` returned, the config last."""
     tensors, config = files
     out = Path(out_dir)
     out.mkdir(parents=True, exist_ok=True)
@@ -87,22 +87,22 @@ def write_peft(files: tuple[StateDict, dict[str, Any]], out_dir: str | Path) -> 
 
 
 def read_peft(folder: str | Path, family: ModelFamily) -> Adapter:
-    """Read an adapter folder of PEFT's, whoever wrote it and wherever in the model its adapters stand.
+    """Read an adapter folder in PEFT's format, written by any tool, with adapters anywhere in the model.
 
     Args:
         folder: holds ``adapter_config.json`` and ``adapter_model.safetensors``.
-        family: of the model that the adapter is for.
+        family: family of the model that the adapter belongs to.
 
     Raises:
-        ModelError: if files are missing or torn, the adapter is of a kind other than plain LoRA, or a tensor is not of
-            this model.
+        ModelError: if files are missing or damaged, the adapter is not a plain LoRA adapter, or a tensor does not
+            belong to this model.
     """
     _, from_peft = _layout(family)
     folder = Path(folder)
     config = read_config(folder)
     file = folder / WEIGHTS_NAME
     try:
-        # beside an adapter of lm_head PEFT also saves the frozen weight that it stands on
+        # with an adapter on lm_head PEFT also saves the frozen weight that it adapts
         tensors = {name: tensor for name, tensor in load_file(file).items() if ".base_layer." not in name}
     except (SafetensorError, OSError) as error:
         raise ModelError(f"{file} cannot be read ({error}); pickled adapters are not read") from error
@@ -122,19 +122,19 @@ def read_peft(folder: str | Path, family: ModelFamily) -> Adapter:
 
 
 def load_peft(folder: str | Path, model: nn.Module) -> StateDict:
-    """Read an adapter folder of PEFT's, whoever wrote it, for a model that was built with adapters in the same places.
+    """Read an adapter folder in PEFT's format for a model that was built with adapters on the same layers.
 
     Args:
         folder: holds ``adapter_config.json`` and ``adapter_model.safetensors``.
         model: the model that the adapters are for; may live on the meta device.
 
     Returns:
-        State-dict key -> tensor, on the CPU, ready for ``load_state_dict(..., strict=False)``: the adapters, and what
-        was trained whole beside them.
+        State-dict key -> tensor, on the CPU, ready for ``load_state_dict(..., strict=False)``: the adapters and
+        the fully trained tensors.
 
     Raises:
-        ModelError: if files are missing or torn, the adapter is of a kind that the model cannot hold, a rank or an
-            alpha is another, or tensors are missing or left over.
+        ModelError: if files are missing or damaged, the model cannot hold this kind of adapter, a rank or an alpha
+            differs, or tensors are missing or left over.
     """
     adapter = read_peft(folder, model.family)  # type: ignore[arg-type]
     _check_names(adapter.state, model, str(folder))
@@ -183,11 +183,11 @@ def _check_shapes(state: StateDict, expected: Mapping[str, torch.Size], where: s
             raise ModelError(f"{where}: {key} is {list(tensor.shape)}, the model has {have}")
 
 
-def _check_strengths(found: Mapping[str, Strength], model: nn.Module, where: str) -> None:
+def _check_strengths(strengths: Mapping[str, Strength], model: nn.Module, where: str) -> None:
     for prefix, layer in adapted_layers(model).items():
-        there, here = found[prefix], Strength(layer.rank, float(layer.alpha))
+        given, expected = strengths[prefix], Strength(layer.rank, float(layer.alpha))
         for name, key, builder in (("rank", "r", "lora_rank"), ("alpha", "lora_alpha", "lora_alpha")):
-            a, b = getattr(there, name), getattr(here, name)
+            a, b = getattr(given, name), getattr(expected, name)
             if a != b:
                 raise ModelError(
                     f"{where}: the adapter has {key}={a:g}, the model {b:g}; set model.{builder}, or what lora_parts "

@@ -1,4 +1,4 @@
-"""``adapter_config.json`` of PEFT: rank and alpha of every module, and the kinds of adapters that are not read."""
+"""``adapter_config.json`` of PEFT: rank and alpha of every module, and the kinds of adapters that are rejected."""
 
 import json
 import re
@@ -13,7 +13,7 @@ from medtune.errors import ModelError
 from medtune.models.lora.merge import Strength
 
 CONFIG_NAME = "adapter_config.json"
-# What changes an adapter's formula beyond W + (alpha / r) B A, or the model that it stands on.
+# Options that change the formula W + (alpha / r) B A of an adapter, or its base model.
 _OTHER_KINDS = (
     "use_dora",
     "use_rslora",
@@ -28,22 +28,22 @@ _OTHER_KINDS = (
     "target_parameters",
     "trainable_token_indices",
 )
-# Starts that take something away from the base weights, so that the adapter does not belong to the published ones.
-_MOVED_BASES = ("pissa", "olora", "corda", "loftq")
+# Initialisations that change the base weights, so that the adapter does not fit the published weights.
+_CHANGED_BASES = ("pissa", "olora", "corda", "loftq")
 
 
 def strengths_config(layers: Mapping[str, LoRALinear]) -> dict[str, Any]:
     """Rank, alpha and dropout of each module as PEFT's config holds them.
 
-    The commonest rank and alpha are the adapter's; modules of another kind are listed by their full names in
-    ``rank_pattern`` and ``alpha_pattern``. PEFT knows one dropout, which matters in training only: that of the
-    commonest kind.
+    The most frequent combination of rank, alpha and dropout gives the values of the whole adapter. Modules with another
+    rank or alpha are listed by their full names in ``rank_pattern`` and ``alpha_pattern``. PEFT has a single dropout
+    for all modules; dropout matters in training only.
 
     Args:
-        layers: name in the published model -> linear map with an adapter.
+        layers: name in the published model -> linear layer with an adapter.
 
     Raises:
-        ModelError: if there are none.
+        ModelError: if there are no layers.
     """
     if not layers:
         raise ModelError("the model has no adapters")
@@ -70,7 +70,7 @@ def read_config(folder: Path) -> dict[str, Any]:
         folder: holds ``adapter_config.json``.
 
     Raises:
-        ModelError: if the file cannot be read or the adapter is of another kind, which is named.
+        ModelError: if the file cannot be read or the adapter is of another kind; the message names the kind.
     """
     file = folder / CONFIG_NAME
     try:
@@ -83,7 +83,7 @@ def read_config(folder: Path) -> dict[str, Any]:
     if config.get("bias", "none") != "none":
         special.append("bias")
     start = config.get("init_lora_weights")
-    if isinstance(start, str) and start.startswith(_MOVED_BASES):
+    if isinstance(start, str) and start.startswith(_CHANGED_BASES):
         special.append(f"init_lora_weights={start}")
     if special:
         raise ModelError(f"{folder}: an adapter with {', '.join(special)} cannot be read; merge it in PEFT")
@@ -94,12 +94,12 @@ def strength_of(config: Mapping[str, Any], module: str, folder: Path) -> Strengt
     """Rank and alpha of one module, looked up as PEFT does: the first pattern that matches the end of its name.
 
     Args:
-        config: of the adapter.
+        config: config of the adapter.
         module: its name in the model that the adapter was trained on.
         folder: for messages.
 
     Raises:
-        ModelError: if a pattern is no regular expression, or rank or alpha are no numbers.
+        ModelError: if a pattern is not a regular expression, or rank or alpha is not a number.
     """
     try:
         rank = _lookup(config.get("rank_pattern") or {}, module, config.get("r"))
@@ -110,7 +110,7 @@ def strength_of(config: Mapping[str, Any], module: str, folder: Path) -> Strengt
 
 
 def _lookup(patterns: Mapping[str, Any], module: str, otherwise: Any) -> Any:
-    if module in patterns:  # the usual case, and that of files of ours
+    if module in patterns:  # the usual case, and always the case in files that medtune wrote
         return patterns[module]
     matches = (value for pattern, value in patterns.items() if re.match(rf"(.*\.)?({pattern})$", module))
     return next(matches, otherwise)

@@ -1,4 +1,4 @@
-"""What was trained whole beside the adapters: PEFT's ``modules_to_save``."""
+"""Tensors that were fully trained in addition to the adapters: PEFT's ``modules_to_save``."""
 
 from collections.abc import Collection
 
@@ -12,14 +12,14 @@ from medtune.models.lora.names import PREFIX
 
 
 def whole_to_peft(whole: StateDict, model: nn.Module, adapted: Collection[str]) -> tuple[StateDict, list[str]]:
-    """Tensors that were trained whole, in PEFT's names.
+    """Convert fully trained tensors to PEFT's names.
 
-    PEFT saves modules, not tensors, so every tensor of a module that is named must be there.
+    PEFT saves modules, not tensors, so every tensor of a named module must be present.
 
     Args:
         whole: by state-dict key, on the CPU.
         model: gives shapes and family; may live on the meta device.
-        adapted: names in the published model of the linear maps that carry an adapter.
+        adapted: names in the published model of the linear layers that carry an adapter.
 
     Returns:
         The tensors by their names in ``adapter_model.safetensors``, and the full names of the modules.
@@ -36,10 +36,10 @@ def whole_to_peft(whole: StateDict, model: nn.Module, adapted: Collection[str]) 
 
 
 def whole_from_peft(state: StateDict, family: ModelFamily) -> StateDict:
-    """The inverse: tensors of ``modules_to_save`` by state-dict key.
+    """The inverse of :func:`whole_to_peft`: tensors of ``modules_to_save`` by state-dict key.
 
     Raises:
-        ModelError: if one is not of this model.
+        ModelError: if a tensor does not belong to this model.
     """
     plain = {name.removeprefix(PREFIX).replace(".modules_to_save.", "."): tensor for name, tensor in state.items()}
     try:
@@ -49,18 +49,18 @@ def whole_from_peft(state: StateDict, family: ModelFamily) -> StateDict:
 
 
 def _published(whole: StateDict, model: nn.Module) -> StateDict:
-    """Every tensor of the model by its name in a live published model; those not in ``whole`` have no values."""
+    """Every tensor of the model by its name in a live published model; those not in ``whole`` are meta tensors."""
     family: ModelFamily = model.family  # type: ignore[assignment]
     shapes = expected_shapes(model)
     state = {
         key: whole[key] if key in whole else torch.empty(shapes[key], device="meta") for key in sorted(family.tensors)
     }
-    strange = sorted(whole.keys() - state.keys())
-    if strange:
-        raise ModelError(f"{strange[0]} is no tensor of {family.name}, which an adapter could hold; use --to hf")
+    unknown = sorted(whole.keys() - state.keys())
+    if unknown:
+        raise ModelError(f"{unknown[0]} is no tensor of {family.name}, which an adapter could hold; use --to hf")
     try:
         return {family.live_name(name): tensor for name, tensor in family.tune_to_hf(state).items()}
-    except (RuntimeError, NotImplementedError) as error:  # values beside none in one published tensor
+    except (RuntimeError, NotImplementedError) as error:  # a published tensor would join real and meta tensors
         raise ModelError(
             "what was trained beside the adapters is only a part of a published tensor, which PEFT saves whole; use "
             "--to hf"
@@ -70,7 +70,7 @@ def _published(whole: StateDict, model: nn.Module) -> StateDict:
 def _modules(trained: Collection[str], others: Collection[str], adapted: Collection[str]) -> list[str]:
     owners = sorted({name.rpartition(".")[0] for name in trained})
     chosen: list[str] = []
-    for owner in owners:  # sorted, so that a module comes before what it holds
+    for owner in owners:  # sorted, so that a module comes before its submodules
         if any(owner.startswith(f"{outer}.") for outer in chosen):
             continue
         chosen.append(owner)

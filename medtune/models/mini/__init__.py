@@ -1,4 +1,4 @@
-"""Models of Llama-3.2-Vision's and of InternVL's shape, small enough for a laptop, with their own tokenizer."""
+"""Models of the Llama-3.2-Vision, InternVL and LLaVA architectures for a laptop, with their own tokenizer."""
 
 from medtune.models.mini._internvl import lora_mini_internvl, mini_internvl, qlora_mini_internvl
 from medtune.models.mini._internvl_transform import mini_internvl_transform

@@ -38,12 +38,12 @@ def _shape(
         dim=embed_dim,
         layers=decoder_layers,
         heads=heads,
-        kv_heads=heads,  # with fewer, NF4 could not hold the key and value maps of a width of 128
+        kv_heads=heads,  # with fewer, the key and value layers would be too small for NF4 at width 128
         mlp_dim=scale_hidden_dim_for_mlp(embed_dim),
-        # as in InternVL, the image token is part of the vocabulary; the tokenizer counts without it
+        # as in InternVL, the image token is part of the vocabulary; the tokenizer's vocab_size excludes it
         vocab_size=vocab_size + 1,
         image_id=vocab_size,
-        # where train_mini_tokenizer puts them
+        # the ids that train_mini_tokenizer gives them
         bos_id=vocab_size - 7,
         eos_id=vocab_size - 6,
         pad_id=vocab_size - 5,
@@ -54,7 +54,7 @@ def _shape(
 
 
 def _initialise(model: EarlyFusionVLM) -> EarlyFusionVLM:
-    """Weights to train from: image features begin as large as embedded words, so that neither drowns the other."""
+    """Initial weights for training: image features begin as large as embedded words, so that neither dominates."""
     for module in model.modules():
         if isinstance(module, nn.Embedding):
             nn.init.normal_(module.weight, std=_EMBEDDING_STD)
@@ -80,10 +80,10 @@ def mini_internvl(
     layer_scale: float = 1.0,
     layout: Layout = "hf",
 ) -> EarlyFusionVLM:
-    """A small model of InternVL's shape, from torch's global random state.
+    """A small model of InternVL's architecture, initialised from torch's global random state.
 
     Args:
-        vocab_size: the tokenizer's ``vocab_size``; the embedding table has one row more, the image token's.
+        vocab_size: the tokenizer's ``vocab_size``; the embedding table has one more row, for the image token.
         image_size: side of a tile in pixels.
         patch_size: side of a patch in pixels; a tile gives (image_size / patch_size / 2)^2 features.
         embed_dim: width of encoder and decoder.
@@ -92,7 +92,7 @@ def mini_internvl(
         heads: attention heads everywhere.
         decoder: ``internlm2`` or ``qwen2``.
         max_seq_len: longest text, image tokens included.
-        layer_scale: value of the vision transformer's layer scales before training; the 0.1 of InternViT is meant for
+        layer_scale: value of the vision transformer's layer scales before training; InternViT's 0.1 is meant for
             many layers.
         layout: published layout of exports, ``original`` or ``hf``.
     """
@@ -127,8 +127,8 @@ def lora_mini_internvl(
     """A mini InternVL with low-rank adapters, the only trainable parameters until a recipe names more.
 
     Arguments as for :func:`mini_internvl` and, for the adapters,
-    :func:`medtune.models.internvl.lora_internvl2_2b`. With ``quantize_base`` each adapted linear map needs at least
-    16,384 weights, so ``embed_dim`` 128 or more.
+    :func:`medtune.models.internvl.lora_internvl2_2b`. With ``quantize_base`` each adapted linear layer needs at least
+    16,384 weights, so ``embed_dim`` must be 128 or more.
     """
     shape = _shape(
         vocab_size, image_size, patch_size, embed_dim, vision_layers, decoder_layers, heads, decoder, max_seq_len,

@@ -1,4 +1,4 @@
-"""The transform of a mini InternVL: the mini tokenizer, Llama-3's chat layout, InternVL's tiling."""
+"""The transform of a mini InternVL: the mini tokenizer, Llama-3's chat format, InternVL's tiling."""
 
 from pathlib import Path
 
@@ -22,8 +22,8 @@ def mini_internvl_transform(
     Args:
         path: ``tokenizer.json`` or its folder.
         image_size: side of a tile in pixels.
-        max_num_tiles: the most tiles of one image; with more than one a thumbnail is added.
-        max_seq_len: the most tokens of one sample, image tokens included.
+        max_num_tiles: maximum number of tiles of one image; with more than one a thumbnail is added.
+        max_seq_len: maximum number of tokens of one sample, image tokens included.
         patch_size: side of a patch in pixels.
     """
     tokenizer = MiniTokenizer(path)

@@ -39,13 +39,13 @@ def _shape(
         dim=embed_dim,
         layers=decoder_layers,
         heads=heads,
-        kv_heads=heads,  # with fewer, NF4 could not hold the key and value maps of a width of 128
+        kv_heads=heads,  # with fewer, the key and value layers would be too small for NF4 at width 128
         intermediate_dim=None,
-        # transformers embeds the image token before it replaces it, so it has a row; the tokenizer counts without it
+        # transformers embeds the image token before replacing it, so it has a row; vocab_size excludes it
         vocab_size=vocab_size + 1,
         image_id=vocab_size,
         max_seq_len=max_seq_len,
-        # where train_mini_tokenizer puts them
+        # the ids that train_mini_tokenizer gives them
         bos_id=vocab_size - 7,
         eos_id=vocab_size - 6,
         pad_id=vocab_size - 5,
@@ -53,7 +53,7 @@ def _shape(
 
 
 def _initialise(model: EarlyFusionVLM) -> EarlyFusionVLM:
-    """Weights to train from: image features begin about as large as embedded words, so neither drowns the other."""
+    """Initial weights for training: image features begin about as large as embedded words; neither dominates."""
     nn.init.normal_(model.decoder.tok_embeddings.weight, std=_EMBEDDING_STD)
     projection: Any = model.encoder.projection
     first, _, second = projection
@@ -74,14 +74,14 @@ def mini_llava(
     heads: int = 4,
     max_seq_len: int = 1024,
 ) -> EarlyFusionVLM:
-    """A small model of LLaVA's shape, from torch's global random state.
+    """A small model of LLaVA's architecture, initialised from torch's global random state.
 
     Args:
         vocab_size: the tokenizer's ``vocab_size``.
         image_size: side of the image in pixels.
         patch_size: side of a patch in pixels; each patch is one token.
         embed_dim: width of vision transformer and decoder.
-        vision_layers: depth of the vision transformer; as in CLIP and LLaVA, the last layer is there and not used.
+        vision_layers: depth of the vision transformer; as in CLIP and LLaVA, the last layer exists but is not used.
         decoder_layers: depth of the decoder.
         heads: attention heads everywhere.
         max_seq_len: longest text, image tokens included.
@@ -113,7 +113,7 @@ def lora_mini_llava(
     """A mini model with low-rank adapters, the only trainable parameters.
 
     Arguments as for :func:`mini_llava` and, for the adapters, :func:`medtune.models.llava.lora_llava1_5_7b`. With
-    ``quantize_base`` each adapted linear map needs at least 16,384 weights, so ``embed_dim`` 128 or more.
+    ``quantize_base`` each adapted linear layer needs at least 16,384 weights, so ``embed_dim`` must be 128 or more.
     """
     shape = _shape(
         vocab_size, image_size, patch_size, embed_dim, vision_layers, decoder_layers, heads, max_seq_len
@@ -138,7 +138,7 @@ def mini_llava_transform(
     Args:
         path: ``tokenizer.json`` or its folder.
         image_size: side of the image in pixels.
-        max_seq_len: the most tokens of one sample, image tokens included.
+        max_seq_len: maximum number of tokens of one sample, image tokens included.
         patch_size: side of a patch in pixels.
         resize: see :class:`medtune.models.llava.SquareTiler`.
     """

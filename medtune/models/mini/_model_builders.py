@@ -40,10 +40,10 @@ def _shape(
         layers=decoder_layers,
         fusion_interval=fusion_interval,
         heads=heads,
-        kv_heads=heads,  # with fewer, NF4 could not hold the key and value maps of a width of 128
+        kv_heads=heads,  # with fewer, the key and value layers would be too small for NF4 at width 128
         intermediate_dim=None,
         vocab_size=vocab_size,
-        # where train_mini_tokenizer puts them
+        # the ids that train_mini_tokenizer gives them
         bos_id=vocab_size - 7,
         eos_id=vocab_size - 6,
         pad_id=vocab_size - 5,
@@ -53,7 +53,7 @@ def _shape(
 
 
 def _initialise(model: DeepFusionVLM, gate_init: float) -> DeepFusionVLM:
-    """Weights to train from: open gates (published models start from a text model, with closed ones)."""
+    """Initial weights for training: open gates (published models start from a text model with closed gates)."""
     for module in model.modules():
         if isinstance(module, TanhGate):
             nn.init.constant_(module.scale, gate_init)
@@ -78,7 +78,7 @@ def mini_vlm(
     hf_rows: bool = False,
     gate_init: float = 0.5,
 ) -> DeepFusionVLM:
-    """A small model of Llama-3.2-Vision's shape, from torch's global random state.
+    """A small model of Llama-3.2-Vision's architecture, initialised from torch's global random state.
 
     Args:
         vocab_size: the tokenizer's ``vocab_size``.
@@ -88,9 +88,9 @@ def mini_vlm(
         vision_layers: depth of the vision transformer.
         decoder_layers: depth of the decoder.
         heads: attention heads everywhere.
-        fusion_interval: a fusion layer stands before every so many decoder layers.
+        fusion_interval: a fusion layer is placed before every ``fusion_interval``-th decoder layer.
         projection_layers: depth of the projection's transformer.
-        max_num_tiles: the most tiles of one image, and what ``checkpoint`` mode pads to.
+        max_num_tiles: maximum number of tiles of one image, to which ``checkpoint`` mode pads.
         max_seq_len: longest text.
         encoder_mode: see :class:`medtune.models.llama3_2_vision.VisionEncoder`.
         hf_rows: transformers' rule for text before the first image.
@@ -130,8 +130,8 @@ def lora_mini_vlm(
     """A mini model with low-rank adapters, the only trainable parameters.
 
     Arguments as for :func:`mini_vlm` and, for the adapters,
-    :func:`medtune.models.llama3_2_vision.lora_llama3_2_vision_11b`. With ``quantize_base`` each adapted linear map
-    needs at least 16,384 weights, so ``embed_dim`` 128 or more.
+    :func:`medtune.models.llama3_2_vision.lora_llama3_2_vision_11b`. With ``quantize_base`` each adapted linear layer
+    needs at least 16,384 weights, so ``embed_dim`` must be 128 or more.
     """
     shape = _shape(
         vocab_size, image_size, patch_size, embed_dim, vision_layers, decoder_layers, heads, fusion_interval,

@@ -1,4 +1,4 @@
-"""A small byte-level BPE tokenizer with Llama-3's special tokens, and how it is made."""
+"""A small byte-level BPE tokenizer with Llama-3's special tokens, and its training."""
 
 from collections.abc import Iterable
 from pathlib import Path
@@ -15,15 +15,15 @@ from medtune.models.llama3_2_vision._transform import PLACEHOLDER
 
 _IMAGE = "<|image|>"
 _BYTES = 256
-# A hyphenated word is one piece. A capital letter by itself is one without the space before it: the letter of an option
-# is the same token in "\nA. big", "[A or B]" and "is A.", so that a model can copy it.
+# A hyphenated word is one piece. A single capital letter is a piece without the space before it, so that the letter of
+# an option is the same token in "\nA. big", "[A or B]" and "is A.", and a model can copy it.
 _WORDS = r" ?[A-Za-z]{2,}(?:-[A-Za-z]+)*| ?[a-z]|[A-Z]| ?[0-9]| ?[^\sA-Za-z0-9]|\n+|\s"
 
 
 class MiniTokenizer(JsonTokenizer):
     """The tokenizer of a mini model: a ``tokenizer.json`` made by :func:`train_mini_tokenizer`.
 
-    ``image_id`` equals the decoder's ``vocab_size``: the image token lives in the second embedding table, as in
+    ``image_id`` equals the decoder's ``vocab_size``: the image token is in the second embedding table, as in
     Llama-3.2-Vision.
 
     Args:
@@ -42,16 +42,17 @@ class MiniTokenizer(JsonTokenizer):
 def train_mini_tokenizer(texts: Iterable[str], vocab_size: int, out_dir: str | Path) -> MiniTokenizer:
     """Learn a byte-level BPE from texts. The same texts give the same file.
 
-    Ids: bytes and merges, reserved tokens if the texts yield fewer merges than asked for, the placeholder character,
+    Ids: bytes and merges, reserved tokens if the texts yield fewer merges than requested, the placeholder character,
     seven special tokens, and at ``vocab_size`` the image token.
 
     Args:
-        texts: what the tokenizer shall write shortly; any other text is still written, byte by byte.
-        vocab_size: of the decoder, special tokens included and the image token not.
+        texts: texts that the tokenizer shall encode in few tokens; any other text is encoded too, byte by byte if
+            needed.
+        vocab_size: size of the decoder's vocabulary, including special tokens but not the image token.
         out_dir: folder for ``tokenizer.json``.
 
     Raises:
-        ModelError: if ``vocab_size`` does not hold the bytes and special tokens.
+        ModelError: if ``vocab_size`` is too small for the bytes and special tokens.
     """
     in_vocab = [token for token in SPECIAL_TOKENS if token != _IMAGE]
     room = vocab_size - len(in_vocab) - 1
@@ -65,7 +66,7 @@ def train_mini_tokenizer(texts: Iterable[str], vocab_size: int, out_dir: str | P
     tokenizer.train_from_iterator(texts, trainer)
     reserved = [f"<|reserved_special_token_{i}|>" for i in range(room - tokenizer.get_vocab_size())]
     tokenizer.add_special_tokens(reserved)
-    # an added token is cut out before BPE runs, so that neighbours can never merge with it
+    # an added token is split off before BPE runs, so that its neighbours never merge with it
     tokenizer.add_tokens([AddedToken(PLACEHOLDER, normalized=False)])
     tokenizer.add_special_tokens([*in_vocab, _IMAGE])
     folder = Path(out_dir)

@@ -20,8 +20,8 @@ def mini_transform(
     Args:
         path: ``tokenizer.json`` or its folder.
         image_size: side of a tile in pixels.
-        max_num_tiles: the most tiles of one image.
-        max_seq_len: the most tokens of one sample.
+        max_num_tiles: maximum number of tiles of one image.
+        max_seq_len: maximum number of tokens of one sample.
         patch_size: side of a patch in pixels.
         resize: ``squash`` (default for one tile) or ``pad`` (default for several).
     """

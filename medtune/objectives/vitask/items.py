@@ -1,4 +1,4 @@
-"""The data side of VITask: the picture for the task-specific model, and another picture as the negative."""
+"""The data of VITask: the image for the task-specific model, and another image as the negative."""
 
 import hashlib
 import random
@@ -23,12 +23,12 @@ Pixels = Callable[[Image.Image], Tensor]
 
 
 def question_key(sample: Sample) -> int:
-    """64 bits of what a negative must share: the user's words and the number of images."""
+    """A 64-bit hash of what a negative must have in common: the user's words and the number of images."""
     return _key([str(len(sample.images)), *(turn.content for turn in sample.messages if turn.role == "user")])
 
 
 def response_key(sample: Sample) -> int:
-    """64 bits of what a negative must not share: the assistant's words."""
+    """A 64-bit hash of what must differ in a negative: the assistant's words."""
     return _key([turn.content.strip() for turn in sample.messages if turn.role == "assistant"])
 
 
@@ -41,14 +41,16 @@ def _key(texts: Sequence[str]) -> int:
 
 
 class NegativeIndex:
-    """Which samples answer a question otherwise: 24 bytes a row, no image opened.
+    """Finds samples with the same question and another response. It needs 24 bytes per row and opens no image.
 
     Args:
         source: The samples.
-        usable: Positions of those that may serve; None takes all rows that are samples, while they are being checked.
+        usable: Positions of the samples that may be negatives; None, during the data check, takes all rows that can be
+            read.
 
     Raises:
-        DataError: If no question has two different responses, so that no sample has a negative; not with None.
+        DataError: If no question has two different responses, so that no sample has a negative; not if ``usable`` is
+            None.
     """
 
     def __init__(self, source: SampleSource, usable: np.ndarray | None) -> None:
@@ -89,22 +91,22 @@ def _keys(source: SampleSource, usable: np.ndarray | None) -> Iterator[tuple[int
         except DataError:
             if usable is not None:
                 raise
-            continue  # the check names it
+            continue  # the data check reports this sample
         yield question_key(sample), response_key(sample), index
 
 
 @dataclass(frozen=True)
 class VITaskItems(SampleItems):
-    """A sample's item with the task-specific model's pixels, and its negative's item.
+    """A sample's item, with the pixels for the task-specific model and the item of its negative.
 
-    A negative is the sample's own conversation with the images of another sample.
+    A negative is the conversation of the sample with the images of another sample.
 
     Attributes:
         sample_transform: As for :class:`medtune.data.items.SampleItems`.
-        pixels: The task-specific model's transform; None where there are no exemplars.
+        pixels: The task-specific model's transform; None if there are no exemplars.
         negatives: ``sampled`` draws from the whole set, ``roll`` takes the next row of the micro-batch; None takes
             none.
-        index: Of the samples, for ``sampled``.
+        index: The index of the samples, for ``sampled``.
     """
 
     pixels: Pixels | None
@@ -115,7 +117,7 @@ class VITaskItems(SampleItems):
         """Make the item; see :class:`medtune.data.items.SampleItems`.
 
         Raises:
-            DataError: also if the sample has no image for the task-specific model.
+            DataError: as there, and if the sample has no image for the task-specific model.
         """
         sample = source[index]
         images = source.open_images(sample)
@@ -131,10 +133,10 @@ class VITaskItems(SampleItems):
         return item
 
     def measure(self, source: SampleSource, index: int, rng: random.Random, transform: Any) -> tuple[Row, ...]:
-        """The sample's row, and its negative's, whose image tokens are another image's.
+        """The row of the sample, and the row of its negative, which has the image tokens of another image.
 
         Raises:
-            DataError: As making the item does, as far as no image needs to be opened for it.
+            DataError: For the same reasons as making the item, except those for which an image must be opened.
         """
         sample = source[index]
         shown = self.sample_transform(sample, rng)
@@ -142,13 +144,13 @@ class VITaskItems(SampleItems):
         row = measured_row(source, shown, source.image_sizes(sample), transform)
         if self.pixels is not None:
             self._check_image(source, sample)
-        found = self.index.draw(sample, rng) if self.index is not None else None
-        if found is None:
+        drawn = self.index.draw(sample, rng) if self.index is not None else None
+        if drawn is None:
             return (row,)
-        other = source[found]
+        other = source[drawn]
         try:
             return row, measured_row(source, _with_images(shown, other), source.image_sizes(other), transform, True)
-        except DataError:  # its images have more tiles, or cannot be read, which the check says of the other sample
+        except DataError:  # the other images have more tiles, or cannot be read (reported for the other sample)
             return (row,)
 
     def _check_image(self, source: SampleSource, sample: Sample) -> None:
@@ -161,27 +163,30 @@ class VITaskItems(SampleItems):
     def _negative(
         self, source: SampleSource, sample: Sample, shown: Sample, rng: random.Random, transform: Any
     ) -> dict[str, Any] | None:
-        found = None if self.index is None else self.index.draw(sample, rng)
-        if found is None:
+        drawn = None if self.index is None else self.index.draw(sample, rng)
+        if drawn is None:
             return None
-        other = source[found]
+        other = source[drawn]
         try:
             return dict(transform(_with_images(shown, other), source.open_images(other)))
         except SampleTooLong:  # the other image has more tiles
             return None
 
     def blank(self, item: dict[str, Any]) -> dict[str, Any]:
-        """Return the item with every label ignored, the negative's too."""
+        """Return the item with all labels ignored, including those of the negative."""
         blank = super().blank(item)
         return {**blank, "negative": super().blank(item["negative"])} if item.get("negative") else blank
 
     def collate(self, items: list[dict[str, Any]], transform: Any) -> dict[str, Any]:
-        """Return the transform's batch, and beside it as far as the stage asks for them.
+        """Return the transform's batch, with further keys if the stage needs them.
 
-        ``exemplar_pixels`` [b, 3, h, w], or ``exemplar_features`` [b, k, d_tsm] where they are known; ``contrasted``
-        [b], True where a sample has a negative; for negatives of the batch ``partner`` [b], the row of each one's; for
-        sampled ones ``negative``, a dict of ``tokens``, ``labels`` and ``vision_mask``, and their images in ``vision``
-        or ``features``, whose second b rows they are. A sample without a negative has itself in its place.
+        - ``exemplar_pixels`` [b, 3, h, w], or ``exemplar_features`` [b, k, d_tsm] if they were computed before;
+        - ``contrasted`` [b], True where a sample has a negative;
+        - ``partner`` [b], for negatives from the batch: the row of each sample's negative;
+        - ``negative``, for sampled negatives: a dict of ``tokens``, ``labels`` and ``vision_mask``. Their images are
+          the second b rows of ``vision`` or ``features``.
+
+        A sample without a negative takes its own item as negative.
         """
         if self.negatives is None:
             batch = transform.collate(items)
@@ -208,10 +213,10 @@ def _exemplar(image: Image.Image | EncodedPicture, pixels: Pixels) -> dict[str, 
 
 
 def _next_rows(items: list[dict[str, Any]]) -> tuple[Tensor, Tensor]:
-    """The row after each one, and whether its images can be the negative of a row.
+    """For each row, the next row, and whether the images of that row can be its negative.
 
-    They can if the question is the same, the response another, and the images have as many tiles, so that the row's own
-    tokens fit them.
+    They can if the question is the same, the response is another, and the images have the same number of tiles, so that
+    they fit the tokens of the row.
     """
     partner = [(row + 1) % len(items) for row in range(len(items))]
     fits = [_is_negative(items[row], items[other]) for row, other in enumerate(partner)]

@@ -23,37 +23,38 @@ from medtune.objectives.vitask.passes import Pass, Run, joint_states, packed_sta
 
 NEGATIVES = ("sampled", "roll")
 PASSES = ("packed", "joint", "separate")
-PLANNED_WIDTH = 768  # of ViT-B's features
+PLANNED_WIDTH = 768  # feature width of a ViT-B
 
 
 class VITask(Objective):
     """``L_Van + L_EP + alpha L_RDA`` in stage ``align``, ``+ beta L_CRT`` with a frozen connector in ``contrast``.
 
-    Without exemplars and without CRT the two stages would be one and the same; there is then one, ``tune``, of the
-    run's length, which is plain visual instruction tuning.
+    Without exemplars and without CRT the two stages would be equal. There is then one stage, ``tune``, of the run's
+    length; this is plain visual instruction tuning.
 
     Args:
         tsm: Folder of the task-specific model, as ``recipes/tsm.py`` writes it. Not needed without exemplars.
-        exemplar: Features of the image in the task-specific model that enter as tokens: ``cls`` its class token
-            (EP_cls), ``all`` its patch tokens (EP_all), ``replace`` its patch tokens instead of the model's own image
-            features (EP_rep), ``none``.
+        exemplar: Features of the task-specific model that are inserted as tokens: ``cls`` its class token (EP_cls),
+            ``all`` its patch tokens (EP_all), ``replace`` its patch tokens in place of the model's own image features
+            (EP_rep), or ``none``.
         alpha: Weight of response distribution alignment (Eq. 3); 0 leaves it out.
-        rda: ``{detach: false}`` is the variant RDA* (Fig. 3), whose gradient reaches the teacher too; the teacher is
-            detached otherwise.
+        rda: ``{detach: false}`` is the variant RDA* (Fig. 3), whose gradient also reaches the teacher; otherwise the
+            teacher is detached.
         beta: Weight of contrastive response tuning (Eq. 5); 0 leaves its pass out.
-        negatives: ``sampled`` draws the negative image from the whole set; ``roll`` takes that of the next row of the
-            micro-batch, where it fits, which encodes no further image.
-        align_epochs: Epochs of the first stage; 0 leaves it out. The second has the run's length.
-        align_steps: Steps of the first stage; wins over ``align_epochs``.
-        connector_learning_rate: Rate of the connector; None takes the run's.
-        passes: How a step's passes run, with the same numbers. ``packed``: those without and with exemplar in one row,
-            where they share what comes before the exemplar, image tokens included; where images are no tokens, or the
-            row does not fit into the model, it is ``joint``. ``joint``: as one batch. ``separate``: one by one.
-        chunk_tokens: Response tokens whose logits are held at once, those of all passes; 0 holds all.
+        negatives: ``sampled`` draws the negative image from the whole set; ``roll`` takes the image of the next row of
+            the micro-batch if it fits, so that no further image is encoded.
+        align_epochs: Epochs of the first stage; 0 leaves it out. The second stage has the run's length.
+        align_steps: Steps of the first stage; takes precedence over ``align_epochs``.
+        connector_learning_rate: Learning rate of the connector; None takes the run's.
+        passes: How the passes of a step are run; the results are the same. ``packed``: the passes without and with
+            exemplar in one row, where they share the tokens before the exemplar, including image tokens; it falls back
+            to ``joint`` if images are not tokens or the row does not fit into the model. ``joint``: as one batch.
+            ``separate``: one after the other.
+        chunk_tokens: Response tokens, over all passes, whose logits are in memory at once; 0 takes all.
 
     Raises:
-        ValueError: For an unknown variant, a negative weight, a length below 0, exemplars without ``tsm``, or an
-            alpha without exemplars.
+        ValueError: For an unknown variant, a negative weight or length, exemplars without ``tsm``, or an alpha
+            without exemplars.
     """
 
     def __init__(
@@ -100,7 +101,7 @@ class VITask(Objective):
         return self.exemplar != "none"
 
     def companions(self) -> dict[str, Companion]:
-        """The task-specific model, where exemplars are asked for."""
+        """The task-specific model, if exemplars are used."""
         if not self.has_exemplars or self.tsm_path is None:
             return {}
         return {"tsm": Companion("the task-specific model", self.tsm_path, load_tsm)}
@@ -110,9 +111,9 @@ class VITask(Objective):
         return self.beside.get("tsm")
 
     def bind(self, model: Any, transform: Any, seed: int) -> None:
-        """Make the connector from the task-specific model's features to the word embeddings.
+        """Create the connector from the task-specific model's features to the word embeddings.
 
-        Where a run is planned and the task-specific model is not here, the connector is as wide as for a ViT-B.
+        If a run is only planned and the task-specific model is absent, the connector has the width for a ViT-B.
         """
         self._image_id, self._placeholder_id = transform.image_id, transform.placeholder_id
         self._pad_id = transform.pad_id
@@ -125,12 +126,12 @@ class VITask(Objective):
         return "cls" if self.exemplar == "cls" else "all"
 
     def parts(self) -> dict[str, list[str]]:
-        """The connector is a part of its own; without exemplars it is empty."""
+        """The connector is a separate part; without exemplars the part is empty."""
         connector = self.connector
         return {"connector": [] if connector is None else [f"connector.{n}" for n, _ in connector.named_parameters()]}
 
     def stages(self, trainable: tuple[str, ...], epochs: int, steps: int | None) -> list[Stage]:
-        """Stage 1 with the connector, stage 2 without it and with CRT (the paper's framework, Eq. 7)."""
+        """Stage 1 trains the connector; stage 2 freezes it and adds CRT (the paper's framework, Eq. 7)."""
         if not self.has_exemplars and self.beta == 0:
             return [Stage("tune", trainable, epochs, steps)]
         stages = [Stage("contrast", trainable, epochs, steps)]
@@ -142,16 +143,17 @@ class VITask(Objective):
         return stages
 
     def items(self, source: SampleSource, usable: np.ndarray | None, stage: Stage) -> Items:
-        """Samples with the task-specific model's pixels and, in stage ``contrast``, their negatives.
+        """Samples with the pixels for the task-specific model and, in stage ``contrast``, their negatives.
 
         Raises:
-            DataError: If the task-specific model was trained for another task, or no sample has a negative; not while
-                samples are still being checked.
+            DataError: If the task-specific model was trained for another task, or no sample has a negative; not during
+                the data check.
         """
         if not self.has_exemplars and self.beta == 0:
             return SampleItems(self.sample_transform())
         contrast = self._contrasts(stage)
-        if self._tsm is not None and usable is not None and (contrast or self.beta == 0):  # once: align may come before
+        # With CRT the task is checked for stage `contrast` only: `align`, which may come first, has the same data.
+        if self._tsm is not None and usable is not None and (contrast or self.beta == 0):
             check_task(self._tsm, source, usable)
         index = NegativeIndex(source, usable) if contrast else None
         return VITaskItems(
@@ -162,15 +164,15 @@ class VITask(Objective):
         )
 
     def _contrasts(self, stage: Stage) -> bool:
-        """CRT, and the images that it needs, belong to the second stage."""
+        """Whether a stage has CRT and its negative images: only the second one, if ``beta`` is above 0."""
         return stage.name == "contrast" and self.beta > 0
 
     def begin_stage(self, stage: Stage) -> None:
-        """Tell the forward pass whether this stage has CRT."""
+        """Note whether this stage has CRT, for the forward pass."""
         self.contrast = self._contrasts(stage)
 
     def export(self, folder: Path) -> None:
-        """Write the connector, with which ``predict`` gives exemplars to the tuned model."""
+        """Write the connector, which ``predict`` needs to give exemplars to the tuned model."""
         if self.connector is not None and self.tsm_path is not None:
             record = ExemplarRecord(self.exemplar, self.tsm_path)  # type: ignore[arg-type]
             save_exemplars(folder / "exemplar", self.connector, record)
@@ -178,8 +180,8 @@ class VITask(Objective):
     def forward(self, model: Any, batch: dict[str, Any]) -> StepOutput:
         """Eq. 7 on one micro-batch. The weight is the number of response tokens, for all terms.
 
-        ``batch`` may hold ``features`` (of ``vision``, as the model's encoder gives them) and ``exemplar_features`` (as
-        the task-specific model gives them); what is there is not computed.
+        If ``batch`` holds ``features`` (the output of the model's encoder for ``vision``) or ``exemplar_features`` (the
+        output of the task-specific model), they are used and not computed again.
         """
         passes = self._passes(model, batch)
         plain = passes[0]
@@ -209,19 +211,19 @@ class VITask(Objective):
         return StepOutput(loss_sum, counted.sum(), metrics)
 
     def _run(self, model: Any, passes: list[Pass]) -> Run:
-        """How these passes run: packed where the beginning is shared and both parts fit into the model."""
+        """The function that runs these passes: packed if they share a beginning and both fit into the model."""
         if self.passes == "separate":
             return separate_states
         early = passes[0].rows.vision_mask.dim() == 2
-        length = sum(one.rows.tokens.shape[1] for one in passes[:2])
+        length = sum(single.rows.tokens.shape[1] for single in passes[:2])
         shared = self.passes == "packed" and self.exemplar in ("cls", "all")
         return packed_states if shared and early and length <= model.decoder.max_seq_len else joint_states
 
     def _passes(self, model: Any, batch: dict[str, Any]) -> list[Pass]:
-        """Without exemplar, with it, with the negative image: as many of them as the stage needs."""
-        everything = batch["features"] if "features" in batch else model.encode(batch["vision"])
+        """The passes that the stage needs: without exemplar, with exemplar, with the negative image."""
+        features = batch["features"] if "features" in batch else model.encode(batch["vision"])
         rows = TokenRows(batch["tokens"], batch["vision_mask"], batch["labels"])
-        own = everything[: len(rows.tokens)]
+        own = features[: len(rows.tokens)]  # sampled negatives are in the rows after these
         passes = [Pass(rows, own)]
         if self.connector is not None:
             exemplars = self.exemplar_features(batch)
@@ -231,7 +233,7 @@ class VITask(Objective):
         elif self.contrast:
             text = batch["negative"]
             negative = TokenRows(text["tokens"], text["vision_mask"], text["labels"])
-            passes.append(Pass(negative, everything[len(own) :]))
+            passes.append(Pass(negative, features[len(own) :]))
         return passes
 
     def _with_places(self, rows: TokenRows, count: int) -> TokenRows:
@@ -245,13 +247,13 @@ class VITask(Objective):
         )
 
     def exemplar_features(self, batch: dict[str, Any]) -> Tensor:
-        """Features of the frozen task-specific model, [b, k, d_tsm]; one forward pass a batch, without gradients."""
+        """Features of the frozen task-specific model, [b, k, d_tsm]; one forward pass per batch, without gradients."""
         if "exemplar_features" in batch:
             return batch["exemplar_features"]
-        return self._look(batch["exemplar_pixels"])
+        return self._tsm_features(batch["exemplar_pixels"])
 
     @torch.no_grad()
-    def _look(self, pixels: Tensor) -> Tensor:
+    def _tsm_features(self, pixels: Tensor) -> Tensor:
         assert self._tsm is not None
         device = next(self._tsm.parameters()).device
         return self._tsm.features(pixels.to(device), tokens=self._tokens)
@@ -262,14 +264,16 @@ class VITask(Objective):
             return None
         transform = self._tsm.transform
         settings = {"tokens": self._tokens, **transform.settings()}
-        return AuxiliaryEncoder(self.tsm_path, settings, transform.pixels, self._look)
+        return AuxiliaryEncoder(self.tsm_path, settings, transform.pixels, self._tsm_features)
 
 
 def check_task(tsm: TaskModel, source: SampleSource, usable: np.ndarray) -> None:
-    """Refuse a task-specific model of another task than the samples', as far as they name theirs in ``meta``.
+    """Refuse a task-specific model of another task than that of the samples. Samples name their task in ``meta``.
+
+    Samples that name no task are accepted.
 
     Raises:
-        DataError: Naming the data, and what both know.
+        DataError: Naming the data, and the classes of both.
     """
     seen = set()
     for index in usable:
@@ -287,7 +291,7 @@ def check_task(tsm: TaskModel, source: SampleSource, usable: np.ndarray) -> None
 
 
 def _detached(rda: Any) -> bool:
-    """Read the key ``rda``: whether the teacher is left out of RDA's gradient."""
+    """Read the key ``rda``: whether the teacher is detached, so that RDA's gradient does not reach it."""
     if rda is None:
         return True
     if not isinstance(rda, Mapping) or list(rda) != ["detach"] or not isinstance(rda["detach"], bool):

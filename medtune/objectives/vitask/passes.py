@@ -1,4 +1,4 @@
-"""How the passes of a VITask step run: without exemplar, with it, with the negative image."""
+"""Runs the forward passes of a VITask step: without exemplar, with exemplar, and with the negative image."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -19,7 +19,7 @@ class Pass:
     """One run of the language model.
 
     Attributes:
-        rows: Text, and what it sees.
+        rows: The tokens, and the image features that each may attend to.
         features: Image features, [b, s_e, d].
         exemplars: Embeddings for the rows' placeholders, [b * k, d].
     """
@@ -38,29 +38,29 @@ def joint_states(model: Any, passes: list[Pass], pad_id: int) -> tuple[Tensor, T
     Raises:
         ModelError: If the passes' responses differ.
     """
-    width = max(one.rows.tokens.shape[1] for one in passes)
-    rows = [widen(one.rows, width, pad_id) for one in passes]
+    width = max(run.rows.tokens.shape[1] for run in passes)
+    texts = [widen(run.rows, width, pad_id) for run in passes]
     replace = None
-    exemplars = [one.exemplars for one in passes if one.exemplars is not None]
+    exemplars = [run.exemplars for run in passes if run.exemplars is not None]
     if exemplars:
-        replace = torch.cat([_placeholders(one) for one in rows]), torch.cat(exemplars)
+        replace = torch.cat([_placeholders(text) for text in texts]), torch.cat(exemplars)
     hidden = model.hidden(
-        torch.cat([one.tokens for one in rows]),
-        torch.cat([one.features for one in passes]),
-        vision_mask=torch.cat([one.vision_mask for one in rows]),
+        torch.cat([text.tokens for text in texts]),
+        torch.cat([run.features for run in passes]),
+        vision_mask=torch.cat([text.vision_mask for text in texts]),
         replace=replace,
     ).flatten(0, 1)
-    found = [response_rows(one.labels) for one in rows if one.labels is not None]
-    same_response([targets for _, targets in found])
-    places = torch.cat([places + number * rows[0].tokens.numel() for number, (places, _) in enumerate(found)])
-    return hidden.index_select(0, places).unflatten(0, (len(passes), -1)), found[0][1]
+    responses = [response_rows(text.labels) for text in texts if text.labels is not None]
+    same_response([targets for _, targets in responses])
+    places = torch.cat([places + number * texts[0].tokens.numel() for number, (places, _) in enumerate(responses)])
+    return hidden.index_select(0, places).unflatten(0, (len(passes), -1)), responses[0][1]
 
 
 def packed_states(model: Any, passes: list[Pass], pad_id: int) -> tuple[Tensor, Tensor]:
-    """What :func:`joint_states` gives, the first two passes in the same rows (:mod:`medtune.models.common.branches`).
+    """As :func:`joint_states`, with the first two passes in the same rows (:mod:`medtune.models.common.branches`).
 
-    What they share, the image's tokens among it, ends where the exemplar begins. A further pass runs by itself: in
-    those rows' width it would be padding for a good part.
+    They share all tokens before the exemplar, including the image tokens. A further pass runs separately: at the width
+    of the packed rows, a large part of it would be padding.
     """
     plain, prompted, *others = passes
     assert prompted.exemplars is not None and prompted.rows.placeholders is not None
@@ -74,25 +74,25 @@ def packed_states(model: Any, passes: list[Pass], pad_id: int) -> tuple[Tensor, 
         mask=packed.mask,
         input_pos=packed.input_pos,
     ).flatten(0, 1)
-    found = [packed.supervised(branch) for branch in (1, 2)]
-    places, targets = torch.cat([places for places, _ in found]), [targets for _, targets in found]
+    responses = [packed.supervised(branch) for branch in (1, 2)]
+    places, targets = torch.cat([places for places, _ in responses]), [targets for _, targets in responses]
     same_response(targets)
     states = hidden.index_select(0, places).unflatten(0, (2, -1))
     if others:
-        more, asked = separate_states(model, others, pad_id)
-        same_response([targets[0], asked])
-        states = torch.cat([states, more])
+        more_states, more_targets = separate_states(model, others, pad_id)
+        same_response([targets[0], more_targets])
+        states = torch.cat([states, more_states])
     return states, targets[0]
 
 
 def separate_states(model: Any, passes: list[Pass], pad_id: int) -> tuple[Tensor, Tensor]:
-    """What :func:`joint_states` gives, one pass after the other."""
+    """As :func:`joint_states`, with one pass after the other."""
     states, targets = [], []
-    for one in passes:
-        replace = None if one.exemplars is None else (_placeholders(one.rows), one.exemplars)
-        hidden = model.hidden(one.rows.tokens, one.features, vision_mask=one.rows.vision_mask, replace=replace)
-        assert one.rows.labels is not None
-        places, target = response_rows(one.rows.labels)
+    for run in passes:
+        replace = None if run.exemplars is None else (_placeholders(run.rows), run.exemplars)
+        hidden = model.hidden(run.rows.tokens, run.features, vision_mask=run.rows.vision_mask, replace=replace)
+        assert run.rows.labels is not None
+        places, target = response_rows(run.rows.labels)
         states.append(hidden.flatten(0, 1).index_select(0, places))
         targets.append(target)
     same_response(targets)

@@ -1,4 +1,4 @@
-"""What a generator asks of a model and of its transform; every family of :mod:`medtune.models` answers to it."""
+"""Interfaces that a generator needs of a model and its transform; all families of :mod:`medtune.models` have them."""
 
 from collections.abc import Iterator, Sequence
 from typing import Any, Protocol, Self
@@ -12,7 +12,7 @@ from medtune.data.sample import Sample
 
 
 class AnswerModel(Protocol):
-    """A VLM whose images are encoded once and whose decoder can keep keys and values."""
+    """A VLM with a separate image encoder and a decoder that can cache keys and values."""
 
     training: bool
 
@@ -44,15 +44,15 @@ class AnswerModel(Protocol):
     def setup_caches(
         self, batch_size: int, dtype: torch.dtype, *, encoder_max_seq_len: int, decoder_max_seq_len: int
     ) -> None:
-        """Make caches for keys and values, on the default device."""
+        """Create the key-value caches, on the default device."""
         ...
 
     def caches_are_setup(self) -> bool:
-        """Whether there are caches."""
+        """Whether the caches exist."""
         ...
 
     def modules(self) -> Iterator[nn.Module]:
-        """The modules, among them the attention layers that got caches."""
+        """The modules, including the attention layers that hold caches."""
         ...
 
 
@@ -68,7 +68,7 @@ class PromptTransform(Protocol):
     def __call__(
         self, sample: Sample, images: Sequence[Image.Image | EncodedPicture], *, inference: bool = False
     ) -> dict[str, Any]:
-        """Tokens and tiles of one sample; an encoded picture's tiles are taken as they are."""
+        """Tokens and tiles of one sample; the tiles of an already encoded image are used unchanged."""
         ...
 
     def collate(self, items: list[dict], pad_side: Any = "right") -> dict[str, Any]:
@@ -84,5 +84,5 @@ class PromptTransform(Protocol):
         ...
 
     def token_count(self, sample: Sample) -> int:
-        """Tokens of a sample, at most, without opening its images."""
+        """Upper bound of a sample's number of tokens; the images are not opened."""
         ...
