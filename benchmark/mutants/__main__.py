@@ -14,7 +14,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from benchmark.mutants.baseline import Baseline, left_out_by_folder
+from benchmark.mutants.baseline import Baseline
 from benchmark.mutants.draw import draw, mutated
 from benchmark.mutants.forks import TIMED_OUT, changed, copy_checkout, forked, run_pytest, warm_up
 from benchmark.mutants.results import Results, equivalents, head_of
@@ -79,7 +79,6 @@ def run(results: Results, baseline: Baseline, again: bool, end: float) -> None:
 
 def _ask(results: Results, baseline: Baseline, mutant: Mutant, selection: int) -> None:
     tests = baseline.selection(mutant.place, more=selection == 2)
-    results.head |= {"tests": len(baseline.tests), "tests_left_out": left_out_by_folder(baseline.left_out)}
     known: tuple[str, dict[str, Any]] = ("survived", {"tests": 0})
     if tests:
         known = outcome(mutant, tests, baseline.tree, 30 + 4 * baseline.seconds(tests))

@@ -5,7 +5,7 @@ import hashlib
 import json
 import os
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -93,7 +93,6 @@ class Baseline:
         self.tree, self.folder = tree, folder
         folder.mkdir(parents=True, exist_ok=True)
         self.tests: dict[str, dict[str, Any]] = {}
-        self.left_out: list[str] = []
         self._measured: set[Path] = set()
         self._sources = ""
 
@@ -111,7 +110,6 @@ class Baseline:
             if kept.is_file():
                 found = json.loads(kept.read_text(encoding="utf-8"))
                 self.tests |= found["tests"]
-                self.left_out += found["left_out"]
 
     def files(self, package: str, more: bool) -> list[Path]:
         """The test files that are asked of a package's mutants."""
@@ -194,12 +192,3 @@ def _digest(paths: Sequence[Path]) -> str:
     for path in paths:
         found.update(path.read_bytes())
     return found.hexdigest()[:12]
-
-
-def left_out_by_folder(tests: Sequence[str]) -> Mapping[str, int]:
-    """How many tests each folder has that do not pass, or are skipped, on the sources as they are."""
-    counts: dict[str, int] = {}
-    for test in tests:
-        folder = test.split("/")[1]
-        counts[folder] = counts.get(folder, 0) + 1
-    return counts

@@ -18,8 +18,8 @@ def test_what_the_estimate_of_memory_is_of() -> None:
     for data, items, said in (
         (None, {"logits": 1e9}, f"batch 3 of {plan_module.ASSUMED_TOKENS} tokens (assumed); an estimate"),
         (measured, {"logits": 1e9}, "batch 3 of the longest samples; an estimate"),
-        (measured, {"weights": 1e9}, "batch 3 of pictures; an estimate"),
-        (None, {"weights": 1e9}, "batch 3 of pictures; an estimate"),
+        (measured, {"weights": 1e9}, "batch 3 of images; an estimate"),
+        (None, {"weights": 1e9}, "batch 3 of images; an estimate"),
     ):
         assert said in plan_module._memory_text(config, data, items)
 
