@@ -147,7 +147,7 @@ def test_outcomes_are_kept_while_the_change_is_the_same(tmp_path: Path) -> None:
     }  # fmt: skip
 
 
-def test_every_equivalent_mutant_has_a_reason_and_stands_in_the_sources(tmp_path: Path, checkout: Path) -> None:
+def test_every_equivalent_mutant_has_a_file_and_a_reason(tmp_path: Path, checkout: Path) -> None:
     listed = results.equivalents(checkout / "benchmark" / "mutants" / "equivalent.toml")
     for (name, _, after), reason in listed.items():
         assert (checkout / name).is_file() and len(reason) > 20, (name, after)
