@@ -87,8 +87,8 @@ FIGURES: dict[str, tuple[Figure, ...]] = {
 COMMANDS: dict[str, tuple[str, list[str]]] = {
     "train_step": ("--out", ["--rounds", "40"]),
     "vitask_step": ("--out", []),
-    "predict": ("--output", ["--clock", "processor", "--images", "16", "--shared-images", "2", "--rounds", "7"]),
-    "start": ("--out", ["--fresh-rows", "2500"]),
+    "predict": ("--output", ["--rounds", "7"]),
+    "start": ("--out", []),
     "data": ("--out", []),
 }
 """Benchmark -> the option that names its result, and the options that it is run with."""
