@@ -28,9 +28,9 @@ class Steps:
     def __init__(self, path: Path) -> None:
         self.trainer = trainer = Trainer(load_config(str(path), TrainConfig))
         trainer.setup()
-        last = len(trainer.clock.stages) - 1
+        last = len(trainer.progress.stages) - 1
         if last > 0:
-            trainer.step = trainer.clock.first_step(last)
+            trainer.step = trainer.progress.first_step(last)
             trainer._enter_stage(last)
         self.batches = next(iter(trainer.feed.epoch(0, 0)))
         self.device = trainer.runtime.device

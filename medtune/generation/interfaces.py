@@ -1,45 +1,18 @@
 """Interfaces that a generator needs of a model and its transform; all families of :mod:`medtune.models` have them."""
 
-from collections.abc import Iterator, Sequence
-from typing import Any, Protocol, Self
+from collections.abc import Sequence
+from typing import Any, Protocol
 
 import torch
 from PIL import Image
-from torch import Tensor, nn
 
 from medtune.data.features import EncodedPicture
 from medtune.data.sample import Sample
+from medtune.models.common.interface import VLM
 
 
-class AnswerModel(Protocol):
-    """A VLM with a separate image encoder and a decoder that can cache keys and values."""
-
-    training: bool
-
-    def encode(self, vision: dict[str, Tensor]) -> Tensor:
-        """Image embeddings ``[b, s_e, d]``."""
-        ...
-
-    def hidden(
-        self,
-        tokens: Tensor,
-        features: Tensor | None = None,
-        *,
-        vision_mask: Tensor | None = None,
-        replace: tuple[Tensor, Tensor] | None = None,
-        mask: Tensor | None = None,
-        input_pos: Tensor | None = None,
-    ) -> Tensor:
-        """Final hidden states ``[b, s, d]``."""
-        ...
-
-    def logits(self, hidden: Tensor) -> Tensor:
-        """Logits in fp32, ``[..., vocabulary]``."""
-        ...
-
-    def train(self, mode: bool = True) -> Self:
-        """Switch dropout on or off."""
-        ...
+class AnswerModel(VLM, Protocol):
+    """A VLM whose decoder can cache keys and values."""
 
     def setup_caches(
         self, batch_size: int, dtype: torch.dtype, *, encoder_max_seq_len: int, decoder_max_seq_len: int
@@ -49,10 +22,6 @@ class AnswerModel(Protocol):
 
     def caches_are_setup(self) -> bool:
         """Whether the caches exist."""
-        ...
-
-    def modules(self) -> Iterator[nn.Module]:
-        """The modules, including the attention layers that hold caches."""
         ...
 
 

@@ -85,14 +85,14 @@ class Trainer:
         self.held_out = self._feed(config.dataset_val, stages, shuffle=False) if config.dataset_val else None
         questions = QuestionSet(config, self.transform, runtime) if config.questions else None
         self.validation = Validation(config, self.held_out, questions)
-        self.clock = Progress(stages, self.feed.steps_per_epoch)
+        self.progress = Progress(stages, self.feed.steps_per_epoch)
         building.finish(self.model, config, runtime)
         self.offload = building.offloading(self.model, config, runtime)
         self._use_features(stages)
-        self.snapshots = Checkpointer(config, runtime, identity(config, self.feed, self.held_out))
+        self.checkpointer = Checkpointer(config, runtime, identity(config, self.feed, self.held_out))
         self._resume()
         self.telemetry = Telemetry(
-            self.folder, config.loggers, config, self.clock.total, self.step, active=runtime.is_main
+            self.folder, config.loggers, config, self.progress.total, self.step, active=runtime.is_main
         )
         if runtime.is_main:
             save_config(config, self.folder / "config.yaml")
@@ -114,7 +114,7 @@ class Trainer:
         self.lock = claim_run_folder(self.config)
 
     def _resume(self) -> None:
-        found = self.snapshots.newest(self._say)
+        found = self.checkpointer.newest(self._say)
         if found is None:
             return self._enter_stage(0)
         path, state = found
@@ -126,7 +126,7 @@ class Trainer:
         self._enter_stage(values["stage"])
         names = {id(parameter): name for name, parameter in self.trained.items()}
         optimization.restore_optimizer(self.optimizer, names, state.optimizer, values["optimizer_numbers"])
-        self._say(f"continuing {path.name} of {self.clock.total} steps")
+        self._say(f"continuing {path.name} of {self.progress.total} steps")
 
     def _say(self, message: str) -> None:
         if self.runtime.is_main:
@@ -149,17 +149,17 @@ class Trainer:
         # If some samples have no image, a part may get its first gradient late, but within one epoch.
         patience = WATCHED_STEPS if self.feed.checked.tiles.all() else max(WATCHED_STEPS, self.feed.steps_per_epoch)
         self.watch = GradientWatch({part: self.parts.names_of(part) for part in stage.trainable}, patience)
-        self._say(f"stage {stage.name}: {self.clock.length(index)} steps\n{self.parts.table(stage.trainable)}")
+        self._say(f"stage {stage.name}: {self.progress.length(index)} steps\n{self.parts.table(stage.trainable)}")
 
     @property
     def stage(self) -> Stage:
         """The stage of the next step."""
-        return self.clock.stages[self.stage_index]
+        return self.progress.stages[self.stage_index]
 
     @property
     def stage_over(self) -> bool:
         """Whether all steps of the stage are done."""
-        return self.step == self.clock.first_step(self.stage_index) + self.clock.length(self.stage_index)
+        return self.step == self.progress.first_step(self.stage_index) + self.progress.length(self.stage_index)
 
     # -- training -----------------------------------------------------------------------------------------------------
 
@@ -209,13 +209,13 @@ class Trainer:
 
     def _train(self) -> int:
         self._validate_if_due()  # a validation that a signal prevented
-        while self.step < self.clock.total and not self._gave_up:
-            position = self.clock.position(self.step)
+        while self.step < self.progress.total and not self._gave_up:
+            position = self.progress.position(self.step)
             if position.stage_index != self.stage_index:
                 self._enter_stage(position.stage_index)
             for batches in self.feed.epoch(position.epoch, position.epoch_step):
                 signal_number = self._optimizer_step(batches)
-                if signal_number and self.step < self.clock.total:
+                if signal_number and self.step < self.progress.total:
                     self._save()
                     return 128 + signal_number
                 self._validate_if_due()
@@ -255,8 +255,8 @@ class Trainer:
         self.watch.note(found[len(found) - len(reached) :])
         if self.config.clip_grad_norm is not None:
             optimization.clip_gradients(parameters, gradient_norm, self.config.clip_grad_norm)
-        stage_step = self.clock.position(self.step).stage_step
-        factor = rate_factor(self.config.schedule, stage_step, self.clock.length(self.stage_index))
+        stage_step = self.progress.position(self.step).stage_step
+        factor = rate_factor(self.config.schedule, stage_step, self.progress.length(self.stage_index))
         optimization.set_rates(self.optimizer, factor)
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
@@ -318,11 +318,11 @@ class Trainer:
     def _report_step(self, shown: dict[str, float], tokens: int, weight: float) -> None:
         rate = tokens / max(self.telemetry.elapsed(), 1e-9)
         self.telemetry.step(self.stage.name, {**shown, "tok/s": rate})
-        if self.step % self.config.log_every_steps and self.step != self.clock.total:
+        if self.step % self.config.log_every_steps and self.step != self.progress.total:
             return
         values = {
             "stage": self.stage.name,
-            "epoch": self.clock.position(self.step - 1).epoch,
+            "epoch": self.progress.position(self.step - 1).epoch,
             **shown,
             "weight": int(weight) if weight == int(weight) else weight,
             "tokens_per_second": round(rate, 1),
@@ -350,7 +350,7 @@ class Trainer:
         self.telemetry.log(self.step, {**result.row(), "stage": self.stage.name})
         value, higher = result.monitored(self.config, self.objective)
         better = False
-        if self.stage_index == len(self.clock.stages) - 1:
+        if self.stage_index == len(self.progress.stages) - 1:
             better = self.best.update(self.step, value, higher)
             if better and self.config.export != "none":
                 export_weights(self.model, self.config, self.runtime, self.folder / "best")
@@ -365,7 +365,7 @@ class Trainer:
         """Write a checkpoint of everything that may have changed since the start. A collective."""
         for skipped in self.runtime.gather(self.skipped):
             self.skipped |= skipped
-        trained = [part for stage in self.clock.stages[: self.stage_index + 1] for part in stage.trainable]
+        trained = [part for stage in self.progress.stages[: self.stage_index + 1] for part in stage.trainable]
         live = self.parts.select(self.parts.expand(trained))
         values = {
             "step": self.step,
@@ -375,7 +375,7 @@ class Trainer:
             "skipped": self.skipped,
         }
         model = {name: parameter for name, parameter in live.items() if name not in self.own}
-        self.snapshots.save(model, self.optimizer, self.objective, values)
+        self.checkpointer.save(model, self.optimizer, self.objective, values)
         self.telemetry.elapsed()
 
     def _finish(self, seconds: float) -> None:

@@ -13,8 +13,15 @@ from medtune.errors import ConfigError, DataError
 from medtune.evaluation.evaluation import evaluate, metric_rows, verdict_rows
 from medtune.evaluation.prediction import Prediction
 from medtune.evaluation.protocols.registry import plan_queries
-from medtune.evaluation.protocols.response_likelihood import ResponseLikelihood
-from medtune.evaluation.ranking import BINS, DEFINITIONS, Pairs, density, ranking_points, score_ranking
+from medtune.evaluation.protocols.response_likelihood import (
+    BINS,
+    DEFINITIONS,
+    Pairs,
+    ResponseLikelihood,
+    density,
+    ranking_points,
+    score_ranking,
+)
 from medtune.evaluation.swapped import contrast_images
 from medtune.models.mini import mini_internvl_transform
 from tests.evaluation.classes import BREAST, MAJORITY, answered, class_question, class_questions

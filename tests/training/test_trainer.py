@@ -76,7 +76,7 @@ def test_what_a_run_says_and_writes_of_its_steps(tmp_path: Path, monkeypatch: py
     first, second = (text for text, _ in said if text.startswith("stage "))
     assert first.startswith("stage warmup: 2 steps\npart ") and second.startswith("stage tune: 12 steps\npart ")
     assert all(flush for _, flush in said)
-    found = trainer.snapshots.newest(lambda message: None)
+    found = trainer.checkpointer.newest(lambda message: None)
     assert found is not None and found[1].values["step"] == 14 and found[1].values["skipped"] == {}
 
 
