@@ -9,6 +9,8 @@ import pytest
 import torch
 
 import medtune.training.trainer
+from medtune.errors import TrainingError
+from medtune.objectives.base import Objective
 from medtune.training.trainer import Trainer
 from tests.runs import LORA, SFT, tiny
 
@@ -80,3 +82,17 @@ def test_a_second_wait_would_be_seen(waits: list[str], monkeypatch: pytest.Monke
     )
     steps = run(tiny(tmp_path / "run", max_steps=1), waits, monkeypatch)
     assert all("made_up.py:wait" in step for step in steps)
+
+
+def test_a_weight_that_the_forward_pass_does_not_count_is_refused(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    original = Objective.weight
+    monkeypatch.setattr(Objective, "weight", lambda self, batch: original(self, batch) + 1)
+    trainer = Trainer(tiny(tmp_path / "run", **SFT, max_steps=1))
+    trainer.setup()
+    before = {name: parameter.detach().clone() for name, parameter in trainer.trained.items()}
+    with pytest.raises(TrainingError, match=r"SFT.weight counted .* the two must agree"):
+        trainer._optimizer_step(next(trainer.feed.epoch(0)))
+    assert all(torch.equal(parameter, before[name]) for name, parameter in trainer.trained.items())
+    trainer._close()
