@@ -6,7 +6,6 @@ from pathlib import Path
 
 import pytest
 
-from benchmark import demo_data
 from medtune.cli import demo
 from medtune.config import PACKAGE, resolve_path
 from medtune.config.composition import compose
@@ -96,12 +95,6 @@ def test_the_packaged_cells_are_small_complete_and_apart() -> None:
         assert set(archive.getnames()) == paths["train"] | paths["val"] | paths["test"]
     assert not (paths["train"] & paths["test"]), "a cell is in training and in the test"
     assert (WBCATT / "LICENSE.annotations").is_file() and "CC BY 4.0" in (WBCATT / "README.md").read_text()
-
-
-def test_the_packaged_cells_are_drawn_from_the_whole_set(medtune_data: Path) -> None:
-    for split in ("train", "val", "test"):
-        drawn = demo_data.draw(demo_data.read_rows(medtune_data / "wbcatt" / "annotations", split), split, 0)
-        assert demo_data.table(drawn) == (WBCATT / f"pbc_attr_v1_{split}.csv").read_bytes()
 
 
 def test_seeds_are_averaged_and_a_failing_variant_is_named(tmp_path: Path) -> None:
