@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from PIL import Image
 
 from medtune.cli import main as cli
 from medtune.config import CONFIGS, to_plain
@@ -192,6 +193,10 @@ def medtune(words: list[str], at: Workspace) -> None:
             return expect_no_weights(found) if large else expect_plan(found)
         if arguments.command in ("export", "report"):
             at.provide([word for word in words[2:] if word != str(arguments.out)], lora="peft" in words)
+        if arguments.command == "ask":
+            at.provide([arguments.model])
+            for name in arguments.rest[:-1]:
+                Image.new("RGB", (64, 64)).save(at.folder / name)
         if arguments.command == "cp":  # what a page shows as a file may be a copy made before
             (at.folder / arguments.destination).unlink(missing_ok=True) if arguments.destination.suffix else None
     said = at.run(words, lambda: cli.main(words[1:]), (0, 1) if words[1] == "doctor" else (0,))
