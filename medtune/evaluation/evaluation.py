@@ -130,6 +130,7 @@ def metric_rows(results: dict[str, Any]) -> list[dict[str, Any]]:
                     "unit": node["unit"],
                     "higher_is_better": node["higher_is_better"],
                     "definition": node["definition"],
+                    "caution": node.get("caution", ""),
                 }
             )
         elif isinstance(node, dict):
