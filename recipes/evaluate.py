@@ -6,7 +6,7 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from medtune.config import config_hash, recipe, to_plain
 from medtune.data.folders import claim
@@ -86,6 +86,7 @@ def main(config: EvaluateConfig) -> None:
         "seed": asked.seed,
         "config": to_plain(config),
         "config_hash": config_hash(config, ignore=("name", "output", "predictions")),
+        "leakage": leakage_of(prepared),
         "sha256": {"questions": file_sha256(questions), "predictions": [file_sha256(Path(path)) for path in paths]},
     }
     results = {**evaluation.results, "provenance": provenance}
@@ -95,6 +96,15 @@ def main(config: EvaluateConfig) -> None:
     write_whole(output / "results.json", json.dumps(results, indent=2, ensure_ascii=False) + "\n")
     print(summary_table([results]))
     print(f"results: {output / 'results.json'}")
+
+
+def leakage_of(prepared: Path) -> dict[str, Any] | None:
+    """Return what the manifest of the prepared data says about leakage between the splits; None if it says nothing."""
+    try:
+        known = json.loads((prepared / "manifest.json").read_text(encoding="utf-8")).get("leakage")
+    except (OSError, ValueError, AttributeError):
+        return None
+    return known if isinstance(known, dict) else None
 
 
 def settled(config: EvaluateConfig, files: Sequence[tuple[Path, Sequence[Prediction]]]) -> tuple[EvaluateConfig, Asked]:

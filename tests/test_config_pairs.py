@@ -1,4 +1,4 @@
-"""A model is asked on images of the quality that it was trained on: configs of one data set agree on how images look."""
+"""A model is asked on images like those that it was trained on: configs of one data set agree on how images look."""
 
 import inspect
 from pathlib import Path
@@ -97,6 +97,7 @@ def test_data_are_checked_on_the_images_that_training_reads(configs):
     roots = {config["output_dir"]: config.get("image_root") for name, config in configs.items()
              if name.startswith("prepare/")}  # fmt: skip
     trained = {name: (roots.get(data_set(config["dataset"])), config["dataset"]["image_root"])
-               for name, config in configs.items() if data_set(config.get("dataset")) and not is_mini(name)}  # fmt: skip
+               for name, config in configs.items()
+               if data_set(config.get("dataset")) and not is_mini(name)}  # fmt: skip
     assert {name: pair for name, pair in trained.items() if pair[0] and pair[0] != pair[1]} == {}
     assert any(pair[0] for pair in trained.values())

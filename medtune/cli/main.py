@@ -39,7 +39,7 @@ def _show(arguments: argparse.Namespace) -> int:
 def _plan(arguments: argparse.Namespace) -> int:
     from medtune.training.plan import plan
 
-    result = plan(arguments.config, arguments.overrides, gpus=arguments.gpus)
+    result = plan(arguments.config, arguments.overrides, gpus=arguments.gpus, leakage=arguments.leakage)
     print(result.text())
     if result.problems:
         print(f"error: {'; '.join(result.problems)}", file=sys.stderr)
@@ -107,6 +107,9 @@ def parser() -> argparse.ArgumentParser:
     plan.add_argument("config", help="a packaged config (instfree/mini) or a path")
     plan.add_argument("overrides", nargs="*", help="key=value, as for the recipe")
     plan.add_argument("--gpus", type=int, help="processes to plan for (default: what the config's launch line says)")
+    plan.add_argument(
+        "--leakage", type=Path, metavar="FILE", help="compare all images of training and validation and list overlaps"
+    )
     plan.set_defaults(run=_plan)
 
     doctor = commands.add_parser("doctor", help="check versions, devices, disk and data, and print what fixes them")
