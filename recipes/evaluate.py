@@ -20,7 +20,7 @@ from medtune.evaluation.provenance import commit, hardware, versions
 from medtune.evaluation.questions import read_questions
 from medtune.reporting.summary import summary_table
 
-WRITES = ("results.json", "numbers.csv", "verdicts.csv")
+WRITES = ("results.json", "numbers.csv", "verdicts.csv", "robustness.csv")
 
 
 @dataclass
@@ -47,6 +47,9 @@ class EvaluateConfig:
         default=None, metadata={"help": "seed of predict and of the bootstrap; null: from the record"}
     )
     bootstrap_draws: int = field(default=1000, metadata={"help": "resamples of each bootstrap interval"})
+    robustness: list[str] | None = field(
+        default=None, metadata={"help": "probes of the robustness card that predict asked; null: from the record"}
+    )
     on_missing: Literal["error", "wrong"] = field(default="error", metadata={"help": "a query without an answer"})
     on_extra: Literal["error", "ignore"] = field(default="error", metadata={"help": "an answer without a query"})
 
@@ -78,6 +81,7 @@ def main(config: EvaluateConfig) -> None:
         resamples=config.bootstrap_draws,
         on_missing=config.on_missing,
         on_extra=config.on_extra,
+        robustness=asked.robustness or (),
     )
     provenance = {
         "versions": versions(),
@@ -93,6 +97,8 @@ def main(config: EvaluateConfig) -> None:
     claim(output, "evaluate", WRITES, _is_evaluation)
     write_whole(output / "numbers.csv", to_csv(metric_rows(results)))
     write_whole(output / "verdicts.csv", to_csv(verdict_rows(evaluation.verdicts)))
+    if evaluation.probed:
+        write_whole(output / "robustness.csv", to_csv(evaluation.probed))
     write_whole(output / "results.json", json.dumps(results, indent=2, ensure_ascii=False) + "\n")
     print(summary_table([results]))
     print(f"results: {output / 'results.json'}")
@@ -109,7 +115,7 @@ def leakage_of(prepared: Path) -> dict[str, Any] | None:
 
 def settled(config: EvaluateConfig, files: Sequence[tuple[Path, Sequence[Prediction]]]) -> tuple[EvaluateConfig, Asked]:
     """Return what was asked, and the config completed with it, so that the results always contain it."""
-    written = Asked(config.protocols, config.swapped, config.limit, config.seed)
+    written = Asked(config.protocols, config.swapped, config.limit, config.seed, config.robustness)
     asked = what_was_asked(written, files, on_missing=config.on_missing, on_extra=config.on_extra)
     return dataclasses.replace(config, **vars(asked)), asked
 

@@ -19,6 +19,7 @@ from medtune.reporting.gallery import OpenImage, choose_cards, data_uri
 from medtune.reporting.leakage import known_overlaps, leakage_text
 from medtune.reporting.pairs import paired_skips, paired_tables
 from medtune.reporting.progress import progress_sections
+from medtune.reporting.robustness import robustness_sections
 from medtune.reporting.runs import Run, read_runs
 from medtune.reporting.sections import protocol_sections
 from medtune.reporting.worst import WORST, worst_cards
@@ -125,7 +126,8 @@ def render(
         leaks=known_overlaps(runs),
         overview=_svg_uri(plots.accuracy_chart(runs)),
         sections=[
-            (section, _svg_uri(section.picture or None)) for section in [*extra, *protocol_sections(runs), *progress]
+            (section, _svg_uri(section.picture or None))
+            for section in [*extra, *robustness_sections(runs), *protocol_sections(runs), *progress]
         ],
         protocols=views.protocol_tables(runs),
         protocol_help=views.protocol_help(runs),

@@ -255,6 +255,11 @@ def definitions(runs: Sequence[Run]) -> list[tuple[str, str]]:
         for protocol, scored in run.results["protocols"].items():
             for name, number in {**scored["overall"], **(scored["swapped"] or {})}.items():
                 found.setdefault(shown[protocol].definition_title(name), number["definition"])
+        for protocol, probes in run.results.get("robustness", {}).items():
+            for probe, numbers in probes.items():
+                for name, number in numbers.items():
+                    title = f"{shown[protocol].title}, {probe.replace('_', ' ')}: {name.replace('_', ' ')}"
+                    found.setdefault(title, number["definition"])
         for name, number in run.results["retention"].items():
             title = shown[name].retention if name in shown else ""
             found.setdefault(f"Retention, {title or name}", number["definition"])

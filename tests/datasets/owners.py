@@ -34,7 +34,9 @@ def write_table(path: Path, columns: Sequence[str], rows: Iterable[Mapping[str, 
 def write_picture(path: Path, number: int, size: tuple[int, int] = (24, 20)) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     # No two files have the same pixels, so that the leakage gate finds nothing.
-    Image.new("RGB", size, tuple(zlib.crc32(f"{number} {path.name}".encode()).to_bytes(4, "big")[:3])).save(path)
+    Image.new(
+        "RGB", size, tuple(zlib.crc32(f"{number} {path.parent.name}/{path.name}".encode()).to_bytes(4, "big")[:3])
+    ).save(path)
 
 
 def skincon_rows(count: int = 60, seed: int = 0) -> list[dict[str, Any]]:

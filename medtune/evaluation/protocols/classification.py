@@ -67,6 +67,7 @@ class Classification(EvaluationProtocol):
 
     name: ClassVar[str] = PROTOCOL
     majority: ClassVar[Literal["required", "used", "none"]] = "used"
+    probes = ("swapped", "no_image", "paraphrase")
     display = _DISPLAY
 
     def plan(self, sample: Sample) -> list[Query]:
@@ -81,7 +82,7 @@ class Classification(EvaluationProtocol):
                 "classification set."
             )
         target, prompt = classification_target(sample), user_turn(sample)
-        if not sample.images or not prompt:
+        if (not sample.images and sample.meta.get("probe") != "no_image") or not prompt:
             raise DataError(f"question {sample.id!r}: a classification question needs an image and a user turn.")
         query_id, shown = query_frame(self.name, sample)
         meta = {"attribute": target.set, "answer": target.text, **shown, **target.to_meta()}

@@ -74,6 +74,7 @@ class YesNo(EvaluationProtocol):
     name: ClassVar[str] = "yes_no"
     default = True
     majority: ClassVar[Literal["required", "used", "none"]] = "required"
+    probes = ("swapped", "no_image", "paraphrase")
     retention = "share of yes/no answers that begin with yes or no and do not say both"
     display = accuracy_display(
         "Yes / no",
@@ -100,6 +101,8 @@ class YesNo(EvaluationProtocol):
             question = _closed(user_turn(sample)) or f"Is there {meta['attribute']}?"
         else:
             question = f"Is the {meta['attribute']} {value}?"
+        if sample.meta.get("probe") == "paraphrase":
+            question = f"Please look at the image. {question}"
         right = right_answer(value, meta["answer"])
         return [make_query(self.name, sample, f"{question} Answer yes or no.", [right], asked_value=value)]
 
