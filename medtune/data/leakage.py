@@ -317,7 +317,7 @@ def _close(hashes: np.ndarray, near: int) -> Iterable[tuple[int, int]]:
     for low, high in zip(edges[:-1], edges[1:], strict=True):
         band = (hashes >> np.uint64(low)) & np.uint64((1 << int(high - low)) - 1)
         order = np.argsort(band, kind="stable")
-        starts = np.flatnonzero(np.r_[True, band[order][1:] != band[order][:-1], True]) if len(hashes) else []
+        starts = np.flatnonzero(np.r_[True, band[order][1:] != band[order][:-1], True])
         for start, end in zip(starts[:-1], starts[1:], strict=True):
             members = hashes[order[start:end]]
             for at, one in enumerate(members[:-1]):

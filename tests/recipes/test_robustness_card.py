@@ -30,7 +30,7 @@ def made(world: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Pat
     return tmp_path
 
 
-def test_one_switch_gives_the_card_in_the_results_the_table_and_the_page(made: Path) -> None:
+def test_one_switch_gives_the_card_in_the_results_the_table_and_the_page(made: Path, world: Path) -> None:  # noqa: F811
     results = json.loads((made / "run/results.json").read_text())
     card = results["robustness"]
     assert {task: tuple(probes) for task, probes in card.items()} == {
@@ -42,7 +42,8 @@ def test_one_switch_gives_the_card_in_the_results_the_table_and_the_page(made: P
     assert len(rows) == 84 and {row["probe"] for row in rows} == set(PROBES)
     verdicts = (made / "run/verdicts.csv").read_text()
     assert "/paraphrase" not in verdicts and "/swapped" in verdicts
-    assert medtune(["report", str(made / "run"), "--out", str(made / "page/report.html")]) == 0
+    shown = ["--samples", "2", "--images", str(world)]
+    assert medtune(["report", str(made / "run"), "--out", str(made / "page/report.html"), *shown]) == 0
     page = (made / "page/report.html").read_text()
     assert "Robustness card" in page and "Options in another order" in page
 
