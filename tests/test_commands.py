@@ -14,6 +14,7 @@ import pytest
 from PIL import Image
 
 from medtune.cli import main as cli
+from medtune.cli.plan_questions import asks_questions
 from medtune.config import CONFIGS, to_plain
 from medtune.config.text import show
 from medtune.training.plan import Plan, plan
@@ -187,7 +188,10 @@ def medtune(words: list[str], at: Workspace) -> None:
     """Run. A plan for weights that are not here must print everything and then say just that."""
     if "--help" not in words:
         arguments = cli.parser().parse_args(words[1:])
-        if arguments.command == "plan":
+        if arguments.command == "plan" and asks_questions(arguments.config):
+            asked = Tune.of(["tune", "run", "predict.py", "--config", arguments.config, *arguments.overrides]).load()
+            at.provide([str(asked.questions["source"])])
+        elif arguments.command == "plan":
             found = planned(arguments.config, tuple(arguments.overrides), arguments.gpus, at)
             large = re.search(": (?:models|weights)/", show(arguments.config))
             return expect_no_weights(found) if large else expect_plan(found)

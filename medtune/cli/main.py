@@ -37,9 +37,13 @@ def _show(arguments: argparse.Namespace) -> int:
 
 
 def _plan(arguments: argparse.Namespace) -> int:
+    from medtune.cli.plan_questions import asks_questions, plan_questions
     from medtune.training.plan import plan
 
-    result = plan(arguments.config, arguments.overrides, gpus=arguments.gpus)
+    if asks_questions(arguments.config):
+        print(plan_questions(arguments.config, arguments.overrides))
+        return 0
+    result = plan(arguments.config, arguments.overrides, gpus=arguments.gpus, leakage=arguments.leakage)
     print(result.text())
     if result.problems:
         print(f"error: {'; '.join(result.problems)}", file=sys.stderr)
@@ -130,10 +134,15 @@ def parser() -> argparse.ArgumentParser:
     show.add_argument("overrides", nargs="*", help="key=value, as for the recipe")
     show.set_defaults(run=_show)
 
-    plan = commands.add_parser("plan", help="show what a training config would do: parts, data, tokens, memory per GPU")
+    plan = commands.add_parser(
+        "plan", help="show what a config would do: parts, data, memory per GPU; queries of a predict config"
+    )
     plan.add_argument("config", help="a packaged config (instfree/mini) or a path")
     plan.add_argument("overrides", nargs="*", help="key=value, as for the recipe")
     plan.add_argument("--gpus", type=int, help="processes to plan for (default: what the config's launch line says)")
+    plan.add_argument(
+        "--leakage", type=Path, metavar="FILE", help="compare all images of training and validation and list overlaps"
+    )
     plan.set_defaults(run=_plan)
 
     doctor = commands.add_parser("doctor", help="check versions, devices, disk and data, and print what fixes them")
