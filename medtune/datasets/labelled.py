@@ -7,8 +7,8 @@ from pathlib import Path
 from medtune.data.labels import NO_FINDING, LabelTask
 from medtune.data.tables import read_table
 from medtune.datasets.classification import Balance, Choice, ClassSet, Template
+from medtune.datasets.image_column import SUFFIXES
 from medtune.datasets.labelled_images import (
-    SUFFIXES,
     Classes,
     LabelledImage,
     class_texts,

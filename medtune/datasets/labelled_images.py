@@ -15,8 +15,6 @@ from medtune.datasets.prepared import Prepared
 from medtune.errors import ConfigError, DataError
 
 SPLITS = ("train", "val", "test")
-SUFFIXES = frozenset(".png .jpg .jpeg .bmp .gif .tif .tiff .webp .jp2 .ppm .pgm .dcm".split())
-"""Suffixes of files that count as images."""
 Classes = Sequence[str] | Mapping[str, str]
 """Classes in the order of their indices; a mapping gives each name in the data the text that is learned for it."""
 

@@ -12,7 +12,8 @@ from pathlib import Path
 
 from medtune.data.tables import read_table
 from medtune.datasets.classification import Choice, Template
-from medtune.datasets.labelled_images import SUFFIXES, LabelledImage, prepare_labelled
+from medtune.datasets.image_column import SUFFIXES
+from medtune.datasets.labelled_images import LabelledImage, prepare_labelled
 from medtune.datasets.medmnist.door import GradeNames
 from medtune.datasets.medmnist.facts import FACTS, GRADES, RETINOPATHY
 from medtune.datasets.prepared import Prepared
