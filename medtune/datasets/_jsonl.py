@@ -30,8 +30,8 @@ def jsonl_dataset(
         ignore_keys: names of keys that are not read, although they could hold text or images.
 
     Raises:
-        ConfigError: for an unknown value of ``repeated_ids``, an empty list of files, or if ``center_crop`` is not above
-            0 and at most 1, or ``pad_to_square`` is below 1.
+        ConfigError: for an unknown value of ``repeated_ids``, an empty list of files, a ``center_crop`` that is not
+            above 0 and at most 1, or a ``pad_to_square`` below 1.
         DataError: if the file is absent or empty, or the image root is absent.
     """
     samples = joined(source, lambda path: JsonlSource(path, image_root, repeated_ids, ignore_keys))

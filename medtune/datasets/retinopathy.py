@@ -97,7 +97,7 @@ def _rows(
         grade = row[grade_column].removesuffix(".0")
         if grade not in GRADES:
             raise DataError(
-                f"{where}: the grade {row[grade_column]!r} is out of range; column {grade_column!r} must hold 0 to 4 "
+                f"{where}: the grade is out of range; column {grade_column!r} must hold 0 to 4 "
                 "(the international scale of diabetic retinopathy)."
             )
         yield LabelledImage(finder.find(row[image_column], suffix, where), (grade,), where, "test")
