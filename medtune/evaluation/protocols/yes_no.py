@@ -55,7 +55,7 @@ class YesNo(EvaluationProtocol):
             else rng.choice([option for option in meta["options"] if option != meta["answer"]])
         )
         prompt = f"Is the {meta['attribute']} {value}? Answer yes or no."
-        return [make_query(self.name, sample, prompt, ["yes" if positive else "no"], asked_value=value)]
+        return [make_query(self.name, sample, prompt, ["yes" if positive else "no"], history=False, asked_value=value)]
 
     def judge(self, row: Prediction, vocabulary: Vocabulary) -> Verdict:
         """Read yes or no. The answer is in format if exactly one of them could be read."""
