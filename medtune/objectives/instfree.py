@@ -44,8 +44,8 @@ class ReportPrompt:
         The instruction takes the place of a written one, if the sample has one.
 
         Raises:
-            DataError: If the sample is a conversation of several turns, or does not end with the assistant's; or if sections are to be shuffled and the sample has
-                none, or they do not make up its report.
+            DataError: If the sample has several turns or does not end with the assistant's, or if sections are to be
+                shuffled and the sample has none, or they do not make up its report.
         """
         *before, last = sample.messages
         system = [message for message in before if message.role == "system"]
@@ -200,7 +200,9 @@ class InstFree(Objective):
         hidden = model.hidden(
             batch["tokens"], features, vision_mask=batch["vision_mask"], replace=self._replacement(batch["tokens"])
         )
-        loss_sum, count = chunked_cross_entropy(hidden, batch["labels"], model.logits, self.chunk_tokens)
+        loss_sum, count = chunked_cross_entropy(
+            hidden, batch["labels"], model.logits, self.chunk_tokens, batch.get("weights")
+        )
         return StepOutput(loss_sum, count, {})
 
     def _replacement(self, tokens: Tensor) -> tuple[Tensor, Tensor] | None:
