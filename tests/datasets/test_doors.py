@@ -4,6 +4,7 @@ import json
 
 import pytest
 
+from medtune.config import Component, check_component
 from medtune.data.sample import Message
 from medtune.data.source import SampleSource
 from medtune.datasets import jsonl_dataset, llava_json_dataset, mixture_dataset, report_csv_dataset
@@ -208,6 +209,13 @@ def test_a_list_of_files_is_read_one_after_the_other(tmp_path, build):
     assert build(files[:1])[0].id == "1"
     with pytest.raises(ConfigError, match="source: the list of files is empty"):
         build([])
+
+
+def test_a_config_may_name_a_file_or_a_list_of_files():
+    for source in ("a.jsonl", ["a.jsonl", "b.jsonl"]):
+        check_component(Component({"_component_": "medtune.datasets.jsonl_dataset", "source": source}), "test")
+    with pytest.raises(ConfigError, match="expected a text or a list"):
+        check_component(Component({"_component_": "medtune.datasets.jsonl_dataset", "source": [1]}), "test")
 
 
 def test_a_list_of_tables_is_read_one_after_the_other(tmp_path, pictures):
