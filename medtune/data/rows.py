@@ -56,19 +56,21 @@ def sample_of(row: Any, where: str, default_id: str, ignored: Collection[str] = 
         turns = row[llava]
         if not isinstance(turns, list):
             raise DataError(f"{where}: an item needs a list {llava!r} of {{'from', 'value'}}.")
-        messages = [_llava_turn(turn, where) for turn in turns]
+        messages = [_llava_turn(turn, where, ignored) for turn in turns]
     elif not isinstance(row.get("messages"), list):
         return Sample.from_dict({"id": default_id, **row}, where)  # refused there by name
     else:
-        messages = [_openai_turn(turn, f"{where}, message {number}") for number, turn in enumerate(row["messages"], 1)]
-    paths: list[str] = []
+        messages = [
+            _openai_turn(turn, f"{where}, message {number}", ignored) for number, turn in enumerate(row["messages"], 1)
+        ]
+    paths: list[str | None] = []
     messages = [_joined(message, paths, f"{where}, message {number}") for number, message in enumerate(messages, 1)]
     known = {key: row[key] for key in ("meta", "weight") if key in row}
     others = {} if llava else {key: row[key] for key in row if key not in (*FIELDS, "image", *_SYSTEM)}
     return Sample.from_dict(
         {
             "id": default_id if row.get("id") is None else row["id"],
-            "images": _images(row, paths, where),
+            "images": _images(row, [path for path in paths if path is not None], where),
             "messages": [*_system(row, messages, where), *messages],
             **known,
             **others,
@@ -88,34 +90,35 @@ def _check_llava_keys(row: Mapping[str, Any], where: str) -> None:
             )
 
 
-def _llava_turn(turn: Any, where: str) -> Any:
+def _llava_turn(turn: Any, where: str, ignored: Collection[str]) -> Any:
     speaker = turn.get("from") if isinstance(turn, Mapping) else None
     if not isinstance(speaker, str) or speaker not in _ROLES or "value" not in turn:
         raise DataError(f"{where}: a turn needs 'value' and a 'from' of {', '.join(_ROLES)}.")
-    _check_turn_keys(turn, ("from", "value"), where)
+    _check_turn_keys(turn, ("from", "value"), where, ignored)
     return {"role": _ROLES[speaker], "content": turn["value"]}
 
 
-def _openai_turn(turn: Any, where: str) -> Any:
+def _openai_turn(turn: Any, where: str, ignored: Collection[str]) -> Any:
     if not isinstance(turn, Mapping) or not {"role", "content"} <= set(turn):
         return turn  # refused by name when the sample is made
-    _check_turn_keys(turn, ("role", "content"), where)
+    _check_turn_keys(turn, ("role", "content"), where, ignored)
     role = "system" if turn["role"] == "developer" else turn["role"]
     return {"role": role, "content": turn["content"]}
 
 
-def _check_turn_keys(turn: Mapping[str, Any], read: Sequence[str], where: str) -> None:
+def _check_turn_keys(turn: Mapping[str, Any], read: Sequence[str], where: str, ignored: Collection[str]) -> None:
     """Refuse keys of a turn that say something: texts, tool calls, or OpenAI's ``weight`` 0 for "do not train"."""
     for key, value in turn.items():
         silent = value is None or value is False or value in ([], {}, "") or (key == "weight" and value == 1)
-        if key not in read and not silent:
+        if key not in read and key not in ignored and not silent:
             raise DataError(
-                f"{where}: a message must have exactly {read[0]!r} and {read[1]!r}; {key!r} is not read, so remove it."
+                f"{where}: a message must have exactly {read[0]!r} and {read[1]!r}; {key!r} is not read: remove it, or "
+                f"set ignore_keys: [{key}] in the dataset."
             )
 
 
-def _joined(turn: Any, paths: list[str], where: str) -> Any:
-    """Replace a list of parts by one text; the paths that image parts name are added to ``paths``."""
+def _joined(turn: Any, paths: list[str | None], where: str) -> Any:
+    """Replace a list of parts by one text; ``paths`` gets the path of each image part, None if it names none."""
     if not isinstance(turn, Mapping) or not isinstance(turn.get("content"), list):
         return turn
     texts = []
@@ -127,9 +130,9 @@ def _joined(turn: Any, paths: list[str], where: str) -> Any:
             texts.append(_plain(part["text"], where))
         elif kind in ("image", "image_url", "input_image"):
             texts.append(IMAGE_TAG)
-            path = _path(part, where)
-            if path is not None:
-                paths.append(path)
+            if part.get("index") not in (None, len(paths)):  # as in TRL's data sets
+                raise DataError(f"{where}: the 'index' of image parts must count them, from 0 in the row.")
+            paths.append(_path(part, where))
         else:
             raise DataError(
                 f"{where}: a part of 'content' must be {{'type': 'text', 'text': ...}} or {{'type': 'image'}} with an "

@@ -85,6 +85,10 @@ def test_a_system_message_beside_the_turns(key):
         ({"conversations": [{"from": ["human"], "value": "x"}]}, "a turn needs 'value' and a 'from'"),
         ({"conversations": [{"from": "gpt", "value": "x", "thought": "y"}]}, "'thought' is not read"),
         ({"messages": [ANSWER], "caption": "x"}, "unknown field 'caption'"),
+        (
+            asked([{**PLACE, "index": 1}, {**PLACE, "index": 0}], images=["1.png", "2.png"]),
+            "the 'index' of image parts",
+        ),
     ],
 )
 def test_a_row_with_something_that_is_not_read_is_refused_by_name(row, said):
@@ -99,6 +103,18 @@ def test_a_key_of_a_llava_row_that_could_hold_text_is_refused_by_name(value):
     with pytest.raises(DataError, match=r"the key 'fig_caption' is not read.*ignore_keys: \[fig_caption\]"):
         read(row)
     assert read(row, ignored=["fig_caption"]).messages[0].content == "x"
+
+
+def test_a_key_of_a_message_may_be_ignored_by_name():
+    named = {"role": "user", "content": "Q", "name": "x"}
+    with pytest.raises(DataError, match=r"message 1: .*'name' is not read.*ignore_keys: \[name\]"):
+        read({"messages": [named, ANSWER]})
+    assert read({"messages": [named, ANSWER]}, ignored=["name"]).messages[0].content == "Q"
+
+
+def test_indices_of_image_parts_that_count_them():
+    content = [{**PLACE, "index": 0, "text": None}, {**TEXT, "index": None}, {**PLACE, "index": 1, "text": None}]
+    assert read(asked(content, images=["1.png", "2.png"])).messages[0].content == "<image>Compare <image>"
 
 
 @pytest.mark.parametrize("value", [7, 0.5, True, None, "", []])
