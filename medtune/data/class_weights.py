@@ -33,7 +33,8 @@ def balanced_class_weights(labels: Sequence[tuple[int, ...]], classes: int, mult
     varied = [column for column in present.T if column.any() and not column.all()]
     if not varied:
         return np.ones(len(labels))
-    return np.mean([compute_sample_weight("balanced", column) for column in varied], axis=0, dtype=np.float64)
+    each: np.ndarray = np.stack([compute_sample_weight("balanced", column) for column in varied])
+    return np.asarray(each.mean(axis=0), dtype=np.float64)
 
 
 def given_class_weights(labels: Sequence[Sequence[str]], weights: Mapping[str, float], nothing: str) -> np.ndarray:
