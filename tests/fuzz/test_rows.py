@@ -51,26 +51,36 @@ def turns(who: str, what: str, names: list[str]) -> st.SearchStrategy[Any]:
 MESSAGES = turns("role", "content", [*ROLES, "developer"])
 SPOKEN = turns("from", "value", ["human", "gpt", "system", "user", "assistant"])
 PATHS = st.one_of(VALUES, st.lists(TEXTS, max_size=3), st.just(["0.png"]))
-ROWS = st.one_of(
-    VALUES,
-    st.fixed_dictionaries(
-        {},
-        optional={
-            "id": VALUES,
-            "messages": MESSAGES,
-            "conversations": SPOKEN,
-            "image": PATHS,
-            "images": PATHS,
-            "meta": VALUES,
-            "weight": SCALARS,
-            "system": VALUES,
-            "system_prompt": VALUES,
-            **{name: VALUES for name in sorted(NOTES)[:2]},
-        },
-    ),
-    st.fixed_dictionaries({"messages": MESSAGES}, optional={"id": TEXTS, "images": PATHS, "system": TEXTS}),
-    st.fixed_dictionaries({"conversations": SPOKEN}, optional={"id": TEXTS, "image": PATHS, "caption": VALUES}),
+KEYS = {
+    "id": VALUES,
+    "messages": MESSAGES,
+    "conversations": SPOKEN,
+    "image": PATHS,
+    "images": PATHS,
+    "meta": VALUES,
+    "weight": SCALARS,
+    "system": VALUES,
+    "system_prompt": VALUES,
+    "caption": VALUES,
+    sorted(NOTES)[0]: VALUES,
+}
+ASK, ANSWER = {"role": "user", "content": "Is it big?"}, {"role": "assistant", "content": "It is."}
+SAID = [{"from": "human", "value": "<image> Is it big?"}, {"from": "gpt", "value": "It is."}]
+GOOD = [
+    {"id": "a", "messages": [ANSWER], "images": ["0.png"], "meta": {"x": 1}, "weight": 2},
+    {"messages": [ASK, ANSWER, ASK, ANSWER], "images": ["0.png", "0.png"], "system": "Be brief."},
+    {"id": 7, "messages": [{**ASK, "content": [{"type": "image"}, "Big?"]}, ANSWER], "image": "0.png"},
+    {"messages": [{**ASK, "content": [{"type": "image_url", "image_url": {"url": "0.png"}}]}, ANSWER]},
+    {"id": "b", "image": "0.png", "conversations": SAID, "source": "x"},
+    {"id": "b", "image": "0.png", "conversations": SAID[::-1] + SAID[1:], "system_prompt": "Be brief."},
+]  # fmt: skip
+ALTERED = st.tuples(st.sampled_from(GOOD), st.fixed_dictionaries({}, optional=KEYS)).map(
+    lambda both: {**both[0], **both[1]}
 )
+ONE_ALTERED = st.tuples(
+    st.sampled_from(GOOD), st.sampled_from(sorted(KEYS)).flatmap(lambda key: st.fixed_dictionaries({key: KEYS[key]}))
+).map(lambda both: {**both[0], **both[1]})
+ROWS = st.one_of(st.sampled_from(GOOD), ONE_ALTERED, ONE_ALTERED, ALTERED, VALUES)
 
 
 def check(sample: Sample) -> None:
@@ -135,7 +145,7 @@ DAMAGE = st.lists(
 
 
 @bounded(900)
-@given(st.lists(ROWS, min_size=1, max_size=4), DAMAGE, st.booleans(), st.booleans())
+@given(st.lists(ROWS, min_size=1, max_size=4), st.just([]) | DAMAGE, st.booleans(), st.booleans())
 def test_any_json_file_is_read_row_by_row_or_refused(
     folder: Path, rows: list[Any], damage: list[tuple[int, bytes]], as_array: bool, llava: bool
 ) -> None:
@@ -165,12 +175,20 @@ def written(cells: list[list[str]], delimiter: str, quoted: bool) -> str:
     return "\n".join(delimiter.join('"' + cell.replace('"', '""') + '"' for cell in row) for row in cells)
 
 
+def numbered(rows: list[list[str]]) -> list[list[str]]:
+    """Rows with an image of their own each, as most tables have."""
+    return [["0.png" if number == 0 else f"{number}.png", *row] for number, row in enumerate(rows)]
+
+
+LABELS = st.sampled_from(["a", "b", "A", "a|b", "1", "0", "-1", "No Finding", "train", "test", ""])
+USUAL = st.lists(st.lists(st.sampled_from("ab") | LABELS, min_size=2, max_size=2), min_size=2, max_size=8).map(numbered)
+ODD = st.lists(st.lists(CELLS, min_size=3, max_size=3) | st.lists(CELLS, max_size=4), max_size=5)
 TABLES = st.tuples(
-    st.lists(st.lists(CELLS, min_size=3, max_size=3) | st.lists(CELLS, max_size=4), max_size=5),
+    USUAL | USUAL | ODD,
     st.sampled_from([",", ";", "\t", "|"]),
     st.booleans(),
-    st.sampled_from(["utf-8", "cp1252", "latin-1", "utf-16", "gbk"]),
-    DAMAGE,
+    st.sampled_from(["utf-8", "utf-8", "cp1252", "latin-1", "utf-16", "gbk"]),
+    st.just([]) | DAMAGE,
 )
 HEADER = ["image", "text", "more"]
 
@@ -201,10 +219,12 @@ def test_any_table_of_reports_is_read_row_by_row_or_refused(
 @bounded(800)
 @given(
     TABLES,
-    st.fixed_dictionaries(
+    st.just({})
+    | st.sampled_from([{"task": "multi_label"}, {"task": "multi_label", "label_column": ["text", "more"]}])
+    | st.fixed_dictionaries(
         {},
         optional={
-            "task": st.sampled_from(["multi_class", "multi_label", "ordinal"]),
+            "task": st.sampled_from(["multi_label", "multi_class", "ordinal"]),
             "label_column": st.sampled_from(["more", ["text", "more"]]),
             "class_columns": st.just(["text", "more"]),
             "split_column": st.just("more"),
