@@ -13,6 +13,7 @@ import numpy as np
 from PIL import Image
 
 from medtune.data.images import ImageRoot
+from medtune.data.opening import refuse_special
 from medtune.data.sample import Sample, is_identifier
 from medtune.errors import DataError
 
@@ -65,6 +66,7 @@ class RecordSource(ABC):
 
     def __init__(self, path: str | Path, image_root: str | Path | None, settings: object = None) -> None:
         self.path = Path(path).expanduser()
+        refuse_special(self.path)
         if not self.path.is_file():
             raise DataError(f"The data file {self.path} does not exist; correct its path.")
         self.name = self.path.stem

@@ -9,6 +9,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from medtune.data.opening import refuse_special
 from medtune.errors import DataError
 
 
@@ -55,6 +56,7 @@ def scan_rows(path: Path) -> Iterator[TableRow]:
     Raises:
         DataError: if the file is absent, not UTF-8, or not CSV.
     """
+    refuse_special(path)
     if not path.is_file():
         raise DataError(f"The table {path} does not exist; correct its path.")
     lines = _Lines(path)

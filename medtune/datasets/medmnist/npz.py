@@ -8,6 +8,7 @@ from typing import IO
 
 import numpy as np
 
+from medtune.data.opening import refuse_special
 from medtune.datasets.medmnist.facts import SPLITS, Facts
 from medtune.errors import DataError
 
@@ -64,6 +65,7 @@ class MedMnistFile:
             raise DataError(f"{self.path}: {name} is damaged or cut off ({error}); get a whole copy.") from None
 
     def _check_names(self) -> None:
+        refuse_special(self.path)
         if not self.path.is_file():
             raise DataError(f"The file {self.path} does not exist; correct its path.")
         try:
