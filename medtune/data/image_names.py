@@ -58,17 +58,19 @@ def folded(name: str) -> str:
     return unicodedata.normalize("NFC", unicodedata.normalize("NFC", name).casefold()).strip()
 
 
-def is_hidden(name: str) -> bool:
-    """Return whether a path is, or lies in, something that an operating system or a program put there for itself.
+def hidden_part(name: str) -> str | None:
+    """Return the part of a path that an operating system or a program made for itself; None if there is none.
 
-    These are names that begin with a dot (``.ipynb_checkpoints``, ``._x.png``, ``.DS_Store``) or with ``~$``, and
-    known folders and files without a dot (``__MACOSX``, ``Thumbs.db``).
+    These are names that begin with a dot (``.ipynb_checkpoints``, ``.DS_Store``) or with ``~$``, the resource files of
+    macOS (``._x.png``, all given as ``._*``), and known folders and files without a dot (``__MACOSX``, ``Thumbs.db``).
 
     Args:
         name: path with ``/``, relative to the folder or archive that is read.
     """
-    parts = PurePosixPath(name).parts
-    return any(part.startswith((".", "~$")) or part.casefold() in _RESOURCES for part in parts)
+    for part in PurePosixPath(name).parts:
+        if part.startswith((".", "~$")) or part.casefold() in _RESOURCES:
+            return part if not part.startswith("._") else "._*"
+    return None
 
 
 _RESOURCES = frozenset(

@@ -1,14 +1,14 @@
 """Your own labelled images as a classification set: a folder for each class, or a CSV of paths and labels."""
 
-import os
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 from medtune.data.labels import NO_FINDING, LabelTask
 from medtune.data.tables import read_table
 from medtune.datasets.classification import Balance, Choice, ClassSet, Template
+from medtune.datasets.labelled_folder import SPLIT_NAMES, find_images
 from medtune.datasets.labelled_images import (
-    SUFFIXES,
     Classes,
     LabelledImage,
     class_texts,
@@ -18,15 +18,6 @@ from medtune.datasets.labelled_images import (
 )
 from medtune.datasets.prepared import Prepared
 from medtune.errors import ConfigError, DataError
-
-_SPLIT_NAMES = {
-    "train": "train",
-    "training": "train",
-    "val": "val",
-    "valid": "val",
-    "validation": "val",
-    "test": "test",
-}
 
 
 def prepare_labelled_folder(
@@ -48,7 +39,8 @@ def prepare_labelled_folder(
     """Convert ``<class>/<image>`` or ``<split>/<class>/<image>`` to instructions.
 
     Args:
-        images: the folder; also the recipe's ``image_root``. Split folders are ``train``, ``val`` and ``test``.
+        images: the folder or tar file; also the recipe's ``image_root``. Split folders are ``train``, ``val`` and
+            ``test``. Hidden and resource files are passed over, and counted.
         set: name of the set.
         modality: what the images are, as in "the given {modality} image".
         task: ``multi_class``, or ``ordinal`` with ``classes`` in rising order.
@@ -66,21 +58,22 @@ def prepare_labelled_folder(
 
     Raises:
         ConfigError: for an unknown option or a limit or share out of range.
-        DataError: for a folder that is absent, empty, or not a class.
+        DataError: for a folder that is absent, empty, or not a class, and for split folders beside others.
     """
     if task == "multi_label":
         raise ConfigError("task: an image in one folder has one label; write a CSV for a multi-label set.")
     root = Path(images).expanduser()
     choice = Choice(template, balance_train, limit_train, limit_questions, seed)
-    rows, passed = _walk(root)
-    return prepare_labelled(
-        ClassSet(set, modality, task, class_texts(classes, task, rows, root), purpose, noun),
-        drawn(renamed(rows, classes), val_share, test_share, seed),
+    found = find_images(root, classes)
+    prepared = prepare_labelled(
+        ClassSet(set, modality, task, class_texts(classes, task, found.rows, root), purpose, noun),
+        drawn(renamed(found.rows, classes), val_share, test_share, seed),
         choice,
         inputs={},
         options={"layout": "folder", "val_share": val_share, "test_share": test_share},
-        summary={"files_that_are_no_images": passed},
+        summary={"files_that_are_no_images": found.others, "hidden_files": dict(sorted(found.hidden.items()))},
     )
+    return replace(prepared, notes=found.notes())
 
 
 def prepare_labelled_csv(
@@ -145,30 +138,6 @@ def prepare_labelled_csv(
     )
 
 
-def _walk(root: Path) -> tuple[list[LabelledImage], int]:
-    """Return the images below the class folders, and the number of files that are not images."""
-    if not root.is_dir():
-        raise DataError(f"The folder {root} does not exist; give the one that holds the class folders.")
-    folders = sorted(path for path in root.iterdir() if path.is_dir() and not path.name.startswith("."))
-    parted = bool(folders) and all(path.name.lower() in _SPLIT_NAMES for path in folders)
-    homes = [(_SPLIT_NAMES[path.name.lower()], path) for path in folders] if parted else [("", root)]
-    rows, passed = [], 0
-    for split, home in homes:
-        for folder in sorted(path for path in home.iterdir() if path.is_dir() and not path.name.startswith(".")):
-            files = sorted(Path(base) / name for base, _, names in os.walk(folder) for name in names)
-            images = [file for file in files if file.suffix.lower() in SUFFIXES]
-            passed += len(files) - len(images)
-            if not images:
-                raise DataError(f"The class folder {folder} holds no image; add some, or remove the folder.")
-            rows += [
-                LabelledImage(image.relative_to(root).as_posix(), (folder.name,), str(folder), split)
-                for image in images
-            ]
-    if not rows:
-        raise DataError(f"{root} holds no folder with images; it must hold one folder for each class.")
-    return rows, passed
-
-
 def _read(
     path: Path, image: str, label: str, split: str | None, group: str | None, separator: str, task: str
 ) -> Iterator[LabelledImage]:
@@ -177,7 +146,7 @@ def _read(
         for column in required:
             if not row[column] and not (column == label and task == "multi_label"):
                 raise DataError(f"{where}: the cell of column {column!r} is empty; fill it in, or remove the row.")
-        home = _SPLIT_NAMES.get(row[split].lower(), "") if split else ""
+        home = SPLIT_NAMES.get(row[split].lower(), "") if split else ""
         if split and not home:
             raise DataError(f"{where}: unknown split {row[split]!r}; use train, val or test.")
         cell = row[label]

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from medtune.data.image_names import inside, is_hidden
+from medtune.data.image_names import hidden_part, inside
 from medtune.data.images import ImageRoot
 from medtune.errors import DataError
 
@@ -126,4 +126,9 @@ def test_a_resource_file_of_macos_is_called_so(tmp_path: Path) -> None:
     ],
 )
 def test_what_counts_as_hidden(name: str, hidden: bool) -> None:
-    assert is_hidden(name) is hidden
+    assert (hidden_part(name) is not None) is hidden
+
+
+def test_resource_files_of_macos_are_counted_together() -> None:
+    assert {hidden_part(f"a/._{number}.png") for number in range(3)} == {"._*"}
+    assert hidden_part("a/.ipynb_checkpoints/x.png") == ".ipynb_checkpoints"
