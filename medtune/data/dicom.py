@@ -95,6 +95,7 @@ def dicom_header(data: bytes) -> DicomHeader:
         _check_syntax(dataset, pydicom)
         frames = _count(dataset, "NumberOfFrames", 1) or 1
         samples, bits = _count(dataset, "SamplesPerPixel", 1), _count(dataset, "BitsAllocated", 8)
+        _check_values(dataset, bits)
         return DicomHeader(dataset, stream.tell(), rows, columns, frames, samples, bits)
 
 
@@ -231,6 +232,18 @@ def _check_syntax(dataset: "Dataset", pydicom: Any) -> None:
         known = False
     if not known:
         raise DataError(_undecodable(dataset))
+
+
+def _check_values(dataset: "Dataset", bits: int) -> None:
+    """Refuse elements with which the pixels could be decoded, but not be shown."""
+    signed = _count(dataset, "PixelRepresentation", 0 if bits >= 32 else 2)  # pixels of floats need none
+    if signed > 1 or not 0 < _count(dataset, "BitsStored", bits) <= bits:
+        raise DataError("is a DICOM file whose PixelRepresentation or BitsStored is impossible; save it as PNG.")
+    for keyword in ("WindowCenter", "WindowWidth", "RescaleSlope", "RescaleIntercept"):
+        try:
+            _first(dataset.get(keyword))
+        except (TypeError, ValueError):
+            raise DataError(f"is a DICOM file whose {keyword} is no number; correct it, or save it as PNG.") from None
 
 
 def _count(dataset: "Dataset", keyword: str, absent: int) -> int:
