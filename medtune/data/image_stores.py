@@ -204,11 +204,12 @@ def _folded_members(path: str, changed: int, size: int) -> tuple[np.ndarray, np.
 def _members(path: Path) -> Iterator[tuple[PurePosixPath, int, int, int]]:
     """Yield name, first byte, size and header of each regular file."""
     with open_regular(path) as file, tarfile.open(fileobj=file, mode="r:") as archive:
-        whole = os.fstat(file.fileno()).st_size
+        whole, reached = os.fstat(file.fileno()).st_size, 0
         while (member := archive.next()) is not None:
             archive.members.clear()  # type: ignore[attr-defined]  # otherwise tarfile keeps an object per member
-            if not 0 <= member.size <= whole - member.offset_data:
+            if not 0 <= member.size <= whole - member.offset_data or archive.offset <= reached:
                 raise tarfile.ReadError("a member says that it is larger than the file, or has a negative size")
+            reached = archive.offset  # a negative size would lead back to an earlier member, for ever
             if member.isreg() and not member.issparse():
                 yield PurePosixPath(member.name), member.offset_data, member.size, member.offset
 
