@@ -75,14 +75,14 @@ def patched(path: Path, **fields: tuple[int, bytes]) -> Path:
 
 @pytest.mark.parametrize(
     ("field", "said"),
-    [((0, b"\1\0"), "encrypted"), ((2, b"\x0c\0"), "cannot be read"), ((2, b"\x63\0"), "cannot be read")],
+    [((0, b"\1\0"), "encrypted"), ((2, b"\x0c\0"), "data stream"), ((2, b"\x63\0"), "not supported")],
     ids=["encrypted", "bzip2", "unknown compression"],
 )
 def test_an_archive_that_is_encrypted_or_compressed_otherwise(
     tmp_path: Path, field: tuple[int, bytes], said: str
 ) -> None:
     path = patched(write_medmnist(tmp_path, "blood"), field=field)
-    with pytest.raises(DataError, match=f"bloodmnist.npz: train_images cannot be read .*{said}?.*get a whole copy"):
+    with pytest.raises(DataError, match=f"bloodmnist.npz: train_images cannot be read .*{said}.*get a whole copy"):
         MedMnistFile(path, FACTS["blood"])
 
 

@@ -18,8 +18,8 @@ from medtune.errors import ConfigError, DataError
 
 IMAGES = "images.tar"
 _ABOUT_3D = (
-    "is of MedMNIST 3D, whose images are volumes; this converter reads the 12 sets of MedMNIST 2D. To use volumes, write "
-    "them as NIfTI and convert slices of them with prepare/volumes."
+    "is of MedMNIST 3D, whose images are volumes; this converter reads the 12 sets of MedMNIST 2D. To use volumes, "
+    "write them as NIfTI and convert slices of them with prepare/volumes."
 )
 GradeNames = Literal["words", "numbers"]
 
