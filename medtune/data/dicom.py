@@ -202,6 +202,19 @@ def stored_values(file: BinaryIO, frame: int = 0) -> tuple[np.ndarray, "Dataset"
     return pixels, dataset
 
 
+def modality_values(file: BinaryIO, frame: int = 0) -> np.ndarray:
+    """Return the grey values of a frame in the unit of the modality (HU for CT), ``[rows, columns]``.
+
+    Raises:
+        DataError: as :func:`dicom_image`, and for a file with colours.
+    """
+    pixels, dataset = stored_values(file, frame)
+    if pixels.ndim != 2:
+        raise DataError("holds colours; a volume has grey values.")
+    with _reading() as pydicom:
+        return np.asarray(pydicom.pixels.apply_modality_lut(pixels, dataset))
+
+
 def _all_pixels(pydicom: Any, file: BinaryIO, frame: int) -> np.ndarray:
     """Decode a frame of a file that is read completely."""
     dataset = _named_syntax(pydicom.dcmread(file, force=True), pydicom)
