@@ -93,9 +93,9 @@ def dicom_header(data: bytes) -> DicomHeader:
                 "is a DICOM file whose PhotometricInterpretation is unknown; correct it, or save it as PNG."
             )
         _check_syntax(dataset, pydicom)
-        frames = _count(dataset, "NumberOfFrames", 1) or 1
-        samples, bits = _count(dataset, "SamplesPerPixel", 1), _count(dataset, "BitsAllocated", 8)
-        _check_values(dataset, bits)
+        frames = _count(dataset, "NumberOfFrames", 1)
+        samples, bits = _count(dataset, "SamplesPerPixel", 0), _count(dataset, "BitsAllocated", 0)
+        _check_values(dataset, frames, samples, bits)
         return DicomHeader(dataset, stream.tell(), rows, columns, frames, samples, bits)
 
 
@@ -182,7 +182,7 @@ def stored_values(file: BinaryIO, frame: int = 0) -> tuple[np.ndarray, "Dataset"
         dataset = _named_syntax(pydicom.dcmread(file, stop_before_pixels=True, force=True), pydicom)
         rows, columns = _count(dataset, "Rows", 0), _count(dataset, "Columns", 0)
         _check_syntax(dataset, pydicom)
-        several = (_count(dataset, "NumberOfFrames", 1) or 1) > 1
+        several = _count(dataset, "NumberOfFrames", 1) > 1
         try:
             if several and not dataset.file_meta.TransferSyntaxUID.is_deflated:
                 pixels = pydicom.pixels.pixel_array(file, index=frame)
@@ -247,12 +247,20 @@ def _check_syntax(dataset: "Dataset", pydicom: Any) -> None:
         raise DataError(_undecodable(dataset))
 
 
-def _check_values(dataset: "Dataset", bits: int) -> None:
-    """Refuse elements with which the pixels could be decoded, but not be shown."""
-    signed = _count(dataset, "PixelRepresentation", 0 if bits >= 32 else 2)  # pixels of floats need none
-    if signed > 1 or not 0 < _count(dataset, "BitsStored", bits) <= bits:
-        raise DataError("is a DICOM file whose PixelRepresentation or BitsStored is impossible; save it as PNG.")
-    for keyword in ("WindowCenter", "WindowWidth", "RescaleSlope", "RescaleIntercept"):
+def _check_values(dataset: "Dataset", frames: int, samples: int, bits: int) -> None:
+    """Refuse elements with which the pixels cannot be decoded or shown."""
+    floats = 0 if bits >= 32 else 2  # pixels of floats need no PixelRepresentation
+    possible = {
+        "NumberOfFrames": frames > 0,
+        "SamplesPerPixel": samples in (1, 3),
+        "BitsAllocated": bits == 1 or bits in range(8, 65, 8),
+        "BitsStored": 0 < _count(dataset, "BitsStored", 0) <= bits,
+        "PixelRepresentation": _count(dataset, "PixelRepresentation", floats) <= 1,
+    }
+    for keyword, is_possible in possible.items():
+        if not is_possible:
+            raise DataError(f"is a DICOM file whose {keyword} is absent or impossible; correct it, or save it as PNG.")
+    for keyword in ("WindowCenter", "WindowWidth", "RescaleSlope", "RescaleIntercept", "PixelPaddingValue"):
         try:
             _first(dataset.get(keyword))
         except (TypeError, ValueError):
@@ -264,12 +272,8 @@ def _count(dataset: "Dataset", keyword: str, absent: int) -> int:
     value = dataset.get(keyword)
     if value is None or (isinstance(value, str | bytes) and not value):
         return absent
-    try:
-        number = int(value)
-        if number >= 0 and number == value:
-            return number
-    except (TypeError, ValueError, OverflowError):
-        pass
+    if isinstance(value, int) and value >= 0:
+        return int(value)
     raise DataError(f"is a DICOM file whose {keyword} is not one whole number; correct it, or save it as PNG.")
 
 
@@ -326,7 +330,7 @@ def _grey(stored: np.ndarray, dataset: "Dataset", values: np.ndarray) -> np.ndar
     ):
         shown = scaled(stored, 0, 255)
     else:
-        padding = dataset.get("PixelPaddingValue")
+        padding = _first(dataset.get("PixelPaddingValue"))
         unpadded = values[stored != padding] if padding is not None else values
         unpadded = unpadded if unpadded.size else values
         shown = scaled(values, float(unpadded.min()), float(unpadded.max()))

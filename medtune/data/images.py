@@ -105,8 +105,8 @@ class ImageRoot:
             if image.format not in _END_MARKS or found.frame or _END_MARKS[image.format] not in found.tail(head):
                 return self._decoded(found).size
             _choose_frame(image, found)
-            if image.format == "PNG":
-                _check_filled(head, found)
+            if image.format == "PNG" and not _is_filled(head, found):
+                return self._decoded(found).size
             return (image.height, image.width) if _lies_on_its_side(image) else image.size
 
     def load(self, name: str, where: str) -> Image.Image:
@@ -283,8 +283,12 @@ def _choose_frame(image: Image.Image, found: _Found) -> None:
         raise DataError(_too_large(found))
 
 
-def _check_filled(head: bytes, found: _Found) -> None:
-    """Refuse a PNG whose data are of another size than its header, as far as that shows without decoding."""
+def _is_filled(head: bytes, found: _Found) -> bool:
+    """Return whether a PNG can be trusted without decoding it.
+
+    Raises:
+        DataError: if its data are of another size than its header says.
+    """
     data = head
     if len(head) == _HEADER_BYTES:
         found.file.seek(0)
@@ -295,6 +299,7 @@ def _check_filled(head: bytes, found: _Found) -> None:
             f"{found.where}: the image {found.name} is truncated or damaged (its data hold {extent} than the size in "
             "its header); replace it by a whole copy, or remove the row."
         )
+    return extent != "damaged"
 
 
 def _repaired_tiff(image: Image.Image) -> bool:

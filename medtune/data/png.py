@@ -28,7 +28,7 @@ def raw_bytes(width: int, height: int, bits: int, colour: int, interlaced: bool)
     return sum(rows * (1 + -(-columns * row_bits // 8)) for columns, rows in parts if columns > 0 and rows > 0)
 
 
-def filled(data: bytes, most: int) -> Literal["exactly", "less", "more", "unknown"]:
+def filled(data: bytes, most: int) -> Literal["exactly", "less", "more", "damaged", "unknown"]:
     """Compare a PNG's image data with the size in its header.
 
     Args:
@@ -37,7 +37,7 @@ def filled(data: bytes, most: int) -> Literal["exactly", "less", "more", "unknow
             image only a size that no compression can reach is noticed.
 
     Returns:
-        How far the data fill the image; "unknown" for a large image, and for data that cannot be decompressed.
+        How far the data fill the image; "damaged" for data that cannot be decompressed, "unknown" for a large image.
     """
     if len(data) < _SIGNATURE + 25:
         return "unknown"
@@ -55,7 +55,7 @@ def filled(data: bytes, most: int) -> Literal["exactly", "less", "more", "unknow
                 found += len(stream.decompress(part, _BLOCK))
                 part = stream.unconsumed_tail
     except zlib.error:
-        return "unknown"
+        return "damaged"
     return "exactly" if found == wanted else "less" if found < wanted else "more"
 
 

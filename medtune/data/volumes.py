@@ -4,6 +4,7 @@ World axes are nibabel's: x grows to the patient's right, y to the front, z to t
 indices of an array to millimetres along them.
 """
 
+import logging
 import math
 import warnings
 from abc import ABC, abstractmethod
@@ -240,6 +241,7 @@ def reading_nibabel() -> Iterator[Any]:
         import nibabel
     except ImportError:
         raise DataError("is a volume; install nibabel to read it (pip install 'medtune[volumes]').") from None
+    logging.getLogger("nibabel.global").setLevel(logging.CRITICAL)  # it prints each oddity of a header
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
