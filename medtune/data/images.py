@@ -193,6 +193,16 @@ class ImageRoot:
         return f"the image {name} is not in {self.path}; correct the path or the image root, or add the file."
 
 
+def image_root_of(path: str | Path | None, grey_bits: int | None) -> ImageRoot | None:
+    """Return the images of a data set; None without a path.
+
+    Raises:
+        ConfigError: if ``grey_bits`` is not from 8 to 16.
+        DataError: if there is no such folder or tar file.
+    """
+    return None if path is None else ImageRoot(path, grey_bits)
+
+
 @dataclass(frozen=True)
 class _Found:
     """An image's open file.

@@ -58,19 +58,19 @@ class RecordSource(ABC):
 
     Args:
         path: the file.
-        image_root: folder or ``.tar`` of the images; None if no row has images.
+        image_root: folder or ``.tar`` of the images, or an object that reads them; None if no row has images.
         settings: everything else that decides the samples; part of the fingerprint.
     """
 
     unit = "line"
 
-    def __init__(self, path: str | Path, image_root: str | Path | None, settings: object = None) -> None:
+    def __init__(self, path: str | Path, image_root: str | Path | ImageRoot | None, settings: object = None) -> None:
         self.path = Path(path).expanduser()
         refuse_special(self.path)
         if not self.path.is_file():
             raise DataError(f"The data file {self.path} does not exist; correct its path.")
         self.name = self.path.stem
-        self.images = None if image_root is None else ImageRoot(image_root)
+        self.images = image_root if isinstance(image_root, ImageRoot | None) else ImageRoot(image_root)
         self._settings = settings
         places = ((start, end, number, _id_hash(id)) for start, end, number, id in self.spans())
         rows = np.fromiter(places, dtype=np.dtype((np.uint64, 4)))
@@ -143,6 +143,8 @@ class RecordSource(ABC):
     @functools.cached_property
     def _fingerprint(self) -> str:
         digest = hashlib.sha256(json.dumps([type(self).__name__, self._settings]).encode())
+        if self.images is not None and self.images.grey_bits is not None:
+            digest.update(f"grey_bits {self.images.grey_bits}".encode())
         with self.path.open("rb") as file:
             while block := file.read(1 << 20):
                 digest.update(block)

@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 from pathlib import Path
 
+from medtune.data.images import ImageRoot
 from medtune.data.sample import Sample, report_sample
 from medtune.data.source import RecordSource
 from medtune.data.tables import check_cells, parse_row, read_header, scan_rows
@@ -15,7 +16,7 @@ class ReportCsvSource(RecordSource):
     def __init__(
         self,
         path: str | Path,
-        image_root: str | Path,
+        image_root: str | Path | ImageRoot,
         image_column: str,
         text_column: str,
         id_column: str | None,
@@ -62,6 +63,7 @@ def report_csv_dataset(
     text_column: str = "text",
     id_column: str | None = None,
     image_separator: str | None = None,
+    grey_bits: int | None = None,
 ) -> ReportCsvSource:
     """Image-report pairs from a CSV file with a header, in UTF-8.
 
@@ -72,9 +74,14 @@ def report_csv_dataset(
         text_column: column of the report.
         id_column: column of a unique id; without one the id of a sample is made of file and line.
         image_separator: text between the paths if a row has several images, for example ``"|"``.
+        grey_bits: depth of the grey values in files of 16 bits, from 8 to 16; absent takes for each image the smallest
+            depth that holds its largest value.
 
     Raises:
+        ConfigError: if ``grey_bits`` is not from 8 to 16.
         DataError: if the file or the image root is absent, or a column is missing (the message names the most similar
             one).
     """
-    return ReportCsvSource(source, image_root, image_column, text_column, id_column, image_separator)
+    return ReportCsvSource(
+        source, ImageRoot(image_root, grey_bits), image_column, text_column, id_column, image_separator
+    )

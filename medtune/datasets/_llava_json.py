@@ -3,6 +3,7 @@
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from medtune.data.images import image_root_of
 from medtune.data.sample import Sample
 from medtune.data.source import RecordSource, decode_json, json_objects
 from medtune.errors import DataError
@@ -49,7 +50,7 @@ def _turn(turn: Any, where: str) -> dict[str, Any]:
     return {"role": _ROLES[turn["from"]], "content": turn["value"]}
 
 
-def llava_json_dataset(source: str, image_root: str | None = None) -> LlavaJsonSource:
+def llava_json_dataset(source: str, image_root: str | None = None, grey_bits: int | None = None) -> LlavaJsonSource:
     """Conversations from a JSON array ``[{"id", "image", "conversations": [{"from": "human", "value": ...}]}]``.
 
     ``image`` is a path or a list of paths; ``<image>`` in a human turn marks its place. Other keys are ignored.
@@ -57,8 +58,11 @@ def llava_json_dataset(source: str, image_root: str | None = None) -> LlavaJsonS
     Args:
         source: the ``.json`` file; read an item at a time.
         image_root: folder or ``.tar`` that the image paths are relative to; absent if no item has images.
+        grey_bits: depth of the grey values in files of 16 bits, from 8 to 16; absent takes for each image the smallest
+            depth that holds its largest value.
 
     Raises:
+        ConfigError: if ``grey_bits`` is not from 8 to 16.
         DataError: if the file is absent or no JSON array, or the image root is absent.
     """
-    return LlavaJsonSource(source, image_root)
+    return LlavaJsonSource(source, image_root_of(image_root, grey_bits))
