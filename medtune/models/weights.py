@@ -11,6 +11,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from medtune.data.opening import refuse_special
 from medtune.data.writing import replaced, write_whole
 from medtune.errors import ModelError
 from medtune.models.common.family import ModelFamily, StateDict
@@ -53,6 +54,7 @@ def load_weights(path: str | Path, model: nn.Module) -> StateDict:
 
 
 def _files(path: Path) -> list[Path]:
+    refuse_special(path, ModelError)
     if not path.exists():
         raise ModelError(f"no weights at {path}: download the model first, or correct the path")
     if path.is_file():
@@ -73,6 +75,7 @@ def _files(path: Path) -> list[Path]:
 
 
 def _read(file: Path) -> Iterator[tuple[str, Tensor]]:
+    refuse_special(file, ModelError)
     try:
         with safe_open(file, framework="pt", device="cpu") as reader:
             for name in reader.keys():

@@ -16,6 +16,7 @@ from torchtune import training
 from torchtune.modules import TransformerCrossAttentionLayer, TransformerSelfAttentionLayer
 
 from medtune.config import instantiate
+from medtune.data.opening import refuse_special
 from medtune.errors import ConfigError, ModelError
 from medtune.models.common.interface import Trainable
 from medtune.models.common.names import is_adapter_key, state_dict_names
@@ -213,6 +214,7 @@ def base_fingerprint(path: str | None) -> str:
     files = sorted(root.glob("*.safetensors")) if root.is_dir() else [root]
     digest = hashlib.sha256()
     for file in files:
+        refuse_special(file, ModelError)
         digest.update(f"{file.name}|{file.stat().st_size}|".encode())
         with file.open("rb") as handle:
             try:

@@ -11,6 +11,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import nn
 
+from medtune.data.opening import refuse_special
 from medtune.errors import ConfigError, ModelError
 from medtune.models.common.family import StateDict
 
@@ -62,6 +63,7 @@ def read(path: str) -> StateDict:
     Raises:
         ModelError: if it is damaged or not a safetensors file.
     """
+    refuse_special(path, ModelError)
     try:
         return load_file(path)
     except (SafetensorError, OSError) as error:
