@@ -227,13 +227,20 @@ def _whole(trained: Trained, base: str | None) -> StateDict:
             )
         if not Path(base).exists():
             raise ModelError(f"{base} is not here; give the folder of the run's base weights as --base")
-        dtype = DTYPES[trained.config.dtype]
-        frozen = {key: tensor.to(dtype) for key, tensor in load_weights(base, trained.model).items()}
-        frozen = round_to_nf4(frozen, trained.model)
+        frozen = _base_of_the_run(trained, load_weights(base, trained.model))
     missing = [key for key in needed if key not in frozen]
     if missing:
         raise ModelError(f"neither {trained.checkpoint} nor {base} holds {missing[0]} ({len(missing)} tensors missing)")
     return {**given, **frozen, **trained.state}
+
+
+def _base_of_the_run(trained: Trained, base: StateDict) -> StateDict:
+    """The base weights as the run had them: in its dtype, and in 4 bits where it quantised them."""
+    dtype = DTYPES[trained.config.dtype]
+    if trained.values.get("world", 1) > 1:  # sharded loading casts before it quantises
+        base = {key: tensor.to(dtype) for key, tensor in base.items()}
+    rounded = round_to_nf4(base, trained.model, dtype)
+    return {key: tensor.to(dtype) for key, tensor in rounded.items()}
 
 
 # -- writing ----------------------------------------------------------------------------------------------------------

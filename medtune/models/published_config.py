@@ -1,5 +1,6 @@
 """Compares the ``config.json`` beside weights with what a builder builds, and writes the type of exported tensors."""
 
+import functools
 import importlib
 import inspect
 import pkgutil
@@ -184,17 +185,25 @@ def _remedy(given: Mapping[str, Any]) -> str:
 
 def _builder_of(given: Mapping[str, Any]) -> str | None:
     """Dotted path of the builder without arguments whose model a ``config.json`` describes."""
-    for path, builder in _builders():
-        try:
-            with torch.device("meta"):
-                family: ModelFamily = builder().family
-        except MedtuneError:
-            continue
+    for path, family in _families():
         if given.get("model_type") not in (family.model_type, *family.also_reads):
             continue
         if _layouts(given, family) and not config_differences(given, family):
             return path
     return None
+
+
+@functools.cache
+def _families() -> tuple[tuple[str, ModelFamily], ...]:
+    """Each builder of a published model, built without storage."""
+    found = []
+    for path, builder in _builders():
+        try:
+            with torch.device("meta"):
+                found.append((path, builder().family))
+        except MedtuneError:
+            continue
+    return tuple(found)
 
 
 def _builders() -> Iterator[tuple[str, Any]]:
