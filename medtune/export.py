@@ -2,7 +2,7 @@
 
 import dataclasses
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -23,6 +23,7 @@ from medtune.models.lora.peft_config import CONFIG_NAME
 from medtune.models.weights import INDEX_NAME, SINGLE_NAME, load_weights, save_hf, save_tensors
 from medtune.training import checkpoints
 from medtune.training.building import DTYPES, adapter_start, base_fingerprint
+from medtune.trust import trusting
 
 FORMS = ("hf", "peft", "torchtune")
 
@@ -69,6 +70,7 @@ def export(
     base: str | None = None,
     force: bool = False,
     dtype: str | None = None,
+    trust: Sequence[str] = (),
     say: Callable[[str], None] = print,
 ) -> Path:
     """Write a run's weights for other programs to load; ``out`` is written completely or not at all.
@@ -82,6 +84,7 @@ def export(
             also a hub name, which is only written to the adapter's config.
         force: replace an earlier export.
         dtype: ``fp32`` or ``bf16`` for the written tensors; None keeps the run's dtype.
+        trust: modules whose components the run's config may name, in addition to :data:`medtune.trust.TRUSTED`.
         say: function that prints which checkpoint is used.
 
     Returns:
@@ -96,7 +99,8 @@ def export(
     out = Path(out).resolve()
     checkpoint = _checkpoint(Path(source), say)
     _refuse_used(out, force)
-    trained = _read(checkpoint)
+    with trusting(trust):
+        trained = _read(checkpoint)
     _refuse_harm(out, trained.family, checkpoint.parent.parent, base or trained.config.checkpoint)
     _check_base(trained, base or trained.config.checkpoint)
     _write(out, _writer(trained, form, base, DTYPES[dtype] if dtype else None))

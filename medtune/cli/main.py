@@ -11,6 +11,7 @@ from pathlib import Path
 
 from medtune import __version__
 from medtune.errors import ConfigError, MedtuneError
+from medtune.trust import trusting
 
 USER_ERROR = 2
 
@@ -107,6 +108,7 @@ def parser() -> argparse.ArgumentParser:
     plan.add_argument("config", help="a packaged config (instfree/mini) or a path")
     plan.add_argument("overrides", nargs="*", help="key=value, as for the recipe")
     plan.add_argument("--gpus", type=int, help="processes to plan for (default: what the config's launch line says)")
+    _add_trust(plan)
     plan.set_defaults(run=_plan)
 
     doctor = commands.add_parser("doctor", help="check versions, devices, disk and data, and print what fixes them")
@@ -121,6 +123,7 @@ def parser() -> argparse.ArgumentParser:
     )
     export.add_argument("--dtype", choices=("fp32", "bf16"), help="type of the written tensors (default: the run's)")
     export.add_argument("-f", "--force", action="store_true", help="replace an earlier export")
+    _add_trust(export)
     export.set_defaults(run=_export)
 
     report = commands.add_parser("report", help="write one self-contained HTML page of evaluated runs")
@@ -129,8 +132,19 @@ def parser() -> argparse.ArgumentParser:
     report.add_argument("--title", default="medtune report", help="heading of the page")
     report.add_argument("--samples", type=int, default=0, metavar="N", help="show N questions with image and answers")
     report.add_argument("--images", type=Path, metavar="ROOT", help="folder or .tar that the images are read from")
+    _add_trust(report)
     report.set_defaults(run=_report)
     return root
+
+
+def _add_trust(command: argparse.ArgumentParser) -> None:
+    command.add_argument(
+        "--trust",
+        action="append",
+        default=[],
+        metavar="MODULE",
+        help="also call components of this module (default: torch, torchtune, torchao, bitsandbytes and medtune)",
+    )
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -144,7 +158,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     """
     arguments = parser().parse_args(argv)
     try:
-        return arguments.run(arguments)
+        with trusting(getattr(arguments, "trust", ())):
+            return arguments.run(arguments)
     except MedtuneError as error:
         print(f"error: {error}", file=sys.stderr)
         return USER_ERROR

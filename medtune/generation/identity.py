@@ -50,7 +50,7 @@ def claim(predictions: Path, identity: Mapping[str, Any], parts: Sequence[Path] 
         ConfigError: If the file was made with other settings, or if it holds answers but has no record.
     """
     record = predictions.with_suffix(".meta.json")
-    wanted = masked(json.loads(json.dumps(identity)))
+    wanted = json.loads(json.dumps(masked(identity)))
     if any(path.is_file() and path.stat().st_size for path in (predictions, *parts)):
         known = _known(predictions, record)
         _compare(predictions, masked(known), wanted)
