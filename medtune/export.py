@@ -14,6 +14,7 @@ from safetensors.torch import load_file
 from torchtune.training import set_default_dtype
 
 from medtune.config import Component, build, instantiate
+from medtune.conversion import is_plain, read_plain, writer
 from medtune.errors import CheckpointError, ConfigError, ModelError
 from medtune.models.common.family import ModelFamily, StateDict
 from medtune.models.common.names import expected_shapes, is_adapter_key, state_dict_names
@@ -70,13 +71,15 @@ def export(
     base: str | None = None,
     force: bool = False,
     dtype: str | None = None,
+    model: str | None = None,
     trust: Sequence[str] = (),
     say: Callable[[str], None] = print,
 ) -> Path:
     """Write a run's weights for other programs to load; ``out`` is written completely or not at all.
 
     Args:
-        source: a run's folder, whose newest complete checkpoint is used, or one ``checkpoints/step_N`` in it.
+        source: a run's folder, whose newest complete checkpoint is used, or one ``checkpoints/step_N`` in it; or a
+            plain model, whose layout is changed.
         form: ``hf`` (published layout, adapters merged), ``peft`` (only the adapter) or ``torchtune`` (one file with
             torchtune's names, adapters merged).
         out: a folder that does not exist, is empty, or holds an earlier export (with ``force``).
@@ -84,6 +87,7 @@ def export(
             also a hub name, which is only written to the adapter's config.
         force: replace an earlier export.
         dtype: ``fp32`` or ``bf16`` for the written tensors; None keeps the run's dtype.
+        model: the builder of a plain model; see :func:`medtune.conversion.read_plain`.
         trust: modules whose components the run's config may name, in addition to :data:`medtune.trust.TRUSTED`.
         say: function that prints which checkpoint is used.
 
@@ -97,6 +101,8 @@ def export(
     if form not in FORMS:
         raise ConfigError(f"--to {form}: the forms are {', '.join(FORMS)}")
     out = Path(out).resolve()
+    if is_plain(Path(source)):
+        return _convert(Path(source), form, out, model, force, dtype, trust, say)
     checkpoint = _checkpoint(Path(source), say)
     _refuse_used(out, force)
     with trusting(trust):
@@ -105,6 +111,26 @@ def export(
     _check_base(trained, base or trained.config.checkpoint)
     _write(out, _writer(trained, form, base, DTYPES[dtype] if dtype else None))
     say(f"{form} weights of {checkpoint} (step {trained.values.get('step')}): {out}")
+    return out
+
+
+def _convert(
+    source: Path,
+    form: str,
+    out: Path,
+    model: str | None,
+    force: bool,
+    dtype: str | None,
+    trust: Sequence[str],
+    say: Callable[[str], None],
+) -> Path:
+    """Write a plain model in another layout or type."""
+    _refuse_used(out, force)
+    with trusting(trust):
+        state, built = read_plain(source, model)
+    _refuse_harm(out, built.family, source, None)
+    _write(out, writer(_cast(state, DTYPES[dtype] if dtype else None), built, form, source))
+    say(f"{form} weights of {source} ({built.family.name}): {out}")
     return out
 
 

@@ -15,7 +15,7 @@ FLOORS = (
     ("errors", "aliases", "masking", "trust", "config", "data", "modules", "losses"),
     ("models", "datasets", "clients"),
     ("objectives", "generation", "evaluation", "judges"),
-    ("training", "reporting", "sweep", "sweep_config", "sweep_report", "curation", "routing", "export"),
+    ("training", "reporting", "sweep", "sweep_config", "sweep_report", "curation", "routing", "export", "conversion", "verification"),
     ("cli", "catalog", "doctor", "demo", "serving", "annotate", "recipes"),
 )
 LEVEL = {name: level for level, names in enumerate(FLOORS) for name in names}

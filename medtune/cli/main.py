@@ -59,7 +59,13 @@ def _export(arguments: argparse.Namespace) -> int:
     from medtune.export import export
 
     export(
-        arguments.source, arguments.to, arguments.out, base=arguments.base, force=arguments.force, dtype=arguments.dtype
+        arguments.source,
+        arguments.to,
+        arguments.out,
+        base=arguments.base,
+        force=arguments.force,
+        dtype=arguments.dtype,
+        model=arguments.model,
     )
     return 0
 
@@ -115,11 +121,14 @@ def parser() -> argparse.ArgumentParser:
     doctor.set_defaults(run=_doctor)
 
     export = commands.add_parser("export", help="write a run's weights: merged, or as a PEFT adapter")
-    export.add_argument("source", type=Path, metavar="RUN_OR_CHECKPOINT", help="output_dir of a run, or its step_N")
+    export.add_argument("source", type=Path, metavar="SOURCE", help="output_dir of a run, its step_N, or a plain model")
     export.add_argument("--to", required=True, choices=("hf", "peft", "torchtune"), help="what is written")
     export.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder to write")
     export.add_argument(
         "--base", metavar="DIR", help="base weights, if the path in the run's config is no longer valid"
+    )
+    export.add_argument(
+        "--model", metavar="BUILDER", help="builder of a plain model, if its config.json does not tell which"
     )
     export.add_argument("--dtype", choices=("fp32", "bf16"), help="type of the written tensors (default: the run's)")
     export.add_argument("-f", "--force", action="store_true", help="replace an earlier export")

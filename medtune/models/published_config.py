@@ -177,13 +177,13 @@ def _remedy(given: Mapping[str, Any]) -> str:
     known = _WITHOUT_BUILDER.get(model_type) if isinstance(model_type, str) else None
     if known:
         return f". {known}, for which medtune has no builder; predict can ask it through a backend"
-    builder = _builder_of(given)
+    builder = builder_of(given)
     if builder:
         return f"; set model._component_ to {builder} (or its lora_ form) for these weights"
     return ". No builder of published sizes builds it; check the builder's arguments and the path"
 
 
-def _builder_of(given: Mapping[str, Any]) -> str | None:
+def builder_of(given: Mapping[str, Any]) -> str | None:
     """Dotted path of the builder without arguments whose model a ``config.json`` describes."""
     for path, family in _families():
         if given.get("model_type") not in (family.model_type, *family.also_reads):

@@ -13,6 +13,7 @@ from medtune.data.identity import named_paths
 from medtune.errors import CheckpointError
 from medtune.masking import masked
 from medtune.training import checkpoints, optimization
+from medtune.training.adapter import adapter_identity
 from medtune.training.building import base_fingerprint
 from medtune.training.checkpoints import TrainingState
 from medtune.training.config import TrainConfig
@@ -31,6 +32,7 @@ def identity(config: TrainConfig, feed: BatchLoader, validation: BatchLoader | N
         {
             "model": to_plain(config.model),
             "weights": base_fingerprint(config.checkpoint),
+            "adapter": adapter_identity(config),
             "objective": to_plain(config.objective),
             "data": feed.source.fingerprint(),
             "usable": feed.checked.usable,

@@ -21,6 +21,7 @@ from medtune.models.weights import check_weights
 from medtune.objectives.base import Objective, Stage
 from medtune.objectives.companions import load_companions
 from medtune.training import memory
+from medtune.training.adapter import adapter_tensors
 from medtune.training.building import DTYPES
 from medtune.training.config import TrainConfig, check_loggers
 from medtune.training.feature_cache import check_frozen, readable_size
@@ -121,6 +122,7 @@ def plan(config: str, overrides: Sequence[str] = (), gpus: int | None = None) ->
     references = [one.weights for one in objective.companions().values() if one.is_reference and one.weights]
     for weights in filter(None, [settings.checkpoint, *references]):
         _try(lambda weights=weights: _check_base(weights, model), result.problems)
+    _try(lambda: adapter_tensors(settings, model), result.problems)
     result.problems += _obstacles(settings, world, sum(result.memory.values()))
     return result
 
