@@ -68,7 +68,7 @@ def _named(text: str) -> Component:
         return Component(_component_=text)
     if not isinstance(given, Mapping) or "_component_" not in given:
         raise ConfigError(f"--model {text}: a mapping needs _component_, the dotted path of the builder")
-    return Component(given)
+    return Component({str(key): value for key, value in given.items()})
 
 
 def _found(source: Path) -> Component:

@@ -66,6 +66,8 @@ def _export(arguments: argparse.Namespace) -> int:
         force=arguments.force,
         dtype=arguments.dtype,
         model=arguments.model,
+        verify=arguments.verify,
+        trust=arguments.trust,
     )
     return 0
 
@@ -132,6 +134,9 @@ def parser() -> argparse.ArgumentParser:
     )
     export.add_argument("--dtype", choices=("fp32", "bf16"), help="type of the written tensors (default: the run's)")
     export.add_argument("-f", "--force", action="store_true", help="replace an earlier export")
+    export.add_argument(
+        "--verify", action="store_true", help="open the folder in transformers and compare its answers token for token"
+    )
     _add_trust(export)
     export.set_defaults(run=_export)
 

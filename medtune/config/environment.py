@@ -52,8 +52,8 @@ def _marked(written: Any, plain: Any, secrets: Mapping[str, tuple[str, ...]]) ->
         inner = written if isinstance(written, dict) else dict.fromkeys(plain, written)
         return {key: _marked(inner[key], value, secrets) for key, value in plain.items()}
     if isinstance(plain, list):
-        inner = written if isinstance(written, list) else [written] * len(plain)
-        return [_marked(one, value, secrets) for one, value in zip(inner, plain, strict=True)]
+        items = written if isinstance(written, list) else [written] * len(plain)
+        return [_marked(one, value, secrets) for one, value in zip(items, plain, strict=True)]
     if isinstance(plain, str) and isinstance(written, str) and "${" in written:
         names = [name for secret, names in secrets.items() if secret in plain for name in names]
         if names:

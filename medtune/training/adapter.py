@@ -31,7 +31,7 @@ from medtune.training.parts import canonical as plain_name
 _ONLY_IN_TRAINING = ("lora_dropout",)
 
 
-def adapter_tensors(config: TrainConfig, model: nn.Module) -> StateDict:
+def adapter_tensors(config: TrainConfig, model: Any) -> StateDict:
     """The tensors that a run starts with in addition to its base weights.
 
     Args:
@@ -62,7 +62,7 @@ def adapter_tensors(config: TrainConfig, model: nn.Module) -> StateDict:
 
 def begun(config: TrainConfig, parts: TrainedParts) -> dict[str, nn.Parameter]:
     """The parameters whose values came from the adapter, by name: checkpoints hold them, whatever is trained."""
-    keys = adapter_tensors(config, parts.model)  # type: ignore[arg-type]
+    keys = adapter_tensors(config, parts.model)
     if not keys:
         return {}
     named = parts.named()

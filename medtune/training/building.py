@@ -88,8 +88,11 @@ def build_companions(objective: Objective, config: TrainConfig, runtime: Runtime
         model.to(runtime.device)
     for name, companion in companions.items():
         if companion.is_reference:
-            own = {"checkpoint": companion.weights, "adapter": None} if companion.weights else {}
-            reference, _ = build_model(dataclasses.replace(config, **own), runtime)
+            given = companion.weights
+            start = (
+                dataclasses.replace(config, checkpoint=given, adapter=None, keep_optimizer=False) if given else config
+            )
+            reference, _ = build_model(start, runtime)
             models[name] = reference.eval().requires_grad_(False)
     return models
 

@@ -122,7 +122,8 @@ def plan(config: str, overrides: Sequence[str] = (), gpus: int | None = None) ->
     references = [one.weights for one in objective.companions().values() if one.is_reference and one.weights]
     for weights in filter(None, [settings.checkpoint, *references]):
         _try(lambda weights=weights: _check_base(weights, model), result.problems)
-    _try(lambda: adapter_tensors(settings, model), result.problems)
+    if settings.checkpoint and Path(settings.checkpoint).exists():  # else the base is the problem
+        _try(lambda: adapter_tensors(settings, model), result.problems)
     result.problems += _obstacles(settings, world, sum(result.memory.values()))
     return result
 
