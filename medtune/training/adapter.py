@@ -7,6 +7,7 @@ fully trained in addition to them. From then on the run's own checkpoints hold t
 import functools
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from safetensors import SafetensorError
 from safetensors.torch import load_file
