@@ -15,9 +15,12 @@ FLOORS = (
     ("errors", "aliases", "masking", "trust", "config", "data", "modules", "losses"),
     ("models", "datasets", "clients"),
     ("objectives", "generation", "evaluation", "judges"),
-    ("training", "reporting", "sweep", "sweep_config", "sweep_report", "curation", "routing", "export", "conversion", "verification"),
+    (
+        "training", "reporting", "sweep", "sweep_config", "sweep_report", "curation", "routing", "export", "conversion",
+        "verification",
+    ),
     ("cli", "catalog", "doctor", "demo", "serving", "annotate", "recipes"),
-)
+)  # fmt: skip
 LEVEL = {name: level for level, names in enumerate(FLOORS) for name in names}
 # Imports inside a function that break a rule on purpose, each with its reason.
 ALLOWED: dict[tuple[str, str], str] = {}
