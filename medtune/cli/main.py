@@ -8,6 +8,7 @@ import argparse
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from medtune import __version__
 from medtune.errors import ConfigError, MedtuneError
@@ -153,6 +154,20 @@ def parser() -> argparse.ArgumentParser:
     _add_ask_arguments(ask)
     ask.set_defaults(run=_ask)
 
+    _add_export(commands)
+
+    report = commands.add_parser("report", help="write one self-contained HTML page of evaluated runs")
+    report.add_argument("runs", nargs="+", type=Path, help="folders of runs, each with its results")
+    report.add_argument("--out", type=Path, default=Path("report/report.html"), help="default: report/report.html")
+    report.add_argument("--title", default="medtune report", help="heading of the page")
+    report.add_argument("--samples", type=int, default=0, metavar="N", help="show N questions with image and answers")
+    report.add_argument("--images", type=Path, metavar="ROOT", help="folder or .tar that the images are read from")
+    _add_trust(report)
+    report.set_defaults(run=_report)
+    return root
+
+
+def _add_export(commands: Any) -> None:
     export = commands.add_parser("export", help="write a run's weights: merged, or as a PEFT adapter")
     export.add_argument("source", type=Path, metavar="SOURCE", help="output_dir of a run, its step_N, or a plain model")
     export.add_argument("--to", required=True, choices=("hf", "peft", "torchtune"), help="what is written")
@@ -170,16 +185,6 @@ def parser() -> argparse.ArgumentParser:
     )
     _add_trust(export)
     export.set_defaults(run=_export)
-
-    report = commands.add_parser("report", help="write one self-contained HTML page of evaluated runs")
-    report.add_argument("runs", nargs="+", type=Path, help="folders of runs, each with its results")
-    report.add_argument("--out", type=Path, default=Path("report/report.html"), help="default: report/report.html")
-    report.add_argument("--title", default="medtune report", help="heading of the page")
-    report.add_argument("--samples", type=int, default=0, metavar="N", help="show N questions with image and answers")
-    report.add_argument("--images", type=Path, metavar="ROOT", help="folder or .tar that the images are read from")
-    _add_trust(report)
-    report.set_defaults(run=_report)
-    return root
 
 
 def _add_trust(command: argparse.ArgumentParser) -> None:
