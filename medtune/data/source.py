@@ -209,7 +209,7 @@ class JsonlSource(RecordSource):
 
     Args:
         path: the file.
-        image_root: folder or ``.tar`` of the images; None if no row has images.
+        image_root: folder or ``.tar`` of the images, or an object that reads them; None if no row has images.
         repeated_ids: see :class:`RecordSource`.
         ignore_keys: names of keys that are not read, although they could hold text or images.
     """
@@ -217,7 +217,7 @@ class JsonlSource(RecordSource):
     def __init__(
         self,
         path: str | Path,
-        image_root: str | Path | None,
+        image_root: str | Path | ImageRoot | None,
         repeated_ids: RepeatedIds = "refuse",
         ignore_keys: Collection[str] = (),
     ) -> None:

@@ -15,6 +15,9 @@ from medtune.data.opening import refuse_special
 from medtune.errors import ConfigError, ModelError
 from medtune.models.common.family import StateDict
 
+# Arguments with which timm reads weights itself, from a pickle or from the network.
+_READS_WEIGHTS = ("checkpoint_path", "pretrained", "pretrained_cfg", "pretrained_cfg_overlay", "cache_dir")
+
 
 def build(architecture: str, classes: int, image_size: int, arguments: dict[str, Any]) -> Any:
     """Build a classifier with random weights.
@@ -31,6 +34,12 @@ def build(architecture: str, classes: int, image_size: int, arguments: dict[str,
     """
     import timm
 
+    refused = [name for name in _READS_WEIGHTS if name in arguments]
+    if refused:
+        raise ConfigError(
+            f"{refused[0]} is no argument of a task-specific model: weights are read from safetensors only; name them "
+            "under pretrained of the builder"
+        )
     if not timm.is_model(architecture):
         near = difflib.get_close_matches(architecture, timm.list_models(), n=1)
         hint = f"; did you mean {near[0]!r}?" if near else ""
