@@ -29,6 +29,8 @@ class LlavaJsonSource(RecordSource):
     def parse(self, raw: bytes, number: int, where: str) -> Sample:
         """Convert an item to a sample."""
         item = decode_json(raw, where)
+        if isinstance(item, Mapping) and "conversatons" in item:  # as LLaVA-Med's 60k conversations spell it
+            item = {"conversations": item["conversatons"], **item}
         if not isinstance(item, Mapping) or not isinstance(item.get("conversations"), list):
             raise DataError(f"{where}: an item needs a list 'conversations' of {{'from', 'value'}}.")
         image = item.get("image", [])
