@@ -73,9 +73,8 @@ def _check(content: bytes, path: Path) -> None:
                     f"{path} holds {what}; only lists, dicts, tuples, texts and numbers are read, because a pickle can "
                     "run any code. Do not open it with other programs unless you trust its origin."
                 )
-            if (
-                name in _PUTS and isinstance(argument, int) and argument > len(content)
-            ):  # a place far away would take memory up to there
+            # the unpickler would take memory up to that place
+            if name in _PUTS and isinstance(argument, int) and argument > len(content):
                 raise DataError(f"{path} is not a whole pickle (a wrong place); copy it again.")
     except DataError:
         raise

@@ -124,8 +124,6 @@ def test_the_second_line_of_defence_holds_alone(tmp_path, monkeypatch):
         b"not a pickle",
         pickle.dumps(VALUE)[:-7],
         pickle.dumps(VALUE)[:40],
-        b"\x80\x02]q" + b"r" + struct.pack("<I", 2**31) + b".",
-        b"\x80\x02]r" + struct.pack("<I", 2**31 - 1) + b".",
         b"\x80\x04\x8d" + struct.pack("<Q", 2**60) + b"a.",
         b"0.",
         b"\x80\x02h\x07.",
@@ -135,6 +133,13 @@ def test_the_second_line_of_defence_holds_alone(tmp_path, monkeypatch):
 def test_a_damaged_file_is_one_sentence(content, tmp_path):
     with pytest.raises(DataError, match=r"qas\.pkl (is not a whole pickle|holds)"):
         read_plain_pickle(write(tmp_path, content))
+
+
+@pytest.mark.parametrize("place", [100_000, 2**31 - 1])
+def test_a_small_file_cannot_ask_for_much_memory(place, tmp_path):
+    """An unpickler makes a list as long as the place where a value is to be kept."""
+    with pytest.raises(DataError, match="a wrong place"):
+        read_plain_pickle(write(tmp_path, b"\x80\x02]r" + struct.pack("<I", place) + b"."))
 
 
 def test_an_absent_file_is_named(tmp_path):
