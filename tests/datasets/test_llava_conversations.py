@@ -94,7 +94,7 @@ def test_a_file_of_the_users_own_is_not_replaced_by_the_list(run, tmp_path):
 
 def test_wrong_sources_are_one_sentence(tmp_path):
     (tmp_path / "a.json").write_text('[{"id": 1}]')
-    with pytest.raises(DataError, match="an item needs a list 'conversations'"):
+    with pytest.raises(DataError, match=r"a\.json, item 1: the field 'messages' is missing"):
         prepare_llava_json(str(tmp_path / "a.json")).counts()
     with pytest.raises(ConfigError, match="name must not be empty"):
         prepare_llava_json(str(tmp_path / "a.json"), name=" ")

@@ -133,7 +133,11 @@ def test_without_a_type_yes_and_no_are_closed():
 def test_the_answer_of_a_conversation_is_taken_where_meta_has_none():
     turns = (Message("user", "<image>\nWhat is it?"), Message("assistant", "A liver"))
     (query,) = plan_queries([Sample("a", ("a.png",), turns, {})], ["vqa"])
-    assert (query.prompt, query.references, query.meta["answer_type"]) == ("What is it?", ("A liver",), "open")
+    assert (query.prompt, query.references, query.meta["answer_type"]) == (
+        "<image>\nWhat is it?",
+        ("A liver",),
+        "open",
+    )
 
 
 def test_chinese_words_are_characters_and_their_closed_answers_are_read_strictly_alone():
