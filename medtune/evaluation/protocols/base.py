@@ -178,6 +178,8 @@ class EvaluationProtocol:
         answer_keys: Keys of a prediction's ``meta`` that come from the prediction file; all other keys come from the
             question file.
         swap_required: Whether it must also be asked on other images.
+        compares_every_pair: Whether ``compare`` also gets the pairs of answers without the number of
+            ``display.paired``, because different questions have different numbers.
         probes: The probes of the robustness card that it can ask (:mod:`medtune.evaluation.robustness`).
     """
 
@@ -188,6 +190,7 @@ class EvaluationProtocol:
     retention: ClassVar[str] = ""
     answer_keys: ClassVar[tuple[str, ...]] = ("scores", "score_tokens")
     swap_required: ClassVar[bool] = False
+    compares_every_pair: ClassVar[bool] = False
     probes: ClassVar[tuple[str, ...]] = ()
 
     def __init__(self, seed: int = 0) -> None:
@@ -281,7 +284,10 @@ def question_meta(sample: Sample) -> dict[str, Any]:
         raise DataError(f"{where}: meta needs a text 'attribute'.")
     options = meta.get("options")
     if not isinstance(options, list | tuple) or not 2 <= len(options) <= 26 or len(set(options)) != len(options):
-        raise DataError(f"{where}: meta needs 'options', a list of 2 to 26 different texts.")
+        raise DataError(
+            f"{where}: meta needs 'options', a list of 2 to 26 different texts; a question without options is asked by "
+            "the protocol 'vqa'."
+        )
     if meta.get("answer") not in options:
         raise DataError(f"{where}: meta needs an 'answer' that is one of its 'options'.")
     if not sample.images and meta.get("probe") != "no_image":
