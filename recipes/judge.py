@@ -31,6 +31,7 @@ WRITES = (
     "judgements.meta.json",
     "pairs.jsonl",
     "manifest.json",
+    "pairs.html",
     "run.json",
     "replies.jsonl",
     "replies.jsonl.lock",
@@ -64,6 +65,9 @@ class JudgeConfig:
     )
     stop_after_unread: int | None = field(
         default=25, metadata={"help": "stop if none of the first N candidates gets scores; null never stops"}
+    )
+    samples: int = field(
+        default=0, metadata={"help": "pairs shown in pairs.html with images and texts of patients; 0 writes no page"}
     )
     dry_run: bool = field(default=False, metadata={"help": "print one request and the estimate; ask nothing"})
 
@@ -160,11 +164,25 @@ def _finish(config: JudgeConfig, judging: Judging, log: JudgementLog, client: Re
     write_files(folder, {"pairs.jsonl": pairs}, overwrite=True)
     found = _write_manifest(config, judging, log, client, complete=True)
     unread = ", ".join(f"{reason} {n}" for reason, n in found["unread"].items()) or "0"
+    if config.samples:
+        page = _page(config, judging, folder)
+        write_files(folder, {"pairs.html": page.encode()}, overwrite=True)
     summary = f"{found['pairs']} pairs of {found['judged']} judged, {found['ties']} ties, unread: {unread}"
     if not found["pairs"]:
         raise DataError(f"{folder / 'pairs.jsonl'} is empty: {summary}; see {folder / 'manifest.json'}")
     print(f"{summary}; {len(judging.skipped)} skipped; written to {folder / 'pairs.jsonl'}")
     return 0
+
+
+def _page(config: JudgeConfig, judging: Judging, folder: Path) -> str:
+    """Return the page of the pairs; images are opened by their path, as candidates name them."""
+    from medtune.reporting.gallery import image_opener  # matplotlib takes a while to import
+    from medtune.reporting.preferences import preference_sections
+    from medtune.reporting.report import render_sections
+
+    opener = None if config.image_root is None else image_opener(config.image_root)
+    title = f"Preference pairs of {judging.source.name}"
+    return render_sections(preference_sections(folder, config.samples, opener), title=title)
 
 
 def _who(config: JudgeConfig, judge: Judge) -> dict[str, Any]:

@@ -118,8 +118,8 @@ def test_other_names_of_a_label_studio_project(tmp_path: Path) -> None:
     ("rows", "says"),
     [
         ([row("a", "third")], "line 1 .id 'a'.: 'preference' must be one of first, second, both, neither"),
-        ([row("a", "first"), row("a", "second")], "line 2 .id 'a'.: this annotator has chosen already, in p.jsonl, line"),
-        ([row("a", "first", "x"), row("a", "first", "y", answers=["1", "2"])], "its answers differ from those in p.json"),
+        ([row("a", "first"), row("a", "second")], "this annotator has chosen already, in p.jsonl, line 1"),
+        ([row("a", "first", "x"), row("a", "first", "y", answers=["1", "2"])], "differ from those in p.jsonl, line 1"),
         ([row("a", "first", answers=["one"])], "'answers' must be a list of two texts"),
         ([row("a", "first", annotator=["x"])], "'annotator' and 'comment' must be texts"),
         ([row("a", "first", messages=[{"role": "assistant", "content": "x"}])], "must end with the user's turn"),
