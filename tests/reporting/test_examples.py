@@ -15,9 +15,6 @@ EXAMPLE = Example(
 
 
 def test_a_report_of_runs_takes_examples_too(runs: list[Path], tmp_path: Path) -> None:
-    example = Example(
-        "What <is> this?", ["data:image/png;base64,AAAA"], [Option("a", "one"), Option("b", "", "score 3")]
-    )
     out = write_report(runs, tmp_path / "page/report.html", extra=Section("Extra", "Help.", examples=[EXAMPLE]))
     page = out.read_text()
     assert "What &lt;is&gt; this?" in page and 'src="data:image/png;base64,AAAA"' in page and "(empty)" in page
