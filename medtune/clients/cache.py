@@ -20,11 +20,15 @@ from types import TracebackType
 from typing import Any
 
 from medtune.data.append import cut_torn_tail, explained_writing, write_line
-from medtune.errors import DataError
+from medtune.errors import DataError, MedtuneError
 
 _WRITING = 0  # byte of the lock file that is locked while a line is written
 _POLL = 0.05
 _open: set[tuple[int, str]] = set()  # (process id, path): the locks of one process do not exclude one another
+
+
+class CacheError(MedtuneError):
+    """The cache cannot be read, written or locked; no request can be kept, so none should be sent."""
 
 
 def content_key(value: Any) -> str:
@@ -43,7 +47,7 @@ class ReplyCache:
         cut: Bytes of a torn last line that were removed when the file was opened.
 
     Raises:
-        DataError: The file cannot be written, or holds a line that is no reply.
+        CacheError: The file cannot be written, or holds a line that is no reply.
     """
 
     def __init__(self, path: str | Path) -> None:
@@ -54,14 +58,14 @@ class ReplyCache:
         self._lock, self._sync_lock = threading.Lock(), threading.Lock()
         self._opened = (os.getpid(), str(self.path.resolve()))
         if self._opened in _open:
-            raise DataError(f"{self.path} is open already in this process; share the object, or close it first.")
+            raise CacheError(f"{self.path} is open already in this process; share the object, or close it first.")
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC
             self._locks = os.open(self.path.with_name(self.path.name + ".lock"), flags, 0o666)
             self._file = os.open(self.path, flags | os.O_APPEND, 0o666)
         except OSError as error:
-            raise DataError(f"Cannot write {self.path}: {error.strerror}; choose another cache.") from error
+            raise CacheError(f"Cannot write {self.path}: {error.strerror}; choose another cache.") from error
         _open.add(self._opened)
         try:
             with self._lock, self._writing():
@@ -86,6 +90,9 @@ class ReplyCache:
 
         Returns:
             The reply, on the disk by now, and whether this call has asked for it.
+
+        Raises:
+            CacheError: The reply cannot be written.
         """
         while True:
             with self._lock:
@@ -168,23 +175,26 @@ class ReplyCache:
             row = json.loads(line)
             key, _ = bytes.fromhex(row["key"]), row["text"]
         except (ValueError, TypeError, KeyError):
-            raise DataError(
+            raise CacheError(
                 f"{self.path}: the line at byte {self._read_to} is no reply; remove the line, or choose another cache."
             ) from None
         self._places.setdefault(key, (self._read_to, len(line)))
 
     def _append(self, row: dict[str, Any]) -> None:
         line = (json.dumps(row, ensure_ascii=False) + "\n").encode()
-        with self._lock, self._writing():
-            self._mend()
-            write_line(self.path, self._file, line)
-            end = os.fstat(self._file).st_size
-            self._refresh()
-        with self._sync_lock, explained_writing(self.path):  # one flush for all lines that waited for it
-            if self._synced_to < end:
-                size = os.fstat(self._file).st_size
-                os.fsync(self._file)
-                self._synced_to = size
+        try:
+            with self._lock, self._writing():
+                self._mend()
+                write_line(self.path, self._file, line)
+                end = os.fstat(self._file).st_size
+                self._refresh()
+            with self._sync_lock, explained_writing(self.path):  # one flush for all lines that waited for it
+                if self._synced_to < end:
+                    size = os.fstat(self._file).st_size
+                    os.fsync(self._file)
+                    self._synced_to = size
+        except DataError as error:  # it says nothing of the request, which a caller could skip
+            raise CacheError(str(error)) from error
 
     def _mend(self) -> int:
         """Remove a torn last line. Whoever wrote it is dead, because the caller holds the lock for writing."""
@@ -214,7 +224,7 @@ class ReplyCache:
                 # Waiting in the system could be refused as a deadlock, which it takes several threads for.
                 time.sleep(_POLL if byte else 0.001)
             except OSError as error:
-                raise DataError(
+                raise CacheError(
                     f"Cannot lock {self.path}: {error.strerror}; put the cache on a file system with locks."
                 ) from error
         try:

@@ -1,8 +1,9 @@
 """A client of any server with OpenAI's chat API: vLLM, SGLang, llama.cpp, a hospital's gateway.
 
 It wraps the package ``openai`` (extra ``judges``). Temporary failures are tried again (:mod:`medtune.clients.retries`).
-Requests go only to ``base_url``: redirects are not followed. The only environment variable that is
-read is the one with the key. Errors contain a status and a request id, never the server's message.
+Requests go only to ``base_url``: redirects are not followed. Of the environment, only the variable with the key is
+read, and for https the proxy, which cannot read what passes. Errors contain a status and a request id, never the
+server's message.
 """
 
 import json
@@ -156,7 +157,10 @@ class ChatClient:
             timeout=endpoint.timeout,
             max_retries=0,  # see medtune.clients.retries
             # Patients' images must go only to the address in the config, not to one that it redirects to.
-            http_client=openai.DefaultHttpxClient(follow_redirects=False),
+            # Nor may they go in the clear to a proxy that the environment names; https passes a proxy encrypted.
+            http_client=openai.DefaultHttpxClient(
+                follow_redirects=False, trust_env=endpoint.base_url.lower().startswith("https:")
+            ),
         )
         # The package reads these from the environment; they belong to an account of another service.
         self._client.organization = self._client.project = None

@@ -145,7 +145,7 @@ class RecordedClient:
 
     Raises:
         ConfigError: The client is not installed, the key is not set, or the budget needs prices.
-        DataError: The cache cannot be used.
+        CacheError: The cache cannot be used.
     """
 
     def __init__(
@@ -182,6 +182,7 @@ class RecordedClient:
             RequestRefusedError: The server rejects the request; nothing is kept.
             ServerSetupError: Key, model or address is rejected.
             ServerFailedError: All attempts fail.
+            CacheError: The reply cannot be kept.
         """
         key = self.server.request_key(request, version)
         row, _ = self.cache.find_or_ask(key, lambda: self._send(request, version))

@@ -29,7 +29,8 @@ class ModelJudge:
         temperature: Sampling temperature; 0 is greedy. The official code uses 0.2.
         top_p: Least sum of the probabilities of the kept tokens.
         seed: Seed of the sampling.
-        max_tokens: Maximum number of tokens of a reply.
+        max_tokens: Maximum number of tokens of a reply; null leaves it to the server, or to
+            ``server.options.max_completion_tokens`` where a server wants this name.
 
     Raises:
         ConfigError: There is no such prompt.
@@ -42,10 +43,10 @@ class ModelJudge:
     temperature: float = 0.0
     top_p: float = 1.0
     seed: int = 0
-    max_tokens: int = 300
+    max_tokens: int | None = 300
 
     def __post_init__(self) -> None:
-        if self.temperature < 0 or not 0 < self.top_p <= 1 or self.max_tokens < 1:
+        if self.temperature < 0 or not 0 < self.top_p <= 1 or (self.max_tokens is not None and self.max_tokens < 1):
             raise ValueError(
                 "temperature must not be negative, top_p must be above 0 and at most 1, max_tokens positive"
             )

@@ -13,8 +13,7 @@ from pathlib import Path
 import pytest
 
 from medtune.clients import cache as cache_module
-from medtune.clients.cache import ReplyCache, content_key
-from medtune.errors import DataError
+from medtune.clients.cache import CacheError, ReplyCache, content_key
 
 KEYS = [content_key(number) for number in range(40)]
 
@@ -78,21 +77,21 @@ def test_a_line_that_is_no_reply_is_an_error_with_its_place(line: bytes, tmp_pat
     size = path.stat().st_size
     with path.open("ab") as file:
         file.write(line)
-    with pytest.raises(DataError, match=f"the line at byte {size} is no reply"):
+    with pytest.raises(CacheError, match=f"the line at byte {size} is no reply"):
         ReplyCache(path)
-    with pytest.raises(DataError, match="is no reply"):  # and the file is free again
+    with pytest.raises(CacheError, match="is no reply"):  # and the file is free again
         ReplyCache(path)
 
 
 def test_a_place_that_cannot_be_written_is_an_error_in_words(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
-    with pytest.raises(DataError, match="Cannot write .*choose another cache"):
+    with pytest.raises(CacheError, match="Cannot write .*choose another cache"):
         ReplyCache(tmp_path / "file" / "r.jsonl")
 
 
 def test_one_process_opens_a_cache_once(tmp_path: Path) -> None:
     with ReplyCache(tmp_path / "r.jsonl"):
-        with pytest.raises(DataError, match="open already in this process"):
+        with pytest.raises(CacheError, match="open already in this process"):
             ReplyCache(tmp_path / "r.jsonl")
     ReplyCache(tmp_path / "r.jsonl").close()
 
@@ -179,7 +178,7 @@ def test_a_full_disk_is_an_error_in_words_and_leaves_whole_lines(tmp_path: Path)
             with ReplyCache(path) as cache:
                 for key in KEYS[:4]:
                     cache.find_or_ask(key, reply)
-        except DataError as error:
+        except CacheError as error:
             os._exit(7 if "Make room and give the same command again" in str(error) else 8)
         os._exit(9)
 

@@ -194,6 +194,16 @@ def test_a_connection_that_breaks_off_or_is_silent() -> None:
         client(server, max_retries=0).complete(TURNS)
 
 
+def test_a_proxy_of_the_environment_gets_nothing_in_the_clear(monkeypatch: pytest.MonkeyPatch) -> None:
+    with serve() as proxy, serve() as server:
+        for name in ("HTTP_PROXY", "http_proxy", "ALL_PROXY", "all_proxy"):
+            monkeypatch.setenv(name, proxy.url.removesuffix("/v1"))
+        for name in ("NO_PROXY", "no_proxy"):
+            monkeypatch.delenv(name, raising=False)
+        assert client(server).complete(TURNS).text == "fine"
+        assert len(server.bodies) == 1 and not proxy.bodies
+
+
 def test_a_redirect_is_not_followed() -> None:
     with serve() as other, serve(Reply(307, {}, {"Location": f"{other.url}/chat/completions"})) as server:
         with pytest.raises(ServerSetupError, match="status 307"):

@@ -3,6 +3,7 @@
 import json
 import multiprocessing
 import os
+import resource
 import signal
 from collections import Counter
 from multiprocessing.process import BaseProcess
@@ -359,6 +360,47 @@ def test_an_image_that_is_gone_is_an_error_by_name_or_is_skipped(
     manifest = manifest_of(tmp_path, "skipped")
     assert manifest["counts"]["skipped"] == 2 and set(manifest["skipped"]) == {"q1", "row 4"}
     assert [pair["id"] for pair in rows_of(tmp_path / "skipped/pairs.jsonl")] == ["q0", "q2"]
+
+
+def test_a_full_disk_stops_the_run_even_where_candidates_may_be_skipped(tmp_path: Path) -> None:
+    write_candidates(tmp_path, 8)
+
+    def run(words: list[str]) -> None:
+        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (1200, 1200))
+        os._exit(judge(*words))
+
+    with serve() as server:
+        words = served(tmp_path, server.url, "on_error=skip", "server.concurrency=1")
+        child = multiprocessing.get_context("fork").Process(target=run, args=(words,))
+        child.start()
+        assert ended(child) == 2
+        assert (
+            not (tmp_path / "out/pairs.jsonl").exists() and 0 < len(rows_of_whole(tmp_path / "out/replies.jsonl")) < 16
+        )
+        assert judge(*words) == 0
+    assert manifest_of(tmp_path)["counts"] == {
+        "judged": 8, "pairs": 8, "ties": 0, "unread": {}, "dropped": {}, "skipped": 0,
+    }  # fmt: skip
+
+
+def test_an_interrupted_run_says_so_and_goes_on(tmp_path: Path) -> None:
+    write_candidates(tmp_path, 12)
+    state: dict[str, int] = {}
+
+    def on_request(number: int) -> None:
+        if number == 6:
+            os.kill(state["pid"], signal.SIGINT)
+
+    with serve(on_request=on_request, delay=0.05) as server:
+        words = served(tmp_path, server.url)
+        child = forked(words)
+        state["pid"] = child.pid or 0
+        assert ended(child) == 130
+        assert not manifest_of(tmp_path)["complete"]
+        assert judge(*words) == 0
+    assert set(server.asked.values()) == {1} and len(server.asked) == 24
+    assert manifest_of(tmp_path)["complete"] and manifest_of(tmp_path)["replies"]["asked"] == 24
 
 
 def test_a_judge_of_known_truth_needs_no_server(tmp_path: Path) -> None:
