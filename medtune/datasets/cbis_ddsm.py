@@ -7,6 +7,7 @@ descriptors of each of the four case tables, and ``PatientID``, ``SeriesDescript
 """
 
 import random
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -67,6 +68,7 @@ CROPS = "cropped images"
 ABSENT = ("", "n/a", "nan")
 VAL_SHARE = 0.1
 
+_PATIENT = re.compile(r"_(P_\d+)_")
 SharedPatients = Literal["keep", "drop"]
 
 
@@ -205,7 +207,14 @@ def prepare_cbis_ddsm(
             "training_values": {_named(name): counts for name, counts in trained.items()},
             "questions": {split: per_attribute(splits[split]) for split in ("val", "test")},
         },
+        patient_of=_patient,
     )
+
+
+def _patient(sample: Sample) -> str:
+    """Return the patient in a sample's id, which begins with its split and the publisher's name of the crop."""
+    found = _PATIENT.search(sample.id)
+    return found[1] if found else ""
 
 
 def _inputs(annotations: str, dicom_info: str | None) -> dict[str, Path]:

@@ -16,6 +16,7 @@ values of each type of question are kept in memory.
 import dataclasses
 import posixpath
 import random
+import re
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
@@ -221,7 +222,14 @@ def prepare_mimic_cxr(
             "values_of_each_type": {name: len(values) for name, values in sorted(table.open_values.items())},
             "left_out": left_out,
         },
+        patient_of=_patient,
     )
+
+
+def _patient(sample: Sample) -> str:
+    """Return the patient in the path of an image, such as ``p10/p10000032/s50414267/x.jpg``."""
+    found = re.match(r"p\d\d/(p\d{8})/", sample.images[0]) if sample.images else None
+    return found[1] if found else ""
 
 
 def _inputs(mimic_cxr_jpg: str, chexmask: str, reports: str, questions: str) -> dict[str, Path]:

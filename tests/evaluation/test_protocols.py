@@ -4,8 +4,10 @@ import pytest
 
 from medtune.data.sample import Message
 from medtune.errors import ConfigError, DataError
+from medtune.evaluation.prediction import Prediction
 from medtune.evaluation.protocols.base import Vocabulary
 from medtune.evaluation.protocols.registry import PROTOCOLS, build_protocol, plan_queries
+from tests.evaluation.tools import question
 
 
 @pytest.fixture
@@ -207,3 +209,49 @@ def test_a_dotted_path_names_a_protocol_and_nothing_else():
     for wrong in ("medtune.evaluation.protocols.base.Vocabulary", "medtune.evaluation.parsing.parse_value"):
         with pytest.raises(ConfigError, match=f"{wrong} is no subclass"):
             build_protocol(wrong)
+
+
+def presence(number: int, options: list[str], answer: str, asked: str = "What is the granularity?"):
+    sample = question(f"p{number}", "granularity", options, answer, f"{number}.png")
+    return dataclasses.replace(sample, messages=(Message("user", asked),))
+
+
+@pytest.mark.parametrize("value", ["yes", "no"])
+@pytest.mark.parametrize("options", [["yes", "no"], ["No", "Yes"], ["no", "mild", "severe", "yes"]])
+def test_an_attribute_whose_values_are_yes_and_no_is_asked_as_it_is_and_its_value_is_the_answer(options, value):
+    protocol, held = build_protocol("yes_no"), next(one for one in options if one.lower() == value)
+    vocabulary = Vocabulary({"granularity": held}, ("granularity",), ())
+    for number in range(12):
+        (query,) = protocol.plan(presence(number, options, held))
+        if query.meta["asked_value"] is None:
+            assert query.prompt == "Is there granularity? Answer yes or no."
+            assert query.references == (value,)
+            row = Prediction(query.id, query.task, query.prompt, f"{value}.", (), query.meta)
+            verdict = protocol.judge(row, vocabulary)
+            assert verdict.correct and verdict.gold == value and verdict.prior
+        else:
+            assert query.meta["asked_value"] in ("mild", "severe") and query.references == ("no",)
+
+
+def test_no_closed_question_holds_a_double_negative():
+    asked = [presence(n, ["yes", "no"], "yes" if n % 2 else "no") for n in range(20)]
+    asked += [presence(20 + n, ["no", "mild"], "mild" if n % 2 else "no") for n in range(20)]
+    prompts = [query.prompt for query in plan_queries(asked, ["yes_no"])]
+    assert not [prompt for prompt in prompts if " no?" in prompt or " yes?" in prompt]
+    mild = [query for query in plan_queries(asked[20:], ["yes_no"]) if query.meta["asked_value"] is None]
+    assert {(query.meta["answer"], query.references[0]) for query in mild} == {("mild", "yes"), ("no", "no")}
+
+
+def test_a_third_value_is_asked_by_its_name_and_never_counts_as_yes():
+    asked = [presence(n, ["yes", "no", "uncertain"], "uncertain") for n in range(12)]
+    queries = plan_queries(asked, ["yes_no"])
+    assert {query.prompt for query in queries} == {"Is the granularity uncertain? Answer yes or no."}
+    assert {query.references for query in queries} == {("yes",)}
+
+
+def test_a_closed_question_of_the_data_is_asked_in_its_own_words():
+    own = presence(0, ["yes", "no"], "no", "Is there a pneumothorax?")
+    (query,) = build_protocol("yes_no").plan(own)
+    assert query.prompt == "Is there a pneumothorax? Answer yes or no." and query.references == ("no",)
+    choice = presence(0, ["yes", "no"], "no", "Is it left or right?")
+    assert build_protocol("yes_no").plan(choice)[0].prompt == "Is there granularity? Answer yes or no."

@@ -384,6 +384,21 @@ def test_a_full_disk_stops_the_run_even_where_candidates_may_be_skipped(tmp_path
     }  # fmt: skip
 
 
+def test_a_finished_run_is_left_as_it_is_and_a_torn_judgement_is_made_again(tmp_path: Path) -> None:
+    write_candidates(tmp_path, 4)
+    log = tmp_path / "out/judgements.jsonl"
+    with serve() as server:
+        words = served(tmp_path, server.url)
+        assert judge(*words) == 0
+        before = log.read_bytes()
+        assert judge(*words) == 0 and log.read_bytes() == before
+        log.write_bytes(before[:-20])
+        assert judge(*words) == 0 and log.read_bytes() == before
+        log.write_bytes(before + b'{"id": "q0"}\n')
+        assert judge(*words) == 2
+    assert len(server.bodies) == 8
+
+
 def test_an_interrupted_run_says_so_and_goes_on(tmp_path: Path) -> None:
     write_candidates(tmp_path, 12)
     state: dict[str, int] = {}

@@ -56,6 +56,7 @@ class Verdict:
         prior: Whether the training split's most frequent value is right; None without a training split.
         shown_differs: Whether the shown image has another right answer than the question (only for swapped images).
         measures: Per-sample numbers by name, for example an absolute error; undefined numbers are left out.
+        probe: How the question was changed for the robustness card; empty if it was asked as it is.
 
     Attributes:
         tabulated: Whether such verdicts have a row in ``verdicts.csv``.
@@ -76,6 +77,7 @@ class Verdict:
     prior: bool | None = None
     shown_differs: bool = False
     measures: Mapping[str, float] = field(default_factory=dict)
+    probe: str = ""
 
     @property
     def correct(self) -> bool:
@@ -176,6 +178,7 @@ class EvaluationProtocol:
         answer_keys: Keys of a prediction's ``meta`` that come from the prediction file; all other keys come from the
             question file.
         swap_required: Whether it must also be asked on other images.
+        probes: The probes of the robustness card that it can ask (:mod:`medtune.evaluation.robustness`).
     """
 
     name: ClassVar[str]
@@ -185,6 +188,7 @@ class EvaluationProtocol:
     retention: ClassVar[str] = ""
     answer_keys: ClassVar[tuple[str, ...]] = ("scores", "score_tokens")
     swap_required: ClassVar[bool] = False
+    probes: ClassVar[tuple[str, ...]] = ()
 
     def __init__(self, seed: int = 0) -> None:
         self.seed = seed
@@ -280,9 +284,9 @@ def question_meta(sample: Sample) -> dict[str, Any]:
         raise DataError(f"{where}: meta needs 'options', a list of 2 to 26 different texts.")
     if meta.get("answer") not in options:
         raise DataError(f"{where}: meta needs an 'answer' that is one of its 'options'.")
-    if not sample.images:
+    if not sample.images and meta.get("probe") != "no_image":
         raise DataError(f"{where}: a question needs an image.")
-    return meta
+    return {**meta, "options": meta["option_order"]} if "option_order" in meta else meta
 
 
 def _options_of(target: Target, where: str) -> dict[str, Any]:
@@ -310,13 +314,16 @@ def question_text(sample: Sample) -> tuple[str, list[str], str]:
 def query_frame(name: str, sample: Sample) -> tuple[str, dict[str, Any]]:
     """Return a query's id, and the part of its ``meta`` about the sample and the shown images.
 
-    The id of a swapped sample (see :mod:`medtune.evaluation.swapped`) ends in ``/swapped``.
+    The id of a swapped sample (see :mod:`medtune.evaluation.swapped`) ends in ``/swapped``, that of a probe of the
+    robustness card in its name.
     """
-    swapped = bool(sample.meta.get("swapped", False))
+    swapped, probe = bool(sample.meta.get("swapped", False)), str(sample.meta.get("probe", ""))
     shown = {"sample_id": sample.id, "images": list(sample.images), "swapped": swapped}
     if swapped:
         shown |= {key: sample.meta[key] for key in ("swapped_with", "shown_answer")}
-    return f"{sample.id}/{name}" + ("/swapped" if swapped else ""), shown
+    if probe:
+        shown["probe"] = probe
+    return "/".join([sample.id, name, *(["swapped"] if swapped else []), *([probe] if probe else [])]), shown
 
 
 def make_query(
@@ -366,4 +373,5 @@ def verdict_frame(row: Prediction) -> dict[str, Any]:
         "gold": meta["answer"],
         "swapped": bool(meta["swapped"]),
         "shown_differs": meta.get("shown_answer") is not None and meta["shown_answer"] != meta["answer"],
+        "probe": meta.get("probe", ""),
     }

@@ -43,6 +43,8 @@ class VITask(Objective):
         beta: Weight of contrastive response tuning (Eq. 5); 0 leaves its pass out.
         negatives: ``sampled`` draws the negative image from the whole set; ``roll`` takes the image of the next row of
             the micro-batch if it fits, so that no further image is encoded.
+        within_set: Whether a negative must be of the sample's own set (``meta.set``), if several sets have one
+            instruction.
         align_epochs: Epochs of the first stage; 0 leaves it out. The second stage has the run's length.
         align_steps: Steps of the first stage; takes precedence over ``align_epochs``.
         connector_learning_rate: Learning rate of the connector; None takes the run's.
@@ -65,6 +67,7 @@ class VITask(Objective):
         rda: Mapping[str, bool] | None = None,
         beta: float = 1.0,
         negatives: str = "sampled",
+        within_set: bool = False,
         align_epochs: int = 1,
         align_steps: int | None = None,
         connector_learning_rate: float | None = None,
@@ -85,7 +88,7 @@ class VITask(Objective):
             raise ValueError("exemplar none has no teacher for RDA; set alpha to 0")
         if exemplar != "none" and tsm is None:
             raise ValueError(f"exemplar {exemplar} needs tsm, the folder of a task-specific model")
-        self.tsm_path, self.exemplar, self.negatives = tsm, exemplar, negatives
+        self.tsm_path, self.exemplar, self.negatives, self.within_set = tsm, exemplar, negatives, within_set
         self.alpha, self.beta = alpha, beta
         self.detach = _detached(rda)
         self.align_epochs, self.align_steps = align_epochs, align_steps
@@ -155,12 +158,13 @@ class VITask(Objective):
         # With CRT the task is checked for stage `contrast` only: `align`, which may come first, has the same data.
         if self._tsm is not None and usable is not None and (contrast or self.beta == 0):
             check_task(self._tsm, source, usable)
-        index = NegativeIndex(source, usable) if contrast else None
+        index = NegativeIndex(source, usable, self.within_set) if contrast else None
         return VITaskItems(
             self.sample_transform(),
             None if self._tsm is None else self._tsm.transform.pixels,
             self.negatives if contrast else None,  # type: ignore[arg-type]
             index if self.negatives == "sampled" else None,
+            self.within_set,
         )
 
     def _contrasts(self, stage: Stage) -> bool:
