@@ -8,6 +8,7 @@ import numpy as np
 from PIL import Image
 
 from tests.judges.judge_server import MODEL
+from tests.recipe_modules import load_recipe
 
 
 def write_candidates(folder: Path, count: int, images: bool = True) -> Path:
@@ -58,3 +59,8 @@ def rows_of(path: Path) -> list[dict[str, Any]]:
 def manifest_of(folder: Path, out: str = "out") -> dict[str, Any]:
     """The manifest of a run."""
     return json.loads((folder / out / "manifest.json").read_text(encoding="utf-8"))
+
+
+def judge(*words: str) -> int:
+    """Run the recipe in this process; its exit status."""
+    return load_recipe("judge").main(list(words))
