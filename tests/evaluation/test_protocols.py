@@ -66,7 +66,7 @@ def test_open_verdicts(questions, answer, vocabulary):
 def test_open_keeps_the_wording_of_the_question(questions):
     turn = dataclasses.replace(questions[0].messages[0], content="<image>What is the mass margin?")
     sample = dataclasses.replace(questions[0], messages=(turn,))
-    assert build_protocol("open").plan(sample)[0].prompt == "What is the mass margin?"
+    assert build_protocol("open").plan(sample)[0].prompt == "<image>What is the mass margin?"
     bare = dataclasses.replace(questions[0], messages=questions[0].messages[1:])
     assert build_protocol("open").plan(bare)[0].prompt == "What is the cell size?"
 
@@ -183,14 +183,14 @@ def test_the_letter_of_the_likeliest_sentence_is_in_the_form(questions, answer, 
     assert protocol.judge(answer(protocol.plan(questions[0])[0]), vocabulary).in_format
 
 
-def test_more_options_than_letters_are_refused_and_the_first_user_turn_is_the_question(questions):
+def test_more_options_than_letters_are_refused_and_the_last_user_turn_is_the_question(questions):
     many = [f"v{place}" for place in range(27)]
     sample = dataclasses.replace(questions[0], meta={**questions[0].meta, "options": many, "answer": "v3"})
     with pytest.raises(DataError, match="2 to 26"):
         plan_queries([sample], ["open"])
     turns = (Message("user", "First?"), Message("assistant", "big"), Message("user", "Second?"))
     asked = plan_queries([dataclasses.replace(questions[0], messages=turns)], ["open"])
-    assert asked[0].prompt == "First?"
+    assert asked[0].prompt == "Second?"
 
 
 def test_another_image_is_required_and_chosen_by_the_seed(questions):

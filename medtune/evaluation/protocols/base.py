@@ -19,7 +19,7 @@ class Query(NamedTuple):
     Args:
         id: Unique id; the same question gives the same id in every run.
         task: Name of the protocol.
-        sample: What the model sees: images and one user turn.
+        sample: What the model sees: images, and the conversation up to the question, laid out as in training.
         continuations: Texts whose log-probability is computed; empty if the model answers freely.
         references: Right answers as text.
         meta: Copied unchanged to the prediction row.
@@ -34,7 +34,7 @@ class Query(NamedTuple):
 
     @property
     def prompt(self) -> str:
-        """Text of the user's turn."""
+        """Text of the last user turn."""
         return self.sample.messages[-1].content
 
 
@@ -295,20 +295,44 @@ def _options_of(target: Target, where: str) -> dict[str, Any]:
     return {"attribute": target.set, "options": list(target.classes), "answer": target.text}
 
 
-def user_turn(sample: Sample) -> str:
-    """Return a sample's first user turn without image tags; empty if there is none."""
-    turns = [message.content.replace(IMAGE_TAG, "").strip() for message in sample.messages if message.role == "user"]
-    return turns[0] if turns else ""
+def user_turn(sample: Sample, default: str = "") -> str:
+    """Return the question: a sample's last user turn with its image tags.
+
+    Args:
+        sample: the sample.
+        default: the question of a sample without words in this turn; the turn's tags are kept before it.
+    """
+    turns = [message.content.strip() for message in sample.messages if message.role == "user"]
+    text = turns[-1] if turns else ""
+    if text.replace(IMAGE_TAG, "").strip():
+        return text
+    tags = IMAGE_TAG * text.count(IMAGE_TAG)
+    return f"{tags}\n{default}" if tags and default else default
+
+
+def conversation(sample: Sample, prompt: str, history: bool = True) -> tuple[Message, ...]:
+    """Return the messages of a prompt: what came before the question, and the prompt as the user's turn.
+
+    Args:
+        sample: the sample; what follows its last user turn is left out.
+        prompt: made of :func:`user_turn`, so that it holds the tags of the turn that it replaces.
+        history: whether earlier turns are shown. A prompt that is not the sample's own question is asked without them
+            and without tags; system messages are always shown.
+    """
+    last = max((at for at, message in enumerate(sample.messages) if message.role == "user"), default=0)
+    before = [message for message in sample.messages[:last] if history or message.role == "system"]
+    if last == 0:  # no user turn, or the first message is one
+        before = [message for message in sample.messages if message.role == "system"]
+    return (*before, Message("user", prompt))
 
 
 def question_text(sample: Sample) -> tuple[str, list[str], str]:
     """Return a question's wording, options and answer.
 
-    The wording is the sample's user turn without image tags, or ``What is the {attribute}?`` if that is empty.
+    The wording is the sample's last user turn (:func:`user_turn`), or ``What is the {attribute}?`` if it has no words.
     """
     meta = question_meta(sample)
-    question = user_turn(sample) or open_question(meta["attribute"])
-    return question, list(meta["options"]), meta["answer"]
+    return user_turn(sample, open_question(meta["attribute"])), list(meta["options"]), meta["answer"]
 
 
 def query_frame(name: str, sample: Sample) -> tuple[str, dict[str, Any]]:
@@ -333,9 +357,13 @@ def make_query(
     references: Sequence[str],
     *,
     continuations: Sequence[str] = (),
+    history: bool = True,
     **extra: Any,
 ) -> Query:
-    """Build the query of one question with the common ``meta``; ``extra`` is added to it."""
+    """Build the query of one question with the common ``meta``; ``extra`` is added to it.
+
+    ``prompt`` and ``history`` are those of :func:`conversation`.
+    """
     meta = question_meta(sample)
     query_id, shown = query_frame(name, sample)
     row_meta = {
@@ -345,7 +373,7 @@ def make_query(
         **shown,
         **extra,
     }
-    asked = Sample(id=query_id, images=sample.images, messages=(Message("user", prompt),), meta={})
+    asked = Sample(id=query_id, images=sample.images, messages=conversation(sample, prompt, history), meta={})
     return Query(query_id, name, asked, tuple(continuations), tuple(references), row_meta)
 
 

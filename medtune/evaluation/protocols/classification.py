@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar, Literal
 
 from medtune.data.labels import PROTOCOL, classification_target, is_classification, label_text
-from medtune.data.sample import Message, Sample
+from medtune.data.sample import Sample
 from medtune.errors import DataError
 from medtune.evaluation.classified import ClassVerdict, f1_comparison, score_classification, sets_of
 from medtune.evaluation.display import ACCURACY_TITLES, Column, Display, Examples
@@ -20,6 +20,7 @@ from medtune.evaluation.protocols.base import (
     Query,
     Verdict,
     Vocabulary,
+    conversation,
     query_frame,
     user_turn,
     verdict_frame,
@@ -88,7 +89,7 @@ class Classification(EvaluationProtocol):
         meta = {"attribute": target.set, "answer": target.text, **shown, **target.to_meta()}
         # An image classifier must know the set of the question; the right answer is not passed on.
         about = {"set": target.set, "classes": list(target.classes)}
-        asked = Sample(id=query_id, images=sample.images, messages=(Message("user", prompt),), meta=about)
+        asked = Sample(id=query_id, images=sample.images, messages=conversation(sample, prompt), meta=about)
         references = target.labels or (target.text,)
         return [Query(query_id, self.name, asked, (), references, meta)]
 

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from sklearn.metrics import roc_auc_score
 
 from medtune.data.multiple_choice import open_question
-from medtune.data.sample import Message, Sample
+from medtune.data.sample import Sample
 from medtune.errors import DataError
 from medtune.evaluation.display import Column, Densities, Display
 from medtune.evaluation.metrics import BOOTSTRAP, bootstrap_interval, drawn_weights, macro, share
@@ -26,6 +26,7 @@ from medtune.evaluation.protocols.base import (
     Query,
     Verdict,
     Vocabulary,
+    conversation,
     query_frame,
     topic,
     user_turn,
@@ -140,8 +141,8 @@ class ResponseLikelihood(EvaluationProtocol):
             raise DataError(f"question {sample.id!r}: a question needs an image.")
         query_id, shown = query_frame(self.name, sample)
         meta = {"attribute": about.attribute, "answer": about.answer, "options": list(about.values), **shown}
-        prompt = user_turn(sample) or open_question(about.attribute)
-        asked = Sample(id=query_id, images=sample.images, messages=(Message("user", prompt),), meta={})
+        prompt = user_turn(sample, open_question(about.attribute))
+        asked = Sample(id=query_id, images=sample.images, messages=conversation(sample, prompt), meta={})
         return [Query(query_id, self.name, asked, (about.answer,), (about.answer,), meta)]
 
     def judge(self, row: Prediction, vocabulary: Vocabulary) -> LikelihoodVerdict:

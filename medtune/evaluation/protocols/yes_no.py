@@ -104,7 +104,8 @@ class YesNo(EvaluationProtocol):
         if sample.meta.get("probe") == "paraphrase":
             question = f"Please look at the image. {question}"
         right = right_answer(value, meta["answer"])
-        return [make_query(self.name, sample, f"{question} Answer yes or no.", [right], asked_value=value)]
+        question += " Answer yes or no."
+        return [make_query(self.name, sample, question, [right], history=False, asked_value=value)]
 
     def judge(self, row: Prediction, vocabulary: Vocabulary) -> Verdict:
         """Read yes or no. The answer is in format if exactly one of them could be read."""

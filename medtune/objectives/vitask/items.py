@@ -12,7 +12,7 @@ from PIL import Image
 from torch import Tensor
 
 from medtune.data.features import EncodedPicture
-from medtune.data.items import Row, SampleItems, check_answer, measured_row
+from medtune.data.items import Row, SampleItems, check_answer, measured_row, with_weights
 from medtune.data.sample import Sample
 from medtune.data.source import SampleSource, place
 from medtune.errors import DataError
@@ -214,7 +214,7 @@ class VITaskItems(SampleItems):
         for name in ("exemplar_pixels", "exemplar_features"):
             if name in items[0]:
                 batch[name] = torch.stack([item[name] for item in items])
-        return batch
+        return with_weights(batch, items)
 
 
 def _with_images(shown: Sample, other: Sample) -> Sample:

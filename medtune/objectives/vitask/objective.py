@@ -11,7 +11,7 @@ from torch import Tensor
 from medtune.data.items import Items, SampleItems
 from medtune.data.source import SampleSource
 from medtune.errors import DataError, ModelError
-from medtune.losses.cross_entropy import IGNORE_INDEX, chunked_cross_entropy
+from medtune.losses.cross_entropy import IGNORE_INDEX, chunked_cross_entropy, supervised_weight
 from medtune.losses.vitask import response_rows, vitask_losses
 from medtune.models.classifier.tsm import TaskModel, load_tsm
 from medtune.models.exemplars import ExemplarRecord, save_exemplars
@@ -184,6 +184,7 @@ class VITask(Objective):
     def forward(self, model: Any, batch: dict[str, Any]) -> StepOutput:
         """Eq. 7 on one micro-batch. The weight is the number of response tokens, for all terms.
 
+        A response token counts with the weight of its row.
         If ``batch`` holds ``features`` (the output of the model's encoder for ``vision``) or ``exemplar_features`` (the
         output of the task-specific model), they are used and not computed again.
         """
@@ -191,14 +192,15 @@ class VITask(Objective):
         plain = passes[0]
         if len(passes) == 1:
             hidden = model.hidden(plain.rows.tokens, plain.features, vision_mask=plain.rows.vision_mask)
-            loss_sum, count = chunked_cross_entropy(hidden, batch["labels"], model.logits, self.chunk_tokens)
+            loss_sum, count = chunked_cross_entropy(
+                hidden, batch["labels"], model.logits, self.chunk_tokens, batch.get("weights")
+            )
             return StepOutput(loss_sum, count, {})
         states, targets = self._run(model, passes)(model, passes, self._pad_id)
         counted = targets != IGNORE_INDEX
-        contrasted = None
-        if self.contrast:
-            places, _ = response_rows(batch["labels"])
-            contrasted = batch["contrasted"][places // batch["labels"].shape[1]]
+        rows = response_rows(batch["labels"])[0] // batch["labels"].shape[1]
+        contrasted = batch["contrasted"][rows] if self.contrast else None
+        each = batch["weights"][rows] if "weights" in batch else None
         loss_sum, metrics = vitask_losses(
             states,
             targets,
@@ -209,10 +211,12 @@ class VITask(Objective):
             beta=self.beta,
             detach=self.detach,
             chunk_tokens=self.chunk_tokens,
+            token_weights=each,
         )
         if contrasted is not None:
-            metrics["no_negative"] = (counted & ~contrasted).sum()
-        return StepOutput(loss_sum, counted.sum(), metrics)
+            alone = counted & ~contrasted
+            metrics["no_negative"] = alone.sum() if each is None else (alone * each).sum()
+        return StepOutput(loss_sum, supervised_weight(batch["labels"], batch.get("weights")), metrics)
 
     def _run(self, model: Any, passes: list[Pass]) -> Run:
         """The function that runs these passes: packed if they share a beginning and both fit into the model."""
