@@ -1,5 +1,6 @@
 """The file that a judge reads: JSON Lines of questions with two answers each."""
 
+import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -39,7 +40,8 @@ class Candidate(Sample):
         sample = Sample.from_dict({name: value for name, value in row.items() if name != "answers"}, where)
         if sample.messages[-1].role != "user":
             raise DataError(f"{where} (id {sample.id!r}): the messages must end with the user's turn, the question.")
-        return cls(sample.id, sample.images, sample.messages, sample.meta, tuple(answers))
+        known = {field.name: getattr(sample, field.name) for field in dataclasses.fields(sample)}
+        return cls(**known, answers=tuple(answers))
 
     @property
     def question(self) -> str:
@@ -90,7 +92,11 @@ class CandidateSource(JsonlSource):
 
     def parse(self, raw: bytes, number: int, where: str) -> Candidate:
         """Convert a line to a candidate."""
-        return Candidate.from_dict(decode_json(raw, where), where)
+        row = decode_json(raw, where)
+        return Candidate.from_dict(self._with_id(row, number), where)
+
+    def _with_id(self, row: Any, number: int) -> Any:
+        return {"id": self._default_id(number), **row} if isinstance(row, dict) else row
 
     def __getitem__(self, index: int) -> Candidate:
         """Read one candidate; see :class:`~medtune.data.source.RecordSource`."""

@@ -9,13 +9,13 @@ from medtune.data.sample import Message
 from medtune.errors import ConfigError, DataError
 from medtune.judges import AttributeJudge
 from medtune.judges.attribute_judge import count_named
-from medtune.judges.candidates import Candidate
+from medtune.judges.candidates import Candidate, CandidateSource
 
 TRUE = {"size": "big cell size", "shape": "round cell shape", "type": "Neutrophil"}
 
 
 def candidate(id: str, first: str, second: str, **meta: object) -> Candidate:
-    return Candidate(id, ("a.png",), (Message("user", "What?"),), dict(meta), (first, second))
+    return Candidate(id, ("a.png",), (Message("user", "What?"),), dict(meta), answers=(first, second))
 
 
 def judged(judge: AttributeJudge, item: Candidate) -> tuple[float, float] | None:
@@ -42,7 +42,7 @@ def test_the_truth_of_an_image_is_its_report(tmp_path: Path) -> None:
     assert judge.attributes(candidate("q", "", "")) == ("big cell size", "Neutrophil")
     assert judged(judge, candidate("q", "a neutrophil with a big cell size", "a neutrophil")) == (2.0, 1.0)
     assert judge.attributes(candidate("q", "", "", attributes=["its own"])) == ("its own",)
-    other = Candidate("x", ("b.png",), (Message("user", "What?"),), {}, ("a", "b"))
+    other = Candidate("x", ("b.png",), (Message("user", "What?"),), answers=("a", "b"))
     with pytest.raises(DataError, match="candidate 'x'.*has no report of its images"):
         judge.attributes(other)
     with pytest.raises(ConfigError, match="has no meta.attributes"):
@@ -67,3 +67,16 @@ def test_noise_turns_a_known_share_round_by_seed_and_id() -> None:
     assert all(judged(AttributeJudge(noise=1.0), item) == (0.0, 1.0) for item in items[:50])
     with pytest.raises(ValueError, match="noise must be between 0 and 1"):
         AttributeJudge(noise=1.5)
+
+
+def test_candidates_of_a_file_keep_what_a_sample_has(tmp_path: Path) -> None:
+    path = tmp_path / "c.jsonl"
+    turns = [{"role": "user", "content": "What?"}]
+    rows = [
+        {"messages": turns, "answers": ["a", "b"]},
+        {"id": "x", "messages": turns, "answers": ["a", "b"], "weight": 2.0},
+    ]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    first, second = (CandidateSource(path)[place] for place in range(2))
+    assert (first.id, first.answers, first.weight) == ("c:1", ("a", "b"), 1.0)
+    assert (second.id, second.weight) == ("x", 2.0)

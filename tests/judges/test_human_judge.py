@@ -164,7 +164,7 @@ def test_a_file_that_is_none(tmp_path: Path) -> None:
 def test_candidates_of_another_file_must_be_the_annotated_ones(tmp_path: Path) -> None:
     judge = HumanJudge(jsonl(tmp_path / "p.jsonl", row("a", "second")))
     turns = (Message("user", "?"),)
-    assert judge.judge(Candidate("a", (), turns, {}, ("a one", "a two")), list, None).preferred == 1
-    assert judge.judge(Candidate("b", (), turns, {}, ("b one", "b two")), list, None).reason == "not_annotated"
+    assert judge.judge(Candidate("a", (), turns, answers=("a one", "a two")), list, None).preferred == 1
+    assert judge.judge(Candidate("b", (), turns, answers=("b one", "b two")), list, None).reason == "not_annotated"
     with pytest.raises(DataError, match="candidate 'a': p.jsonl, line 1 compares other answers"):
-        judge.judge(Candidate("a", (), turns, {}, ("a two", "a one")), list, None)
+        judge.judge(Candidate("a", (), turns, answers=("a two", "a one")), list, None)

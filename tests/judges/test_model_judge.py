@@ -19,7 +19,7 @@ from tests.judges.judge_server import serve
 
 IMAGES = [Image.fromarray(np.full((3, 4, 3), value, dtype=np.uint8)) for value in (1, 2)]
 CANDIDATE = Candidate(
-    "q", ("a.png", "b.png"), (Message("user", "<image><image>What?"),), {}, ("One. ", "Two {answer_1}")
+    "q", ("a.png", "b.png"), (Message("user", "<image><image>What?"),), answers=("One. ", "Two {answer_1}")
 )
 
 
