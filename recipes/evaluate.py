@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from medtune.config import config_hash, recipe, to_plain
+from medtune.config import config_hash, recipe, to_shown
 from medtune.data.folders import claim
 from medtune.data.writing import file_sha256, write_whole
 from medtune.evaluation.asked import Asked, what_was_asked
@@ -88,7 +88,7 @@ def main(config: EvaluateConfig) -> None:
         "commit": commit(),
         "hardware": hardware(),
         "seed": asked.seed,
-        "config": to_plain(config),
+        "config": to_shown(config),
         "config_hash": config_hash(config, ignore=("name", "output", "predictions")),
         "leakage": leakage_of(prepared),
         "sha256": {"questions": file_sha256(questions), "predictions": [file_sha256(Path(path)) for path in paths]},

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
-import yaml
+from omegaconf import OmegaConf
 from PIL import Image
 
 from medtune.cli import main
@@ -66,7 +66,7 @@ def test_a_lora_run_answers_as_predict_does(run: Path, image: Path, tmp_path: Pa
     meta = {"attribute": "cell size", "options": ["big", "small"], "answer": "big"}
     turns = (Message("user", "What is the cell size?"), Message("assistant", "big"))
     rows.write_bytes(jsonl_bytes([Sample("one", (image.name,), turns, meta)]))
-    saved = yaml.safe_load((run / "config.yaml").read_text())
+    saved = OmegaConf.to_container(OmegaConf.load(run / "config.yaml"), resolve=True)
     plain = without_adapters(saved["model"])
     assert plain["_component_"].endswith(".mini_vlm") and "lora_rank" not in plain
     config = {
@@ -84,7 +84,7 @@ def test_a_lora_run_answers_as_predict_does(run: Path, image: Path, tmp_path: Pa
         "dtype": "fp32",
         "device": "cpu",
     }
-    (tmp_path / "predict.yaml").write_text(yaml.safe_dump(config))
+    OmegaConf.save(OmegaConf.create(config), tmp_path / "predict.yaml")
     from medtune.recipes import predict
 
     assert predict.main(["--config", str(tmp_path / "predict.yaml")]) == 0

@@ -8,9 +8,11 @@ import argparse
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from medtune import __version__
 from medtune.errors import ConfigError, MedtuneError
+from medtune.trust import trusting
 
 USER_ERROR = 2
 
@@ -62,7 +64,15 @@ def _export(arguments: argparse.Namespace) -> int:
     from medtune.export import export
 
     export(
-        arguments.source, arguments.to, arguments.out, base=arguments.base, force=arguments.force, dtype=arguments.dtype
+        arguments.source,
+        arguments.to,
+        arguments.out,
+        base=arguments.base,
+        force=arguments.force,
+        dtype=arguments.dtype,
+        model=arguments.model,
+        verify=arguments.verify,
+        trust=arguments.trust,
     )
     return 0
 
@@ -143,6 +153,7 @@ def parser() -> argparse.ArgumentParser:
     plan.add_argument(
         "--leakage", type=Path, metavar="FILE", help="compare all images of training and validation and list overlaps"
     )
+    _add_trust(plan)
     plan.set_defaults(run=_plan)
 
     doctor = commands.add_parser("doctor", help="check versions, devices, disk and data, and print what fixes them")
@@ -150,18 +161,10 @@ def parser() -> argparse.ArgumentParser:
 
     ask = commands.add_parser("ask", help="ask a model one question about images, or hold a conversation")
     _add_ask_arguments(ask)
+    _add_trust(ask)
     ask.set_defaults(run=_ask)
 
-    export = commands.add_parser("export", help="write a run's weights: merged, or as a PEFT adapter")
-    export.add_argument("source", type=Path, metavar="RUN_OR_CHECKPOINT", help="output_dir of a run, or its step_N")
-    export.add_argument("--to", required=True, choices=("hf", "peft", "torchtune"), help="what is written")
-    export.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder to write")
-    export.add_argument(
-        "--base", metavar="DIR", help="base weights, if the path in the run's config is no longer valid"
-    )
-    export.add_argument("--dtype", choices=("fp32", "bf16"), help="type of the written tensors (default: the run's)")
-    export.add_argument("-f", "--force", action="store_true", help="replace an earlier export")
-    export.set_defaults(run=_export)
+    _add_export(commands)
 
     report = commands.add_parser("report", help="write one self-contained HTML page of evaluated runs")
     report.add_argument("runs", nargs="+", type=Path, help="folders of runs, each with its results")
@@ -169,8 +172,39 @@ def parser() -> argparse.ArgumentParser:
     report.add_argument("--title", default="medtune report", help="heading of the page")
     report.add_argument("--samples", type=int, default=0, metavar="N", help="show N questions with image and answers")
     report.add_argument("--images", type=Path, metavar="ROOT", help="folder or .tar that the images are read from")
+    _add_trust(report)
     report.set_defaults(run=_report)
     return root
+
+
+def _add_export(commands: Any) -> None:
+    export = commands.add_parser("export", help="write a run's weights: merged, or as a PEFT adapter")
+    export.add_argument("source", type=Path, metavar="SOURCE", help="output_dir of a run, its step_N, or a plain model")
+    export.add_argument("--to", required=True, choices=("hf", "peft", "torchtune"), help="what is written")
+    export.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder to write")
+    export.add_argument(
+        "--base", metavar="DIR", help="base weights, if the path in the run's config is no longer valid"
+    )
+    export.add_argument(
+        "--model", metavar="BUILDER", help="builder of a plain model, if its config.json does not tell which"
+    )
+    export.add_argument("--dtype", choices=("fp32", "bf16"), help="type of the written tensors (default: the run's)")
+    export.add_argument("-f", "--force", action="store_true", help="replace an earlier export")
+    export.add_argument(
+        "--verify", action="store_true", help="open the folder in transformers and compare its answers token for token"
+    )
+    _add_trust(export)
+    export.set_defaults(run=_export)
+
+
+def _add_trust(command: argparse.ArgumentParser) -> None:
+    command.add_argument(
+        "--trust",
+        action="append",
+        default=[],
+        metavar="MODULE",
+        help="also call components of this module (default: torch, torchtune, torchao, bitsandbytes and medtune)",
+    )
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -184,7 +218,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     """
     arguments = parser().parse_args(argv)
     try:
-        return arguments.run(arguments)
+        with trusting(getattr(arguments, "trust", ())):
+            return arguments.run(arguments)
     except MedtuneError as error:
         print(f"error: {error}", file=sys.stderr)
         return USER_ERROR

@@ -8,6 +8,7 @@ server's message.
 
 import json
 import os
+import re
 import threading
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -34,6 +35,8 @@ NO_KEY = "none"
 WITHOUT_LIST = (404, 405, 501)
 """Statuses of servers that have no list of models."""
 CHECK_RETRIES = 2
+# A server's text is shown only if it can be the name of a model.
+_MODEL_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:@/+-]{0,99}")
 # Names of httpx's errors for a connection that was established and then broke.
 BROKEN_OFF = ("RemoteProtocolError", "ReadError", "WriteError", "CloseError", "DecodingError")
 
@@ -194,7 +197,8 @@ class ChatClient:
         except (ValueError, TypeError, KeyError, RecursionError):
             raise ServerSetupError(f"{url} gives no list of models; is it the address of the API, with /v1?") from None
         if served and model not in served:
-            raise ServerSetupError(f"{url} does not offer the model {model!r}; {nearest(model, served)}")
+            known = [name for name in served if _MODEL_NAME.fullmatch(name)]
+            raise ServerSetupError(f"{url} does not offer the model {model!r}; {nearest(model, known)}")
 
     def complete(
         self,

@@ -14,6 +14,7 @@ from PIL import Image
 
 from medtune.data.images import ImageRoot
 from medtune.data.json_text import decode_json, json_objects
+from medtune.data.opening import refuse_special
 from medtune.data.rows import sample_of
 from medtune.data.sample import Sample, is_identifier, printable
 from medtune.errors import ConfigError, DataError
@@ -62,7 +63,7 @@ class RecordSource(ABC):
 
     Args:
         path: the file.
-        image_root: folder or ``.tar`` of the images; None if no row has images.
+        image_root: folder or ``.tar`` of the images, or an object that reads them; None if no row has images.
         settings: everything else that decides the samples; part of the fingerprint.
         repeated_ids: what happens to a row whose id an earlier row has. A row that repeats an earlier one in every byte
             is refused in both cases.
@@ -73,15 +74,16 @@ class RecordSource(ABC):
     def __init__(
         self,
         path: str | Path,
-        image_root: str | Path | None,
+        image_root: str | Path | ImageRoot | None,
         settings: object = None,
         repeated_ids: RepeatedIds = "refuse",
     ) -> None:
         self.path = Path(path).expanduser()
+        refuse_special(self.path)
         if not self.path.is_file():
             raise DataError(f"The data file {self.path} does not exist; correct its path.")
         self.name = self.path.stem
-        self.images = None if image_root is None else ImageRoot(image_root)
+        self.images = image_root if isinstance(image_root, ImageRoot | None) else ImageRoot(image_root)
         self._settings = settings
         places = ((start, end, number, _id_hash(id)) for start, end, number, id in self.spans())
         rows = np.fromiter(places, dtype=np.dtype((np.uint64, 4)))
@@ -178,6 +180,8 @@ class RecordSource(ABC):
     @functools.cached_property
     def _fingerprint(self) -> str:
         digest = hashlib.sha256(json.dumps([type(self).__name__, self._settings]).encode())
+        if self.images is not None and self.images.grey_bits is not None:
+            digest.update(f"grey_bits {self.images.grey_bits}".encode())
         with self.path.open("rb") as file:
             while block := file.read(1 << 20):
                 digest.update(block)
@@ -205,7 +209,7 @@ class JsonlSource(RecordSource):
 
     Args:
         path: the file.
-        image_root: folder or ``.tar`` of the images; None if no row has images.
+        image_root: folder or ``.tar`` of the images, or an object that reads them; None if no row has images.
         repeated_ids: see :class:`RecordSource`.
         ignore_keys: names of keys that are not read, although they could hold text or images.
     """
@@ -213,7 +217,7 @@ class JsonlSource(RecordSource):
     def __init__(
         self,
         path: str | Path,
-        image_root: str | Path | None,
+        image_root: str | Path | ImageRoot | None,
         repeated_ids: RepeatedIds = "refuse",
         ignore_keys: Collection[str] = (),
     ) -> None:

@@ -9,6 +9,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from medtune.data.opening import refuse_special
 from medtune.errors import ConfigError, DataError
 
 LONGEST_CELL = 16_000_000
@@ -107,6 +108,7 @@ def scan_rows(path: Path, style: CsvFormat = COMMAS) -> Iterator[TableRow]:
     Raises:
         DataError: if the file is absent, not in its encoding, or not CSV.
     """
+    refuse_special(path)
     if not path.is_file():
         raise DataError(f"The table {path} does not exist; correct its path.")
     lines = _Lines(path, style)

@@ -4,6 +4,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from medtune.data.images import ImageRoot
 from medtune.data.reports import is_missing_report
 from medtune.data.sample import Sample, report_sample
 from medtune.data.source import RecordSource, SampleSource
@@ -30,7 +31,9 @@ class ReportColumns:
 class ReportCsvSource(RecordSource):
     """Image-report pairs of a CSV file, a row at a time; see :func:`report_csv_dataset`."""
 
-    def __init__(self, path: str | Path, image_root: str | Path, names: ReportColumns, style: CsvFormat) -> None:
+    def __init__(
+        self, path: str | Path, image_root: str | Path | ImageRoot, names: ReportColumns, style: CsvFormat
+    ) -> None:
         self.names, self.style = names, style
         if Path(path).suffix == ".gz":
             raise DataError(f"{path}: rows of a compressed table cannot be read one at a time; unpack it (gunzip).")
@@ -89,6 +92,7 @@ def report_csv_dataset(
     image_suffix: str | None = None,
     delimiter: str = ",",
     encoding: str = "utf-8",
+    grey_bits: int | None = None,
 ) -> SampleSource:
     """Image-report pairs from a CSV file with a header.
 
@@ -104,12 +108,15 @@ def report_csv_dataset(
         image_suffix: suffix of the files, for a column that names images without it, for example ``.png``.
         delimiter: character between two cells, for example ``;``.
         encoding: encoding of the text, for example ``cp1252``.
+        grey_bits: depth of the grey values in files of 16 bits, from 8 to 16; absent takes for each image the smallest
+            depth that holds its largest value.
 
     Raises:
-        ConfigError: for a delimiter, encoding or suffix that cannot be used, or an empty list of files.
+        ConfigError: for a delimiter, encoding, suffix or ``grey_bits`` that cannot be used, or an empty list of files.
         DataError: if a file or the image root is absent, or a column is missing (the message names the most similar
             one).
     """
     names = ReportColumns(image_column, text_column, id_column, image_separator, image_suffix)
     style = CsvFormat(delimiter, encoding)
-    return joined(source, lambda path: ReportCsvSource(path, image_root, names, style))
+    images = ImageRoot(image_root, grey_bits)
+    return joined(source, lambda path: ReportCsvSource(path, images, names, style))

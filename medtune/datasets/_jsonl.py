@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 
 from medtune.data.crops import CenterCropped, PaddedToSquare
+from medtune.data.images import image_root_of
 from medtune.data.source import JsonlSource, RepeatedIds, SampleSource
 from medtune.datasets._mixture import joined
 
@@ -14,6 +15,7 @@ def jsonl_dataset(
     pad_to_square: int | None = None,
     repeated_ids: RepeatedIds = "refuse",
     ignore_keys: Sequence[str] = (),
+    grey_bits: int | None = None,
 ) -> SampleSource:
     """Samples from a JSON Lines file: ``{"id", "images": [...], "messages": [{"role", "content"}], "meta": {}}``.
 
@@ -28,12 +30,15 @@ def jsonl_dataset(
             changing its aspect ratio; absent leaves the images as they are.
         repeated_ids: ``refuse`` makes it an error if two rows of a file have one id; ``number`` adds the row's number.
         ignore_keys: names of keys that are not read, although they could hold text or images.
+        grey_bits: depth of the grey values in files of 16 bits, from 8 to 16; absent takes for each image the smallest
+            depth that holds its largest value.
 
     Raises:
         ConfigError: for an unknown value of ``repeated_ids``, an empty list of files, a ``center_crop`` that is not
-            above 0 and at most 1, or a ``pad_to_square`` below 1.
+            above 0 and at most 1, a ``pad_to_square`` below 1, or ``grey_bits`` that are not from 8 to 16.
         DataError: if the file is absent or empty, or the image root is absent.
     """
-    samples = joined(source, lambda path: JsonlSource(path, image_root, repeated_ids, ignore_keys))
+    images = image_root_of(image_root, grey_bits)
+    samples = joined(source, lambda path: JsonlSource(path, images, repeated_ids, ignore_keys))
     samples = samples if center_crop == 1.0 else CenterCropped(samples, center_crop)
     return samples if pad_to_square is None else PaddedToSquare(samples, pad_to_square)

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 
+from medtune.data.images import image_root_of
 from medtune.data.source import JsonlSource, RepeatedIds, SampleSource
 from medtune.datasets._mixture import joined
 
@@ -17,6 +18,7 @@ def llava_json_dataset(
     image_root: str | None = None,
     repeated_ids: RepeatedIds = "number",
     ignore_keys: Sequence[str] = (),
+    grey_bits: int | None = None,
 ) -> SampleSource:
     """Conversations from a JSON array ``[{"id", "image", "conversations": [{"from": "human", "value": ...}]}]``.
 
@@ -30,9 +32,13 @@ def llava_json_dataset(
         repeated_ids: ``number`` adds the item's number to an id that an earlier item has, because published files
             hold several conversations about one image under one id; ``refuse`` makes it an error.
         ignore_keys: names of keys that are not read, although they could hold text or images.
+        grey_bits: depth of the grey values in files of 16 bits, from 8 to 16; absent takes for each image the smallest
+            depth that holds its largest value.
 
     Raises:
-        ConfigError: for an unknown value of ``repeated_ids``, or an empty list of files.
+        ConfigError: for an unknown value of ``repeated_ids``, an empty list of files, or ``grey_bits`` that are not
+            from 8 to 16.
         DataError: if a file is absent or neither a JSON array nor JSON Lines, or the image root is absent.
     """
-    return joined(source, lambda path: LlavaJsonSource(path, image_root, repeated_ids, ignore_keys))
+    images = image_root_of(image_root, grey_bits)
+    return joined(source, lambda path: LlavaJsonSource(path, images, repeated_ids, ignore_keys))

@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from pathlib import PurePosixPath
 
+from medtune.data.image_names import split_frame
 from medtune.errors import ConfigError, DataError
 
 SUFFIXES = frozenset(".png .jpg .jpeg .bmp .gif .tif .tiff .webp .jp2 .ppm .pgm .dcm".split())
@@ -35,10 +36,11 @@ def image_path(
         DataError: for a cell that does not name an image. The message does not quote it: if the column is the wrong
             one, its cells may hold a patient's name.
     """
-    if PurePosixPath(cell).suffix.lower() in SUFFIXES:
+    path, _ = split_frame(cell, f"{where}, column {column!r}")
+    if PurePosixPath(path).suffix.lower() in SUFFIXES:
         return cell
     if suffix is not None:
-        return cell + suffix
+        return path + suffix + cell[len(path) :]
     if is_image is not None and is_image(cell):
         return cell
     raise DataError(

@@ -1,19 +1,18 @@
 """Your own labelled images as a classification set: a folder for each class, or a CSV of paths and labels."""
 
-import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from medtune.data.labels import LabelTask
 from medtune.data.tables import CsvFormat
 from medtune.datasets.classification import Balance, Choice, ClassWeights, Template
-from medtune.datasets.image_column import SUFFIXES
-from medtune.datasets.labelled_images import Classes, LabelledImage, merged, prepare_labelled
-from medtune.datasets.labelled_table import SPLIT_NAMES, ImageTable, Policy
+from medtune.datasets.labelled_folder import find_images
+from medtune.datasets.labelled_images import Classes, merged, prepare_labelled
+from medtune.datasets.labelled_table import ImageTable, Policy
 from medtune.datasets.labelled_tasks import TaskOptions
 from medtune.datasets.prepared import Prepared
 from medtune.datasets.splitting import drawn, drawn_together, empty_splits
-from medtune.errors import ConfigError, DataError
+from medtune.errors import ConfigError
 
 
 def prepare_labelled_folder(
@@ -37,7 +36,8 @@ def prepare_labelled_folder(
     """Convert ``<class>/<image>`` or ``<split>/<class>/<image>`` to instructions.
 
     Args:
-        images: the folder; also the recipe's ``image_root``. Split folders are ``train``, ``val`` and ``test``.
+        images: the folder or tar file; also the recipe's ``image_root``. Split folders are ``train``, ``val`` and
+            ``test``. Hidden and resource files are passed over, and counted.
         set: name of the set.
         modality: what the images are, as in "the given {modality} image".
         task: ``multi_class``, or ``ordinal`` with ``classes`` in rising order.
@@ -57,24 +57,29 @@ def prepare_labelled_folder(
 
     Raises:
         ConfigError: for an unknown option or a limit or share out of range.
-        DataError: for a folder that is absent, empty, or not a class.
+        DataError: for a folder that is absent, empty, or not a class, and for split folders beside others.
     """
     if task == "multi_label":
         raise ConfigError("task: an image in one folder has one label; write a CSV for a multi-label set.")
     root = Path(images).expanduser()
     choice = Choice(template, balance_train, limit_train, limit_questions, seed, class_weights)
-    rows, passed = _walk(root)
-    part = TaskOptions(set, modality, task, classes, purpose, noun, fold_case=fold_case).cleaned(set, rows, root)
+    found = find_images(root, classes)
+    options = TaskOptions(set, modality, task, classes, purpose, noun, fold_case=fold_case)
+    part = options.cleaned(set, found.rows, root)
     homes = drawn(part.rows, val_share, test_share, seed)
-    parted = any(row.split for row in rows)
+    parted = any(row.split for row in found.rows)
     return prepare_labelled(
         part.words,
         homes,
         choice,
         inputs={},
         options={"layout": "folder", "val_share": val_share, "test_share": test_share},
-        summary={"files_that_are_no_images": passed},
-        notes=[*part.notes, *([] if parted else empty_splits(homes, val_share, test_share))],
+        summary={"files_that_are_no_images": found.others, "hidden_files": dict(sorted(found.hidden.items()))},
+        notes=[
+            *found.notes(),
+            *part.notes,
+            *([] if parted else empty_splits(homes, val_share, test_share)),
+        ],
     )
 
 
@@ -177,27 +182,3 @@ def prepare_labelled_csv(
         for name, part in found.items()
     ]
     return merged(set, parts)
-
-
-def _walk(root: Path) -> tuple[list[LabelledImage], int]:
-    """Return the images below the class folders, and the number of files that are not images."""
-    if not root.is_dir():
-        raise DataError(f"The folder {root} does not exist; give the one that holds the class folders.")
-    folders = sorted(path for path in root.iterdir() if path.is_dir() and not path.name.startswith("."))
-    parted = bool(folders) and all(path.name.lower() in SPLIT_NAMES for path in folders)
-    homes = [(SPLIT_NAMES[path.name.lower()], path) for path in folders] if parted else [("", root)]
-    rows, passed = [], 0
-    for split, home in homes:
-        for folder in sorted(path for path in home.iterdir() if path.is_dir() and not path.name.startswith(".")):
-            files = sorted(Path(base) / name for base, _, names in os.walk(folder) for name in names)
-            images = [file for file in files if file.suffix.lower() in SUFFIXES]
-            passed += len(files) - len(images)
-            if not images:
-                raise DataError(f"The class folder {folder} holds no image; add some, or remove the folder.")
-            rows += [
-                LabelledImage(image.relative_to(root).as_posix(), (folder.name,), str(folder), split)
-                for image in images
-            ]
-    if not rows:
-        raise DataError(f"{root} holds no folder with images; it must hold one folder for each class.")
-    return rows, passed

@@ -8,19 +8,12 @@ from typing import Literal, Protocol
 
 from medtune.data.tables import CsvFormat, read_table
 from medtune.datasets.image_column import check_suffix, image_path
+from medtune.datasets.labelled_folder import SPLIT_NAMES
 from medtune.datasets.labelled_images import LabelledImage
 from medtune.errors import ConfigError, DataError
 
 Policy = Literal["absent", "present", "leave_out"]
 """What an unclear cell means: the finding is absent or present, or the row is left out."""
-SPLIT_NAMES = {
-    "train": "train",
-    "training": "train",
-    "val": "val",
-    "valid": "val",
-    "validation": "val",
-    "test": "test",
-}
 _BLANK = frozenset(("", "nan", "null", "n/a", "#n/a", "<na>"))
 _VALUES = {"true": 1.0, "yes": 1.0, "false": 0.0, "no": 0.0}
 

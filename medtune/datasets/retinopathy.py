@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
+from medtune.data.image_names import hidden_part
 from medtune.data.tables import read_table
 from medtune.datasets.classification import Choice, Template
 from medtune.datasets.image_column import SUFFIXES
@@ -114,8 +115,8 @@ class _Finder:
             folders.sort()
             for name in sorted(names):
                 file = Path(base) / name
-                if file.suffix.lower() in SUFFIXES:
-                    relative = file.relative_to(folder).as_posix()
+                relative = file.relative_to(folder).as_posix()
+                if file.suffix.lower() in SUFFIXES and hidden_part(relative) is None:
                     for key in {name.lower(), file.stem.lower(), relative.lower()}:
                         self._files.setdefault(key, []).append(relative)
 

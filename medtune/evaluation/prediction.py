@@ -95,7 +95,7 @@ def iterate_predictions(path: str | Path) -> Iterator[Prediction]:
             where = f"{path}, line {number}"
             try:
                 row = json.loads(line)
-            except ValueError:  # covers both broken JSON and broken UTF-8
+            except (ValueError, RecursionError):  # covers both broken JSON and broken UTF-8
                 raise DataError(
                     f"{where}: not a line of JSON. If the run that wrote it was killed, start it again: it cuts off a "
                     "torn last line and goes on."
@@ -151,7 +151,8 @@ class PredictionLog:
     def __init__(self, path: str | Path, recover: bool = True) -> None:
         self.path, self.cut = Path(path), 0
         self.done: set[str] = set()
-        self.path.parent.mkdir(parents=True, exist_ok=True)
+        with explained_writing(self.path):
+            self.path.parent.mkdir(parents=True, exist_ok=True)
         self._descriptor = open_locked(self.path)
         if recover:
             self.recover()
@@ -204,7 +205,7 @@ class PredictionLog:
                     write_line(self.path, descriptor, old.read(size))
             with explained_writing(self.path):
                 os.fsync(descriptor)
-            os.replace(aside, self.path)
+                os.replace(aside, self.path)
         except BaseException:
             os.close(descriptor)
             raise

@@ -1,8 +1,7 @@
 """The method-agnostic training loop.
 
-A run is a function of its config, its data and its seed. The number of steps done determines the stage, the epoch, the
-samples, the learning rate and the random numbers of the next step. A checkpoint therefore needs no state of a loader or
-a random generator.
+A run is a function of its config, its data and its seed. The number of steps done determines stage, epoch, samples,
+learning rate and random numbers of the next step, so a checkpoint needs no state of a loader or a random generator.
 """
 
 import dataclasses
@@ -24,6 +23,7 @@ from medtune.errors import MedtuneError, TrainingError
 from medtune.models.common.interface import Trainable
 from medtune.objectives.base import Objective, Stage
 from medtune.training import building, feature_cache, optimization
+from medtune.training.adapter import begun, keep_optimizer
 from medtune.training.checkpointer import Checkpointer, identity, put_back
 from medtune.training.config import TrainConfig, check_loggers
 from medtune.training.data import BatchLoader, on_device
@@ -60,8 +60,6 @@ class Trainer:
         self.skipped: dict[str, str] = {}
         self.stop_signal = 0
 
-    # -- setting up ---------------------------------------------------------------------------------------------------
-
     def setup(self) -> None:
         """Build everything and, if there is a checkpoint, continue from it.
 
@@ -79,6 +77,7 @@ class Trainer:
         self.objective.bind(self.model, self.transform, config.seed)
         self.objective.to(runtime.device)
         self.parts = TrainedParts(self.model, self.objective, {**members, **self.objective.parts()})
+        self.begun = begun(config, self.parts)
         stages = tuple(self.objective.stages(tuple(config.trainable), config.epochs, config.max_steps))
         optimization.check_rates(config.learning_rates, stages, self.parts, self.objective.parts())
         self.feed = self._feed(config.dataset, stages)
@@ -116,7 +115,8 @@ class Trainer:
     def _resume(self) -> None:
         found = self.checkpointer.newest(self._say)
         if found is None:
-            return self._enter_stage(0)
+            self._enter_stage(0)
+            return keep_optimizer(self.config, self.optimizer, self.trained)
         path, state = found
         values = state.values
         self.step, self.tokens, self.best = values["step"], values["tokens"], EarlyStopping.of(values["best"])
@@ -202,10 +202,9 @@ class Trainer:
                 signal.signal(number, handler)
 
     def _close(self) -> None:
-        if hasattr(self, "telemetry"):
-            self.telemetry.close()
-        if hasattr(self, "lock"):
-            self.lock.close()
+        for name in ("telemetry", "lock"):
+            if hasattr(self, name):
+                getattr(self, name).close()
 
     def _train(self) -> int:
         self._validate_if_due()  # a validation that a signal prevented
@@ -366,7 +365,7 @@ class Trainer:
         for skipped in self.runtime.gather(self.skipped):
             self.skipped |= skipped
         trained = [part for stage in self.progress.stages[: self.stage_index + 1] for part in stage.trainable]
-        live = self.parts.select(self.parts.expand(trained))
+        live = {**self.begun, **self.parts.select(self.parts.expand(trained))}
         values = {
             "step": self.step,
             "stage": self.stage_index,
