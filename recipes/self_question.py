@@ -23,11 +23,12 @@ from medtune.data.folders import claim as claim_folder
 from medtune.data.source import SampleSource
 from medtune.errors import ConfigError, DataError
 from medtune.evaluation.prediction import iterate_predictions
-from medtune.generation.answering import DTYPES, MedtuneModel, Skipped, choose_device
+from medtune.generation.answering import DTYPES, Skipped, choose_device
 from medtune.generation.backends.base import AnswerSettings, Backend
 from medtune.generation.requests import Request
 from medtune.generation.self_questioning.output import plan_lines, write_candidates
 from medtune.generation.self_questioning.pictures import Chosen, choose_pictures
+from medtune.generation.self_questioning.policy import Policy
 from medtune.generation.self_questioning.prompts import Prompts, every_id
 from medtune.generation.self_questioning.run import Questioner, written
 from medtune.generation.self_questioning.settings import Answer, Ask, Describe, Settings
@@ -65,9 +66,9 @@ class SelfQuestionConfig:
         metadata={"help": "count, max_new_tokens, sampling; prompt asks a model that has no virtual user"},
     )
     answer: Answer = field(default_factory=Answer, metadata={"help": "max_new_tokens, sampling, two seeds"})
-    batch_size: int = field(default=20, metadata={"help": "prompts per batch; a backend has its own setting"})
+    batch_size: int = field(default=20, metadata={"help": "texts written at once; a backend has its own setting"})
     wave: int = field(default=64, metadata={"help": "images that are described, asked about and answered together"})
-    share_prefix: bool = field(default=True, metadata={"help": "compute a beginning that prompts share only once"})
+    share_prefix: bool = field(default=True, metadata={"help": "read a beginning that prompts share only once"})
     dtype: Literal["fp32", "bf16"] = field(default="bf16", metadata={"help": "type of weights and caches"})
     device: Literal["auto", "cpu", "cuda"] = field(default="auto", metadata={"help": "auto: cuda if available"})
     on_error: Literal["raise", "skip"] = field(
@@ -168,7 +169,7 @@ def chosen_backend(config: SelfQuestionConfig) -> Backend:
     if config.backend:
         return instantiate(config.backend)
     assert config.model is not None and config.transform is not None and config.checkpoint is not None
-    return MedtuneModel(
+    return Policy(
         config.model,
         config.transform,
         config.checkpoint,

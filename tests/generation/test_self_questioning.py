@@ -12,6 +12,8 @@ import torch
 from medtune.data.sample import VIRTUAL_USER, Message, Sample
 from medtune.errors import ConfigError, DataError
 from medtune.evaluation.prediction import Prediction, write_predictions
+from medtune.generation.engine.answers import EngineAnswers
+from medtune.generation.engine.continuous import Engine
 from medtune.generation.engine.generator import Generator
 from medtune.generation.engine.sampling import Sampling
 from medtune.generation.self_questioning.output import by_picture, write_candidates
@@ -196,9 +198,16 @@ def policy(setup: Any, **options: Any) -> Generator:
     return Generator(setup.model, setup.transform, max_new_tokens=6, **options)
 
 
-def run(setup: Any, wave: int, known: dict[str, Written] | None = None, **options: Any) -> tuple[Generator, dict]:
+def continuous(setup: Any, batch_size: int, share_prefix: bool = True) -> EngineAnswers:
+    engine = Engine(setup.model, setup.transform, slots=batch_size, max_new_tokens=6, share_prefix=share_prefix)
+    return EngineAnswers(engine)
+
+
+def run(
+    setup: Any, wave: int, known: dict[str, Written] | None = None, make: Any = policy, **options: Any
+) -> tuple[Any, dict]:
     """The texts that a policy writes now, by id, and the policy."""
-    generator, found = policy(setup, **options), {}
+    generator, found = make(setup, **options), {}
 
     def write(row: Prediction) -> None:
         found[row.id] = Written(row.prediction, row.meta["stopped"])
@@ -206,6 +215,8 @@ def run(setup: Any, wave: int, known: dict[str, Written] | None = None, **option
     questioner = Questioner(Prompts(setup.source, SETTINGS), lambda: generator, write, known or {})
     questioner(PICTURES, wave)
     assert questioner.asked == len(found)
+    if isinstance(generator, EngineAnswers):
+        generator.engine.close()
     return generator, found
 
 
@@ -222,14 +233,18 @@ def test_texts_are_those_of_single_requests_in_any_batch(setup: Any) -> None:
             assert found[question.id] == Written(question.text.strip(), question.stopped)
     assert len({found[question_id(picture, place)].text for picture in PICTURES for place in range(3)}) > 6
     images = {path for picture in PICTURES for path in picture.images}
-    assert generator.images_encoded == len(images), "once for all three steps"
-    assert len(generator.features) == 0 and not generator.keeps_images
+    engine, same = run(setup, wave=3, make=continuous, batch_size=4)
+    assert same == found == run(setup, wave=2, make=continuous, batch_size=1, share_prefix=False)[1]
+    for one, features in ((generator, generator.features), (engine, engine.engine.features)):
+        assert one.images_encoded == len(images), "once for all three steps"
+        assert len(features) == 0 and not one.keeps_images
 
 
 def test_prompts_with_a_common_beginning_read_it_once(setup: Any) -> None:
-    shared, _ = run(setup, wave=3, batch_size=9)
     plain, _ = run(setup, wave=3, batch_size=9, share_prefix=False)
-    assert shared.tokens_read < 0.75 * plain.tokens_read
+    for make, read in ((policy, lambda one: one), (continuous, lambda one: one.engine)):
+        shared, _ = run(setup, wave=3, make=make, batch_size=4 if make is continuous else 9)
+        assert read(shared).tokens_read < 0.75 * plain.tokens_read
 
 
 def test_known_texts_are_not_written_again(setup: Any) -> None:

@@ -7,6 +7,7 @@ from typing import Any
 
 from medtune.evaluation.prediction import Prediction
 from medtune.generation.backends.base import Answerer
+from medtune.generation.engine.answers import EngineAnswers
 from medtune.generation.engine.generator import Generator
 from medtune.generation.requests import Request
 from medtune.generation.self_questioning.pictures import Picture
@@ -17,8 +18,8 @@ from medtune.generation.self_questioning.sift import Texts, Written, described, 
 class Questioner:
     """Writes the texts of pictures, wave by wave.
 
-    Each step of a wave is one stream of requests. Those on one image stand next to one another, so that a batch reads
-    their common beginning once: the image, and for questions also the description.
+    Each step of a wave is one stream of requests. Those on one image stand next to one another, so that their common
+    beginning is read once: the image, for questions also the description, for the second answer also the question.
 
     Args:
         prompts: Makes the requests.
@@ -64,11 +65,11 @@ class Questioner:
                 self._wave(pictures[start : start + wave])
 
     def _policy(self) -> Answerer:
-        """The policy. Medtune's own generator keeps what it encodes until the end of the wave."""
+        """The policy. Medtune's own models keep what they encode until the end of the wave."""
         if self._answerer is None:
             self._answerer = self._open()
             self._progress(0)
-        if isinstance(self._answerer, Generator) and not self._answerer.keeps_images:
+        if isinstance(self._answerer, EngineAnswers | Generator) and not self._answerer.keeps_images:
             self._images.enter_context(self._answerer.keeping_images())
         return self._answerer
 
