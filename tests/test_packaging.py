@@ -38,7 +38,8 @@ def imported(folder: Path) -> dict[str, str]:
 
 
 @pytest.mark.parametrize(
-    ("folder", "extras"), [("medtune", ["dicom", "judges", "transformers"]), ("recipes", []), ("tests", ["dev"])]
+    ("folder", "extras"),
+    [("medtune", ["dicom", "judges", "leakage", "transformers"]), ("recipes", []), ("tests", ["dev"])],
 )
 def test_everything_imported_is_required(folder: str, extras: list[str]) -> None:
     declared = requirements().union(*map(requirements, extras))

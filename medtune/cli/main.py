@@ -1,4 +1,4 @@
-"""The ``medtune`` command: ``ls``, ``cp``, ``show``, ``plan``, ``doctor``, ``export`` and ``report``.
+"""The ``medtune`` command: ``ls``, ``cp``, ``show``, ``plan``, ``doctor``, ``ask``, ``export`` and ``report``.
 
 This module only parses arguments. Each command imports what it needs when it runs, so that ``medtune --help`` is fast.
 Training, prediction and evaluation are recipes, launched by ``tune run medtune/recipes/NAME.py --config NAME``.
@@ -37,9 +37,13 @@ def _show(arguments: argparse.Namespace) -> int:
 
 
 def _plan(arguments: argparse.Namespace) -> int:
+    from medtune.cli.plan_questions import asks_questions, plan_questions
     from medtune.training.plan import plan
 
-    result = plan(arguments.config, arguments.overrides, gpus=arguments.gpus)
+    if asks_questions(arguments.config):
+        print(plan_questions(arguments.config, arguments.overrides))
+        return 0
+    result = plan(arguments.config, arguments.overrides, gpus=arguments.gpus, leakage=arguments.leakage)
     print(result.text())
     if result.problems:
         print(f"error: {'; '.join(result.problems)}", file=sys.stderr)
@@ -78,6 +82,33 @@ def _report(arguments: argparse.Namespace) -> int:
     return 0
 
 
+def _ask(arguments: argparse.Namespace) -> int:
+    from medtune.cli.ask import run
+
+    return run(arguments)
+
+
+def _add_ask_arguments(ask: argparse.ArgumentParser) -> None:
+    ask.description = (
+        "Ask a model one question about images, or hold a conversation about them on the terminal: without a question, "
+        "questions are read from standard input. The answers alone go to standard output."
+    )
+    ask.add_argument(
+        "model",
+        metavar="MODEL",
+        help="a training run's folder, an exported folder (opened by transformers), a server's address ending in /v1, "
+        "or a predict config such as predict/mini",
+    )
+    ask.add_argument("rest", nargs="*", metavar="IMAGE.. QUESTION", help="image files, then the question")
+    ask.add_argument("--max-new-tokens", type=int, default=256, metavar="N", help="longest answer (default: 256)")
+    ask.add_argument("--temperature", type=float, default=0.0, metavar="T", help="0, the default, is greedy")
+    ask.add_argument("--seed", type=int, default=0, help="seed of the sampling (default: 0)")
+    ask.add_argument("--system", default="", metavar="TEXT", help="system prompt")
+    ask.add_argument("--device", default="auto", choices=("auto", "cpu", "cuda"), help="default: auto")
+    ask.add_argument("--model-name", metavar="NAME", help="the model of a server")
+    ask.add_argument("--api-key-env", metavar="VARIABLE", help="environment variable that holds a server's key")
+
+
 def parser() -> argparse.ArgumentParser:
     """The command's arguments."""
     root = argparse.ArgumentParser(
@@ -103,14 +134,23 @@ def parser() -> argparse.ArgumentParser:
     show.add_argument("overrides", nargs="*", help="key=value, as for the recipe")
     show.set_defaults(run=_show)
 
-    plan = commands.add_parser("plan", help="show what a training config would do: parts, data, tokens, memory per GPU")
+    plan = commands.add_parser(
+        "plan", help="show what a config would do: parts, data, memory per GPU; queries of a predict config"
+    )
     plan.add_argument("config", help="a packaged config (instfree/mini) or a path")
     plan.add_argument("overrides", nargs="*", help="key=value, as for the recipe")
     plan.add_argument("--gpus", type=int, help="processes to plan for (default: what the config's launch line says)")
+    plan.add_argument(
+        "--leakage", type=Path, metavar="FILE", help="compare all images of training and validation and list overlaps"
+    )
     plan.set_defaults(run=_plan)
 
     doctor = commands.add_parser("doctor", help="check versions, devices, disk and data, and print what fixes them")
     doctor.set_defaults(run=_doctor)
+
+    ask = commands.add_parser("ask", help="ask a model one question about images, or hold a conversation")
+    _add_ask_arguments(ask)
+    ask.set_defaults(run=_ask)
 
     export = commands.add_parser("export", help="write a run's weights: merged, or as a PEFT adapter")
     export.add_argument("source", type=Path, metavar="RUN_OR_CHECKPOINT", help="output_dir of a run, or its step_N")

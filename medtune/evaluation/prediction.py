@@ -14,6 +14,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+from medtune.data.sample import printable
 from medtune.errors import DataError
 
 
@@ -65,7 +66,7 @@ class Prediction:
             raise DataError(f"{where}: 'prompt' must be text and 'meta' an object.")
         if not isinstance(references, list) or not all(isinstance(reference, str) for reference in references):
             raise DataError(f"{where}: 'references' must be a list of texts.")
-        return cls(row["id"], row["task"], prompt, row["prediction"], tuple(references), meta)
+        return cls(printable(row["id"]), row["task"], prompt, row["prediction"], tuple(references), meta)
 
     def to_dict(self) -> dict[str, Any]:
         """Return the row as it is in the file."""

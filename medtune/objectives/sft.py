@@ -59,19 +59,20 @@ class SFT(Objective):
         return VirtualUserItems(self.sample_transform())
 
     def forward(self, model: Any, batch: dict[str, Any]) -> StepOutput:
-        """``-sum log f(y_i | X_v, X_p, y_<i)`` over supervised tokens (InstFree Eq. 1).
+        """``-sum log f(y_i | X_v, X_p, y_<i)`` over supervised tokens (InstFree Eq. 1), each times its row's weight.
 
         With a virtual user this is L_vq + L_qa; the metrics ``asking_loss`` and ``answering_loss`` add up to the loss,
         and ``asked_share`` is the share of questions among the supervised tokens.
         """
         features = image_features(model, batch)
         hidden = model.hidden(batch["tokens"], features, vision_mask=batch["vision_mask"])
+        weights = batch.get("weights")
         if self.virtual_user is None:
-            loss_sum, count = chunked_cross_entropy(hidden, batch["labels"], model.logits, self.chunk_tokens)
+            loss_sum, count = chunked_cross_entropy(hidden, batch["labels"], model.logits, self.chunk_tokens, weights)
             return StepOutput(loss_sum, count, {})
         asked = batch["asked"] if "asked" in batch else torch.zeros_like(batch["labels"], dtype=torch.bool)
         loss_sum, count, asking, share = asking_and_answering(
-            hidden, batch["labels"], asked, model.logits, self.chunk_tokens
+            hidden, batch["labels"], asked, model.logits, self.chunk_tokens, weights
         )
         metrics = {"asking_loss": asking, "answering_loss": loss_sum.detach() - asking, "asked_share": share}
         return StepOutput(loss_sum, count, metrics)

@@ -99,6 +99,9 @@ class TrainConfig:
         "auto",
         "folder for the result of the data check; auto: $XDG_CACHE_HOME/medtune/preflight; null: it is not kept",
     )
+    allow_leakage: list[str] = key(
+        [], "kinds of leakage between training and validation data that are accepted; see docs/checking.md"
+    )
     on_error: Literal["raise", "skip"] = key(
         "raise", "raise: a sample that cannot be used stops the run; skip: it is left out, counted and listed"
     )

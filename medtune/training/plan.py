@@ -23,6 +23,7 @@ from medtune.training import memory
 from medtune.training.building import DTYPES
 from medtune.training.config import TrainConfig, check_loggers
 from medtune.training.feature_cache import check_frozen, readable_size
+from medtune.training.leakage import compare_splits
 from medtune.training.optimization import check_rates
 from medtune.training.parts import TrainedParts
 from medtune.training.progress import Progress
@@ -81,13 +82,14 @@ class _Spread:
         return getattr(self.source, name)
 
 
-def plan(config: str, overrides: Sequence[str] = (), gpus: int | None = None) -> Plan:
+def plan(config: str, overrides: Sequence[str] = (), gpus: int | None = None, leakage: Path | None = None) -> Plan:
     """Calculate parts, data, steps and memory.
 
     Args:
         config: Name or path of a training config.
         overrides: ``key=value``.
         gpus: Processes to plan for; None takes ``--nproc_per_node`` of the config's launch line, else 1.
+        leakage: File for the list of what training and validation data have in common; None writes none.
 
     Raises:
         MedtuneError: If the config cannot be read or its model cannot be built. Other problems are listed in the
@@ -114,6 +116,9 @@ def plan(config: str, overrides: Sequence[str] = (), gpus: int | None = None) ->
         result.sections.append((f"Parts in stage {stage.name}", parts.table(parts.known(stage.trainable))))
     data = _try(lambda: _measure(settings, objective, transform, stages), result.problems) if transform else None
     result.sections.append(("Data", _data_text(settings, data, transform, world, stages, model)))
+    if data is not None:
+        compared = _try(lambda: compare_splits(settings, leakage), result.problems)
+        result.sections.append(("Training and validation", compared or "have something in common that is not allowed"))
     result.memory = _memory(settings, parts, stages, data, world, transform)
     title = "Memory on the GPU" if world == 1 else f"Memory on each of {world} GPUs"
     result.sections.append((title, _memory_text(settings, data, result.memory)))

@@ -234,7 +234,7 @@ class Trainer:
         loop waits for the device. A loss or gradient that is not finite is detected there, before the weights change.
         """
         weight, tokens = self.runtime.sum_on_host(self._counts(batches))
-        scale = 1.0 / max(weight, 1.0)
+        scale = 1.0 / (weight or 1.0)
         sums = self._forward_backward(batches)
         reached = self.watch.reached(self.trained, sums.device)
         sums = self.runtime.sum(torch.cat([sums, reached]))
@@ -247,7 +247,7 @@ class Trainer:
         shown = {name: value * scale for name, value in zip(self.metric_names, values, strict=True)}
         loss = loss_sum * scale
         self._guard(loss, gradient_norm, batches)
-        if counted != weight:
+        if not math.isclose(counted, weight, rel_tol=1e-9):  # sums of row weights round by the order of their terms
             raise TrainingError(
                 f"step {self.step}: {type(self.objective).__name__}.weight counted {weight:g}, but its forward pass "
                 f"{counted:g}; the two must agree, since the gradients are divided by the first"

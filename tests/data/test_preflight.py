@@ -182,7 +182,7 @@ def test_which_rows_are_usable_is_told_apart(tmp_path):
     """As many rows, but others."""
     told = set()
     for number, bad in enumerate((0, 1, 2)):
-        rows = [row(letter, " " if at == bad else "-") for at, letter in enumerate("abc")]
+        rows = [row(letter, " " if at == bad else "clear") for at, letter in enumerate("abc")]
         source = JsonlSource(write_rows(tmp_path / f"{number}.jsonl", rows), None)
         told.add(preflight(source, LetterTransform(), plain, "skip", progress=False).usable)
     assert len(told) == 3

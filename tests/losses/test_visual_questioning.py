@@ -48,6 +48,17 @@ def test_the_sums_are_the_papers(chunk: int) -> None:
 
 
 @pytest.mark.parametrize("chunk", [0, 2])
+def test_each_row_counts_with_its_weight(chunk: int) -> None:
+    hidden, labels, asked, head = problem()
+    weights = torch.tensor([3.0, 0.5], dtype=torch.float64)
+    total, count, asking, asked_count = asking_and_answering(hidden, labels, asked, head, chunk, weights)
+    l_vq = 3 * written_out(hidden, labels, head, 0, "question")
+    l_qa = 3 * written_out(hidden, labels, head, 0, "answer") + 0.5 * written_out(hidden, labels, head, 1, "answer")
+    assert (asking.item(), total.item()) == pytest.approx((l_vq, l_vq + l_qa), abs=1e-12)
+    assert (count.item(), asked_count.item()) == (3 * 7 + 0.5 * 2, 3 * 3)
+
+
+@pytest.mark.parametrize("chunk", [0, 2])
 def test_value_and_gradients_are_those_of_one_cross_entropy(chunk: int) -> None:
     hidden, labels, asked, head = problem()
     total, *_ = asking_and_answering(hidden, labels, asked, head, chunk)

@@ -220,5 +220,5 @@ def test_other_programs_cannot_write_a_virtual_users_turn() -> None:
 
 def test_no_file_may_hold_a_virtual_users_turn() -> None:
     row = {"id": "1", "images": [], "messages": [{"role": VIRTUAL_USER, "content": "x"}]}
-    with pytest.raises(DataError, match="unknown role 'virtual_user'"):
+    with pytest.raises(DataError, match="unknown role"):
         Sample.from_dict(row, "rows.jsonl, line 1")
