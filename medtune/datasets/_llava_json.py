@@ -35,7 +35,7 @@ class LlavaJsonSource(RecordSource):
         row = {
             "id": item.get("id", self._item_id(number)),
             "images": [image] if isinstance(image, str) else image,
-            "messages": [_turn(turn, where) for turn in item["conversations"]],
+            "messages": [as_turn(turn, where) for turn in item["conversations"]],
         }
         return Sample.from_dict(row, where)
 
@@ -43,7 +43,12 @@ class LlavaJsonSource(RecordSource):
         return f"{self.path.stem}:{number}"
 
 
-def _turn(turn: Any, where: str) -> dict[str, Any]:
+def as_turn(turn: Any, where: str) -> dict[str, Any]:
+    """A turn ``{"from", "value"}`` as ``{"role", "content"}``.
+
+    Raises:
+        DataError: if it is none.
+    """
     if not isinstance(turn, Mapping) or turn.get("from") not in _ROLES or "value" not in turn:
         raise DataError(f"{where}: a turn needs 'value' and a 'from' of {', '.join(_ROLES)}.")
     return {"role": _ROLES[turn["from"]], "content": turn["value"]}
