@@ -81,7 +81,8 @@ def rejected_answer(source: SampleSource, sample: Sample) -> str:
 def preference_dataset(source: str, image_root: str | None = None) -> PreferenceSource:
     """Pairs from JSON Lines: ``{"id", "images": [...], "messages": [...], "chosen": "...", "rejected": "..."}``.
 
-    ``messages`` is the prompt and ends in the user's turn; ``margin``, ``scores``, ``source`` and ``meta`` may be absent.
+    ``messages`` is the prompt and ends in the user's turn. ``margin``, ``scores``, ``source`` and ``meta`` are further,
+    optional fields.
 
     Args:
         source: the ``.jsonl`` file.

@@ -81,7 +81,12 @@ def run_layers(decoder: TransformerDecoder, h: Tensor, keep: Tensor | None, **ar
 
     Returns:
         [b, n, d], or [b, s, d].
+
+    Raises:
+        ModelError: if columns are chosen while key-value caches are in use.
     """
+    if keep is not None and decoder.caches_are_enabled():
+        raise ModelError("columns can be chosen in a forward pass without key-value caches only")
     *layers, last = decoder.layers
     for layer in layers:
         h = layer(h, **arguments)
@@ -122,8 +127,6 @@ class LastLayer(TransformerSelfAttentionLayer):
 
 def _attend_from(attention: Any, h: Tensor, keep: Tensor, mask: Mask, input_pos: Tensor | None) -> Tensor:
     """Torchtune's self-attention with the queries of the columns ``keep`` [b, n] only."""
-    if attention.kv_cache is not None and attention.cache_enabled:
-        raise ModelError("columns can be chosen in a forward pass without key-value caches only")
     b, width = h.shape[:2]
     query = attention.q_proj(_take(h, keep)).view(b, keep.shape[1], -1, attention.head_dim)
     key = attention.k_proj(h).view(b, width, -1, attention.head_dim)

@@ -1,6 +1,7 @@
 """The data of DPO: a prompt, which both answers share, and the two answers."""
 
 import random
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -65,6 +66,12 @@ class PairItems:
         if ids[0] == ids[1]:
             raise DataError(_same(source, sample))
         return self.form.measure(rows, [len(answer) + 1 for answer in ids])
+
+    def contents(self, item: dict[str, Any]) -> Iterator[int]:
+        """The tokens and labels of both conversations."""
+        yield from item["prompt"]["tokens"]
+        for tokens, labels in item["answers"]:
+            yield from (len(tokens), *tokens, *labels)
 
     def blank(self, item: dict[str, Any]) -> dict[str, Any]:
         """The pair without weight."""

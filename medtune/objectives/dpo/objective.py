@@ -4,6 +4,7 @@ from types import MappingProxyType
 from typing import Any
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from medtune.data.items import Items
@@ -11,7 +12,7 @@ from medtune.data.source import SampleSource
 from medtune.losses.chosen_likelihood import chosen_likelihood
 from medtune.losses.dpo import dpo, preference_metrics
 from medtune.losses.ipo import ipo
-from medtune.objectives.base import Objective, Stage, StepOutput, image_features
+from medtune.objectives.base import Objective, Precompute, Stage, StepOutput, image_features
 from medtune.objectives.companions import Companion
 from medtune.objectives.dpo.forms import FORMS
 from medtune.objectives.dpo.items import PairItems
@@ -106,6 +107,22 @@ class DPO(Objective):
     def items(self, source: SampleSource, usable: np.ndarray | None, stage: Stage) -> Items:
         """Pairs."""
         return PairItems(self.form)
+
+    def precompute(self) -> Precompute | None:
+        """The reference's log-probabilities of both answers, if they are computed before training."""
+        if self.reference_cache is None:
+            return None
+        return Precompute(
+            self.reference_cache,
+            "objective.reference_cache",
+            "reference log-probabilities",
+            item_bytes=2 * torch.float64.itemsize,
+            settings={},
+            compute=self._reference_outputs,
+        )
+
+    def _reference_outputs(self, model: Any, batch: dict[str, Any]) -> dict[str, Tensor]:
+        return {"log_probs": self.form.log_probs(model, batch, image_features(model, batch), self.chunk_tokens)}
 
     def weight(self, batch: dict[str, Any]) -> float:
         """The number of pairs."""
