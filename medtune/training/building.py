@@ -77,7 +77,10 @@ def build_companions(objective: Objective, config: TrainConfig, runtime: Runtime
     for name, companion in companions.items():
         if companion.is_reference:
             weights = companion.weights or config.checkpoint
-            reference, _ = build_model(dataclasses.replace(config, checkpoint=weights), runtime)
+            try:
+                reference, _ = build_model(dataclasses.replace(config, checkpoint=weights), runtime)
+            except ModelError as error:
+                raise ModelError(f"{companion.title}, which is built like the trained model: {error}") from error
             models[name] = reference.eval().requires_grad_(False)
     return models
 
