@@ -8,6 +8,8 @@ MUTANTS := $(VENV)/.mutants-installed
 export OMP_NUM_THREADS ?= 1
 export TOKENIZERS_PARALLELISM ?= false
 WORKERS ?= 2
+# The method that `make demo` shows: the name of a config in configs/demo.
+METHOD ?= instfree
 
 SUPPORTED := import sys, venv, ensurepip; sys.exit(not (3, 11) <= sys.version_info[:2] < (3, 14))
 # Each candidate is run, since a version manager may leave a name that does not start.
@@ -32,8 +34,8 @@ $(STAMP): pyproject.toml constraints.txt
 	$(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt -e '.[dev]'
 	@touch $@
 
-demo: $(STAMP) ## prepare, tune, predict, evaluate and report a small model (about five minutes on two cores)
-	$(BIN)/python -m medtune.cli.demo
+demo: $(STAMP) ## a method in miniature, from real data to a report (METHOD=instfree or vitask; about five minutes on two cores)
+	$(BIN)/python -m medtune.cli.demo --method $(METHOD) $(OVERRIDES)
 
 test: $(STAMP) ## run all tests (under twenty minutes on two cores)
 	$(BIN)/python -m pytest -n $(WORKERS) --dist worksteal

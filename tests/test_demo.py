@@ -1,26 +1,32 @@
-"""The demo end to end, with two steps of tuning: without real data it renders its own and says so."""
+"""The demos end to end, with two steps of training, on the data that come with the package."""
 
 import json
+import tarfile
 from pathlib import Path
 
 import pytest
 
 from medtune.cli import demo
-from medtune.config import load_config, resolve_path
+from medtune.config import PACKAGE, resolve_path
 from medtune.config.composition import compose
+from medtune.data.tables import read_table
 from medtune.errors import MedtuneError
-from medtune.sweep.run import SweepConfig, run_sweep
+from medtune.sweep.run import run_sweep
 
-SHORT = "train_overrides=[max_steps=2,objective.warmup_steps=1,batch_size=4]"
-
-
-@pytest.fixture
-def short(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A demo of seconds."""
-    prepare = demo.prepare
-    monkeypatch.setattr(demo, "prepare", lambda folder: [*prepare(folder), SHORT])
-    for name, value in (("TRAIN", 12), ("TEST_CELLS", 2), ("PER_ATTRIBUTE", 1)):
-        monkeypatch.setattr(demo, name, value)
+WBCATT = PACKAGE / "assets" / "demo_wbcatt"
+SHORT = [
+    "train_overrides=[max_steps=2,objective.warmup_steps=1,batch_size=4]",
+    "before.0.overrides=['data.annotations=${asset:demo_wbcatt}','image_root=${asset:demo_wbcatt}/images.tar',"
+    "data.limit_train=12,data.limit_questions_per_attribute=1,'output_dir={prepared}']",
+]
+SHORT_VITASK = [
+    "train_overrides=['objective.tsm={sweep}/tsm/weights',max_steps=2,objective.align_steps=2,batch_size=4]",
+    "variants.0.train=[objective.exemplar=none,objective.alpha=0,objective.beta=0]",
+    "before.0.overrides=['data.files=${asset:demo_breast}',data.limit_train=16,data.limit_questions=6,"
+    "'output_dir={prepared}']",
+    "predict_overrides=[limit=4]",
+    "evaluate_overrides=[limit=4]",
+]
 
 
 def check(folder: Path, printed: str) -> dict:
@@ -37,47 +43,73 @@ def check(folder: Path, printed: str) -> dict:
     return results
 
 
-def test_without_real_data_it_renders_its_own(
-    short: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+def test_instfree_needs_no_other_data(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setenv("MEDTUNE_DATA", str(tmp_path / "nothing"))
     folder = tmp_path / "demo"
-    assert demo.main(["--output-dir", str(folder)]) == 0
-    printed = capfd.readouterr().out
-    assert "Synthetic cells rendered by medtune" in printed
-    check(folder, printed)
-    page = (folder / "report.html").read_text(encoding="utf-8")
-    assert "Synthetic cells" in page and "data:image" in page and "http://" not in page.replace("http://www.w3.org", "")
-    assert "tune run medtune/recipes/instfree.py" in (folder / "commands.txt").read_text(encoding="utf-8")
-    assert demo.main(["--output-dir", str(folder)]) == 0, "a finished demo can be run again"
-
-
-def test_with_real_data_it_takes_them(
-    short: None, medtune_data: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
-) -> None:
-    folder = tmp_path / "demo"
-    assert demo.main(["--output-dir", str(folder)]) == 0
+    assert demo.main(["--output-dir", str(folder), *SHORT]) == 0
     printed = capfd.readouterr().out
     assert "Real white blood cells of WBCAtt" in printed
     check(folder, printed)
+    page = (folder / "report.html").read_text(encoding="utf-8")
+    assert "CC BY 4.0" in page and "data:image" in page and "http://" not in page.replace("http://www.w3.org", "")
+    assert "tune run medtune/recipes/instfree.py" in (folder / "commands.txt").read_text(encoding="utf-8")
+    assert demo.main(["--output-dir", str(folder), *SHORT]) == 0, "a finished demo can be run again"
 
 
-def test_seeds_are_averaged_and_a_failing_variant_is_named(
-    short: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_vitask_has_a_demo_of_its_own(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setenv("MEDTUNE_DATA", str(tmp_path / "nothing"))
+    folder = tmp_path / "demo"
+    assert demo.main(["--method", "vitask", "--output-dir", str(folder), *SHORT_VITASK]) == 0
+    assert "BreastMNIST" in capfd.readouterr().out
+    names = [run["name"] for run in json.loads((folder / "results.json").read_text(encoding="utf-8"))["runs"]]
+    assert names == ["Visual instruction tuning, w/o EP", "VITask, w/o EP", "VITask, w/ EP", "TSM"]
+
+
+@pytest.mark.parametrize("method", demo.methods())
+def test_a_demo_starts_with_data_of_the_package(method: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("MEDTUNE_DATA", raising=False)
+    config = demo.demo_config(method)
+    assert config.before[0].recipe == "prepare"
+    assert any(str(PACKAGE / "assets") in override for override in config.before[0].overrides)
+    assert "CC BY" in config.note, "the licence of the data is named"
+
+
+def test_a_method_without_demo_is_named(capsys: pytest.CaptureFixture[str]) -> None:
+    assert demo.main(["--method", "instfre"]) == 2
+    assert "'instfre' has no demo; choose one of instfree, vitask" in capsys.readouterr().err
+
+
+def test_the_packaged_cells_are_small_complete_and_apart() -> None:
+    assert sum(path.stat().st_size for path in WBCATT.iterdir()) < 4_000_000
+    paths = {}
+    for split, count in (("train", 1200), ("val", 40), ("test", 60)):
+        rows = [row for _, row in read_table(WBCATT / f"pbc_attr_v1_{split}.csv", ["path", "label"])]
+        paths[split] = {row["path"] for row in rows}
+        assert len(rows) == len(paths[split]) == count
+    assert {row["label"] for row in rows} == {"Basophil", "Eosinophil", "Lymphocyte", "Monocyte", "Neutrophil"}
+    with tarfile.open(WBCATT / "images.tar") as archive:
+        assert set(archive.getnames()) == paths["train"] | paths["val"] | paths["test"]
+    assert not (paths["train"] & paths["test"]), "a cell is in training and in the test"
+    assert (WBCATT / "LICENSE.annotations").is_file() and "CC BY 4.0" in (WBCATT / "README.md").read_text()
+
+
+def test_seeds_are_averaged_and_a_failing_variant_is_named(tmp_path: Path) -> None:
     folder = tmp_path / "sweep"
     folder.mkdir()
     two = "variants=[{name: base, title: base},{name: tuned, title: tuned, train: []}]"
-    overrides = [*demo.prepare(folder), two, "seeds=[3,4]"]
-    run_sweep(load_config("sweep/mini_wbcatt", SweepConfig, overrides))
+    overrides = [*SHORT, f"output_dir={folder}", two, "seeds=[3,4]"]
+    run_sweep(demo.demo_config("instfree", overrides))
     seeds = json.loads((folder / "seeds.json").read_text(encoding="utf-8"))
     spread = seeds["tuned"]["open/accuracy_macro"]
     assert spread["seeds"] == 2 and spread["mean"] == pytest.approx(sum(spread["values"]) / 2)
     assert seeds["base"]["open/accuracy_macro"]["deviation"] is None
     assert {path.name for path in folder.glob("tuned_seed*")} == {"tuned_seed3", "tuned_seed4"}
 
-    wrong = load_config("sweep/mini_wbcatt", SweepConfig, [*overrides, "train_overrides=[max_stepz=2]", "seeds=[5]"])
+    wrong = demo.demo_config("instfree", [*overrides, "train_overrides=[max_stepz=2]", "seeds=[5]"])
     with pytest.raises(MedtuneError, match=r"tuned: the instfree step ended with status 2; see .*logs"):
         run_sweep(wrong)
     assert "did you mean 'max_steps'" in (folder / "logs" / "tuned.log").read_text(encoding="utf-8")

@@ -1,8 +1,7 @@
-"""InstFree in miniature, from data to a scored report: ``make demo``, or ``python -m medtune.cli.demo``.
+"""A method in miniature, from data to a scored report: ``make demo``, or ``python -m medtune.cli.demo``.
 
-Four models answer the same questions about white blood cells: the untuned mini base, FT (one written instruction),
-InstFree, and InstFree with response shuffling. It runs the sweep of ``configs/sweep/mini_wbcatt.yaml`` on the real
-WBCAtt if it is found, otherwise on cells that medtune renders itself.
+Each method has a demo: a sweep in ``configs/demo`` that prepares real data, which come with the package, trains a few
+small models and writes one report. ``--method`` chooses it; a method adds a demo by adding a config there.
 """
 
 import argparse
@@ -10,43 +9,47 @@ import json
 import os
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
-from medtune.config import data_root, load_config
-from medtune.errors import MedtuneError
+from medtune.config import PACKAGE, load_config
+from medtune.errors import ConfigError, MedtuneError
 from medtune.sweep.config import SweepConfig
-from medtune.sweep.run import run_recipe, run_sweep
+from medtune.sweep.run import run_sweep
 
-TRAIN, TEST_CELLS, PER_ATTRIBUTE = 1200, 40, 30
-REAL = "Real white blood cells of WBCAtt (CC BY 4.0)."
-RENDERED = "Synthetic cells rendered by medtune: MEDTUNE_DATA does not name a folder that holds WBCAtt."
+DEMOS = PACKAGE / "configs" / "demo"
 
 
-def prepare(folder: Path) -> list[str]:
-    """Use the real WBCAtt if it exists, else render a synthetic set.
+def methods() -> list[str]:
+    """Names of the methods that have a demo."""
+    return sorted(path.stem for path in DEMOS.glob("[!_]*.yaml"))
 
-    Returns:
-        Overrides of the sweep's config that set the data and name them in the report.
+
+def demo_config(method: str, overrides: Sequence[str] = ()) -> SweepConfig:
+    """The sweep of a method's demo.
+
+    Args:
+        method: Name of the method, for example ``instfree``.
+        overrides: Overrides of the sweep's config.
+
+    Raises:
+        ConfigError: If the method has no demo.
     """
-    root, prepared = data_root(), folder / "prepared"
-    images = (root or Path()) / "wbcatt" / "wbcatt_128.tar"
-    where = [f"output_dir={folder}", f"prepared_dir={prepared}"]
-    if root is not None and images.is_file():
-        limits = [f"data.limit_train={TRAIN}", f"data.limit_questions_per_attribute={PER_ATTRIBUTE}"]
-        source = [f"data.annotations={images.parent / 'annotations'}", f"image_root={images}", f"output_dir={prepared}"]
-        run_recipe(folder, "prepare", ["prepare/wbcatt", *limits, *source])
-        return [*where, f"image_root={images}", f"note='{REAL}'"]
-    from medtune.datasets.cells.prepared import write_rendered_set
-
-    write_rendered_set(prepared, TRAIN, TEST_CELLS, seed=100)
-    return [*where, f"image_root={prepared / 'images'}", "center_crop=1.0", f"note='{RENDERED}'"]
+    if method not in methods():
+        raise ConfigError(f"{method!r} has no demo; choose one of {', '.join(methods())}.")
+    return load_config(f"demo/{method}", SweepConfig, list(overrides))
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Run the demo; returns the exit status."""
     parser = argparse.ArgumentParser(prog="python -m medtune.cli.demo", description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--output-dir", type=Path, default=Path("runs/demo"), help="folder of the runs and the report")
-    folder: Path = parser.parse_args(arguments).output_dir
+    parser.add_argument("--method", default="instfree", help=f"one of {', '.join(methods())} (default: instfree)")
+    parser.add_argument("--output-dir", type=Path, help="folder of the runs and the report (default: the config's)")
+    parser.add_argument(
+        "overrides", nargs="*", metavar="key=value", help="overrides of the sweep, such as seeds=[0,1,2]"
+    )
+    options = parser.parse_args(arguments)
+    where = [] if options.output_dir is None else [f"output_dir={options.output_dir}"]
     os.environ.setdefault("OMP_NUM_THREADS", "1")
     started = time.perf_counter()
 
@@ -54,10 +57,11 @@ def main(arguments: list[str] | None = None) -> int:
         print(f"[{time.perf_counter() - started:4.0f} s] {message}", flush=True)
 
     try:
+        config = demo_config(options.method, [*where, *options.overrides])
+        folder = Path(config.output_dir)
         folder.mkdir(parents=True, exist_ok=True)
-        config = load_config("sweep/mini_wbcatt", SweepConfig, prepare(folder))
         say(config.note)
-        say(f"tuning, asking and scoring {len(config.variants)} models, two at a time; logs in {folder / 'logs'}")
+        say(f"training and evaluating {len(config.variants)} models, two at a time; logs in {folder / 'logs'}")
         report = run_sweep(config, say)
     except MedtuneError as error:
         print(f"error: {error}", file=sys.stderr)

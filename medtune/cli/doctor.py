@@ -188,7 +188,7 @@ def check_data() -> Finding:
 
     folder = data_root()
     if folder is None:
-        return Finding("ok", "data", "none (MEDTUNE_DATA is not set): the demo renders its own images")
+        return Finding("ok", "data", "none (MEDTUNE_DATA is not set); the demo brings its own")
     if folder.is_dir():
         sets = sorted(item.name for item in folder.iterdir() if item.is_dir())
         return Finding("ok", "data", f"{folder}: {', '.join(sets) or 'empty'}")
