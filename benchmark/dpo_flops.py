@@ -62,7 +62,10 @@ class Case:
 
 
 def _llama(tiles: int) -> Callable[[], Any]:
-    return lambda: lora_llama3_2_vision_11b(**LORA, lora_rank=16, lora_alpha=32, max_num_tiles=tiles)
+    """Images of one tile are encoded as one tile; as the weights were trained, they would be padded to four."""
+    mode: Any = "torchtune" if tiles == 1 else "checkpoint"
+    sizes = {"lora_rank": 16, "lora_alpha": 32, "max_num_tiles": tiles}
+    return lambda: lora_llama3_2_vision_11b(**LORA, **sizes, encoder_mode=mode)
 
 
 CASES: dict[str, Case] = {
