@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from medtune.objectives.base import Stage
 from medtune.training.data import BatchLoader
@@ -30,7 +31,8 @@ def compute_beforehand(
     Raises:
         MedtuneError: If something would not stay the same during training, or a folder holds something else.
     """
-    model, objective = parts.model, parts.objective
+    model: Any = parts.model
+    objective: Any = parts.objective
     for name, feed in feeds.items():
         cache = feed.config.feature_cache
         if cache is not None:

@@ -69,7 +69,8 @@ def use_outputs(
 
 def outputs_identity(feed: BatchLoader, precompute: Precompute, model: Any) -> dict[str, Any]:
     """Everything that the outputs depend on, as plain values."""
-    config, transform = feed.config, feed.dataset.transform
+    config = feed.config
+    transform: Any = feed.dataset.transform
     component = to_plain(config.model)
     if config.checkpoint and _adapters_are_zero(model):
         # Adapters that add nothing yet may have any size.

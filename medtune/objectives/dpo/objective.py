@@ -85,11 +85,12 @@ class DPO(Objective):
         self.reference_cache, self.chunk_tokens = reference_cache, chunk_tokens
         self.form = FORMS[form]
         self.rows = self.form.rows
-        self.reference: Reference = {
+        kinds: dict[str, Reference] = {
             "adapters_off": AdaptersOff(),
             "companion": CompanionReference(reference_weights),
             "precomputed": Precomputed(),
-        }[reference]
+        }
+        self.reference = kinds[reference]
 
     def companions(self) -> dict[str, Companion]:
         """The reference model, if it is a second one."""
@@ -137,9 +138,10 @@ class DPO(Objective):
         policy = self.form.log_probs(model, batch, features, self.chunk_tokens)
         pairs = batch["pairs"].double()
         losses = self._losses(policy, reference, batch["lengths"])
-        metrics = preference_metrics(*policy.unbind(1), *reference.unbind(1), self.beta)
+        (chosen, rejected), (reference_chosen, reference_rejected) = policy.unbind(1), reference.unbind(1)
+        metrics = preference_metrics(chosen, rejected, reference_chosen, reference_rejected, self.beta)
         if self.sft_weight:
-            likelihood = chosen_likelihood(policy[:, 0], batch["lengths"][:, 0])
+            likelihood = chosen_likelihood(chosen, batch["lengths"][:, 0])
             losses = losses + self.sft_weight * likelihood
             metrics["sft"] = likelihood.detach()
         return StepOutput(losses @ pairs, pairs.sum(), {name: values @ pairs for name, values in metrics.items()})
@@ -147,7 +149,7 @@ class DPO(Objective):
     def _losses(self, policy: Tensor, reference: Tensor, lengths: Tensor) -> Tensor:
         if self.mean_log_probs:
             policy, reference = (sums / lengths.clamp(min=1) for sums in (policy, reference))
-        compared = (*policy.unbind(1), *reference.unbind(1))
+        (chosen, rejected), (reference_chosen, reference_rejected) = policy.unbind(1), reference.unbind(1)
         if self.loss == "ipo":
-            return ipo(*compared, self.beta)
-        return dpo(*compared, self.beta, self.label_smoothing)
+            return ipo(chosen, rejected, reference_chosen, reference_rejected, self.beta)
+        return dpo(chosen, rejected, reference_chosen, reference_rejected, self.beta, self.label_smoothing)
