@@ -218,6 +218,16 @@ def test_stale_references_are_refused_with_the_command_that_makes_them_anew(
         Trainer(tiny(tmp_path / "second", **{**computed, **merged})).setup()
 
 
+def test_references_of_another_tokenizer_are_refused(computed: dict[str, Any], tmp_path: Path) -> None:
+    config = tiny(tmp_path / "second", **computed)
+    folder = tmp_path / "tokenizer"
+    shutil.copytree(config.transform["path"], folder)
+    (folder / "tokenizer.json").write_text((folder / "tokenizer.json").read_text() + "\n")
+    config.transform["path"] = str(folder)
+    with pytest.raises(ConfigError, match=r"(?s)tokenizer.tokenizer.json: [0-9a-f]+... there.*rm -r .*reference/train"):
+        Trainer(config).setup()
+
+
 def test_references_of_other_weights_are_refused(pairs: dict[str, Any], tmp_path: Path) -> None:
     torch.manual_seed(1)
     run = {**pairs, **FAMILIES["internvl"], "max_steps": 1}
@@ -276,11 +286,15 @@ def test_a_picture_that_breaks_after_the_check_is_counted_with_precomputed_refer
     """Its header is whole, so that only decoding finds it."""
     run = {**pairs, **FAMILIES["llava"], "dataset": write_pairs(tmp_path / "data", pair_rows(7)), "max_steps": 3}
     picture = tmp_path / "data" / "3.png"
-    picture.write_bytes(picture.read_bytes()[:45])
+    whole = picture.read_bytes()
+    picture.write_bytes(whole[:44] + bytes(255 - byte for byte in whole[44:-16]) + whole[-16:])
     run = with_reference({**run, "on_error": "skip"}, "precomputed", tmp_path / "reference")
     assert launch(tiny(tmp_path / "run", **run)) == [0]
-    (listed,) = json.loads((tmp_path / "run" / "summary.json").read_text())["skipped"]
-    assert listed["id"] == "pair-3" and losses(tmp_path / "run")[0] == pytest.approx(math.log(2), abs=1e-6)
+    picture.write_bytes(whole)  # it is whole again, but its pair has no reference, and gets none of another pair
+    assert launch(tiny(tmp_path / "again", **run)) == [0]
+    for name in ("run", "again"):
+        (listed,) = json.loads((tmp_path / name / "summary.json").read_text())["skipped"]
+        assert listed["id"] == "pair-3" and losses(tmp_path / name)[0] == pytest.approx(math.log(2), abs=1e-6)
 
 
 def test_plan_says_before_training_what_is_wrong_with_a_pair(pairs: dict[str, Any], tmp_path: Path) -> None:
