@@ -8,7 +8,7 @@ MUTANTS := $(VENV)/.mutants-installed
 export OMP_NUM_THREADS ?= 1
 export TOKENIZERS_PARALLELISM ?= false
 WORKERS ?= 2
-# The method that `make demo` shows: the name of a config in configs/demo.
+# The method that `make demo` shows: configs/sweep/demo_METHOD.yaml.
 METHOD ?= instfree
 
 SUPPORTED := import sys, venv, ensurepip; sys.exit(not (3, 11) <= sys.version_info[:2] < (3, 14))

@@ -21,11 +21,15 @@ from medtune import __version__
 from medtune.config import Component, instantiate, recipe
 from medtune.data.folders import claim
 from medtune.data.images import ImageRoot
+from medtune.data.leakage import Leakage, Shown, check_allowed, find_leaks, refuse, shown
+from medtune.data.picture_digests import Picture, PictureDigests, tar_pictures
 from medtune.data.sample import Sample
 from medtune.data.writing import Content, file_sha256, json_bytes, jsonl_lines, measured, sha256, write_files
 from medtune.datasets.prepared import Prepared
 from medtune.errors import DataError
+from medtune.training.checking import cache_folder
 
+LEAKS = "leakage.csv"
 _REMEMBERED = 4096  # number of recent images that are not checked again: samples of one image are close together
 
 
@@ -41,6 +45,25 @@ class PrepareConfig:
     )
     overwrite: bool = field(default=False, metadata={"help": "replace files with different content in output_dir"})
     dry_run: bool = field(default=False, metadata={"help": "print the counts and write nothing"})
+    check_leakage: bool = field(
+        default=True, metadata={"help": "compare the splits: images by their pixels, patients, labels of one image"}
+    )
+    near_duplicates: int | None = field(
+        default=None,
+        metadata={"help": "also find similar images: bits of 64 in which their pHash may differ, such as 4"},
+    )
+    allow_leakage: list[str] = field(
+        default_factory=list, metadata={"help": "kinds of leakage that are known and accepted, such as shared_patients"}
+    )
+    picture_cache: str | None = field(
+        default="auto", metadata={"help": "folder of the images' digests; auto: as preflight_cache; null: none is kept"}
+    )
+
+    def __post_init__(self) -> None:
+        """Refuse unknown kinds of leakage and an impossible number of bits."""
+        check_allowed(self.allow_leakage)
+        if self.near_duplicates is not None and not 0 <= self.near_duplicates <= 16:
+            raise ValueError(f"near_duplicates must be between 0 and 16 bits, not {self.near_duplicates}")
 
 
 class ImageCheck:
@@ -89,13 +112,14 @@ class Survey:
     content: Content
 
 
-def survey(split: str, samples: Iterable[Sample], check: ImageCheck) -> Survey:
-    """Read a split once without keeping its samples, so that it may be larger than the memory."""
+def survey(split: str, samples: Iterable[Sample], check: ImageCheck, see: Callable[[Sample], None]) -> Survey:
+    """Read a split once without keeping its samples, so that it may be larger than the memory; ``see`` gets each."""
     count, size, dropped, digest = 0, 0, [], hashlib.sha256()
     for sample in tqdm(samples, desc=f"read {split}", unit="sample", leave=False):
         if not check.usable(sample):
             dropped.append(sample.id)
             continue
+        see(sample)
         for line in jsonl_lines([sample]):
             digest.update(line)
             size += len(line)
@@ -108,7 +132,11 @@ def survey(split: str, samples: Iterable[Sample], check: ImageCheck) -> Survey:
 
 
 def manifest(
-    prepared: Prepared, surveys: dict[str, Survey], tables: dict[str, bytes], others: dict[str, Content]
+    prepared: Prepared,
+    surveys: dict[str, Survey],
+    tables: dict[str, bytes],
+    others: dict[str, Content],
+    leakage: dict[str, Any],
 ) -> dict[str, Any]:
     """Return the manifest, without paths and dates, so that it can be compared between machines."""
     outputs = {f"{name}.jsonl": split.content.digest for name, split in surveys.items()}
@@ -119,6 +147,7 @@ def manifest(
         "counts": {name: split.count for name, split in surveys.items()},
         **prepared.summary,
         "skipped": {name: split.dropped for name, split in surveys.items() if split.dropped},
+        "leakage": leakage,
         "inputs": {path.name: file_sha256(path) for path in prepared.inputs.values()},
         "outputs": outputs | {name: sha256(data) for name, data in tables.items()},
         "versions": {"medtune": __version__, "python": platform.python_version()},
@@ -145,12 +174,47 @@ def _is_prepared(folder: Path) -> bool:
     return isinstance(content, dict) and content.keys() >= {"dataset", "inputs", "outputs"}
 
 
+def look_for_leakage(config: PrepareConfig, prepared: Prepared, check: ImageCheck, rows: list[Shown]) -> Leakage:
+    """Compare the splits, and print what was found; images are read from the image root or from what is written."""
+    look = config.near_duplicates is not None
+    pictures: dict[str, Picture] = {}
+    if check.root is not None:
+        kept = None if config.picture_cache is None else cache_folder(config.picture_cache)
+        pictures = PictureDigests(check.root, kept, look=look).of(image for row in rows for image in row.images)
+    else:
+        for name, blocks in prepared.files.items():
+            if name.endswith(".tar"):
+                pictures |= tar_pictures(blocks, look)
+    found = find_leaks(rows, pictures, config.near_duplicates)
+    if found.compared == "names":
+        print("leakage: images were compared by their names alone; give image_root to compare their pixels")
+    for sentence in found.sentences():
+        print(f"leakage: {sentence}")
+    return found
+
+
+def gate(leakage: Leakage, config: PrepareConfig, name: str, folder: Path) -> None:
+    """Write the list of overlaps, or remove an earlier one, and refuse those that are not allowed."""
+    claim(folder, "prepare", ["manifest.json", LEAKS], _is_prepared)
+    if not leakage.leaks:
+        (folder / LEAKS).unlink(missing_ok=True)
+        return
+    write_files(folder, {LEAKS: leakage.to_csv()}, overwrite=True)
+    refuse(leakage, config.allow_leakage, name, f"They are listed in {folder / LEAKS}")
+
+
 @recipe(PrepareConfig)
 def main(config: PrepareConfig) -> None:
     """Prepare a data set."""
     prepared: Prepared = instantiate(config.data)
     check = ImageCheck(prepared.name, config.image_root)
-    surveys = {name: survey(name, samples, check) for name, samples in prepared.splits.items()}
+    rows: list[Shown] = []
+
+    def see(split: str) -> Callable[[Sample], None]:
+        of = prepared.patient_of
+        return lambda sample: rows.append(shown(split, sample, of(sample) if of else None))
+
+    surveys = {name: survey(name, samples, check, see(name)) for name, samples in prepared.splits.items()}
     if check.reasons and config.on_error == "raise":
         raise DataError(
             f"{len(check.reasons)} images cannot be used; the first: {next(iter(check.reasons.values()))}\n"
@@ -161,15 +225,19 @@ def main(config: PrepareConfig) -> None:
         print(f"note: {note}")
     if not any(split.count for split in surveys.values()):
         raise DataError(f"No sample is left: none of the images is in {config.image_root}.")
+    leakage = look_for_leakage(config, prepared, check, rows) if config.check_leakage else None
     if config.dry_run:
         print("dry run: nothing was written")
         return
+    folder = Path(config.output_dir).expanduser()
+    if leakage is not None:
+        gate(leakage, config, prepared.name, folder)
     tables = {f"{name}.json": json_bytes(table) for name, table in prepared.tables.items()}
     others = {name: measured(_shown(name, blocks)) for name, blocks in prepared.files.items()}
     files: dict[str, bytes | Content] = {**others}
     files |= {f"{name}.jsonl": split.content for name, split in surveys.items()}
-    files |= tables | {"manifest.json": json_bytes(manifest(prepared, surveys, tables, others))}
-    folder = Path(config.output_dir).expanduser()
+    facts = {"checked": False} if leakage is None else leakage.to_dict(config.allow_leakage)
+    files |= tables | {"manifest.json": json_bytes(manifest(prepared, surveys, tables, others, facts))}
     claim(folder, "prepare", ["manifest.json"], _is_prepared)
     written = write_files(folder, files, config.overwrite, free=["manifest.json"])
     print(f"wrote {', '.join(written)} to {folder}" if written else f"{folder} already holds exactly this")

@@ -18,6 +18,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import nibabel
+import numpy as np
 from PIL import Image
 
 from medtune.cli import catalog
@@ -265,7 +267,15 @@ def write_data(folder: Path) -> Path:
         (folder / name).mkdir(parents=True)
         for path in (folder / "mimic-cxr-jpg").glob(file):
             path.rename(folder / name / path.name)
+    _write_volumes(folder / "ct")
     return folder
+
+
+def _write_volumes(folder: Path) -> None:
+    """A volume of ten slices, and the report about it."""
+    folder.mkdir()
+    nibabel.save(nibabel.Nifti1Image(np.arange(640, dtype=np.int16).reshape(8, 8, 10), np.eye(4)), folder / "a.nii.gz")
+    (folder / "reports.csv").write_text("volume,text\na.nii.gz,no finding\n")
 
 
 def _write_wbcatt(folder: Path) -> None:

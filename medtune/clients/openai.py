@@ -7,6 +7,7 @@ read is the one with the key. Errors contain a status and a request id, never th
 
 import json
 import os
+import re
 import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -26,6 +27,8 @@ from medtune.config import nearest
 from medtune.errors import ConfigError, DataError, MedtuneError
 
 NO_KEY = "none"
+# A server's text is shown only if it can be the name of a model.
+_MODEL_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:@/+-]{0,99}")
 # Names of httpx's errors for a connection that was established and then broke.
 BROKEN_OFF = ("RemoteProtocolError", "ReadError", "WriteError", "CloseError", "DecodingError")
 
@@ -139,7 +142,8 @@ class ChatClient:
         except (ValueError, TypeError, KeyError, RecursionError):
             raise ServerSetupError(f"{url} gives no list of models; is it the address of the API, with /v1?") from None
         if served and model not in served:
-            raise ServerSetupError(f"{url} does not offer the model {model!r}; {nearest(model, served)}")
+            known = [name for name in served if _MODEL_NAME.fullmatch(name)]
+            raise ServerSetupError(f"{url} does not offer the model {model!r}; {nearest(model, known)}")
 
     def complete(
         self,

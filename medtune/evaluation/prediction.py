@@ -14,6 +14,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+from medtune.data.sample import printable
 from medtune.errors import DataError
 
 
@@ -65,7 +66,7 @@ class Prediction:
             raise DataError(f"{where}: 'prompt' must be text and 'meta' an object.")
         if not isinstance(references, list) or not all(isinstance(reference, str) for reference in references):
             raise DataError(f"{where}: 'references' must be a list of texts.")
-        return cls(row["id"], row["task"], prompt, row["prediction"], tuple(references), meta)
+        return cls(printable(row["id"]), row["task"], prompt, row["prediction"], tuple(references), meta)
 
     def to_dict(self) -> dict[str, Any]:
         """Return the row as it is in the file."""
@@ -95,7 +96,7 @@ def iterate_predictions(path: str | Path) -> Iterator[Prediction]:
             where = f"{path}, line {number}"
             try:
                 row = json.loads(line)
-            except ValueError:  # covers both broken JSON and broken UTF-8
+            except (ValueError, RecursionError):  # covers both broken JSON and broken UTF-8
                 raise DataError(
                     f"{where}: not a line of JSON. If the run that wrote it was killed, start it again: it cuts off a "
                     "torn last line and goes on."
@@ -151,7 +152,8 @@ class PredictionLog:
     def __init__(self, path: str | Path, recover: bool = True) -> None:
         self.path, self.cut = Path(path), 0
         self.done: set[str] = set()
-        self.path.parent.mkdir(parents=True, exist_ok=True)
+        with _explained(self.path):
+            self.path.parent.mkdir(parents=True, exist_ok=True)
         self._descriptor = _locked(self.path)
         if recover:
             self.recover()
@@ -204,7 +206,7 @@ class PredictionLog:
                     self._write(descriptor, old.read(size))
             with _explained(self.path):
                 os.fsync(descriptor)
-            os.replace(aside, self.path)
+                os.replace(aside, self.path)
         except BaseException:
             os.close(descriptor)
             raise

@@ -18,8 +18,10 @@ class SFT(Objective):
         self.chunk_tokens = chunk_tokens
 
     def forward(self, model: Any, batch: dict[str, Any]) -> StepOutput:
-        """``-sum log f(y_i | X_v, X_p, y_<i)`` over supervised tokens (InstFree Eq. 1)."""
+        """``-sum log f(y_i | X_v, X_p, y_<i)`` over supervised tokens (InstFree Eq. 1), each times its row's weight."""
         features = image_features(model, batch)
         hidden = model.hidden(batch["tokens"], features, vision_mask=batch["vision_mask"])
-        loss_sum, count = chunked_cross_entropy(hidden, batch["labels"], model.logits, self.chunk_tokens)
+        loss_sum, count = chunked_cross_entropy(
+            hidden, batch["labels"], model.logits, self.chunk_tokens, batch.get("weights")
+        )
         return StepOutput(loss_sum, count, {})

@@ -104,7 +104,7 @@ def asked_questions(runs: Sequence[Run], shown: Displays) -> dict[str, Predictio
     asking = {name for name, display in shown.items() if display.examples is not None and display.examples.asks}
     for run in runs:
         for row in run.predictions.values():
-            if not row.meta.get("swapped") and row.task in asking:
+            if not row.meta.get("swapped") and not row.meta.get("probe") and row.task in asking:
                 asked.setdefault(row.meta["sample_id"], row)
     return asked
 

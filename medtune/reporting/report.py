@@ -16,8 +16,10 @@ from medtune.reporting.comparison import compare
 from medtune.reporting.confusions import confusion_rows, confusion_tables
 from medtune.reporting.displays import displays
 from medtune.reporting.gallery import OpenImage, choose_cards, data_uri
+from medtune.reporting.leakage import known_overlaps, leakage_text
 from medtune.reporting.pairs import paired_skips, paired_tables
 from medtune.reporting.progress import progress_sections
+from medtune.reporting.robustness import robustness_sections
 from medtune.reporting.runs import Run, read_runs
 from medtune.reporting.sections import protocol_sections
 from medtune.reporting.worst import WORST, worst_cards
@@ -121,9 +123,11 @@ def render(
         runs=[_description(run, place) for place, run in enumerate(runs)],
         base=results["base"],
         headline=views.headline(runs, results["differences"]),
+        leaks=known_overlaps(runs),
         overview=_svg_uri(plots.accuracy_chart(runs)),
         sections=[
-            (section, _svg_uri(section.picture or None)) for section in [*extra, *protocol_sections(runs), *progress]
+            (section, _svg_uri(section.picture or None))
+            for section in [*extra, *robustness_sections(runs), *protocol_sections(runs), *progress]
         ],
         protocols=views.protocol_tables(runs),
         protocol_help=views.protocol_help(runs),
@@ -153,6 +157,7 @@ def _description(run: Run, place: int) -> dict[str, Any]:
         "evaluation": json.dumps(provenance.get("config", {}), indent=2, ensure_ascii=False),
         "commit": provenance.get("commit") or "not in a checkout",
         "config_hash": provenance.get("config_hash", ""),
+        "leakage": leakage_text(provenance.get("leakage")),
         "seed": provenance.get("seed", ""),
         "versions": provenance.get("versions", {}),
         "hardware": provenance.get("hardware", {}),

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from typing import Any, ClassVar, Literal
 
-from medtune.data.sample import Message, Sample
+from medtune.data.sample import Sample
 from medtune.evaluation.display import Display, Examples
 from medtune.evaluation.prediction import Prediction
 from medtune.evaluation.protocols.base import (
@@ -11,6 +11,7 @@ from medtune.evaluation.protocols.base import (
     Query,
     Verdict,
     Vocabulary,
+    conversation,
     make_verdict,
     question_meta,
 )
@@ -44,7 +45,7 @@ class Description(EvaluationProtocol):
         if question_meta(sample).get("swapped", False):
             return []
         query_id = "+".join(sample.images) + f"/{self.name}"
-        asked = Sample(id=query_id, images=sample.images, messages=(Message("user", PROMPT),), meta={})
+        asked = Sample(id=query_id, images=sample.images, messages=conversation(sample, PROMPT, history=False), meta={})
         meta = {
             "sample_id": query_id,
             "attribute": "",

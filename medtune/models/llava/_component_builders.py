@@ -18,7 +18,7 @@ from medtune.models.llava._convert_weights import llava_family
 from medtune.models.llava._peft import adapters_from_peft, adapters_to_peft
 from medtune.models.llava._shape import LlavaShape
 from medtune.models.llava._tower import ClipTower
-from medtune.models.lora.options import ATTENTION, AdapterOptions, adapt, linear
+from medtune.models.lora.options import ATTENTION, AdapterOptions, adapt, keep_dtype_in_state_dicts, linear
 
 LORA_PARTS = ("vision", "projection", "decoder")
 
@@ -119,6 +119,7 @@ def llava_vlm(name: str, shape: LlavaShape, *, lora: LoraOptions | None = None) 
         family=llava_family(name, shape),
         adapters_only=lora is not None,
     )
+    keep_dtype_in_state_dicts(model, model.decoder.norm.scale.dtype)
     plain = frozenset(key for key in expected_shapes(model) if not is_adapter_key(key))
     model.family = replace(
         model.family,
