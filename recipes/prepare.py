@@ -6,10 +6,13 @@ Writes one ``<split>.jsonl`` per split and ``manifest.json``: SHA-256 of what wa
 seed. The same inputs and options give the same bytes. ``dry_run=true`` prints the counts and writes nothing.
 """
 
+import csv
 import hashlib
+import io
 import json
 import platform
 import sys
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,7 +22,7 @@ from tqdm import tqdm
 
 from medtune import __version__
 from medtune.config import Component, instantiate, recipe
-from medtune.data.folders import claim
+from medtune.data.folders import claim, noted
 from medtune.data.images import ImageRoot
 from medtune.data.leakage import Leakage, Shown, check_allowed, find_leaks, refuse, shown
 from medtune.data.picture_digests import Picture, PictureDigests, tar_pictures
@@ -29,6 +32,7 @@ from medtune.datasets.prepared import Prepared
 from medtune.errors import DataError
 from medtune.training.checking import cache_folder
 
+UNUSABLE = "unusable_images.csv"
 LEAKS = "leakage.csv"
 _REMEMBERED = 4096  # number of recent images that are not checked again: samples of one image are close together
 
@@ -78,6 +82,7 @@ class ImageCheck:
         self.name = name
         self.root = ImageRoot(image_root) if image_root else None
         self.reasons: dict[str, str] = {}
+        self.lost: dict[str, Counter[str]] = {}
         self._recent: dict[str, None] = {}
 
     def usable(self, sample: Sample) -> bool:
@@ -85,7 +90,22 @@ class ImageCheck:
         for image in sample.images:
             if self.root is not None and image not in self._recent:
                 self._check(self.root, image, sample.id)
-        return not self.reasons.keys() & set(sample.images)
+        bad = self.reasons.keys() & set(sample.images)
+        for image in bad:
+            self.lost.setdefault(image, Counter())[sample.id] += 1
+        return not bad
+
+    def samples_lost(self) -> int:
+        """Return the number of samples with an image that cannot be used."""
+        return len({id for ids in self.lost.values() for id in ids})
+
+    def to_csv(self) -> bytes:
+        """Return the images that cannot be used as a table: image, number of samples, the first of them, the reason."""
+        text = io.StringIO()
+        writer = csv.writer(text, lineterminator="\n")
+        writer.writerow(["image", "samples", "first_sample", "reason"])
+        writer.writerows([image, len(ids), next(iter(ids)), self.reasons[image]] for image, ids in self.lost.items())
+        return text.getvalue().encode()
 
     def _check(self, root: ImageRoot, image: str, id: str) -> None:
         self._recent[image] = None
@@ -161,6 +181,15 @@ def report_counts(surveys: dict[str, Survey]) -> None:
         print(f"{name:14} {split.count:7,}{left_out}")
 
 
+def list_unusable(check: ImageCheck, folder: Path) -> None:
+    """Write the list of images that cannot be used; without such images, remove the list of an earlier run."""
+    if check.reasons:
+        claim(folder, "prepare", ["manifest.json", UNUSABLE], _is_prepared)
+        write_files(folder, {UNUSABLE: check.to_csv()}, overwrite=True)
+    elif UNUSABLE in noted(folder, "prepare"):
+        (folder / UNUSABLE).unlink(missing_ok=True)
+
+
 def _shown(name: str, blocks: Callable[[], Iterator[bytes]]) -> Callable[[], Iterator[bytes]]:
     return lambda: iter(tqdm(blocks(), desc=f"pack {name}", unit="image", leave=False))
 
@@ -215,11 +244,18 @@ def main(config: PrepareConfig) -> None:
         return lambda sample: rows.append(shown(split, sample, of(sample) if of else None))
 
     surveys = {name: survey(name, samples, check, see(name)) for name, samples in prepared.splits.items()}
-    if check.reasons and config.on_error == "raise":
-        raise DataError(
-            f"{len(check.reasons)} images cannot be used; the first: {next(iter(check.reasons.values()))}\n"
-            "Correct image_root, or set on_error=skip to leave their samples out."
-        )
+    if not config.dry_run:
+        list_unusable(check, Path(config.output_dir).expanduser())
+    if check.reasons:
+        listed = "" if config.dry_run else f"; all are listed in {Path(config.output_dir).expanduser() / UNUSABLE}"
+        found = f"{len(check.reasons)} images cannot be used, of {check.samples_lost()} samples{listed}"
+        if config.on_error == "raise":
+            raise DataError(
+                f"{found}; the first: {next(iter(check.reasons.values()))}\n"
+                "Correct image_root, or set on_error=skip to leave their samples out."
+            )
+        prepared.summary["unusable_images"] = len(check.reasons)
+        print(f"note: {found}")
     report_counts(surveys)
     for note in prepared.notes:
         print(f"note: {note}")

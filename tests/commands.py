@@ -28,7 +28,7 @@ from medtune.config import load_config, to_plain
 from medtune.datasets.medmnist import FACTS
 from medtune.datasets.wbcatt import ATTRIBUTES
 from tests.datasets.medmnist_files import write_medmnist
-from tests.datasets.owners import Mimic, skincon_rows, write_picture, write_skincon
+from tests.datasets.owners import Mimic, skincon_rows, write_picture, write_skincon, write_vqa
 
 BASH = shutil.which("bash")
 DATA = "/data"  # where the documents' examples keep data sets
@@ -258,6 +258,7 @@ def write_data(folder: Path) -> Path:
     write_skincon(folder / "skincon", rows)
     for name in FACTS:
         write_medmnist(folder / "medmnist", name)
+    write_vqa(folder)
     Mimic(60).write(folder / "mimic-cxr-jpg", images=True)
     for name, file in (
         ("chexmask/OriginalResolution", "MIMIC-CXR-JPG.csv"),

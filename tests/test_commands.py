@@ -215,7 +215,7 @@ def tune(words: list[str], at: Workspace) -> None:
     config = call.load()
     if any("my_package" in word for word in words):
         return  # a package of the reader's own; tests/reporting/test_own_protocol.py goes that way with one
-    if needs_real_weights(config):
+    if needs_real_weights(config) and not getattr(config, "dry_run", False):  # a dry run asks no server
         if is_training(config):
             expect_no_weights(planned(call.config, tuple(call.overrides), call.gpus, at))
         return

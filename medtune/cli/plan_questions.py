@@ -10,8 +10,9 @@ from medtune.generation.answering import plan, query_counts
 
 
 def asks_questions(config: str) -> bool:
-    """Return whether a config is one of predict."""
-    return "questions" in compose(resolve_path(config)).tree
+    """Return whether a config is one of predict; a training config may have questions too, but has an objective."""
+    keys = compose(resolve_path(config)).tree.keys()
+    return "questions" in keys and "objective" not in keys
 
 
 def plan_questions(config: str, overrides: Sequence[str] = ()) -> str:

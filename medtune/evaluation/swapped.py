@@ -2,7 +2,7 @@
 
 import dataclasses
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from medtune.data.randomness import sample_rng
 from medtune.data.sample import IMAGE_TAG, Sample
@@ -10,7 +10,7 @@ from medtune.errors import DataError
 from medtune.evaluation.protocols.base import Topic, topic
 
 
-def swap_images(samples: Sequence[Sample], seed: int = 0) -> list[Sample]:
+def swap_images(samples: Sequence[Sample], seed: int = 0, *, about: Callable[[Sample], Topic] = topic) -> list[Sample]:
     """Pair each question with another question's image.
 
     Within one attribute the images are permuted without a fixed point. As many questions as possible get an image whose
@@ -20,6 +20,7 @@ def swap_images(samples: Sequence[Sample], seed: int = 0) -> list[Sample]:
     Args:
         samples: Questions about an attribute, or classification questions, whose attribute is their set.
         seed: Seed of the permutation; the result depends only on the questions and the seed.
+        about: Returns what a question is about: the attribute that images are permuted within, and the right answer.
 
     Returns:
         One sample for each question, in order, with the same id and messages, the images of its partner, and ``meta``
@@ -29,7 +30,7 @@ def swap_images(samples: Sequence[Sample], seed: int = 0) -> list[Sample]:
     Raises:
         DataError: All questions show the same image, or none of the others shows as many images as a question has tags.
     """
-    topics = [topic(sample) for sample in samples]
+    topics = [about(sample) for sample in samples]
     groups: dict[str, list[int]] = {}
     for index, subject in enumerate(topics):
         groups.setdefault(subject.attribute, []).append(index)

@@ -47,7 +47,7 @@ def weight_files(path: str | Path) -> list[Path]:
     index = path / INDEX_NAME
     if index.is_file():
         return [path / name for name in _shards(index)]
-    files = sorted(file for file in path.glob("*.safetensors") if file.is_file())
+    files = sorted(file for file in path.glob("*.safetensors") if not file.is_dir())
     if not files:
         raise ModelError(_what_else(path))
     return files

@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from jinja2 import Environment, PackageLoader, StrictUndefined
+from jinja2 import Environment, PackageLoader, StrictUndefined, Template
 
 from medtune.data.folders import claim
 from medtune.data.writing import write_whole
@@ -111,13 +111,10 @@ def render(
     extra: Sequence[views.Section] = (),
 ) -> str:
     """Fill the template of the page; all text from data is escaped."""
-    environment = Environment(
-        loader=PackageLoader("medtune.reporting"), autoescape=True, undefined=StrictUndefined, trim_blocks=True
-    )
     shown = displays(run.results for run in runs)
     radars = [(display.title, plots.radar_chart(runs, name)) for name, display in shown.items() if display.radar]
     progress = progress_sections(runs, answers=samples > 0)
-    return environment.get_template("report.html.j2").render(
+    return _template().render(
         title=title,
         note=note,
         runs=[_description(run, place) for place, run in enumerate(runs)],
@@ -145,6 +142,25 @@ def render(
         worst=worst_cards(runs, WORST, open_image, seed) if samples > 0 else [],
         definitions=views.definitions(runs),
     )
+
+
+def render_sections(sections: Sequence[views.Section], *, title: str, note: str = "") -> str:
+    """Return a page of sections alone, in the form of the report, for results that belong to no evaluated run.
+
+    Args:
+        sections: The sections; all text from data is escaped.
+        title: Heading of the page.
+        note: A sentence below the heading.
+    """
+    pictures = [(section, _svg_uri(section.picture or None)) for section in sections]
+    return _template().render(title=title, note=note, runs=[], sections=pictures)
+
+
+def _template() -> Template:
+    environment = Environment(
+        loader=PackageLoader("medtune.reporting"), autoescape=True, undefined=StrictUndefined, trim_blocks=True
+    )
+    return environment.get_template("report.html.j2")
 
 
 def _description(run: Run, place: int) -> dict[str, Any]:

@@ -65,6 +65,42 @@ class Table:
 
 
 @dataclass(frozen=True)
+class Option:
+    """One of the texts that an example shows side by side.
+
+    Args:
+        title: Whose text it is.
+        text: The text.
+        note: A small line below it, for example a score.
+        tone: ``good`` or ``bad`` for a coloured edge, else empty.
+    """
+
+    title: str
+    text: str
+    note: str = ""
+    tone: str = ""
+
+
+@dataclass(frozen=True)
+class Example:
+    """Images with texts beside them.
+
+    Args:
+        title: Its heading.
+        pictures: Data URIs of the images; :func:`medtune.reporting.gallery.thumbnail` makes them.
+        options: The texts.
+        trouble: Why an image is missing; empty if none is.
+        note: A line below the texts.
+    """
+
+    title: str
+    pictures: Sequence[str]
+    options: Sequence[Option]
+    trouble: str = ""
+    note: str = ""
+
+
+@dataclass(frozen=True)
 class Section:
     """A further section of the page, below the headline.
 
@@ -75,6 +111,7 @@ class Section:
         picture: A plot as SVG text; empty for none.
         alt: What the plot shows, in words.
         first: Heading of the table's first column.
+        examples: Images with texts, below the table. A page with examples contains data of patients.
     """
 
     title: str
@@ -83,6 +120,7 @@ class Section:
     picture: str = ""
     alt: str = ""
     first: str = "Model"
+    examples: Sequence[Example] = ()
 
 
 def cell(number: dict[str, Any] | None, *, against: float | None = None, sign: bool = False, change: str = "") -> Cell:

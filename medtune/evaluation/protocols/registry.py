@@ -12,6 +12,7 @@ from medtune.evaluation.protocols.description import Description
 from medtune.evaluation.protocols.multiple_choice import LetterLikelihood, MultipleChoice
 from medtune.evaluation.protocols.open_question import OpenQuestion
 from medtune.evaluation.protocols.response_likelihood import ResponseLikelihood
+from medtune.evaluation.protocols.vqa import Vqa
 from medtune.evaluation.protocols.yes_no import YesNo
 from medtune.evaluation.robustness import chosen_probes, probed
 
@@ -25,6 +26,7 @@ REGISTRY: dict[str, type[EvaluationProtocol]] = {
         Description,
         Classification,
         ResponseLikelihood,
+        Vqa,
     )
 }
 """The packaged protocols by name; another package may add an entry."""

@@ -41,10 +41,16 @@ def image_encoder(shape: LlavaShape, lora: LoraOptions | None = None) -> ImageEn
         shape: sizes.
         lora: adapters, or None for a plain model.
     """
-    return ImageEncoder(_tower(shape, lora), _projection(shape, lora))
+    return ImageEncoder(vision_tower(shape, lora), _projection(shape, lora))
 
 
-def _tower(shape: LlavaShape, lora: LoraOptions | None) -> ClipTower:
+def vision_tower(shape: LlavaShape, lora: AdapterOptions | None = None) -> ClipTower:
+    """Build CLIP's vision transformer.
+
+    Args:
+        shape: sizes.
+        lora: adapters, or None for a plain tower.
+    """
     clip = clip_vision_encoder(
         tile_size=shape.image_size,
         patch_size=shape.patch_size,
@@ -83,7 +89,7 @@ def _projection(shape: LlavaShape, lora: LoraOptions | None) -> nn.Sequential:
     return nn.Sequential(first, nn.GELU(), second)
 
 
-def language_decoder(shape: LlavaShape, lora: LoraOptions | None = None) -> TransformerDecoder:
+def language_decoder(shape: LlavaShape, lora: AdapterOptions | None = None) -> TransformerDecoder:
     """Build the language model.
 
     Args:

@@ -44,7 +44,7 @@ _AUTHORS_MARK = "model.mm_projector."
 # CLIP's text encoder, and values that follow from the sizes.
 _NOT_WEIGHTS = ("text_model.", "text_projection.", "visual_projection.", "logit_scale")
 _COMPUTED = (".position_ids", ".rotary_emb.inv_freq")
-_VOCABULARY = ("decoder.tok_embeddings.weight", "decoder.output.weight")
+VOCABULARY = ("decoder.tok_embeddings.weight", "decoder.output.weight")
 
 _CLIP_LAYER = {
     "layer_norm1": "sa_norm",
@@ -175,7 +175,7 @@ def _read(key: str, tensor: Tensor, shape: LlavaShape) -> Tensor:
     heads = rotary_heads(key, shape)
     if heads is not None:
         return rotary_rows(tensor, heads, published=False)
-    if key in _VOCABULARY and tensor.shape[0] == shape.image_id < shape.vocab_size:
+    if key in VOCABULARY and tensor.shape[0] == shape.image_id < shape.vocab_size:
         mean = tensor.float().mean(0, keepdim=True).to(tensor.dtype)
         return torch.cat([tensor, mean.expand(shape.vocab_size - shape.image_id, -1)])
     return tensor
