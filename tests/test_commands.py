@@ -34,7 +34,7 @@ LACKS = (
     "The data file ",
     "The image root ",
 )
-OUTPUTS = ("output_dir", "output")
+OUTPUTS = ("output_dir", "output", "objective.reference_cache")
 # Runs of another kind than the stand-in: made by their own recipe where a document names them and does not make them.
 MADE = {"runs/tsm_mini": ("tsm", "tsm/mini"), "runs/vitask_mini": ("vitask", "vitask/mini")}
 

@@ -41,6 +41,11 @@ JOBS: dict[str, Job] = {
     ),
     "vitask_internvl2_2b": Job("VITask on InternVL2-2B beside the plain form of its equation", 1.2, train_jobs.vitask),
     "sft_lora_llava_7b": Job("visual instruction tuning of LLaVA-1.5-7B with LoRA", 0.8, train_jobs.sft_lora_llava),
+    "dpo_llava_7b": Job(
+        "DPO on LLaVA-1.5-7B with LoRA: shared prompts beside rows of their own, and precomputed references",
+        2.0,
+        train_jobs.dpo_llava,
+    ),
     "qlora_internvl3_8b": Job("visual instruction tuning of InternVL3-8B with QLoRA", 0.9, train_jobs.qlora_internvl),
     "predict_11b": Job(
         "answers per second of the 11B, 64 prompts, beside transformers' generate", 1.6, answers.predict_11b

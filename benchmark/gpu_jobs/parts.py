@@ -11,6 +11,7 @@ from PIL import Image
 
 from medtune.config import PACKAGE
 from medtune.data.sample import Message, Sample
+from medtune.datasets.preferences import REJECTED
 from medtune.models.common.chat_template import llama3
 from medtune.models.common.early_transform import EarlyFusionTransform
 from medtune.models.internvl._images import DynamicTiler
@@ -32,12 +33,13 @@ class Pictures:
         side: of a picture in pixels.
         words: of an answer; all answers are equally long, so that no token of a batch is padding.
         kinds: how many different answers there are.
+        pairs: whether each has a rejected answer too, which is another answer.
     """
 
     name = "pictures"
 
-    def __init__(self, size: int, side: int, words: int, kinds: int) -> None:
-        self.size, self.side, self.words, self.kinds = size, side, words, kinds
+    def __init__(self, size: int, side: int, words: int, kinds: int, pairs: bool = False) -> None:
+        self.size, self.side, self.words, self.kinds, self.pairs = size, side, words, kinds, pairs
 
     def __len__(self) -> int:
         return self.size
@@ -45,8 +47,9 @@ class Pictures:
     def __getitem__(self, index: int) -> Sample:
         if not 0 <= index < self.size:
             raise IndexError(index)
-        answer = " ".join(["abcdefgh"[index % self.kinds]] * self.words)
-        return Sample(str(index), (str(index),), (Message("user", QUESTION), Message("assistant", answer)))
+        answer, other = (" ".join(["abcdefgh"[number % self.kinds]] * self.words) for number in (index, index + 1))
+        meta = {REJECTED: other} if self.pairs else {}
+        return Sample(str(index), (str(index),), (Message("user", QUESTION), Message("assistant", answer)), meta)
 
     def open_images(self, sample: Sample) -> list[Image.Image]:
         """Draw the pictures of a sample."""
@@ -60,12 +63,18 @@ class Pictures:
 
     def fingerprint(self) -> str:
         """Digest of all that the samples depend on."""
-        return hashlib.sha256(repr((self.size, self.side, self.words, self.kinds)).encode()).hexdigest()
+        parts = (self.size, self.side, self.words, self.kinds, self.pairs)
+        return hashlib.sha256(repr(parts).encode()).hexdigest()
 
 
 def pictures(size: int = 16, side: int = 336, words: int = 500, kinds: int = 4) -> Pictures:
     """The component of :class:`Pictures`."""
     return Pictures(size, side, words, kinds)
+
+
+def pairs(size: int = 16, side: int = 336, words: int = 100, kinds: int = 4) -> Pictures:
+    """The component of :class:`Pictures` with rejected answers."""
+    return Pictures(size, side, words, kinds, pairs=True)
 
 
 def transform(model: str, max_num_tiles: int = 1) -> EarlyFusionTransform:

@@ -97,6 +97,62 @@ def sft_lora_llava(setting: Setting) -> dict[str, Any]:
     return training.measure(values, setting.rounds, setting.warmup)
 
 
+def dpo_llava(setting: Setting) -> dict[str, Any]:
+    """DPO on LLaVA-1.5-7B with LoRA on the language model, in the shared form beside rows of their own.
+
+    Both forms encode an image once. ``precomputed`` is the paper's setting, with a trained tower and projection.
+    """
+    live = {"trainable": ["adapter"], "~learning_rates": None, "model": {"lora_parts": ["decoder"]}}
+    forms = {
+        "shared": {**live, "objective": {"reference": "adapters_off", "reference_cache": None}},
+        "plain": {**live, "objective": {"reference": "adapters_off", "reference_cache": None, "form": "plain"}},
+        "precomputed": {},
+    }
+    found = {
+        name: training.measure(_dpo_config(setting.tiny, changes), setting.rounds, setting.warmup)
+        for name, changes in forms.items()
+    }
+    shared, plain = found["shared"], found["plain"]
+    ratios = {
+        "time_ratio": shared["median_seconds"] / plain["median_seconds"],
+        "precomputed_time_ratio": found["precomputed"]["median_seconds"] / plain["median_seconds"],
+        "pairs_per_second": {name: one["samples_per_second"] for name, one in found.items()},
+    }
+    return {**shared, "peer": "each answer in a row of its own, one encode", **ratios, "forms": found}
+
+
+def _dpo_config(tiny: bool, changes: dict[str, Any]) -> dict[str, Any]:
+    pairs = {"_component_": "gpu_jobs.parts.pairs"}
+    values: dict[str, Any] = {
+        "base": "dpo/llava1_5_7b_lora_single_device",
+        **PLAIN,
+        "dataset": pairs,
+        "transform": {"_component_": TRANSFORM, "model": "llava1_5_7b"},
+    }
+    if tiny:
+        values = {
+            **TINY_RUN,
+            "base": "dpo/mini_llava",
+            "model": {
+                "_component_": f"{MINI}.lora_mini_llava",
+                **LOW_RANK,
+                **SMALL,
+                "embed_dim": 32,
+                "lora_parts": ["decoder"],
+            },
+            "transform": {"_component_": f"{MINI}.mini_llava_transform", **IMAGE},
+            "dataset": {**pairs, "size": 4, "side": 32, "words": 8},
+            "dataset_val": None,
+            "trainable": ["adapter", "projection"],
+            "~learning_rates": None,
+        }
+    merged = {
+        key: {**values.get(key, {}), **change} if isinstance(change, dict) else change
+        for key, change in changes.items()
+    }
+    return {**values, **merged}
+
+
 def qlora_internvl(setting: Setting) -> dict[str, Any]:
     """Visual instruction tuning of InternVL3-8B with adapters on an NF4 base."""
     values: dict[str, Any] = {

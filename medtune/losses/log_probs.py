@@ -104,9 +104,10 @@ class _ChunkedHead:
     """
 
     def __init__(self, head: Head, rows: int, device: torch.device) -> None:
-        self.head, self.rows, self.device = head, rows, device
-        self._autocast = (torch.get_autocast_dtype(device.type), torch.is_autocast_enabled(device.type))
-        self._devices = [] if device.type == "cpu" else [device]
+        self.head, self.rows = head, rows
+        self.kind = "cpu" if device.type == "meta" else device.type  # the meta device has no autocast and no generator
+        self._autocast = (torch.get_autocast_dtype(self.kind), torch.is_autocast_enabled(self.kind))
+        self._devices = [] if self.kind == "cpu" else [device]
         self._random = torch.get_rng_state()
         self._on_device = [torch.get_device_module(device).get_rng_state(device_id) for device_id in self._devices]
 
@@ -122,13 +123,13 @@ class _ChunkedHead:
         """A context with gradients enabled, and with the random numbers and autocast of the time of construction."""
         dtype, enabled = self._autocast
         device_type = (
-            "cuda" if self.device.type == "cpu" else self.device.type
+            "cuda" if self.kind == "cpu" else self.kind
         )  # "cpu" is not accepted here; no device is forked then
         with torch.random.fork_rng(self._devices, device_type=device_type), torch.enable_grad():
             torch.set_rng_state(self._random)
             for device, state in zip(self._devices, self._on_device, strict=True):
                 torch.get_device_module(device).set_rng_state(state, device)
-            with torch.autocast(self.device.type, dtype, enabled), without_saved_tensor_hooks():
+            with torch.autocast(self.kind, dtype, enabled), without_saved_tensor_hooks():
                 yield
 
 

@@ -67,6 +67,30 @@ class AuxiliaryEncoder:
     features: Callable[[Tensor], Tensor]
 
 
+@dataclass(frozen=True)
+class Precompute:
+    """Outputs of the model in its state before the first step, which a method needs in every epoch.
+
+    The items of the method must be the same in every epoch and stage (:class:`medtune.data.precomputed.FixedItems`).
+
+    Attributes:
+        folder: where they are kept.
+        key: the config key that names the folder, for messages.
+        what: the name of the outputs, e.g. ``reference log-probabilities``.
+        item_bytes: bytes of one item's outputs.
+        settings: everything that they depend on besides weights, data and transform.
+        compute: (model, batch) -> name -> [b, ...], each row computed independently of the others; called by the
+            model's ``compute``, without gradients and in evaluation mode.
+    """
+
+    folder: str
+    key: str
+    what: str
+    item_bytes: int
+    settings: Mapping[str, Any]
+    compute: Callable[[Any, dict[str, Any]], dict[str, Tensor]]
+
+
 def image_features(model: Any, batch: dict[str, Any]) -> Tensor:
     """Image features [b, s_e, d] of a batch: the precomputed ones if the batch has them, else the encoder's output."""
     return batch["features"] if "features" in batch else model.encode(batch["vision"])
@@ -133,6 +157,10 @@ class Objective(nn.Module):
 
     def auxiliary_encoder(self) -> AuxiliaryEncoder | None:
         """The auxiliary encoder, whose features are cached with the model's; None if the method has none."""
+        return None
+
+    def precompute(self) -> Precompute | None:
+        """What the trainer computes once before training; batches then hold it under ``precomputed``. None: nothing."""
         return None
 
     def begin_stage(self, stage: Stage) -> None:

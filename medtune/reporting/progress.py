@@ -45,7 +45,8 @@ def validations(run: Run) -> list[dict[str, Any]]:
 
 def monitored_names(runs: Sequence[Run]) -> list[str]:
     """Return the metrics with a value on any line, as ``protocol/metric``; only macro averages if there are any."""
-    names = sorted({key for run in runs for row in validations(run) for key in row if "/" in key})
+    keys = {key for run in runs for row in validations(run) for key in row if "/" in key}
+    names = sorted(key for key in keys if not key.startswith("validation_"))  # those are of the method
     return [name for name in names if name.endswith("_macro")] or names
 
 

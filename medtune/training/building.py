@@ -92,7 +92,10 @@ def build_companions(objective: Objective, config: TrainConfig, runtime: Runtime
             start = (
                 dataclasses.replace(config, checkpoint=given, adapter=None, keep_optimizer=False) if given else config
             )
-            reference, _ = build_model(start, runtime)
+            try:
+                reference, _ = build_model(start, runtime)
+            except ModelError as error:
+                raise ModelError(f"{companion.title}, which is built like the trained model: {error}") from error
             models[name] = reference.eval().requires_grad_(False)
     return models
 

@@ -9,7 +9,7 @@ import torch
 from medtune.config import Component, instantiate
 from medtune.data.balance import balanced_weights
 from medtune.data.batching import BatchPlan, split_step
-from medtune.data.items import Items
+from medtune.data.items import BatchItems
 from medtune.data.preflight import Preflight, preflight
 from medtune.data.training_set import TrainingSet, epoch_loader
 from medtune.objectives.base import Objective, Stage
@@ -55,7 +55,7 @@ class BatchLoader:
             )
         )
         # Made for all stages now, so that an invalid stage is rejected before the first step.
-        self._items: dict[str, Items] = runtime.on_all_ranks(
+        self._items: dict[str, BatchItems] = runtime.on_all_ranks(
             lambda: {stage.name: objective.items(self.source, self.checked.indices, stage) for stage in stages}
         )
         self.dataset = TrainingSet(self.source, self._items[stages[0].name], transform, config.seed, config.on_error)
@@ -80,6 +80,22 @@ class BatchLoader:
     def begin_stage(self, stage: Stage) -> None:
         """Make the items of this stage from now on; epochs that have already begun are not changed."""
         self.dataset = self.dataset.with_items(self._items[stage.name])
+
+    def fixed_items(self) -> Any:
+        """The items, which must be the same in every stage.
+
+        Raises:
+            ValueError: If they are not; this is an error of the method.
+        """
+        first, *others = self._items.values()
+        if any(items != first for items in others):
+            raise ValueError("outputs are computed before training for items that are the same in every stage")
+        return first
+
+    def replace_items(self, items: BatchItems) -> None:
+        """Make these items in every stage."""
+        self._items = dict.fromkeys(self._items, items)
+        self.dataset = self.dataset.with_items(items)
 
     @property
     def steps_per_epoch(self) -> int:

@@ -7,7 +7,6 @@ depend on, and is refused if any of it differs. After a kill, only the missing s
 import copy
 import json
 from collections.abc import Callable, Generator, Iterable
-from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,12 +15,10 @@ import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor, nn
-from torch.distributed.fsdp import FSDPModule
-from tqdm import tqdm
 
 from medtune.config import to_plain
 from medtune.data.features import EncodedSource, FeatureShards, PictureItems, Pictures, find_pictures
-from medtune.data.training_set import TrainingSet, epoch_loader
+from medtune.data.training_set import TrainingSet
 from medtune.errors import ConfigError
 from medtune.models.common.names import is_adapter_key
 from medtune.objectives.base import AuxiliaryEncoder, Objective, Stage
@@ -29,6 +26,7 @@ from medtune.training.adapter import adapter_identity
 from medtune.training.building import DTYPES, base_fingerprint
 from medtune.training.config import TrainConfig
 from medtune.training.data import BatchLoader, on_device
+from medtune.training.model_pass import model_pass
 from medtune.training.parts import TrainedParts
 from medtune.training.precompute import SHARD_BYTES, Batches, Made, PrecomputeStore
 from medtune.training.precompute import readable_size as readable_size
@@ -206,23 +204,8 @@ class _Encoding:
         pixels = None if self.auxiliary is None else self.auxiliary.pixels
         items = PictureItems(self.pictures, pixels, config.on_error == "skip")
         dataset = TrainingSet(self.feed.source, items, self.feed.dataset.transform, config.seed)
-        steps = [[[(number, True) for number in batch]] for batch in batches]
-        pin = self.runtime.device.type == "cuda"
-        self.model.eval()
-        with (
-            closing(epoch_loader(dataset, steps, 0, config.num_workers, pin_memory=pin)) as loaded,  # type: ignore[type-var]
-            tqdm(total=len(steps), desc="encode images", unit="batch", disable=not self.runtime.is_main) as bar,
-        ):
-            for numbers in batches:
-                (batch,) = self.runtime.on_all_ranks(lambda: next(loaded))
-                yield self._encode(batch, numbers)
-                bar.update()
-        self.model.train()
-        for module in self.model.modules():
-            if isinstance(module, FSDPModule):
-                module.reshard()  # FSDP leaves the root unsharded after a forward pass, with other parameter tensors
+        yield from model_pass(dataset, batches, self._encode, self.model, config, self.runtime, "encode images")
 
-    @torch.no_grad()
     def _encode(self, batch: dict[str, Any], numbers: list[int]) -> list[Made]:
         moved = on_device(batch, self.runtime.device)
         features = self.model.compute(_encoded, moved["vision"])

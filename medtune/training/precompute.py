@@ -5,6 +5,7 @@ each shard by one process. After a kill, only the missing shards are made.
 """
 
 import json
+import shlex
 import shutil
 from collections.abc import Callable, Generator, Iterator, Mapping
 from contextlib import closing, contextmanager
@@ -162,7 +163,8 @@ class PrecomputeStore:
             raise ConfigError(
                 f"{self.key}: the {self.what} in {path.parent} are of something else:\n"
                 + "\n".join(f"  {found}" for found in differing)
-                + f"\nDelete that folder to make them anew, or set another {self.key}."
+                + f"\nTo make them anew, run: rm -r {shlex.quote(str(path.parent))}"
+                + f"\nand start again, or set another {self.key}."
             )
         return starts
 

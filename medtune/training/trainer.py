@@ -22,8 +22,9 @@ from medtune.data.writing import write_whole
 from medtune.errors import MedtuneError, TrainingError
 from medtune.models.common.interface import Trainable
 from medtune.objectives.base import Objective, Stage
-from medtune.training import building, feature_cache, optimization
+from medtune.training import building, optimization
 from medtune.training.adapter import begun, keep_optimizer
+from medtune.training.beforehand import compute_beforehand
 from medtune.training.checkpointer import Checkpointer, identity, put_back
 from medtune.training.config import TrainConfig, check_loggers
 from medtune.training.data import BatchLoader, on_device
@@ -87,7 +88,8 @@ class Trainer:
         self.progress = Progress(stages, self.feed.steps_per_epoch)
         building.finish(self.model, config, runtime)
         self.offload = building.offloading(self.model, config, runtime)
-        self._use_features(stages)
+        feeds = {"train": self.feed, "validation": self.held_out}
+        compute_beforehand({k: v for k, v in feeds.items() if v}, self.parts, stages, runtime, self._say)
         self.checkpointer = Checkpointer(config, runtime, identity(config, self.feed, self.held_out))
         self._resume()
         self.telemetry = Telemetry(
@@ -98,16 +100,6 @@ class Trainer:
 
     def _feed(self, component: Any, stages: tuple[Stage, ...], shuffle: bool = True) -> BatchLoader:
         return BatchLoader(component, self.objective, self.transform, self.config, self.runtime, stages, shuffle)
-
-    def _use_features(self, stages: tuple[Stage, ...]) -> None:
-        """Read image features from disk, if the config names a folder for them."""
-        if self.config.feature_cache is None:
-            return
-        feature_cache.check_frozen(stages, self.parts, self.transform)
-        for name, feed in (("train", self.feed), ("validation", self.held_out)):
-            if feed is not None:
-                folder = Path(self.config.feature_cache) / name
-                feature_cache.use_features(feed, folder, self.model, self.objective, self.runtime, self._say)
 
     def _claim_folder(self) -> None:
         self.lock = claim_run_folder(self.config)

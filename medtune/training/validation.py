@@ -104,7 +104,8 @@ class Validation:
 
     def __init__(self, config: TrainConfig, feed: BatchLoader | None, questions: QuestionSet | None) -> None:
         self.config, self.feed, self.questions = config, feed, questions
-        wants_questions = "/" in config.monitor
+        # The objective's metrics begin with "validation_"; a slash alone may belong to one of them.
+        wants_questions = "/" in config.monitor and not config.monitor.startswith("validation_")
         if wants_questions and questions is not None:
             protocol = config.monitor.partition("/")[0]
             if protocol not in questions.protocols:

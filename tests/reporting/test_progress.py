@@ -65,3 +65,9 @@ def test_answers_stand_on_the_page_only_when_asked_for_and_escaped(loaded, runs,
         (runs[1] / "metrics.jsonl").write_text(kept)
     assert "Question set during training" in quiet and "a cell at" not in quiet
     assert "&lt;b&gt;a cell at 10&lt;/b&gt;" in told and "<b>a cell" not in told
+
+
+def test_metrics_of_the_method_are_no_metrics_of_the_question_set(loaded):
+    """A method's name for a metric may have a slash too."""
+    rows = [{**line(10, 0.2, 0.1, 0.3), "validation_rewards/accuracies_macro": 0.7}]
+    assert monitored_names([replace(loaded[1], metrics=rows)]) == [NAME]

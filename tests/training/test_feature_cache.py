@@ -227,7 +227,7 @@ def test_refused_when_anything_differs_that_decides_the_features(tmp_path: Path)
     ):
         message = refusal(tmp_path / name, **different)
         assert message.startswith("ConfigError: feature_cache: the features in") and said in message, name
-        assert "Delete that folder" in message and str(tmp_path / "cache" / "train") in message
+        assert "To make them anew, run: rm -r" in message and str(tmp_path / "cache" / "train") in message
 
 
 def test_a_picture_of_another_size_is_noticed(data: dict[str, Any], tmp_path: Path) -> None:

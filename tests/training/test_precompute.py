@@ -115,7 +115,11 @@ def test_stale_items_are_refused_by_the_key_that_differs(changed: dict[str, Any]
         Log(tmp_path, {**IDENTITY, **changed})
     lines = str(caught.value).splitlines()
     assert lines[0] == f"reference_log_probs: the log-probabilities in {tmp_path} are of something else:"
-    assert lines[1:-1] == [said] and "Delete that folder" in lines[-1] and "another reference_log_probs" in lines[-1]
+    assert (
+        lines[1:-2] == [said]
+        and "To make them anew, run: rm -r" in lines[-2]
+        and "another reference_log_probs" in lines[-1]
+    )
 
 
 def test_shards_of_nobody_knows_what_are_not_taken(tmp_path: Path) -> None:

@@ -15,7 +15,8 @@ def rendered_cells_dataset(
         seed: seed of attributes, words and images.
         kind: "reports" (image-report pairs), "questions" (one random attribute per cell, with its options),
             "attributes" (all twelve values in one answer), "instructions" (six to ten turns per cell), "phrases"
-            (findings as short phrases, on request) or "text" (conversations without an image).
+            (findings as short phrases, on request), "preferences" (a question with a right and a wrong answer) or
+            "text" (conversations without an image).
         image_size: side of an image in pixels.
         offset: number of the first cell. Sources with the same seed and overlapping numbers share cells. The offsets
             of training and test sets must therefore differ by more than their sizes.

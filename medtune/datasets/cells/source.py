@@ -14,6 +14,8 @@ from medtune.datasets.cells.attributes import Attributes, asked_attributes, cell
 from medtune.datasets.cells.instructions import attribute_list, conversation, phrase_list
 from medtune.datasets.cells.render import render_cell
 from medtune.datasets.cells.text_tasks import text_conversation
+from medtune.datasets.cells.wording import open_answer
+from medtune.datasets.preferences import REJECTED
 from medtune.errors import ConfigError, DataError
 
 #: Change it whenever the same arguments would give other images or other words.
@@ -95,6 +97,14 @@ class RenderedCells:
         meta = {"attribute": name, "options": options(name), "answer": cell[name]}
         return Sample(f"cell-{number:06d}", (f"cell-{number:06d}.png",), messages, meta)
 
+    def _preference(self, number: int) -> Sample:
+        cell, rng = self.attributes(number), sample_rng(self._seed, 0, number, "preference")
+        name = rng.choice(asked_attributes(cell))
+        wrong = rng.choice([value for value in options(name) if value != cell[name]])
+        messages = (Message("user", open_question(name)), Message("assistant", open_answer(name, cell[name])))
+        meta = {"attribute": name, REJECTED: open_answer(name, wrong)}
+        return Sample(f"cell-{number:06d}-preference", (f"cell-{number:06d}.png",), messages, meta)
+
     def _instructions(self, number: int) -> Sample:
         messages = conversation(self.attributes(number), sample_rng(self._seed, 0, number, "instructions"))
         return Sample(f"cell-{number:06d}-instructions", (f"cell-{number:06d}.png",), messages)
@@ -118,5 +128,6 @@ KINDS: dict[str, Callable[[RenderedCells, int], Sample]] = {
     "attributes": RenderedCells._attributes,
     "instructions": RenderedCells._instructions,
     "phrases": RenderedCells._phrases,
+    "preferences": RenderedCells._preference,
     "text": RenderedCells._text,
 }

@@ -18,6 +18,7 @@ from torch.nn.functional import pad
 from medtune.errors import ModelError
 from medtune.losses.cross_entropy import IGNORE_INDEX
 from medtune.losses.log_probs import target_log_probs
+from medtune.models.common.branch_attention import BranchMask
 from medtune.modules.exemplar import TokenRows, take_columns
 
 PADDING = -1
@@ -48,7 +49,7 @@ class PackedRows:
         rows: tokens, labels, ``vision_mask`` and placeholders of all columns [b, s].
         segment: [b, s], 0 in the prefix, i in the i-th branch (from 1), ``PADDING`` elsewhere.
         input_pos: [b, s], the argument ``input_pos`` of ``hidden``.
-        mask: [b, s, s], True = may attend.
+        mask: [b, s, s], True = may attend; of aligned rows a :class:`BranchMask`.
         branches: k, how many branches a row can have.
         width: t, columns of the longest branch.
     """
@@ -56,7 +57,7 @@ class PackedRows:
     rows: TokenRows
     segment: Tensor
     input_pos: Tensor
-    mask: Tensor
+    mask: Tensor | BranchMask
     branches: int
     width: int
 
@@ -160,7 +161,12 @@ class PackedRows:
 
 
 def pack(
-    prefix: TokenRows, branches: Sequence[Branch], *, pad_id: int, pad_side: Literal["right", "left"] = "right"
+    prefix: TokenRows,
+    branches: Sequence[Branch],
+    *,
+    pad_id: int,
+    pad_side: Literal["right", "left"] = "right",
+    aligned: bool = False,
 ) -> PackedRows:
     """Pack each prefix and its branches into one row, without gaps.
 
@@ -170,6 +176,8 @@ def pack(
         branches: In the order in which they are packed.
         pad_id: Fills short rows.
         pad_side: The side that is filled.
+        aligned: Let every prefix and every branch begin in the same column in all rows, with its padding on its right.
+            The rows are longer by that padding, and their mask is a :class:`BranchMask`, whose attention is cheaper.
 
     Returns:
         Rows as long as the longest one. A branch's tokens see the image features that the prefix's last token sees.
@@ -183,9 +191,12 @@ def pack(
     segment = segment.masked_fill(~real, PADDING)
     if not bool((segment == 0).any(dim=1).all()):
         raise ModelError("a row has no token before its branches; branches need a prefix of one token at least")
-    length = int(real.sum(dim=1).max())
-    order = (real if pad_side == "left" else ~real).int().argsort(dim=1, stable=True)
-    order = order[:, -length:] if pad_side == "left" else order[:, :length]
+    if aligned:
+        order = _aligned(real, [part.tokens.shape[1] for part in parts])
+    else:
+        length = int(real.sum(dim=1).max())
+        order = (real if pad_side == "left" else ~real).int().argsort(dim=1, stable=True)
+        order = order[:, -length:] if pad_side == "left" else order[:, :length]
     more = segment.shape[1] - prefix.tokens.shape[1]
     rows = TokenRows(
         torch.cat([part.tokens for part in parts], dim=1).masked_fill(~real, pad_id),
@@ -195,7 +206,8 @@ def pack(
         None if prefix.placeholders is None else pad(prefix.placeholders, (0, more)) & real,
     )
     width = max((branch.tokens.shape[1] for branch in branches), default=0)
-    return _packed(take_columns(rows, order), segment.gather(1, order), len(branches), width)
+    start = prefix.tokens.shape[1] if aligned else None
+    return _packed(take_columns(rows, order), segment.gather(1, order), len(branches), width, start)
 
 
 def pack_runs(runs: Sequence[TokenRows], shared: Tensor, *, pad_id: int) -> PackedRows:
@@ -255,19 +267,33 @@ def shared_length(runs: Sequence[TokenRows]) -> Tensor:
     return shared
 
 
-def _packed(rows: TokenRows, segment: Tensor, branches: int, width: int) -> PackedRows:
-    """Derive mask and positions from the segments; each segment is a contiguous range of columns."""
-    real = segment >= 0
-    visible = (segment[:, None, :] == 0) | (segment[:, None, :] == segment[:, :, None])
+def _aligned(real: Tensor, widths: Sequence[int]) -> Tensor:
+    """The columns, with the real ones of each part first within the part."""
+    order, begin = [], 0
+    for width in widths:
+        order.append(begin + (~real[:, begin : begin + width]).int().argsort(dim=1, stable=True))
+        begin += width
+    return torch.cat(order, dim=1)
+
+
+def _packed(rows: TokenRows, segment: Tensor, branches: int, width: int, start: int | None = None) -> PackedRows:
+    """Derive mask and positions from the segments; each segment is a contiguous range of columns.
+
+    With ``start``, the column in which the branches begin in every row, the mask is a :class:`BranchMask`.
+    """
+    first = start or 0
+    real, own = segment >= 0, segment[:, first:]
+    visible = (segment[:, None, :] == 0) | (segment[:, None, :] == own[:, :, None])
     # Every token sees itself, so that the softmax of a padding row is defined.
-    itself = torch.eye(segment.shape[1], dtype=torch.bool, device=segment.device)
-    mask = ((visible & real[:, None, :]).tril()) | itself
+    itself = torch.eye(segment.shape[1], dtype=torch.bool, device=segment.device)[first:]
+    rest = ((visible & real[:, None, :]).tril(diagonal=first)) | itself
     position = torch.zeros_like(segment)
     for number in range(branches + 1):
         members = segment == number
         rank = members.long().cumsum(dim=1) - 1
         begin = (segment == 0).sum(dim=1, keepdim=True) if number else 0
         position = torch.where(members, rank + begin, position)
+    mask = rest if start is None else BranchMask(start, rest, int(position.max()) + 1)
     return PackedRows(rows, segment, position, mask, branches, width)
 
 

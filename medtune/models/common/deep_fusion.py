@@ -8,6 +8,7 @@ from torchtune.modules import TransformerDecoder
 from torchtune.modules.model_fusion import DeepFusionModel, FusionEmbedding, FusionLayer
 
 from medtune.errors import ModelError
+from medtune.models.common.branch_attention import Mask, prepare_decoder, run_layers, used_positions
 from medtune.models.common.family import ModelFamily
 from medtune.models.common.interface import BatchShape
 from medtune.models.common.parts import sort_parameters
@@ -34,6 +35,7 @@ class DeepFusionVLM(SharedVLM, DeepFusionModel):
     def __init__(
         self, decoder: TransformerDecoder, encoder: nn.Module, *, family: ModelFamily, adapters_only: bool = False
     ) -> None:
+        prepare_decoder(decoder)
         super().__init__(decoder, encoder, decoder_trainable=True, encoder_trainable=True, fusion_trainable=True)
         self.family = family
         if adapters_only:
@@ -63,8 +65,9 @@ class DeepFusionVLM(SharedVLM, DeepFusionModel):
         *,
         vision_mask: Tensor | None = None,
         replace: Replacement | None = None,
-        mask: Tensor | None = None,
+        mask: Mask = None,
         input_pos: Tensor | None = None,
+        keep: Tensor | None = None,
     ) -> Tensor:
         """Run the decoder up to and including its final norm.
 
@@ -75,24 +78,25 @@ class DeepFusionVLM(SharedVLM, DeepFusionModel):
                 fusion layers unchanged.
             replace: (where [b, s] bool, rows [k, d]): token embeddings to overwrite, rows in row-major order of
                 ``where``. Gradients reach ``rows``.
-            mask: self-attention mask [b, s, keys], True = may attend; None is causal.
+            mask: self-attention mask [b, s, keys], True = may attend, or one of branches; None is causal.
             input_pos: positions [b, s]; None counts from 0.
+            keep: columns [b, n] whose states are wanted; the last layer computes no others. None: all.
 
         Returns:
-            Final hidden states [b, s, d].
+            Final hidden states [b, s, d], or [b, n, d] of the columns ``keep``.
 
         Raises:
             ModelError: if ``tokens`` are longer than the model allows, or ``replace`` does not hold one row per place.
         """
         decoder = self.decoder
-        if tokens.shape[1] > decoder.max_seq_len:
-            raise ModelError(f"a batch of {tokens.shape[1]} tokens is longer than the model's {decoder.max_seq_len}")
+        if (length := used_positions(tokens, mask)) > decoder.max_seq_len:
+            raise ModelError(f"a batch of {length} tokens is longer than the model's {decoder.max_seq_len}")
         h = decoder.tok_embeddings(tokens)
         if replace is not None:
             h = override_embeddings(h, *replace)
-        for layer in decoder.layers:
-            h = layer(h, mask=mask, encoder_input=features, encoder_mask=vision_mask, input_pos=input_pos)
-        return decoder.norm(h)
+        return run_layers(
+            decoder, h, keep, mask=mask, encoder_input=features, encoder_mask=vision_mask, input_pos=input_pos
+        )
 
     def parts(self) -> dict[str, list[str]]:
         """Sort every parameter into exactly one part.

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torchtune.modules import TransformerDecoder
 
 from medtune.errors import ModelError
+from medtune.models.common.branch_attention import Mask, prepare_decoder, run_layers, used_positions
 from medtune.models.common.family import ModelFamily
 from medtune.models.common.interface import BatchShape
 from medtune.models.common.parts import sort_parameters
@@ -79,6 +80,7 @@ class EarlyFusionVLM(SharedVLM, nn.Module):
         adapters_only: bool = False,
     ) -> None:
         super().__init__()
+        prepare_decoder(decoder)
         self.decoder = decoder
         self.encoder = encoder
         self.image_id = image_id
@@ -117,8 +119,9 @@ class EarlyFusionVLM(SharedVLM, nn.Module):
         *,
         vision_mask: Tensor | None = None,
         replace: Replacement | None = None,
-        mask: Tensor | None = None,
+        mask: Mask = None,
         input_pos: Tensor | None = None,
+        keep: Tensor | None = None,
     ) -> Tensor:
         """Run the decoder up to and including its final norm.
 
@@ -129,28 +132,27 @@ class EarlyFusionVLM(SharedVLM, nn.Module):
                 feature. None: all exist.
             replace: (where [b, s] bool, rows [k, d]): token embeddings to overwrite, rows in row-major order of
                 ``where``. Gradients reach ``rows``.
-            mask: self-attention mask [b, s, keys], True = may attend; None is causal.
+            mask: self-attention mask [b, s, keys], True = may attend, or one of branches; None is causal.
             input_pos: positions [b, s]; None counts from 0.
+            keep: columns [b, n] whose states are wanted; the last layer computes no others. None: all.
 
         Returns:
-            Final hidden states [b, s, d].
+            Final hidden states [b, s, d], or [b, n, d] of the columns ``keep``.
 
         Raises:
             ModelError: if ``tokens`` are longer than the model allows, a row's image tokens and features differ in
                 number, or ``replace`` does not hold one row per place.
         """
         decoder = self.decoder
-        if tokens.shape[1] > decoder.max_seq_len:
-            raise ModelError(f"a batch of {tokens.shape[1]} tokens is longer than the model's {decoder.max_seq_len}")
+        if (length := used_positions(tokens, mask)) > decoder.max_seq_len:
+            raise ModelError(f"a batch of {length} tokens is longer than the model's {decoder.max_seq_len}")
         image = tokens == self.image_id
         h = decoder.tok_embeddings(tokens.masked_fill(image, 0))
         if features is not None:
             h = _place_features(h, image, features, vision_mask)
         if replace is not None:
             h = override_embeddings(h, *replace)
-        for layer in decoder.layers:
-            h = layer(h, mask=mask, input_pos=input_pos)
-        return decoder.norm(h)
+        return run_layers(decoder, h, keep, mask=mask, input_pos=input_pos)
 
     def parts(self) -> dict[str, list[str]]:
         """Sort every parameter into exactly one part.

@@ -12,6 +12,7 @@ from typing import Any, Protocol
 
 from torch import Tensor, nn
 
+from medtune.models.common.branch_attention import Mask
 from medtune.models.common.family import ModelFamily
 from medtune.models.common.rows import Replacement
 
@@ -130,10 +131,11 @@ class VLM(Trainable, Protocol):
         *,
         vision_mask: Tensor | None = None,
         replace: Replacement | None = None,
-        mask: Tensor | None = None,
+        mask: Mask = None,
         input_pos: Tensor | None = None,
+        keep: Tensor | None = None,
     ) -> Tensor:
-        """Final hidden states [b, s, d]."""
+        """Final hidden states [b, s, d], or [b, n, d] of the columns ``keep``."""
         ...
 
     def logits(self, hidden: Tensor) -> Tensor:

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 
 import torch
 from torch import nn
+from torch.distributed.tensor import DTensor
 from torchao.dtypes.nf4tensor import NF4Tensor, SubclassTensorArgs
 from torchtune.modules.peft import LoRALinear
 
@@ -78,6 +79,20 @@ def adapters_off(model: nn.Module) -> Iterator[None]:
     finally:
         for layer, disabled in zip(layers, before, strict=True):
             layer.disabled = disabled
+
+
+def adapters_are_zero(model: nn.Module) -> bool:
+    """Whether no low-rank adapter adds anything yet; of a sharded model, in this process's shards.
+
+    On the meta device, where there are no values, it is True.
+    """
+    for layer in model.modules():
+        if isinstance(layer, LoRALinear):
+            weight = layer.lora_b.weight.detach()
+            weight = weight.to_local() if isinstance(weight, DTensor) else weight
+            if not weight.is_meta and bool(weight.any()):
+                return False
+    return True
 
 
 def merge_adapters(state: StateDict, model: nn.Module) -> StateDict:
