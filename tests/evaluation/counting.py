@@ -11,9 +11,17 @@ from medtune.data.sample import Message, Sample
 from medtune.evaluation.display import Column, Display, Examples
 from medtune.evaluation.measures import Measure, compare_measures, score_measures
 from medtune.evaluation.prediction import Prediction
-from medtune.evaluation.protocols.base import EvaluationProtocol, Pair, Query, Topic, Verdict, Vocabulary, query_frame, verdict_frame
-from medtune.evaluation.protocols.conversation import conversation, user_turn
+from medtune.evaluation.protocols.base import (
+    EvaluationProtocol,
+    Pair,
+    Query,
+    Topic,
+    Verdict,
+    Vocabulary,
+    query_frame,
+    verdict_frame,
 )
+from medtune.evaluation.protocols.conversation import conversation, user_turn
 from medtune.evaluation.result import Metric
 
 

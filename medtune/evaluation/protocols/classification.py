@@ -14,9 +14,16 @@ from medtune.evaluation.classified import ClassVerdict, f1_comparison, score_cla
 from medtune.evaluation.display import ACCURACY_TITLES, Column, Display, Examples
 from medtune.evaluation.labels import OUT_OF_VOCABULARY, read_labels
 from medtune.evaluation.prediction import Prediction
-from medtune.evaluation.protocols.base import EvaluationProtocol, Pair, Query, Verdict, Vocabulary, query_frame, verdict_frame
-from medtune.evaluation.protocols.conversation import conversation, user_turn
+from medtune.evaluation.protocols.base import (
+    EvaluationProtocol,
+    Pair,
+    Query,
+    Verdict,
+    Vocabulary,
+    query_frame,
+    verdict_frame,
 )
+from medtune.evaluation.protocols.conversation import conversation, user_turn
 from medtune.evaluation.result import Metric
 
 _MACRO = Column("accuracy_macro", "Accuracy, mean over sets", "majority_macro", "chance_macro")

@@ -6,9 +6,15 @@ from typing import Any, ClassVar, Literal
 from medtune.data.sample import Sample
 from medtune.evaluation.display import Display, Examples
 from medtune.evaluation.prediction import Prediction
-from medtune.evaluation.protocols.base import EvaluationProtocol, Query, Verdict, Vocabulary, make_verdict, question_meta
-from medtune.evaluation.protocols.conversation import conversation
+from medtune.evaluation.protocols.base import (
+    EvaluationProtocol,
+    Query,
+    Verdict,
+    Vocabulary,
+    make_verdict,
+    question_meta,
 )
+from medtune.evaluation.protocols.conversation import conversation
 from medtune.evaluation.wording import natural_description
 
 PROMPT = "What does this image show?"

@@ -21,9 +21,16 @@ from medtune.errors import DataError
 from medtune.evaluation.display import Column, Densities, Display
 from medtune.evaluation.metrics import BOOTSTRAP, bootstrap_interval, drawn_weights, macro, share
 from medtune.evaluation.prediction import Prediction
-from medtune.evaluation.protocols.base import EvaluationProtocol, Query, Verdict, Vocabulary, query_frame, topic, verdict_frame
-from medtune.evaluation.protocols.conversation import conversation, user_turn
+from medtune.evaluation.protocols.base import (
+    EvaluationProtocol,
+    Query,
+    Verdict,
+    Vocabulary,
+    query_frame,
+    topic,
+    verdict_frame,
 )
+from medtune.evaluation.protocols.conversation import conversation, user_turn
 from medtune.evaluation.resampled import drawn_area, percentile_ends
 from medtune.evaluation.result import Metric
 from medtune.evaluation.scoring import Numbers, by_attribute

@@ -17,9 +17,17 @@ from medtune.evaluation.measures import DIFFERS, Measure, compare_measures, scor
 from medtune.evaluation.metrics import proportion
 from medtune.evaluation.parsing import parse_yes_no
 from medtune.evaluation.prediction import Prediction
-from medtune.evaluation.protocols.base import EvaluationProtocol, Pair, Query, Topic, Verdict, Vocabulary, query_frame, verdict_frame
-from medtune.evaluation.protocols.conversation import user_turn
+from medtune.evaluation.protocols.base import (
+    EvaluationProtocol,
+    Pair,
+    Query,
+    Topic,
+    Verdict,
+    Vocabulary,
+    query_frame,
+    verdict_frame,
 )
+from medtune.evaluation.protocols.conversation import user_turn
 from medtune.evaluation.result import Metric
 from medtune.evaluation.swapped import swap_images
 

@@ -12,9 +12,16 @@ from medtune.data.sample import Sample
 from medtune.evaluation.display import Examples, accuracy_display
 from medtune.evaluation.parsing import parse_yes_no
 from medtune.evaluation.prediction import Prediction
-from medtune.evaluation.protocols.base import EvaluationProtocol, Query, Verdict, Vocabulary, make_query, make_verdict, question_meta
-from medtune.evaluation.protocols.conversation import user_turn
+from medtune.evaluation.protocols.base import (
+    EvaluationProtocol,
+    Query,
+    Verdict,
+    Vocabulary,
+    make_query,
+    make_verdict,
+    question_meta,
 )
+from medtune.evaluation.protocols.conversation import user_turn
 from medtune.evaluation.scoring import score_protocol
 
 _PRESENCE = {"yes": True, "no": False}
