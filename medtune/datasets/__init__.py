@@ -1,9 +1,17 @@
 """Builders of sample sources: one function per layout, each usable as a config's ``_component_``."""
 
 from medtune.datasets._csv import report_csv_dataset
+from medtune.datasets._images import images_dataset
 from medtune.datasets._jsonl import jsonl_dataset
 from medtune.datasets._llava_json import llava_json_dataset
 from medtune.datasets._mixture import mixture_dataset
 from medtune.datasets.cells import rendered_cells_dataset
 
-__all__ = ["jsonl_dataset", "llava_json_dataset", "mixture_dataset", "rendered_cells_dataset", "report_csv_dataset"]
+__all__ = [
+    "images_dataset",
+    "jsonl_dataset",
+    "llava_json_dataset",
+    "mixture_dataset",
+    "rendered_cells_dataset",
+    "report_csv_dataset",
+]
