@@ -166,8 +166,12 @@ def parser() -> argparse.ArgumentParser:
 
     _add_export(commands)
 
-    report = commands.add_parser("report", help="write one self-contained HTML page of evaluated runs")
-    report.add_argument("runs", nargs="+", type=Path, help="folders of runs, each with its results")
+    report = commands.add_parser(
+        "report", help="write one self-contained HTML page of runs: results, and curves of training"
+    )
+    report.add_argument(
+        "runs", nargs="+", type=Path, help="folders of runs: evaluated ones, or training runs, whose curves are drawn"
+    )
     report.add_argument("--out", type=Path, default=Path("report/report.html"), help="default: report/report.html")
     report.add_argument("--title", default="medtune report", help="heading of the page")
     report.add_argument("--samples", type=int, default=0, metavar="N", help="show N questions with image and answers")
