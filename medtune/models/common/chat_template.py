@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from medtune.data.sample import IMAGE_TAG, Message, Sample
 from medtune.errors import DataError, ModelError
@@ -162,6 +162,7 @@ def lay_out(
     images: Sequence[Sequence[int]],
     *,
     inference: bool = False,
+    supervise_header: bool = False,
 ) -> tuple[list[int], list[int]]:
     """Write a sample's messages in a chat format.
 
@@ -176,6 +177,7 @@ def lay_out(
         sample: its messages.
         images: token ids of each image: the image token once per feature, and the tokens before and after them.
         inference: stop after the last user turn and open the assistant's.
+        supervise_header: also supervise the text before the assistant's words, as recipes that mask whole messages do.
 
     Returns:
         tokens and labels of equal length, not shifted; labels are -100 where not supervised.
@@ -189,7 +191,7 @@ def lay_out(
         raise DataError(f"sample {sample.id} has {len(images)} images but its text has places for {tags}")
     if template.default_system and not any(message.role == "system" for message in messages):
         messages = (Message("system", template.default_system), *messages)
-    pieces = list(_pieces(template, tokenizer, messages, images, untagged=not tags))
+    pieces = list(_pieces(template, tokenizer, messages, images, not tags, supervise_header))
     if inference:
         pieces += _marked(template, tokenizer, template.assistant[0])
     bos = [tokenizer.special_id(template.bos)] if template.bos else []
@@ -211,8 +213,8 @@ def _pieces(
     tokenizer: TextTokenizer,
     messages: Sequence[Message],
     images: Sequence[Sequence[int]],
-    *,
     untagged: bool,
+    supervise_header: bool,
 ) -> Iterator[_Piece]:
     blocks = iter(images)
     no_user_turn = not any(message.role == "user" for message in messages)
@@ -220,15 +222,17 @@ def _pieces(
         before, after = template.turn(message.role)
         if untagged and no_user_turn and message.role != "system":
             yield from _images(template, blocks)
-        yield from _marked(template, tokenizer, before)
+        header = _marked(template, tokenizer, before)
+        learned = message.role == "assistant"
+        yield from (replace(piece, learned=learned and supervise_header) for piece in header)
         if untagged and message.role == "user":
             yield from _images(template, blocks)
-        if message.role == "assistant":
+        if learned:
             yield _Piece(template.answer_prefix + message.content.strip(), learned=True)
         else:
             yield from _tagged(message, blocks)
         end, *rest = _marked(template, tokenizer, after) or [_Piece("")]
-        yield _Piece(end.content, learned=message.role == "assistant")
+        yield _Piece(end.content, learned=learned)
         yield from rest
 
 

@@ -5,17 +5,22 @@ from medtune.models.common.chat_template import IGNORE_INDEX, prompt_messages
 from medtune.models.common.tokenizer import ChatTokenizer
 
 
-def lay_out(tokenizer: ChatTokenizer, sample: Sample, *, inference: bool = False) -> tuple[list[int], list[int]]:
+def lay_out(
+    tokenizer: ChatTokenizer, sample: Sample, *, inference: bool = False, supervise_header: bool = False
+) -> tuple[list[int], list[int]]:
     """Write a sample's messages in Llama-3's chat format.
 
     Image tokens are placed where the text says ``<image>``. Without tags they are placed at the start of the first user
     turn; in a sample without a user turn, after the first token. The assistant's words and the ``<|eot_id|>`` after
-    them are supervised, as in InstFree's official code; headers and everything else are not.
+    them are supervised; user and system turns never are.
 
     Args:
         tokenizer: gives ids.
         sample: its messages, and the number of its images.
         inference: stop after the last user turn and open the assistant's.
+        supervise_header: also supervise the header of assistant turns, 4 tokens in Llama-3's vocabulary. torchtune
+            masks whole messages and therefore supervises it, as InstFree's official code does; Eq. 2 of the paper
+            sums over the report.
 
     Returns:
         tokens and labels of equal length, not shifted; labels are -100 where not supervised.
@@ -33,7 +38,9 @@ def lay_out(tokenizer: ChatTokenizer, sample: Sample, *, inference: bool = False
         head = _header(tokenizer, message.role) + (untagged if i == first_user else [])
         body = [*_body(tokenizer, message), tokenizer.eot_id]
         tokens += head + body
-        labels += [IGNORE_INDEX] * len(head) + (body if message.role == "assistant" else [IGNORE_INDEX] * len(body))
+        learned = message.role == "assistant"
+        labels += head if learned and supervise_header else [IGNORE_INDEX] * len(head)
+        labels += body if learned else [IGNORE_INDEX] * len(body)
     if inference:
         tokens += _header(tokenizer, "assistant")
         labels = [IGNORE_INDEX] * len(tokens)
