@@ -88,7 +88,7 @@ def run_chain(config: SweepConfig, chain: SweepRun) -> None:
             overrides = [f"seed={chain.seed}", f"output_dir={run}", *config.train_overrides, *chain.variant.train]
             data = data_overrides(config, "dataset", "train.jsonl", chain.variant)
             run_recipe(root, config.recipe, [config.train, *data, *filled(overrides, config, chain)])
-            weights = [f"checkpoint={run / 'weights'}"]
+            weights = [f"checkpoint={run / config.weights}"]
         for row in rows_of(config, chain):
             _ask(config, row, weights)
 
