@@ -36,7 +36,7 @@ from medtune.sweep.config import (
 
 # A run whose sweep was killed has this much time to write a checkpoint before it is ended.
 GRACE_SECONDS = 60
-WRITES = ("commands.txt", "seeds.json", "seed_differences.json")  # the report claims its own
+WRITES = ("commands.txt", "seeds.json", "seed_differences.json", "rows.json")  # the report claims its own
 
 
 def run_recipe(folder: Path, name: str, arguments: list[str]) -> None:
