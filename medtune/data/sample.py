@@ -10,6 +10,8 @@ from medtune.data.reports import is_blank, is_missing_report
 from medtune.errors import DataError
 
 ROLES = ("system", "user", "assistant")
+VIRTUAL_USER = "virtual_user"
+"""The role of a question that the model asks itself. No file has it: training and generation make such turns."""
 IMAGE_TAG = "<image>"
 FIELDS = ("id", "images", "messages", "meta", "weight")
 
@@ -19,7 +21,7 @@ class Message:
     """One turn of a conversation.
 
     Attributes:
-        role: ``system``, ``user`` or ``assistant``.
+        role: ``system``, ``user`` or ``assistant``; in samples that were changed in memory also ``virtual_user``.
         content: the text; ``<image>`` marks the place of an image, in user turns only.
     """
 

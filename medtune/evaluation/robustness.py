@@ -17,7 +17,8 @@ from medtune.data.multiple_choice import open_question
 from medtune.data.randomness import sample_rng
 from medtune.data.sample import IMAGE_TAG, Message, Sample
 from medtune.errors import ConfigError
-from medtune.evaluation.protocols.base import EvaluationProtocol, Verdict, question_meta, user_turn
+from medtune.evaluation.protocols.base import EvaluationProtocol, Verdict, question_meta
+from medtune.evaluation.protocols.conversation import user_turn
 from medtune.evaluation.result import Metric
 from medtune.evaluation.scoring import paired_difference, share_of, unread
 

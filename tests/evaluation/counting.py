@@ -18,11 +18,10 @@ from medtune.evaluation.protocols.base import (
     Topic,
     Verdict,
     Vocabulary,
-    conversation,
     query_frame,
-    user_turn,
     verdict_frame,
 )
+from medtune.evaluation.protocols.conversation import conversation, user_turn
 from medtune.evaluation.result import Metric
 
 

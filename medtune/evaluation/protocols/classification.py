@@ -20,11 +20,10 @@ from medtune.evaluation.protocols.base import (
     Query,
     Verdict,
     Vocabulary,
-    conversation,
     query_frame,
-    user_turn,
     verdict_frame,
 )
+from medtune.evaluation.protocols.conversation import conversation, user_turn
 from medtune.evaluation.result import Metric
 
 _MACRO = Column("accuracy_macro", "Accuracy, mean over sets", "majority_macro", "chance_macro")

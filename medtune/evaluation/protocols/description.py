@@ -11,10 +11,10 @@ from medtune.evaluation.protocols.base import (
     Query,
     Verdict,
     Vocabulary,
-    conversation,
     make_verdict,
     question_meta,
 )
+from medtune.evaluation.protocols.conversation import conversation
 from medtune.evaluation.wording import natural_description
 
 PROMPT = "What does this image show?"

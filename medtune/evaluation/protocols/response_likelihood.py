@@ -26,12 +26,11 @@ from medtune.evaluation.protocols.base import (
     Query,
     Verdict,
     Vocabulary,
-    conversation,
     query_frame,
     topic,
-    user_turn,
     verdict_frame,
 )
+from medtune.evaluation.protocols.conversation import conversation, user_turn
 from medtune.evaluation.resampled import drawn_area, percentile_ends
 from medtune.evaluation.result import Metric
 from medtune.evaluation.scoring import Numbers, by_attribute

@@ -25,9 +25,9 @@ from medtune.evaluation.protocols.base import (
     Verdict,
     Vocabulary,
     query_frame,
-    user_turn,
     verdict_frame,
 )
+from medtune.evaluation.protocols.conversation import user_turn
 from medtune.evaluation.result import Metric
 from medtune.evaluation.swapped import swap_images
 

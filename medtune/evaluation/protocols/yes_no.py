@@ -20,8 +20,8 @@ from medtune.evaluation.protocols.base import (
     make_query,
     make_verdict,
     question_meta,
-    user_turn,
 )
+from medtune.evaluation.protocols.conversation import user_turn
 from medtune.evaluation.scoring import score_protocol
 
 _PRESENCE = {"yes": True, "no": False}

@@ -1,26 +1,40 @@
 """Llama-3's chat format: convert a sample's messages to tokens, and mark which of them are supervised."""
 
+from collections.abc import Container
+
 from medtune.data.sample import IMAGE_TAG, Message, Sample
-from medtune.models.common.chat_template import IGNORE_INDEX, prompt_messages
+from medtune.models.common.chat_template import (
+    IGNORE_INDEX,
+    LEARNED_ROLES,
+    next_speaker,
+    prompt_messages,
+    with_system,
+)
 from medtune.models.common.tokenizer import ChatTokenizer
 
 
 def lay_out(
-    tokenizer: ChatTokenizer, sample: Sample, *, inference: bool = False, supervise_header: bool = False
+    tokenizer: ChatTokenizer,
+    sample: Sample,
+    *,
+    inference: bool = False,
+    learned_roles: Container[str] = LEARNED_ROLES,
+    supervise_header: bool = False,
 ) -> tuple[list[int], list[int]]:
     """Write a sample's messages in Llama-3's chat format.
 
     Image tokens are placed where the text says ``<image>``. Without tags they are placed at the start of the first user
-    turn; in a sample without a user turn, after the first token. The assistant's words and the ``<|eot_id|>`` after
-    them are supervised; user and system turns never are.
+    turn; in a sample without a user turn, after the first token. The words of the assistant and of a virtual user, and
+    the ``<|eot_id|>`` after them, are supervised; everything else is not.
 
     Args:
         tokenizer: gives ids.
         sample: its messages, and the number of its images.
-        inference: stop after the last user turn and open the assistant's.
-        supervise_header: also supervise the header of assistant turns, 4 tokens in Llama-3's vocabulary. torchtune
-            masks whole messages and therefore supervises it, as InstFree's official code does; Eq. 2 of the paper
-            sums over the report.
+        inference: stop after the last question and open the turn of the next speaker.
+        learned_roles: roles whose words are supervised.
+        supervise_header: also supervise the headers of their turns, 4 tokens for the assistant in Llama-3's vocabulary.
+            torchtune masks whole messages and therefore supervises them, as InstFree's official code does; Eq. 2 of
+            the paper sums over the report.
 
     Returns:
         tokens and labels of equal length, not shifted; labels are -100 where not supervised.
@@ -28,7 +42,8 @@ def lay_out(
     Raises:
         DataError: if ``inference`` is set for a sample without a user turn.
     """
-    messages = prompt_messages(sample) if inference else sample.messages
+    speaker = next_speaker(sample) if inference else None
+    messages = with_system(prompt_messages(sample) if inference else sample.messages, speaker=speaker)
     tagged = any(IMAGE_TAG in message.content for message in messages if message.role == "user")
     untagged = [] if tagged else [tokenizer.image_id] * len(sample.images)
     first_user = next((i for i, message in enumerate(messages) if message.role == "user"), None)
@@ -38,11 +53,11 @@ def lay_out(
         head = _header(tokenizer, message.role) + (untagged if i == first_user else [])
         body = [*_body(tokenizer, message), tokenizer.eot_id]
         tokens += head + body
-        learned = message.role == "assistant"
+        learned = message.role in learned_roles
         labels += head if learned and supervise_header else [IGNORE_INDEX] * len(head)
         labels += body if learned else [IGNORE_INDEX] * len(body)
-    if inference:
-        tokens += _header(tokenizer, "assistant")
+    if speaker is not None:
+        tokens += _header(tokenizer, speaker)
         labels = [IGNORE_INDEX] * len(tokens)
     return tokens, labels
 
