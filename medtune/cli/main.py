@@ -118,6 +118,21 @@ def _ask(arguments: argparse.Namespace) -> int:
     return run(arguments)
 
 
+def _add_report_arguments(report: argparse.ArgumentParser) -> None:
+    report.add_argument("runs", nargs="*", type=Path, help="folders of runs, each with its results")
+    report.add_argument(
+        "--data-set",
+        action="append",
+        default=[],
+        metavar="NAME=FOLDER",
+        help="in place of runs, twice or more: a sweep or a run on that data set; the page has the mean over data sets",
+    )
+    report.add_argument("--out", type=Path, default=Path("report/report.html"), help="default: report/report.html")
+    report.add_argument("--title", default="medtune report", help="heading of the page")
+    report.add_argument("--samples", type=int, default=0, metavar="N", help="show N questions with image and answers")
+    report.add_argument("--images", type=Path, metavar="ROOT", help="folder or .tar that the images are read from")
+
+
 def _add_ask_arguments(ask: argparse.ArgumentParser) -> None:
     ask.description = (
         "Ask a model one question about images, or hold a conversation about them on the terminal: without a question, "
@@ -187,18 +202,7 @@ def parser() -> argparse.ArgumentParser:
     _add_export(commands)
 
     report = commands.add_parser("report", help="write one self-contained HTML page of evaluated runs")
-    report.add_argument("runs", nargs="*", type=Path, help="folders of runs, each with its results")
-    report.add_argument(
-        "--data-set",
-        action="append",
-        default=[],
-        metavar="NAME=FOLDER",
-        help="in place of runs, twice or more: a sweep or a run on that data set; the page has the mean over data sets",
-    )
-    report.add_argument("--out", type=Path, default=Path("report/report.html"), help="default: report/report.html")
-    report.add_argument("--title", default="medtune report", help="heading of the page")
-    report.add_argument("--samples", type=int, default=0, metavar="N", help="show N questions with image and answers")
-    report.add_argument("--images", type=Path, metavar="ROOT", help="folder or .tar that the images are read from")
+    _add_report_arguments(report)
     _add_trust(report)
     report.set_defaults(run=_report)
     return root
