@@ -23,6 +23,7 @@ from medtune.reporting.progress import progress_sections
 from medtune.reporting.robustness import robustness_sections
 from medtune.reporting.runs import Run, read_runs
 from medtune.reporting.sections import protocol_sections
+from medtune.reporting.side_by_side import side_by_side_sections
 from medtune.reporting.worst import WORST, worst_cards
 
 SCHEMA = "medtune-report-1"
@@ -130,6 +131,7 @@ def render(
     """Fill the template of the page; all text from data is escaped."""
     shown = displays(run.results for run in runs)
     radars = [(display.title, plots.radar_chart(runs, name)) for name, display in shown.items() if display.radar]
+    beside = side_by_side_sections(runs, samples, open_image)
     progress = progress_sections(runs, answers=samples > 0)
     return _template().render(
         title=title,
@@ -141,7 +143,7 @@ def render(
         overview=_svg_uri(plots.accuracy_chart(runs)),
         sections=[
             (section, _svg_uri(section.picture or None))
-            for section in [*extra, *robustness_sections(runs), *protocol_sections(runs), *progress]
+            for section in [*extra, *robustness_sections(runs), *protocol_sections(runs), *beside, *progress]
         ],
         protocols=views.protocol_tables(runs),
         protocol_help=views.protocol_help(runs),

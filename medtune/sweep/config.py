@@ -10,6 +10,7 @@ import re
 from collections.abc import Collection, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Literal
 
 PLACEHOLDER = re.compile(r"\{(\w+|step:[^{}]*)\}")
 ONCE = ("sweep", "prepared", "images")
@@ -135,6 +136,10 @@ class SweepConfig:
     train_overrides: list[str] = field(default_factory=list, metadata={"help": "for every tuned variant"})
     predict_overrides: list[str] = field(default_factory=list, metadata={"help": "for every variant"})
     evaluate_overrides: list[str] = field(default_factory=list, metadata={"help": "for every variant"})
+    weights: Literal["weights", "best"] = field(
+        default="weights",
+        metadata={"help": "weights of a tuned variant to ask: the last ones, or the best by `monitor`"},
+    )
     title: str = field(default="medtune sweep", metadata={"help": "heading of the report"})
     note: str = field(default="", metadata={"help": "a sentence below the heading"})
     samples: int = field(default=8, metadata={"help": "sample questions on the page, with images and answers"})

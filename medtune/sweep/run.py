@@ -38,7 +38,7 @@ from medtune.sweep.config import (
 
 # A run whose sweep was killed has this much time to write a checkpoint before it is ended.
 GRACE_SECONDS = 60
-WRITES = ("commands.txt", "seeds.json", "seed_differences.json")  # the report claims its own
+WRITES = ("commands.txt", "seeds.json", "seed_differences.json", "rows.json")  # the report claims its own
 
 
 class RecipeEnded(MedtuneError):
@@ -101,7 +101,7 @@ def run_chain(config: SweepConfig, chain: SweepRun) -> None:
             overrides = [f"seed={chain.seed}", f"output_dir={run}", *config.train_overrides, *chain.variant.train]
             data = data_overrides(config, "dataset", "train.jsonl", chain.variant)
             run_recipe(root, config.recipe, [config.train, *data, *filled(overrides, config, chain)])
-            weights = [f"checkpoint={run / 'weights'}"]
+            weights = [f"checkpoint={run / config.weights}"]
         for row in rows_of(config, chain):
             _ask(config, row, weights)
 
