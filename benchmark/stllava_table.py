@@ -35,6 +35,7 @@ OUTPUT = Path(__file__).parent / "results" / "stllava_table.json"
 BASE, TUNED = "sft", "dpo"
 TASK = "open"
 NOISES = (0.0, 0.2)
+OPTIONAL = ["granularity", "cytoplasm vacuole"]
 COLUMNS = {
     "open/accuracy_macro": "open accuracy",
     "vqa/open_recall_micro": "open recall",
@@ -65,7 +66,7 @@ def win_rate(
     by_seed: dict[str, float] = {}
     counts = {"wins": 0, "ties": 0, "losses": 0}
     for seed, of_seed in pairs.items():
-        judge, values = AttributeJudge(truth=str(truth), noise=noise, seed=seed), []
+        judge, values = AttributeJudge(truth=str(truth), noise=noise, seed=seed, optional=OPTIONAL), []
         for name, (first, second) in of_seed.items():
             shown = tuple(first.meta["images"])
             asked = Candidate(
