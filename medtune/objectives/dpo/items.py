@@ -49,7 +49,8 @@ class PairItems:
         if chosen[0] == rejected[0]:
             raise DataError(_same(source, sample))
         begin = shared_beginning(chosen, rejected)
-        prompt = {**item, "tokens": chosen[0][:begin], "labels": [IGNORE_INDEX] * begin}
+        kept = {name: value for name, value in item.items() if name != "asked"}  # no turn of the prompt is learned
+        prompt = {**kept, "tokens": chosen[0][:begin], "labels": [IGNORE_INDEX] * begin}
         answers = [(tokens[begin:], labels[begin:]) for tokens, labels in (chosen, rejected)]
         return {"id": sample.id, "prompt": prompt, "answers": answers, "weight": sample.weight}
 
