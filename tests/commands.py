@@ -177,7 +177,8 @@ def _short_sweep(config: Any) -> list[str]:
     )
     recipe = Tune([], config.recipe, config.train, [])
     train = [*config.train_overrides, *shortened(recipe.load()), "batch_size=4"]
-    asks = [] if config.asks else ["protocols=[open]", "swapped=[]"]
+    own = config.asks or any(one.startswith("protocols=") for one in config.predict_overrides)
+    asks = [] if own else ["protocols=[open]", "swapped=[]"]
     ask, score = [*asks, f"limit={SHORT['limit']}"], [f"bootstrap_draws={SHORT['bootstrap_draws']}"]
     return [
         f"variants=[{variants}]",

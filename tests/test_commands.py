@@ -184,6 +184,11 @@ def vllm(words: list[str], at: Workspace) -> None:
     assert words[1] == "serve", words
 
 
+def llama_server(words: list[str], at: Workspace) -> None:
+    """Not run, a server with a model; tests/judges and tests/test_sweep_stllava.py ask one of their own."""
+    assert "--model" in words and "--port" in words, words
+
+
 def medtune(words: list[str], at: Workspace) -> None:
     """Run. A plan for weights that are not here must print everything and then say just that."""
     if "--help" not in words:
@@ -245,6 +250,7 @@ RULES: dict[str, Callable[[list[str], Workspace], None]] = {
     "pre-commit": pre_commit,
     "python": python,
     "vllm": vllm,
+    "llama-server": llama_server,
     "medtune": medtune,
     "tune": tune,
 }

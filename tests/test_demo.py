@@ -27,6 +27,13 @@ SHORT_VITASK = [
     "predict_overrides=[limit=4]",
     "evaluate_overrides=[limit=4]",
 ]
+SHORT_DPO = [
+    "train_overrides=['dataset.source={prepared}/val.jsonl',max_steps=2,batch_size=4]",
+    "before.0.overrides=['data.annotations=${asset:demo_wbcatt}','image_root=${asset:demo_wbcatt}/images.tar',"
+    "data.limit_train=12,'output_dir={prepared}']",
+    "predict_overrides=['protocols=[open,vqa]','swapped=[]',limit=24,max_new_tokens=8]",
+    "evaluate_overrides=['protocols=[open,vqa]','swapped=[]',limit=24]",
+]
 
 
 def check(folder: Path, printed: str) -> dict:
@@ -69,6 +76,23 @@ def test_vitask_has_a_demo_of_its_own(
     assert names == ["Visual instruction tuning, w/o EP", "VITask, w/o EP", "VITask, w/ EP", "TSM"]
 
 
+def test_dpo_has_a_demo_of_its_own(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("MEDTUNE_DATA", str(tmp_path / "nothing"))
+    folder = tmp_path / "demo"
+    assert demo.main(["--method", "dpo", "--output-dir", str(folder), *SHORT_DPO]) == 0
+    assert "WBCAtt" in capfd.readouterr().out
+    runs = {run["name"]: run for run in json.loads((folder / "results.json").read_text(encoding="utf-8"))["runs"]}
+    assert list(runs) == ["SFT", "DPO"]
+    for run in runs.values():
+        assert run["protocols"]["open"]["overall"]["accuracy_macro"]["n"] > 0
+        assert run["protocols"]["vqa"]["overall"]["open_recall_micro"]["n"] > 0
+    first, second = ((folder / name / "sft/weights/model.safetensors").read_bytes() for name in ("sft", "dpo"))
+    assert first == second, "both variants have the same stage 1"
+    assert (folder / "dpo/judge/pairs.html").is_file()
+
+
 @pytest.mark.parametrize("method", demo.methods())
 def test_a_demo_starts_with_data_of_the_package(method: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("MEDTUNE_DATA", raising=False)
@@ -80,7 +104,7 @@ def test_a_demo_starts_with_data_of_the_package(method: str, monkeypatch: pytest
 
 def test_a_method_without_demo_is_named(capsys: pytest.CaptureFixture[str]) -> None:
     assert demo.main(["--method", "instfre"]) == 2
-    assert "'instfre' has no demo; choose one of instfree, vitask" in capsys.readouterr().err
+    assert "'instfre' has no demo; choose one of dpo, instfree, vitask" in capsys.readouterr().err
 
 
 def test_the_packaged_cells_are_small_complete_and_apart() -> None:

@@ -5,7 +5,7 @@ For tests and experiments in miniature. Its noise is known too: a given share of
 
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, ClassVar
 
@@ -33,6 +33,9 @@ class AttributeJudge:
         key: Name under ``meta`` of the candidate's own attributes.
         noise: Share of the choices that is turned round, drawn for each candidate from the seed and its id.
         seed: Seed of the noise.
+        optional: Findings that a report names only where they are present, such as "granularity". The right phrase is
+            "yes granularity" where the report names it, and "no granularity" where it does not, so that a right "no"
+            counts as much as a right "yes".
 
     Raises:
         ValueError: ``noise`` is not between 0 and 1.
@@ -45,6 +48,7 @@ class AttributeJudge:
     key: str = "attributes"
     noise: float = 0.0
     seed: int = 0
+    optional: list[str] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         if not 0 <= self.noise <= 1:
@@ -72,7 +76,8 @@ class AttributeJudge:
         """Return where the truth is from, and the noise."""
         truth = None if self.truth is None else file_sha256(JsonlSource(self.truth, None).path)
         how = {"separator": self.separator, "key": self.key, "noise": self.noise, "seed": self.seed}
-        return {"name": "attributes", "truth": truth, **how}
+        optional = {"optional": self.optional} if self.optional else {}
+        return {"name": "attributes", "truth": truth, **how, **optional}
 
     def versions(self) -> Sequence[str]:
         """Return nothing: it has no prompt."""
@@ -100,13 +105,18 @@ class AttributeJudge:
         where = f"candidate {candidate.id!r}"
         own = tuple(_phrases(candidate.meta.get(self.key), where))
         if own:
-            return own
+            return self._with_optional(own)
         if self.truth is None:
             raise ConfigError(f"{where} has no meta.{self.key}; add it, or name a file of reports as judge.truth")
         found = dict.fromkeys(phrase for image in candidate.images for phrase in self._by_image.get(image, ()))
         if not found:
             raise DataError(f"{where}: {self.truth} has no report of its images; add one, or remove the candidate.")
-        return tuple(found)
+        return self._with_optional(tuple(found))
+
+    def _with_optional(self, phrases: tuple[str, ...]) -> tuple[str, ...]:
+        """Replace each optional finding by whether it is present."""
+        said = tuple(f"{'yes' if name in phrases else 'no'} {name}" for name in self.optional)
+        return (*(phrase for phrase in phrases if phrase not in self.optional), *said)
 
 
 def count_named(answer: str, phrases: Sequence[str]) -> int:

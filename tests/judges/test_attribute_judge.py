@@ -54,6 +54,16 @@ def test_the_truth_of_an_image_is_its_report(tmp_path: Path) -> None:
     assert AttributeJudge(truth=str(path)).identity() != before
 
 
+def test_an_optional_finding_is_answered_by_yes_or_no() -> None:
+    judge = AttributeJudge(optional=["granularity", "cytoplasm vacuole"])
+    item = candidate("q", "No granularity.", "yes, granularity", attributes=["big cell size", "granularity"])
+    assert judge.attributes(item) == ("big cell size", "yes granularity", "no cytoplasm vacuole")
+    assert judged(judge, item) == (0.0, 1.0) and judged(AttributeJudge(), item) == (1.0, 1.0)
+    item = candidate("q", "No cytoplasm vacuole.", "yes, cytoplasm vacuole", attributes=["big cell size"])
+    assert judged(judge, item) == (1.0, 0.0)
+    assert judge.identity() != AttributeJudge().identity() and "optional" not in AttributeJudge().identity()
+
+
 def test_noise_turns_a_known_share_round_by_seed_and_id() -> None:
     items = [candidate(f"q{number}", "big cell size", "nothing", attributes=TRUE) for number in range(2000)]
     turned = {
