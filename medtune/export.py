@@ -2,7 +2,7 @@
 
 import dataclasses
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -14,6 +14,7 @@ from safetensors.torch import load_file
 from torchtune.training import set_default_dtype
 
 from medtune.config import Component, build, instantiate
+from medtune.conversion import is_plain, read_plain, writer
 from medtune.errors import CheckpointError, ConfigError, ModelError
 from medtune.models.common.family import ModelFamily, StateDict
 from medtune.models.common.names import expected_shapes, is_adapter_key, state_dict_names
@@ -23,6 +24,8 @@ from medtune.models.lora.peft_config import CONFIG_NAME
 from medtune.models.weights import INDEX_NAME, SINGLE_NAME, load_weights, save_hf, save_tensors
 from medtune.training import checkpoints
 from medtune.training.building import DTYPES, adapter_start, base_fingerprint
+from medtune.trust import trusting
+from medtune.verification import Verified, compare, open_in_transformers, run_model
 
 FORMS = ("hf", "peft", "torchtune")
 
@@ -35,6 +38,13 @@ class RunConfig:
     checkpoint: str | None = None
     dtype: Literal["fp32", "bf16"] = "bf16"
     seed: int = 0
+
+
+@dataclass
+class VerifyConfig:
+    """What a verification needs in addition."""
+
+    transform: Component
 
 
 @dataclass(frozen=True)
@@ -69,12 +79,16 @@ def export(
     base: str | None = None,
     force: bool = False,
     dtype: str | None = None,
+    model: str | None = None,
+    verify: bool = False,
+    trust: Sequence[str] = (),
     say: Callable[[str], None] = print,
 ) -> Path:
     """Write a run's weights for other programs to load; ``out`` is written completely or not at all.
 
     Args:
-        source: a run's folder, whose newest complete checkpoint is used, or one ``checkpoints/step_N`` in it.
+        source: a run's folder, whose newest complete checkpoint is used, or one ``checkpoints/step_N`` in it; or a
+            plain model, whose layout is changed.
         form: ``hf`` (published layout, adapters merged), ``peft`` (only the adapter) or ``torchtune`` (one file with
             torchtune's names, adapters merged).
         out: a folder that does not exist, is empty, or holds an earlier export (with ``force``).
@@ -82,6 +96,9 @@ def export(
             also a hub name, which is only written to the adapter's config.
         force: replace an earlier export.
         dtype: ``fp32`` or ``bf16`` for the written tensors; None keeps the run's dtype.
+        model: the builder of a plain model; see :func:`medtune.conversion.read_plain`.
+        verify: open the written folder in transformers and compare its answers with the run's model.
+        trust: modules whose components the run's config may name, in addition to :data:`medtune.trust.TRUSTED`.
         say: function that prints which checkpoint is used.
 
     Returns:
@@ -94,13 +111,61 @@ def export(
     if form not in FORMS:
         raise ConfigError(f"--to {form}: the forms are {', '.join(FORMS)}")
     out = Path(out).resolve()
+    if is_plain(Path(source)):
+        if verify:
+            raise ConfigError("--verify needs a run, whose transform makes the prompts; leave it out")
+        return _convert(Path(source), form, out, model, force, dtype, trust, say)
     checkpoint = _checkpoint(Path(source), say)
     _refuse_used(out, force)
-    trained = _read(checkpoint)
+    with trusting(trust):
+        trained = _read(checkpoint)
+    if verify:
+        _refuse_unverifiable(form, base or trained.config.checkpoint)
     _refuse_harm(out, trained.family, checkpoint.parent.parent, base or trained.config.checkpoint)
     _check_base(trained, base or trained.config.checkpoint)
     _write(out, _writer(trained, form, base, DTYPES[dtype] if dtype else None))
     say(f"{form} weights of {checkpoint} (step {trained.values.get('step')}): {out}")
+    if verify:
+        say(str(_verified(trained, form, out, base or trained.config.checkpoint, trust)))
+    return out
+
+
+def _refuse_unverifiable(form: str, base: str | None) -> None:
+    if form == "torchtune":
+        raise ConfigError("--verify opens the folder in transformers, which does not read torchtune's names")
+    if form == "peft" and not (base and Path(base).is_dir()):
+        raise ModelError("--verify needs the base weights; give their folder as --base")
+
+
+def _verified(trained: Trained, form: str, out: Path, base: str | None, trust: Sequence[str]) -> Verified:
+    """Compare the written folder with the run's model, put together from checkpoint and base."""
+    with trusting(trust):
+        transform = instantiate(build(VerifyConfig, _content(trained, VerifyConfig), "config.yaml").transform)
+        # an adapter is used on the exact base, and merged weights hold the rounded one of a QLoRA run
+        whole = _whole(trained, base, rounded=form == "hf")
+        merged = merge_adapters(_cast(whole, torch.float32 if form == "peft" else None), trained.model)
+        ours = run_model(trained.config.model, merged)
+    theirs = open_in_transformers(out) if form == "hf" else open_in_transformers(Path(str(base)), out)
+    return compare(ours, transform, theirs, str(out))
+
+
+def _convert(
+    source: Path,
+    form: str,
+    out: Path,
+    model: str | None,
+    force: bool,
+    dtype: str | None,
+    trust: Sequence[str],
+    say: Callable[[str], None],
+) -> Path:
+    """Write a plain model in another layout or type."""
+    _refuse_used(out, force)
+    with trusting(trust):
+        state, built = read_plain(source, model)
+    _refuse_harm(out, built.family, source, None)
+    _write(out, writer(_cast(state, DTYPES[dtype] if dtype else None), built, form, source))
+    say(f"{form} weights of {source} ({built.family.name}): {out}")
     return out
 
 
@@ -144,14 +209,23 @@ def _read(checkpoint: Path) -> Trained:
 def _config(file: Path) -> RunConfig:
     if not file.is_file():
         raise ConfigError(f"{file} is missing: a checkpoint is exported with the config of its run beside it")
+    return build(RunConfig, _fields(file, RunConfig), str(file))
+
+
+def _content(trained: Trained, kind: type) -> dict[str, Any]:
+    return _fields(trained.checkpoint.parent.parent / "config.yaml", kind)
+
+
+def _fields(file: Path, kind: Any) -> dict[str, Any]:
+    """The keys of a dataclass that a config has; the others are not looked at."""
     try:
         content = OmegaConf.to_container(OmegaConf.load(file), resolve=True)
     except Exception as error:  # errors of YAML and of OmegaConf
         raise ConfigError(f"{file} cannot be read: {error}") from error
     if not isinstance(content, dict):
         raise ConfigError(f"{file}: a config is a mapping of keys to values")
-    names = [field.name for field in dataclasses.fields(RunConfig)]
-    return build(RunConfig, {name: content[name] for name in names if name in content}, str(file))
+    names = [field.name for field in dataclasses.fields(kind)]
+    return {name: content[name] for name in names if name in content}
 
 
 def _check_base(trained: Trained, base: str | None) -> None:
@@ -214,7 +288,7 @@ def _named(given: str | None, trained: Trained) -> str:
     return given
 
 
-def _whole(trained: Trained, base: str | None) -> StateDict:
+def _whole(trained: Trained, base: str | None, rounded: bool = True) -> StateDict:
     """Return every tensor of the model in the run's dtype: trained tensors, and the others from the base."""
     given = {**_untrained_adapters(trained), **trained.state}
     needed = [key for key in expected_shapes(trained.model) if key not in given]
@@ -227,13 +301,21 @@ def _whole(trained: Trained, base: str | None) -> StateDict:
             )
         if not Path(base).exists():
             raise ModelError(f"{base} is not here; give the folder of the run's base weights as --base")
-        dtype = DTYPES[trained.config.dtype]
-        frozen = {key: tensor.to(dtype) for key, tensor in load_weights(base, trained.model).items()}
-        frozen = round_to_nf4(frozen, trained.model)
+        frozen = load_weights(base, trained.model)
+        frozen = _base_of_the_run(trained, frozen) if rounded else frozen
     missing = [key for key in needed if key not in frozen]
     if missing:
         raise ModelError(f"neither {trained.checkpoint} nor {base} holds {missing[0]} ({len(missing)} tensors missing)")
     return {**given, **frozen, **trained.state}
+
+
+def _base_of_the_run(trained: Trained, base: StateDict) -> StateDict:
+    """The base weights as the run had them: in its dtype, and in 4 bits where it quantised them."""
+    dtype = DTYPES[trained.config.dtype]
+    if trained.values.get("world", 1) > 1:  # sharded loading casts before it quantises
+        base = {key: tensor.to(dtype) for key, tensor in base.items()}
+    rounded = round_to_nf4(base, trained.model, dtype)
+    return {key: tensor.to(dtype) for key, tensor in rounded.items()}
 
 
 # -- writing ----------------------------------------------------------------------------------------------------------

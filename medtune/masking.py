@@ -15,7 +15,34 @@ _HARMLESS = {
 }  # fmt: skip
 _WORD = re.compile(r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+|[0-9]+")
 _IN_ADDRESS = re.compile(r"(?<=://)[^/@\s]+(?=@)")
+_INTERPOLATION = re.compile(r"(?:(?:Bearer|Basic) )?\$\{[^},]*\}")
 _LOOKS = re.compile(r"^(?:Bearer|Basic)\s+\S+$|^(?:sk|pk|hf|gh[opsu]|xox[abp]|glpat)[-_][A-Za-z0-9_-]{16,}$", re.I)
+
+
+class FromEnvironment(str):
+    """A text of a config that depends on environment variables.
+
+    It is used like any text; its ``repr``, which error messages show, is what the config says.
+
+    Attributes:
+        written: The text with its ``${...}``.
+        variables: Names of the variables.
+    """
+
+    written: str
+    variables: tuple[str, ...]
+
+    def __new__(cls, value: str, written: str, variables: tuple[str, ...]) -> "FromEnvironment":
+        """A text with the two attributes."""
+        text = super().__new__(cls, value)
+        text.written, text.variables = written, variables
+        return text
+
+    def __repr__(self) -> str:
+        return repr(self.written)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return FromEnvironment, (str(self), self.written, self.variables)
 
 
 def masked(value: Any) -> Any:
@@ -23,7 +50,8 @@ def masked(value: Any) -> Any:
 
     These values are masked: values whose key ends in ``key``, ``token``, ``auth`` and similar words, or contains
     ``secret``, ``password``, ``authorization`` or ``credential``; every value below a key for headers; user names and
-    passwords in URLs; and texts in the format of well-known API keys. The name of an environment variable
+    passwords in URLs; texts in the format of well-known API keys; and texts from an environment variable with such a
+    name, which become what the config says. The name of an environment variable
     (``api_key_env``) is not masked.
 
     Args:
@@ -33,6 +61,8 @@ def masked(value: Any) -> Any:
         return {name: _masked_entry(str(name), inner) for name, inner in value.items()}
     if isinstance(value, list | tuple):
         return [masked(inner) for inner in value]
+    if isinstance(value, FromEnvironment) and any(map(is_credential, value.variables)):
+        return value.written
     if isinstance(value, str):
         return MASK if _LOOKS.match(value) else _IN_ADDRESS.sub(MASK, value)
     return value
@@ -58,4 +88,6 @@ def _all_masked(value: Any) -> Any:
         return {name: _all_masked(inner) for name, inner in value.items()}
     if isinstance(value, list | tuple):
         return [_all_masked(inner) for inner in value]
-    return value if value is None or isinstance(value, bool) or value == "" else MASK
+    if value is None or isinstance(value, bool) or value == "" or _INTERPOLATION.fullmatch(str(value)):
+        return value  # an interpolation names a variable and is no credential
+    return MASK

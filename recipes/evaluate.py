@@ -6,9 +6,9 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
-from medtune.config import config_hash, recipe, to_plain
+from medtune.config import config_hash, recipe, to_shown
 from medtune.data.folders import claim
 from medtune.data.writing import file_sha256, write_whole
 from medtune.evaluation.asked import Asked, what_was_asked
@@ -20,7 +20,7 @@ from medtune.evaluation.provenance import commit, hardware, versions
 from medtune.evaluation.questions import read_questions
 from medtune.reporting.summary import summary_table
 
-WRITES = ("results.json", "numbers.csv", "verdicts.csv")
+WRITES = ("results.json", "numbers.csv", "verdicts.csv", "robustness.csv")
 
 
 @dataclass
@@ -47,6 +47,9 @@ class EvaluateConfig:
         default=None, metadata={"help": "seed of predict and of the bootstrap; null: from the record"}
     )
     bootstrap_draws: int = field(default=1000, metadata={"help": "resamples of each bootstrap interval"})
+    robustness: list[str] | None = field(
+        default=None, metadata={"help": "probes of the robustness card that predict asked; null: from the record"}
+    )
     on_missing: Literal["error", "wrong"] = field(default="error", metadata={"help": "a query without an answer"})
     on_extra: Literal["error", "ignore"] = field(default="error", metadata={"help": "an answer without a query"})
 
@@ -78,28 +81,41 @@ def main(config: EvaluateConfig) -> None:
         resamples=config.bootstrap_draws,
         on_missing=config.on_missing,
         on_extra=config.on_extra,
+        robustness=asked.robustness or (),
     )
     provenance = {
         "versions": versions(),
         "commit": commit(),
         "hardware": hardware(),
         "seed": asked.seed,
-        "config": to_plain(config),
+        "config": to_shown(config),
         "config_hash": config_hash(config, ignore=("name", "output", "predictions")),
+        "leakage": leakage_of(prepared),
         "sha256": {"questions": file_sha256(questions), "predictions": [file_sha256(Path(path)) for path in paths]},
     }
     results = {**evaluation.results, "provenance": provenance}
     claim(output, "evaluate", WRITES, _is_evaluation)
     write_whole(output / "numbers.csv", to_csv(metric_rows(results)))
     write_whole(output / "verdicts.csv", to_csv(verdict_rows(evaluation.verdicts)))
+    if evaluation.probed:
+        write_whole(output / "robustness.csv", to_csv(evaluation.probed))
     write_whole(output / "results.json", json.dumps(results, indent=2, ensure_ascii=False) + "\n")
     print(summary_table([results]))
     print(f"results: {output / 'results.json'}")
 
 
+def leakage_of(prepared: Path) -> dict[str, Any] | None:
+    """Return what the manifest of the prepared data says about leakage between the splits; None if it says nothing."""
+    try:
+        known = json.loads((prepared / "manifest.json").read_text(encoding="utf-8")).get("leakage")
+    except (OSError, ValueError, AttributeError):
+        return None
+    return known if isinstance(known, dict) else None
+
+
 def settled(config: EvaluateConfig, files: Sequence[tuple[Path, Sequence[Prediction]]]) -> tuple[EvaluateConfig, Asked]:
     """Return what was asked, and the config completed with it, so that the results always contain it."""
-    written = Asked(config.protocols, config.swapped, config.limit, config.seed)
+    written = Asked(config.protocols, config.swapped, config.limit, config.seed, config.robustness)
     asked = what_was_asked(written, files, on_missing=config.on_missing, on_extra=config.on_extra)
     return dataclasses.replace(config, **vars(asked)), asked
 

@@ -21,6 +21,7 @@ from medtune.data.writing import json_bytes, write_files
 from medtune.errors import ConfigError
 from medtune.evaluation.protocols.base import Query
 from medtune.evaluation.protocols.registry import PROTOCOLS
+from medtune.evaluation.robustness import chosen_probes
 from medtune.generation.answering import (
     DTYPES,
     MedtuneModel,
@@ -29,6 +30,7 @@ from medtune.generation.answering import (
     choose_device,
     device_name,
     plan,
+    query_counts,
     summarize,
 )
 from medtune.generation.backends.base import AnswerSettings, Backend, refuse_likelihoods
@@ -86,6 +88,10 @@ class PredictConfig:
     swapped: list[str] = field(
         default_factory=list, metadata={"help": "protocols that are also asked with another question's image"}
     )
+    robustness: bool | list[str] = field(
+        default=False,
+        metadata={"help": "ask for the robustness card: true, or some of swapped, no_image, options, paraphrase"},
+    )
     limit: int | None = field(default=None, metadata={"help": "only the first N questions"})
     batch_size: int = field(default=16, metadata={"help": "prompts per batch; a backend has its own setting"})
     window: int = field(
@@ -111,6 +117,11 @@ class PredictConfig:
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise ValueError(f"{name} must be at least 1, got {value}")
+        probes = chosen_probes(self.robustness)
+        if self.exemplars is not None and "no_image" in probes:
+            raise ValueError(
+                "exemplars are made from an image; name probes without no_image: robustness=[swapped, ...]"
+            )
         self._check_who_answers()
 
     def _check_who_answers(self) -> None:
@@ -150,7 +161,13 @@ def predict(config: PredictConfig, backend: Backend, runtime: Runtime) -> int:
     source: SampleSource = instantiate(config.questions)
     skipped = Skipped(config.on_error == "skip")
     queries = plan(
-        source, config.protocols, swapped=config.swapped, seed=config.seed, limit=config.limit, skipped=skipped
+        source,
+        config.protocols,
+        swapped=config.swapped,
+        seed=config.seed,
+        limit=config.limit,
+        skipped=skipped,
+        robustness=config.robustness,
     )
     if config.backend:
         refuse_likelihoods(config.protocols, [query.task for query in queries if query.continuations])
@@ -159,6 +176,8 @@ def predict(config: PredictConfig, backend: Backend, runtime: Runtime) -> int:
     def say(text: str) -> None:
         print(text, file=sys.stderr)
 
+    if config.robustness and runtime.is_main:
+        say(query_counts(queries))
     runtime.on_rank0(lambda: claim_folder(path.parent, "predict", WRITES, _is_prediction))
     with SharedLog(path, lambda: identity(config, source, backend), runtime, say) as log:
         try:
@@ -206,6 +225,8 @@ def chosen_backend(config: PredictConfig) -> Backend:
 def identity(config: PredictConfig, source: SampleSource, backend: Backend) -> dict[str, Any]:
     """Return everything that decides the answers; a backend reports which of its keys do."""
     plain = {key: value for key, value in to_plain(config).items() if key not in NEUTRAL}
+    if not config.robustness:
+        del plain["robustness"]  # so that answers of a version without the card can be continued
     exemplars = {"exemplars": config.exemplars.identity()} if config.exemplars else {}
     return {"config": plain, "weights": backend.identity(), "data": source.fingerprint(), **exemplars}
 

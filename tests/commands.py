@@ -18,6 +18,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import nibabel
+import numpy as np
 from PIL import Image
 
 from medtune.cli import catalog
@@ -26,7 +28,7 @@ from medtune.config import load_config, to_plain
 from medtune.datasets.medmnist import FACTS
 from medtune.datasets.wbcatt import ATTRIBUTES
 from tests.datasets.medmnist_files import write_medmnist
-from tests.datasets.owners import Mimic, skincon_rows, write_picture, write_skincon
+from tests.datasets.owners import Mimic, skincon_rows, write_picture, write_skincon, write_vqa
 
 BASH = shutil.which("bash")
 DATA = "/data"  # where the documents' examples keep data sets
@@ -256,6 +258,7 @@ def write_data(folder: Path) -> Path:
     write_skincon(folder / "skincon", rows)
     for name in FACTS:
         write_medmnist(folder / "medmnist", name)
+    write_vqa(folder)
     Mimic(60).write(folder / "mimic-cxr-jpg", images=True)
     for name, file in (
         ("chexmask/OriginalResolution", "MIMIC-CXR-JPG.csv"),
@@ -265,7 +268,15 @@ def write_data(folder: Path) -> Path:
         (folder / name).mkdir(parents=True)
         for path in (folder / "mimic-cxr-jpg").glob(file):
             path.rename(folder / name / path.name)
+    _write_volumes(folder / "ct")
     return folder
+
+
+def _write_volumes(folder: Path) -> None:
+    """A volume of ten slices, and the report about it."""
+    folder.mkdir()
+    nibabel.save(nibabel.Nifti1Image(np.arange(640, dtype=np.int16).reshape(8, 8, 10), np.eye(4)), folder / "a.nii.gz")
+    (folder / "reports.csv").write_text("volume,text\na.nii.gz,no finding\n")
 
 
 def _write_wbcatt(folder: Path) -> None:

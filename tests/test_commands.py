@@ -11,8 +11,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from PIL import Image
 
 from medtune.cli import main as cli
+from medtune.cli.plan_questions import asks_questions
 from medtune.config import CONFIGS, to_plain
 from medtune.config.text import show
 from medtune.training.plan import Plan, plan
@@ -186,12 +188,21 @@ def medtune(words: list[str], at: Workspace) -> None:
     """Run. A plan for weights that are not here must print everything and then say just that."""
     if "--help" not in words:
         arguments = cli.parser().parse_args(words[1:])
-        if arguments.command == "plan":
+        if arguments.command == "plan" and asks_questions(arguments.config):
+            asked = Tune.of(["tune", "run", "predict.py", "--config", arguments.config, *arguments.overrides]).load()
+            at.provide([str(asked.questions["source"])])
+        elif arguments.command == "plan":
             found = planned(arguments.config, tuple(arguments.overrides), arguments.gpus, at)
             large = re.search(": (?:models|weights)/", show(arguments.config))
             return expect_no_weights(found) if large else expect_plan(found)
+        if arguments.command == "export" and str(arguments.source).startswith("models/"):
+            return None  # weights that are not here; tests/test_conversion.py converts some
         if arguments.command in ("export", "report"):
             at.provide([word for word in words[2:] if word != str(arguments.out)], lora="peft" in words)
+        if arguments.command == "ask":
+            at.provide([arguments.model])
+            for name in arguments.rest[:-1]:
+                Image.new("RGB", (64, 64)).save(at.folder / name)
         if arguments.command == "cp":  # what a page shows as a file may be a copy made before
             (at.folder / arguments.destination).unlink(missing_ok=True) if arguments.destination.suffix else None
     said = at.run(words, lambda: cli.main(words[1:]), (0, 1) if words[1] == "doctor" else (0,))
@@ -204,7 +215,7 @@ def tune(words: list[str], at: Workspace) -> None:
     config = call.load()
     if any("my_package" in word for word in words):
         return  # a package of the reader's own; tests/reporting/test_own_protocol.py goes that way with one
-    if needs_real_weights(config):
+    if needs_real_weights(config) and not getattr(config, "dry_run", False):  # a dry run asks no server
         if is_training(config):
             expect_no_weights(planned(call.config, tuple(call.overrides), call.gpus, at))
         return

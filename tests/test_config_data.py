@@ -50,7 +50,7 @@ def test_a_recipe_says_it_in_one_line(unset: None, tmp_path: Path, capsys: pytes
 
 def test_an_image_root_that_no_component_takes_says_it_too(unset: None) -> None:
     config = load_config("prepare/wbcatt", load_recipe("prepare").PrepareConfig)
-    with pytest.raises(DataError, match=r"\$MEDTUNE_DATA is not set/wbcatt/wbcatt_128.tar"):
+    with pytest.raises(DataError, match=r"\$MEDTUNE_DATA is not set/wbcatt/images"):
         load_recipe("prepare").ImageCheck("wbcatt", config.image_root)
 
 

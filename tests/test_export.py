@@ -8,7 +8,6 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from torchtune.training import set_default_dtype
 
 from medtune.cli.main import main
 from medtune.config import instantiate, save_config
@@ -16,9 +15,9 @@ from medtune.data.writing import file_sha256
 from medtune.models.common.names import is_adapter_key, state_dict_names
 from medtune.models.common.parts import names_of
 from medtune.models.lora.peft import load_peft
-from medtune.models.mini import mini_vlm
+from medtune.models.mini import mini_internvl, mini_vlm
 from medtune.models.weights import save_hf
-from medtune.training.building import build_model
+from medtune.training.building import DTYPES, build_model
 from medtune.training.checkpoints import TrainingState, save_checkpoint
 from medtune.training.export import export_weights
 from medtune.training.runtime import Runtime
@@ -105,14 +104,25 @@ def test_training_has_moved_the_weights(base: Path, lora_run: Path) -> None:
     assert not same(load_file(base / "model.safetensors"), load_file(lora_run / "weights" / "model.safetensors"))
 
 
-def test_qlora_is_merged_into_the_rounded_weights_as_the_trainer_does(tmp_path: Path) -> None:
+QLORA = {
+    "mini_vlm": (mini_vlm, {**SIZES, "embed_dim": 128, "vocab_size": 300}),
+    "mini_internvl": (mini_internvl, {"vocab_size": 300, "image_size": 16, "vision_layers": 1, "decoder_layers": 1}),
+}
+
+
+@pytest.mark.parametrize("family", QLORA)
+@pytest.mark.parametrize("dtype", ["bf16", "fp32"])
+@pytest.mark.parametrize("kept", [torch.bfloat16, torch.float16, torch.float32], ids=str)
+def test_qlora_is_merged_into_the_rounded_weights_as_the_run_rounded_them(
+    family: str, dtype: str, kept: torch.dtype, tmp_path: Path
+) -> None:
     """Without training, which is slow with NF4 on a CPU: the trainer's own export of the model stands beside ours."""
-    sizes = {**SIZES, "embed_dim": 128, "vocab_size": 300}
-    with set_default_dtype(torch.bfloat16):
-        plain = mini_vlm(**sizes)
-    save_hf(plain.state_dict(), plain.family, tmp_path / "base")
-    builder = {**LORA, **sizes, "_component_": "medtune.models.mini.qlora_mini_vlm"}
-    run = {"model": builder, "checkpoint": str(tmp_path / "base"), "dtype": "bf16", "trainable": ["adapter"]}
+    build, sizes = QLORA[family]
+    plain = build(**sizes)
+    save_hf({key: tensor.to(kept) for key, tensor in plain.state_dict().items()}, plain.family, tmp_path / "base")
+    options = {**LORA, **sizes} if family == "mini_vlm" else sizes
+    builder = {**options, "_component_": f"medtune.models.mini.qlora_{family}"}
+    run = {"model": builder, "checkpoint": str(tmp_path / "base"), "dtype": dtype, "trainable": ["adapter"]}
     config = tiny(tmp_path / "run", **run, export="hf")
     model, members = build_model(config, Runtime(torch.device("cpu")))
     live = {name: p for name, p in model.named_parameters() if name in names_of("adapter", members)}
@@ -125,7 +135,8 @@ def test_qlora_is_merged_into_the_rounded_weights_as_the_trainer_does(tmp_path: 
     export_weights(model, config, Runtime(torch.device("cpu")), tmp_path / "theirs")
     assert main(["export", str(tmp_path / "run"), "--to", "hf", "--out", str(tmp_path / "ours")]) == 0
     ours = load_file(tmp_path / "ours" / "model.safetensors")
-    assert {tensor.dtype for tensor in ours.values()} == {torch.bfloat16}
+    assert {tensor.dtype for tensor in ours.values()} == {DTYPES[dtype]}
+    assert json.loads((tmp_path / "ours" / "config.json").read_text())["torch_dtype"] == str(DTYPES[dtype])[6:]
     assert same(ours, load_file(tmp_path / "theirs" / "model.safetensors"))
 
 
@@ -281,7 +292,7 @@ def test_what_is_no_run_is_said(
 ) -> None:
     run = shutil.copytree(full_run, tmp_path / "run")
     assert "is not a run" in refused(capsys, tmp_path / "nowhere", "--to", "hf", "--out", tmp_path / "out")
-    assert "is not a run" in refused(capsys, run / "weights", "--to", "hf", "--out", tmp_path / "out")
+    assert "is not a run, and no builder" in refused(capsys, run / "weights", "--to", "hf", "--out", tmp_path / "out")
     if missing == "checkpoints":
         shutil.rmtree(run / missing)
         assert "no whole checkpoint" in refused(capsys, run, "--to", "hf", "--out", tmp_path / "out")

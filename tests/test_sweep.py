@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 from omegaconf import OmegaConf
 
-from medtune.cli import catalog, demo
+from medtune.cli import catalog
 from medtune.config import instantiate, load_config, resolve_path
 from medtune.config.composition import compose
 from medtune.errors import ConfigError
@@ -23,6 +23,7 @@ from medtune.sweep.run import data_overrides, filled, run_sweep
 from medtune.training.config import TrainConfig
 from tests.datasets.medmnist_files import write_medmnist
 from tests.evaluation.ranked import write_run
+from tests.small_cells import small_cells
 
 SWEEPS = [entry.name for entry in catalog.configs() if entry.name.startswith("sweep/")]
 ALPHAS = {"alpha_0.4": 0.99, "alpha_0.94": 0.999, "alpha_0.994": 0.9999}
@@ -137,15 +138,13 @@ def test_mean_and_deviation_over_seeds(tmp_path: Path) -> None:
 
 def test_the_report_shows_the_swept_value_and_the_seeds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MEDTUNE_DATA", str(tmp_path / "nothing"))
-    for name, value in (("TRAIN", 12), ("TEST_CELLS", 2), ("PER_ATTRIBUTE", 1)):
-        monkeypatch.setattr(demo, name, value)
     folder = tmp_path / "sweep"
     folder.mkdir()
     few = "variants=[{name: base, title: base},{name: one, title: N=1, x: 1, train: [objective.vectors=1]},"
     few += "{name: two, title: N=2, x: 2, train: [objective.vectors=2]}]"
     short = "train_overrides=[max_steps=2,objective.warmup_steps=1,batch_size=4]"
     ask = [f"{node}=['protocols=[open]','swapped=[]',limit=6]" for node in ("predict_overrides", "evaluate_overrides")]
-    overrides = [*demo.prepare(folder), few, short, *ask, "seeds=[3,4]"]
+    overrides = [*small_cells(folder, 12), few, short, *ask, "seeds=[3,4]"]
     page = run_sweep(load_config("sweep/mini_vectors", SweepConfig, overrides)).read_text(encoding="utf-8")
     assert "<h2>By number of proxy vectors N</h2>" in page and "Accuracies and retention against" in page
     assert "±" in page and "2 seeds" in page and "1 seed<" in page

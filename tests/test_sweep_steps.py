@@ -6,7 +6,6 @@ from types import SimpleNamespace
 
 import pytest
 
-from medtune.cli import demo
 from medtune.config import load_config
 from medtune.errors import ConfigError, MedtuneError
 from medtune.sweep import run as sweep
@@ -14,6 +13,7 @@ from medtune.sweep.config import SweepConfig, chains, rows_of
 from medtune.sweep.report import seed_differences, write_pages
 from medtune.sweep.run import filled, run_chain
 from tests.evaluation.ranked import write_run
+from tests.small_cells import small_cells
 
 CHAIN = "[{recipe: instfree},{recipe: predict, overrides: ['checkpoint={weights}']},{recipe: evaluate}]"
 TWICE = (
@@ -178,8 +178,6 @@ def test_a_variant_without_training_has_one_seed_and_is_paired_with_every_one(tm
 def test_two_trainings_in_a_row_killed_after_every_step(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The real recipes: steps equal the default chain, and a sweep that is stopped anywhere goes on."""
     monkeypatch.setenv("MEDTUNE_DATA", str(tmp_path / "nothing"))
-    for name, value in (("TRAIN", 8), ("TEST_CELLS", 2), ("PER_ATTRIBUTE", 1)):
-        monkeypatch.setattr(demo, name, value)
     folder = tmp_path / "sweep"
     folder.mkdir()
     few = [f"{node}=['protocols=[open]','swapped=[]',limit=4]" for node in ("predict_overrides", "evaluate_overrides")]
@@ -187,7 +185,7 @@ def test_two_trainings_in_a_row_killed_after_every_step(tmp_path: Path, monkeypa
     short = "train_overrides=[max_steps=2,objective.warmup_steps=1,batch_size=2]"
     variants = f"variants=[{{name: plain, title: Plain, train: []}},{{name: same, title: Same, steps: {CHAIN}}},"
     variants += f"{{name: twice, title: Twice, steps: {TWICE}}}]"
-    overrides = [*demo.prepare(folder), variants, short, *few, "seeds=[3]", "samples=0"]
+    overrides = [*small_cells(folder, 8), variants, short, *few, "seeds=[3]", "samples=0"]
     config = load_config("sweep/mini_wbcatt", SweepConfig, overrides)
     plain, same, twice = chains(config)
     run_chain(config, plain)

@@ -1,7 +1,7 @@
 """A method in miniature, from data to a scored report: ``make demo``, or ``python -m medtune.cli.demo``.
 
-Each method has a demo: a sweep in ``configs/demo`` that prepares real data, which come with the package, trains a few
-small models and writes one report. ``--method`` chooses it; a method adds a demo by adding a config there.
+Each method has a demo: the sweep ``configs/sweep/demo_METHOD.yaml`` prepares real data, which come with the package,
+trains a few small models and writes one report. ``--method`` chooses it; a method adds a demo by adding such a config.
 """
 
 import argparse
@@ -17,12 +17,12 @@ from medtune.errors import ConfigError, MedtuneError
 from medtune.sweep.config import SweepConfig
 from medtune.sweep.run import run_sweep
 
-DEMOS = PACKAGE / "configs" / "demo"
+PREFIX = "demo_"
 
 
 def methods() -> list[str]:
     """Names of the methods that have a demo."""
-    return sorted(path.stem for path in DEMOS.glob("[!_]*.yaml"))
+    return sorted(path.stem.removeprefix(PREFIX) for path in (PACKAGE / "configs" / "sweep").glob(f"{PREFIX}*.yaml"))
 
 
 def demo_config(method: str, overrides: Sequence[str] = ()) -> SweepConfig:
@@ -37,7 +37,7 @@ def demo_config(method: str, overrides: Sequence[str] = ()) -> SweepConfig:
     """
     if method not in methods():
         raise ConfigError(f"{method!r} has no demo; choose one of {', '.join(methods())}.")
-    return load_config(f"demo/{method}", SweepConfig, list(overrides))
+    return load_config(f"sweep/{PREFIX}{method}", SweepConfig, list(overrides))
 
 
 def main(arguments: list[str] | None = None) -> int:

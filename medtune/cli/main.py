@@ -1,4 +1,4 @@
-"""The ``medtune`` command: ``ls``, ``cp``, ``show``, ``plan``, ``doctor``, ``export`` and ``report``.
+"""The ``medtune`` command: ``ls``, ``cp``, ``show``, ``plan``, ``doctor``, ``ask``, ``export`` and ``report``.
 
 This module only parses arguments. Each command imports what it needs when it runs, so that ``medtune --help`` is fast.
 Training, prediction and evaluation are recipes, launched by ``tune run medtune/recipes/NAME.py --config NAME``.
@@ -8,9 +8,11 @@ import argparse
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from medtune import __version__
 from medtune.errors import ConfigError, MedtuneError
+from medtune.trust import trusting
 
 USER_ERROR = 2
 
@@ -37,9 +39,13 @@ def _show(arguments: argparse.Namespace) -> int:
 
 
 def _plan(arguments: argparse.Namespace) -> int:
+    from medtune.cli.plan_questions import asks_questions, plan_questions
     from medtune.training.plan import plan
 
-    result = plan(arguments.config, arguments.overrides, gpus=arguments.gpus)
+    if asks_questions(arguments.config):
+        print(plan_questions(arguments.config, arguments.overrides))
+        return 0
+    result = plan(arguments.config, arguments.overrides, gpus=arguments.gpus, leakage=arguments.leakage)
     print(result.text())
     if result.problems:
         print(f"error: {'; '.join(result.problems)}", file=sys.stderr)
@@ -58,7 +64,15 @@ def _export(arguments: argparse.Namespace) -> int:
     from medtune.export import export
 
     export(
-        arguments.source, arguments.to, arguments.out, base=arguments.base, force=arguments.force, dtype=arguments.dtype
+        arguments.source,
+        arguments.to,
+        arguments.out,
+        base=arguments.base,
+        force=arguments.force,
+        dtype=arguments.dtype,
+        model=arguments.model,
+        verify=arguments.verify,
+        trust=arguments.trust,
     )
     return 0
 
@@ -76,6 +90,33 @@ def _report(arguments: argparse.Namespace) -> int:
     )
     print(f"report: {page}")
     return 0
+
+
+def _ask(arguments: argparse.Namespace) -> int:
+    from medtune.cli.ask import run
+
+    return run(arguments)
+
+
+def _add_ask_arguments(ask: argparse.ArgumentParser) -> None:
+    ask.description = (
+        "Ask a model one question about images, or hold a conversation about them on the terminal: without a question, "
+        "questions are read from standard input. The answers alone go to standard output."
+    )
+    ask.add_argument(
+        "model",
+        metavar="MODEL",
+        help="a training run's folder, an exported folder (opened by transformers), a server's address ending in /v1, "
+        "or a predict config such as predict/mini",
+    )
+    ask.add_argument("rest", nargs="*", metavar="IMAGE.. QUESTION", help="image files, then the question")
+    ask.add_argument("--max-new-tokens", type=int, default=256, metavar="N", help="longest answer (default: 256)")
+    ask.add_argument("--temperature", type=float, default=0.0, metavar="T", help="0, the default, is greedy")
+    ask.add_argument("--seed", type=int, default=0, help="seed of the sampling (default: 0)")
+    ask.add_argument("--system", default="", metavar="TEXT", help="system prompt")
+    ask.add_argument("--device", default="auto", choices=("auto", "cpu", "cuda"), help="default: auto")
+    ask.add_argument("--model-name", metavar="NAME", help="the model of a server")
+    ask.add_argument("--api-key-env", metavar="VARIABLE", help="environment variable that holds a server's key")
 
 
 def parser() -> argparse.ArgumentParser:
@@ -103,25 +144,27 @@ def parser() -> argparse.ArgumentParser:
     show.add_argument("overrides", nargs="*", help="key=value, as for the recipe")
     show.set_defaults(run=_show)
 
-    plan = commands.add_parser("plan", help="show what a training config would do: parts, data, tokens, memory per GPU")
+    plan = commands.add_parser(
+        "plan", help="show what a config would do: parts, data, memory per GPU; queries of a predict config"
+    )
     plan.add_argument("config", help="a packaged config (instfree/mini) or a path")
     plan.add_argument("overrides", nargs="*", help="key=value, as for the recipe")
     plan.add_argument("--gpus", type=int, help="processes to plan for (default: what the config's launch line says)")
+    plan.add_argument(
+        "--leakage", type=Path, metavar="FILE", help="compare all images of training and validation and list overlaps"
+    )
+    _add_trust(plan)
     plan.set_defaults(run=_plan)
 
     doctor = commands.add_parser("doctor", help="check versions, devices, disk and data, and print what fixes them")
     doctor.set_defaults(run=_doctor)
 
-    export = commands.add_parser("export", help="write a run's weights: merged, or as a PEFT adapter")
-    export.add_argument("source", type=Path, metavar="RUN_OR_CHECKPOINT", help="output_dir of a run, or its step_N")
-    export.add_argument("--to", required=True, choices=("hf", "peft", "torchtune"), help="what is written")
-    export.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder to write")
-    export.add_argument(
-        "--base", metavar="DIR", help="base weights, if the path in the run's config is no longer valid"
-    )
-    export.add_argument("--dtype", choices=("fp32", "bf16"), help="type of the written tensors (default: the run's)")
-    export.add_argument("-f", "--force", action="store_true", help="replace an earlier export")
-    export.set_defaults(run=_export)
+    ask = commands.add_parser("ask", help="ask a model one question about images, or hold a conversation")
+    _add_ask_arguments(ask)
+    _add_trust(ask)
+    ask.set_defaults(run=_ask)
+
+    _add_export(commands)
 
     report = commands.add_parser("report", help="write one self-contained HTML page of evaluated runs")
     report.add_argument("runs", nargs="+", type=Path, help="folders of runs, each with its results")
@@ -129,8 +172,39 @@ def parser() -> argparse.ArgumentParser:
     report.add_argument("--title", default="medtune report", help="heading of the page")
     report.add_argument("--samples", type=int, default=0, metavar="N", help="show N questions with image and answers")
     report.add_argument("--images", type=Path, metavar="ROOT", help="folder or .tar that the images are read from")
+    _add_trust(report)
     report.set_defaults(run=_report)
     return root
+
+
+def _add_export(commands: Any) -> None:
+    export = commands.add_parser("export", help="write a run's weights: merged, or as a PEFT adapter")
+    export.add_argument("source", type=Path, metavar="SOURCE", help="output_dir of a run, its step_N, or a plain model")
+    export.add_argument("--to", required=True, choices=("hf", "peft", "torchtune"), help="what is written")
+    export.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder to write")
+    export.add_argument(
+        "--base", metavar="DIR", help="base weights, if the path in the run's config is no longer valid"
+    )
+    export.add_argument(
+        "--model", metavar="BUILDER", help="builder of a plain model, if its config.json does not tell which"
+    )
+    export.add_argument("--dtype", choices=("fp32", "bf16"), help="type of the written tensors (default: the run's)")
+    export.add_argument("-f", "--force", action="store_true", help="replace an earlier export")
+    export.add_argument(
+        "--verify", action="store_true", help="open the folder in transformers and compare its answers token for token"
+    )
+    _add_trust(export)
+    export.set_defaults(run=_export)
+
+
+def _add_trust(command: argparse.ArgumentParser) -> None:
+    command.add_argument(
+        "--trust",
+        action="append",
+        default=[],
+        metavar="MODULE",
+        help="also call components of this module (default: torch, torchtune, torchao, bitsandbytes and medtune)",
+    )
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -144,7 +218,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     """
     arguments = parser().parse_args(argv)
     try:
-        return arguments.run(arguments)
+        with trusting(getattr(arguments, "trust", ())):
+            return arguments.run(arguments)
     except MedtuneError as error:
         print(f"error: {error}", file=sys.stderr)
         return USER_ERROR

@@ -13,7 +13,10 @@ AHEAD = 4
 
 
 def in_order(
-    function: Callable[[ItemT], ResultT], items: Iterable[ItemT], concurrency: int
+    function: Callable[[ItemT], ResultT],
+    items: Iterable[ItemT],
+    concurrency: int,
+    on_interrupt: Callable[[], None] | None = None,
 ) -> Generator[tuple[ItemT, Future[ResultT]]]:
     """Call a function on each item in threads; yield each item with its finished call, in the order of the items.
 
@@ -22,6 +25,7 @@ def in_order(
         items: Items. A limited number is read ahead, more than there are threads, so that a slow call does not block
             the others.
         concurrency: Number of threads.
+        on_interrupt: Called at a keyboard interrupt, before the running calls are waited for.
 
     Yields:
         The item and its finished future; ``result()`` returns at once or raises the call's error.
@@ -35,6 +39,10 @@ def in_order(
                 yield _finished(*pending.popleft())
         while pending:
             yield _finished(*pending.popleft())
+    except KeyboardInterrupt:
+        if on_interrupt is not None:
+            on_interrupt()
+        raise
     finally:
         pool.shutdown(cancel_futures=True)
 

@@ -32,6 +32,19 @@ class RequestRefusedError(_FromServer, DataError):
     """The server rejected this request, or its reply has no text; other requests may succeed."""
 
 
+class NoTextError(RequestRefusedError):
+    """The reply is well-formed and has no text: the model, or a filter of the server, declined to answer.
+
+    Attributes:
+        finish_reason: Why the reply ended, as :class:`medtune.clients.messages.ChatReply` has it.
+        prompt_tokens: Tokens of the request that the server counted.
+        completion_tokens: Tokens of the reply that the server counted.
+    """
+
+    finish_reason = ""
+    prompt_tokens = completion_tokens = 0
+
+
 class ServerFailedError(_FromServer, ModelError):
     """All attempts failed, or the server sent an invalid reply."""
 

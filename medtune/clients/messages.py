@@ -1,9 +1,10 @@
 """Messages to and from a chat server: content with images, requests, replies, usage."""
 
 import base64
+import hashlib
 import io
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -44,7 +45,7 @@ class ChatRequest:
 
     Attributes:
         id: Id for error messages; the reply has the same id.
-        messages: Turns ``{role, content}``; see :func:`content`.
+        messages: Turns ``{role, content}``; :func:`content` makes the content of texts and images.
         sampling: Sampling settings; None for greedy decoding (temperature 0).
         max_tokens: Maximum number of tokens of the reply; None uses the server's default.
         extra: Further fields of the body; its field ``extra_headers`` is sent as HTTP headers.
@@ -101,19 +102,88 @@ class Usage:
         )
 
 
+@dataclass(frozen=True)
+class SamplingAt:
+    """Sampling settings of a request that another model answers; see :class:`SamplingOptions`."""
+
+    temperature: float
+    top_p: float = 1.0
+    top_k: int = 0
+    seed: int = 0
+
+
 class NoText(Exception):
-    """A well-formed reply without text; the message gives the reason and nothing that the server wrote."""
+    """A well-formed reply without text; the message gives the reason and nothing that the server wrote.
+
+    Attributes:
+        reply: The reply with an empty text.
+    """
+
+    def __init__(self, message: str, reply: ChatReply) -> None:
+        super().__init__(message)
+        self.reply = reply
 
 
 def content(parts: Sequence[str | Image.Image]) -> str | list[dict[str, Any]]:
-    """Return a turn's content: plain text, which every server accepts, or with images a list of parts."""
+    """Return a turn's content: plain text, which every server accepts, or with images a list of parts.
+
+    An image stays an image (``{"type": "image", "image": ...}``) until :func:`encoded` makes a text of it, so that a
+    request whose reply is in a cache costs no encoding.
+    """
     if not any(isinstance(part, Image.Image) for part in parts):
         return "\n".join(str(part) for part in parts)
     return [
-        {"type": "text", "text": part}
-        if isinstance(part, str)
-        else {"type": "image_url", "image_url": {"url": data_uri(part)}}
-        for part in parts
+        {"type": "text", "text": part} if isinstance(part, str) else {"type": "image", "image": part} for part in parts
+    ]
+
+
+def encoded(messages: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Return turns as they are sent: each image as a ``data:`` URI.
+
+    Raises:
+        DataError: An image cannot be sent as PNG.
+    """
+    return _with_images(messages, lambda image: {"type": "image_url", "image_url": {"url": data_uri(image)}})
+
+
+def digested(messages: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Return turns as plain values in which each image is the SHA-256 of its mode, size and pixels."""
+    return _with_images(messages, lambda image: {"type": "image", "sha256": pixels_sha256(image)})
+
+
+def shown(messages: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Return turns for a reader's eyes: each image as one line that says its size, and that it would be sent as PNG."""
+
+    def described(image: Image.Image) -> dict[str, Any]:
+        what = f"{image.width} x {image.height} {image.mode}, sha256 of the pixels {pixels_sha256(image)[:12]}"
+        return {"type": "image_url", "image_url": {"url": f"data:image/png;base64,<{what}>"}}
+
+    return _with_images(messages, described)
+
+
+def images_in(messages: Sequence[dict[str, Any]]) -> int:
+    """Return the number of images in some turns."""
+    parts = [part for turn in messages if isinstance(turn["content"], list) for part in turn["content"]]
+    return sum(part.get("type") in ("image", "image_url") for part in parts)
+
+
+def pixels_sha256(image: Image.Image) -> str:
+    """Return the SHA-256 of an image's mode, size and pixels, which does not depend on how a file compresses them."""
+    digest = hashlib.sha256(f"{image.mode} {image.width} {image.height} ".encode())
+    digest.update(image.tobytes())
+    return digest.hexdigest()
+
+
+def _with_images(
+    messages: Sequence[dict[str, Any]], convert: Callable[[Image.Image], dict[str, Any]]
+) -> list[dict[str, Any]]:
+    def part_of(part: Any) -> Any:
+        image = part.get("image") if isinstance(part, dict) else None
+        return convert(image) if isinstance(image, Image.Image) else part
+
+    return [
+        {**turn, "content": [part_of(part) for part in turn["content"]]} if isinstance(turn["content"], list) else turn
+        for turn in messages
     ]
 
 
@@ -155,13 +225,13 @@ def read_reply(body: bytes, request_id: str | None, name: str) -> ChatReply:
     reason = reason if reason in FINISH_REASONS else ""
     if not isinstance(message, dict):
         raise ValueError("the reply has no message")
-    text = message.get("content")
+    text, usage = message.get("content"), value.get("usage")
+    prompt, completion = (_count(usage, count) for count in ("prompt_tokens", "completion_tokens"))
     if text is None:
-        raise NoText(f"a reply without a text (finish_reason {reason or 'unknown'})")
+        reply = ChatReply("", reason, prompt, completion, request_id, name)
+        raise NoText(f"a reply without a text (finish_reason {reason or 'unknown'})", reply)
     if not isinstance(text, str):
         raise ValueError(f"the content of the reply is a {type(text).__name__}, not a text")
-    usage = value.get("usage")
-    prompt, completion = (_count(usage, name) for name in ("prompt_tokens", "completion_tokens"))
     return ChatReply(_writable(text), reason, prompt, completion, request_id, name)
 
 

@@ -1,31 +1,42 @@
 """A client of any server with OpenAI's chat API: vLLM, SGLang, llama.cpp, a hospital's gateway.
 
-It wraps the package ``openai`` (extra ``judges``), which retries temporary failures and respects ``Retry-After``.
-Requests go only to ``base_url``: redirects are not followed. The only environment variable that is
-read is the one with the key. Errors contain a status and a request id, never the server's message.
+It wraps the package ``openai`` (extra ``judges``). Temporary failures are tried again (:mod:`medtune.clients.retries`).
+Requests go only to ``base_url``: redirects are not followed. Of the environment, only the variable with the key is
+read, and for https the proxy, which cannot read what passes. Errors contain a status and a request id, never the
+server's message.
 """
 
 import json
 import os
+import re
 import threading
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Self
+from typing import Any, Self, TypeVar
 from urllib.parse import urlsplit
 
 from medtune.clients.concurrency import in_order
 from medtune.clients.errors import (
+    NoTextError,
     RequestRefusedError,
     ServerFailedError,
     ServerSetupError,
     described,
     shown_request_id,
 )
-from medtune.clients.messages import ChatReply, ChatRequest, NoText, SamplingOptions, Usage, read_reply
+from medtune.clients.messages import ChatReply, ChatRequest, NoText, SamplingOptions, Usage, encoded, read_reply
+from medtune.clients.retries import Interrupted, Pacer, TemporaryError, asked_pause, attempted
 from medtune.config import nearest
 from medtune.errors import ConfigError, DataError, MedtuneError
 
+ReplyT = TypeVar("ReplyT")
 NO_KEY = "none"
+WITHOUT_LIST = (404, 405, 501)
+"""Statuses of servers that have no list of models."""
+CHECK_RETRIES = 2
+# A server's text is shown only if it can be the name of a model.
+_MODEL_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:@/+-]{0,99}")
 # Names of httpx's errors for a connection that was established and then broke.
 BROKEN_OFF = ("RemoteProtocolError", "ReadError", "WriteError", "CloseError", "DecodingError")
 
@@ -39,8 +50,9 @@ class Endpoint:
         model: Name under which the server offers the model.
         api_key_env: Environment variable that holds the key; None for servers that need no key.
         timeout: Seconds until an attempt counts as failed.
-        max_retries: Number of further attempts after a temporary failure (no connection, timeout, 408, 409, 429, 5xx).
-            The pauses between them grow, unless the server asks for a certain pause.
+        max_retries: Number of further attempts after a temporary failure (no connection, timeout, 408, 409, 429, 5xx, a
+            reply that is cut off). The pauses between them grow, unless the server asks for a certain pause.
+        requests_per_minute: Maximum number of requests that start per minute; None for no limit.
         key: Config key of these values, for error messages.
 
     Raises:
@@ -52,6 +64,7 @@ class Endpoint:
     api_key_env: str | None = None
     timeout: float = 120.0
     max_retries: int = 6
+    requests_per_minute: float | None = None
     key: str = "backend"
 
     def __post_init__(self) -> None:
@@ -70,6 +83,8 @@ class Endpoint:
             raise ConfigError(f"{self.key}.model must be the name under which the server offers the model")
         if self.max_retries < 0 or not self.timeout > 0:
             raise ConfigError(f"{self.key}: timeout must be positive, max_retries not negative")
+        if self.requests_per_minute is not None and not self.requests_per_minute > 0:
+            raise ConfigError(f"{self.key}: requests_per_minute must be positive, or null for no limit")
 
     def read_key(self) -> str:
         """Return the key from the environment.
@@ -89,6 +104,32 @@ class Endpoint:
         return key
 
 
+def request_body(
+    model: str,
+    messages: Sequence[dict[str, Any]],
+    sampling: SamplingOptions | None,
+    max_tokens: int | None,
+    extra: Mapping[str, Any],
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Return the fields of a request's body: those of OpenAI's API, and further ones that some servers know.
+
+    Args:
+        model: Name under which the server offers the model.
+        messages: Turns ``{role, content}`` as they are sent.
+        sampling: Sampling settings; None for greedy decoding.
+        max_tokens: Maximum number of tokens of the reply; None uses the server's default.
+        extra: Further fields of the body; its field ``extra_headers`` is no part of it.
+    """
+    more = {name: value for name, value in extra.items() if name != "extra_headers"}
+    body: dict[str, Any] = {"model": model, "messages": list(messages), "temperature": 0}
+    if sampling is not None and sampling.top_k != 1:  # top_k=1 is greedy, the same as temperature 0
+        body |= {"temperature": sampling.temperature, "top_p": sampling.top_p, "seed": sampling.seed}
+        more = {**({"top_k": sampling.top_k} if sampling.top_k else {}), **more}
+    if max_tokens is not None:
+        body["max_tokens"] = max_tokens
+    return body, more
+
+
 class ChatClient:
     """Sends requests to one model of one server; safe to call from several threads.
 
@@ -97,6 +138,8 @@ class ChatClient:
 
     Attributes:
         usage: Number of replies and tokens so far.
+        failures: Number of failed attempts so far, by kind; most of them were tried again.
+        pacer: Decides when a request may start; ``pacer.stop()`` ends the pauses of all requests.
 
     Raises:
         ConfigError: The package ``openai`` is not installed, or the key is not set.
@@ -108,38 +151,54 @@ class ChatClient:
         except ImportError:
             raise ConfigError("a server needs the openai client: pip install 'medtune[judges]'") from None
         self.endpoint, self.usage = endpoint, Usage()
+        self.failures: Counter[str] = Counter()
+        self.pacer = Pacer(endpoint.requests_per_minute)
         self._api, self._key, self._lock = openai, endpoint.read_key(), threading.Lock()
         self._client = openai.OpenAI(
             base_url=endpoint.base_url,
             api_key=self._key,
             timeout=endpoint.timeout,
-            max_retries=endpoint.max_retries,
+            max_retries=0,  # see medtune.clients.retries
             # Patients' images must go only to the address in the config, not to one that it redirects to.
-            http_client=openai.DefaultHttpxClient(follow_redirects=False),
+            # Nor may they go in the clear to a proxy that the environment names; https passes a proxy encrypted.
+            http_client=openai.DefaultHttpxClient(
+                follow_redirects=False, trust_env=endpoint.base_url.lower().startswith("https:")
+            ),
         )
         # The package reads these from the environment; they belong to an account of another service.
         self._client.organization = self._client.project = None
 
     def check(self) -> None:
-        """Check that the server lists the model. A server without a list of models passes the check.
+        """Check that the server lists the model. A server that gives no list, or not now, passes the check.
 
         Raises:
             ServerSetupError: No server answers, the key is rejected, or the model is not offered.
-            ServerFailedError: All attempts fail.
         """
         url, model = self.endpoint.base_url, self.endpoint.model
+
+        def send() -> bytes | None:
+            try:
+                return bytes(self._client.models.with_raw_response.list().http_response.content)
+            except self._api.APIStatusError as error:
+                if error.status_code in WITHOUT_LIST:
+                    return None
+                raise self._failed(error, "the list of models") from None
+            except self._api.OpenAIError as error:
+                raise self._failed(error, "the list of models") from None
+
         try:
-            listed = self._client.models.with_raw_response.list().http_response.content
-        except self._api.NotFoundError:
+            listed = attempted(send, min(CHECK_RETRIES, self.endpoint.max_retries), self.pacer)
+        except ServerFailedError:  # the requests themselves are tried for longer
             return
-        except self._api.OpenAIError as error:
-            raise self._explained(error, "the list of models") from None
+        if listed is None:
+            return
         try:
             served = [str(entry["id"]) for entry in json.loads(listed)["data"]]
         except (ValueError, TypeError, KeyError, RecursionError):
             raise ServerSetupError(f"{url} gives no list of models; is it the address of the API, with /v1?") from None
         if served and model not in served:
-            raise ServerSetupError(f"{url} does not offer the model {model!r}; {nearest(model, served)}")
+            known = [name for name in served if _MODEL_NAME.fullmatch(name)]
+            raise ServerSetupError(f"{url} does not offer the model {model!r}; {nearest(model, known)}")
 
     def complete(
         self,
@@ -154,25 +213,21 @@ class ChatClient:
 
         Raises:
             ServerSetupError: Key, model or address is rejected.
-            RequestRefusedError: This request is rejected, or the reply has no text.
-            ServerFailedError: All attempts fail, or the reply is not a chat completion.
+            RequestRefusedError: This request is rejected.
+            NoTextError: The reply has no text.
+            ServerFailedError: All attempts fail, or no attempt brings a chat completion.
         """
-        what, url = f"request {id!r}" if id else "a request", self.endpoint.base_url
+        what = f"request {id!r}" if id else "a request"
         body = self._body(messages, sampling, max_tokens, extra or {})
-        try:
-            reply = self._client.chat.completions.with_raw_response.create(**body).http_response
-        except self._api.OpenAIError as error:
-            raise self._explained(error, what) from None
-        shown = self._shown(reply.headers.get("x-request-id"))
-        where = described(reply.status_code, shown)
-        try:
-            read = read_reply(reply.content, shown, id)
-        except NoText as error:
-            raise RequestRefusedError(f"{what}: {url} sent {error} ({where})", reply.status_code, shown) from None
-        except ValueError as error:
-            raise ServerFailedError(
-                f"{url} gave no answer to {what}: {error} ({where}); see the server's log", reply.status_code, shown
-            ) from None
+
+        def send() -> ChatReply:
+            try:
+                reply = self._client.chat.completions.with_raw_response.create(**body).http_response
+            except self._api.OpenAIError as error:
+                raise self._failed(error, what) from None
+            return self._read(reply, what, id)
+
+        read = self._sent(send, what)
         with self._lock:
             self.usage = self.usage.plus(read)
         return read
@@ -221,17 +276,53 @@ class ChatClient:
         max_tokens: int | None,
         extra: dict[str, Any],
     ) -> dict[str, Any]:
-        more = {name: value for name, value in extra.items() if name != "extra_headers"}
-        body: dict[str, Any] = {"model": self.endpoint.model, "messages": list(messages), "temperature": 0}
-        if sampling is not None and sampling.top_k != 1:  # top_k=1 is greedy, the same as temperature 0
-            body |= {"temperature": sampling.temperature, "top_p": sampling.top_p, "seed": sampling.seed}
-            more = {**({"top_k": sampling.top_k} if sampling.top_k else {}), **more}
-        if max_tokens is not None:
-            body["max_tokens"] = max_tokens
+        body, more = request_body(self.endpoint.model, encoded(messages), sampling, max_tokens, extra)
         return {**body, "extra_body": more or None, "extra_headers": extra.get("extra_headers")}
 
     def _shown(self, request_id: str | None) -> str | None:
         return shown_request_id(request_id, "" if self._key == NO_KEY else self._key)
+
+    def _sent(self, send: Callable[[], ReplyT], what: str) -> ReplyT:
+        try:
+            return attempted(send, self.endpoint.max_retries, self.pacer)
+        except Interrupted:
+            raise ServerFailedError(f"{what} was not sent, because the run was interrupted") from None
+
+    def _read(self, reply: Any, what: str, id: str) -> ChatReply:
+        """Read a reply; one that is no chat completion was cut off on its way, or a gateway answered in its place."""
+        url, shown = self.endpoint.base_url, self._shown(reply.headers.get("x-request-id"))
+        where = described(reply.status_code, shown)
+        try:
+            return read_reply(reply.content, shown, id)
+        except NoText as error:
+            refused = NoTextError(f"{what}: {url} sent {error} ({where})", reply.status_code, shown)
+            refused.finish_reason = error.reply.finish_reason
+            refused.prompt_tokens, refused.completion_tokens = error.reply.prompt_tokens, error.reply.completion_tokens
+            raise refused from None
+        except ValueError as error:
+            failed = ServerFailedError(
+                f"{url} gave no answer to {what}: {error} ({where}); see the server's log", reply.status_code, shown
+            )
+            self._count("no chat completion")
+            raise TemporaryError(failed, asked_pause(reply.headers)) from None
+
+    def _failed(self, error: Any, what: str) -> Exception:
+        """Convert an error of the package to a temporary one that holds ours, or to ours."""
+        ours, status = self._explained(error, what), getattr(error, "status_code", None)
+        if status is None:
+            passes, headers = isinstance(error, self._api.APIConnectionError), {}
+            self._count("timeout" if isinstance(error, self._api.APITimeoutError) else "no connection")
+        else:
+            headers, self_said = error.response.headers, error.response.headers.get("x-should-retry")
+            passes = self_said == "true" or (
+                self_said != "false" and (status in (408, 409, 429) or (status >= 500 and status != 501))
+            )
+            self._count(f"status {status}")
+        return TemporaryError(ours, asked_pause(headers), status in (429, 503)) if passes else ours
+
+    def _count(self, kind: str) -> None:
+        with self._lock:
+            self.failures[kind] += 1
 
     def _explained(self, error: Any, what: str) -> MedtuneError:
         """Convert an error of the package to one of ours."""

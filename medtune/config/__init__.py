@@ -25,9 +25,12 @@ from omegaconf.errors import OmegaConfBaseException
 from medtune.aliases import resolve_component
 from medtune.config.argument_types import argument_hints, check_value, describe
 from medtune.config.composition import CONFIGS, PACKAGE, Place, compose, nearest, resolve_path
+from medtune.config.environment import resolved, to_written
 from medtune.config.overrides import overridden
 from medtune.data.writing import write_whole
 from medtune.errors import ConfigError, MedtuneError
+from medtune.masking import masked
+from medtune.trust import check_found, check_path
 
 __all__ = [
     "CONFIGS",
@@ -45,6 +48,7 @@ __all__ = [
     "resolve_path",
     "save_config",
     "to_plain",
+    "to_shown",
 ]
 
 ConfigT = TypeVar("ConfigT")
@@ -93,7 +97,7 @@ def load_config(name_or_path: str, config_class: type[ConfigT], overrides: Seque
     path = resolve_path(name_or_path)
     composed = compose(path)
     try:
-        plain = OmegaConf.to_container(overridden(composed, overrides), resolve=True)
+        plain = resolved(overridden(composed, overrides))
     except (OmegaConfBaseException, ValueError) as error:
         raise ConfigError(f"{path}: {error}") from error
     assert isinstance(plain, dict)
@@ -177,6 +181,7 @@ def _component(value: dict[str, Any], where: Place) -> Component:
 def import_path(path: str, where: str = "config") -> Any:
     """Return the object at a current or old dotted path; raise a ConfigError naming the nearest name if none exists."""
     path = resolve_component(path)
+    check_path(path, where)
     module_name, _, name = path.rpartition(".")
     try:
         module = importlib.import_module(module_name)
@@ -185,7 +190,9 @@ def import_path(path: str, where: str = "config") -> Any:
     if not hasattr(module, name):
         public = [item for item in dir(module) if not item.startswith("_")]
         raise ConfigError(f"{where}: {module_name!r} has no {name!r}; {nearest(name, public)}")
-    return getattr(module, name)
+    found = getattr(module, name)
+    check_found(path, found, where)
+    return found
 
 
 def check_component(component: Component, where: str | Place) -> None:
@@ -258,9 +265,14 @@ def to_plain(config: Any) -> Any:
     return config
 
 
+def to_shown(config: Any) -> Any:
+    """Return :func:`to_plain` for files and logs: ``${oc.env:...}`` as it was written, credentials as ``***``."""
+    return masked(to_written(to_plain(config)))
+
+
 def save_config(config: Any, path: Path) -> None:
-    """Write the resolved config as YAML."""
-    write_whole(path, OmegaConf.to_yaml(OmegaConf.create(to_plain(config))))
+    """Write the config as YAML: resolved, except what :func:`to_shown` hides."""
+    write_whole(path, OmegaConf.to_yaml(OmegaConf.create(to_shown(config))))
 
 
 def config_hash(config: Any, ignore: Sequence[str] = ()) -> str:

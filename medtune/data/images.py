@@ -1,41 +1,31 @@
 """Images: found inside their root, decoded on demand, and always returned as 8-bit RGB."""
 
-import hashlib
 import io
-import os
-import re
-import tarfile
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, suppress
+import warnings
+from collections.abc import Iterable, Iterator
+from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from typing import TYPE_CHECKING, BinaryIO, Protocol
+from typing import BinaryIO
 
-import numpy as np
 from PIL import Image, ImageOps
 
-from medtune.data.dicom import dicom_header, dicom_image, is_dicom, looks_cut_off
-from medtune.data.pixels import to_rgb
-from medtune.errors import DataError
-
-if TYPE_CHECKING:
-    from pydicom import Dataset
+from medtune.data.dicom import DicomHeader, choose_frame, dicom_header, dicom_image, is_dicom, needs_decoding
+from medtune.data.image_names import inside, safe_path, said_of_similar, split_frame
+from medtune.data.image_stores import Folder, Store, Tar
+from medtune.data.opening import refuse_special
+from medtune.data.pixels import GREY_BITS, to_rgb
+from medtune.data.png import filled
+from medtune.errors import ConfigError, DataError
 
 FORMATS = ("JPEG", "PNG", "BMP", "GIF", "TIFF", "WEBP", "JPEG2000", "PPM")
 MAX_PIXELS = 80_000_000
 _HEADER_BYTES = 1 << 18
 _TAIL_BYTES = 1 << 12
 _END_MARKS = {"JPEG": b"\xff\xd9", "MPO": b"\xff\xd9", "PNG": b"IEND"}
+_INFLATED_BYTES = 1 << 22
 _ORIENTATION = 0x0112
-
-
-class _Store(Protocol):
-    def open(self, name: PurePosixPath) -> AbstractContextManager[tuple[BinaryIO, int, int]]:
-        """Return a file, the first byte of the image in it, and the image's size in bytes."""
-        ...
-
-    def files(self, names: Sequence[PurePosixPath]) -> list[str]:
-        """Return the absolute paths of the files that hold these images."""
-        ...
+_INTERPRETATION, _COLORMAP = 262, 320
 
 
 class ImageRoot:
@@ -44,19 +34,27 @@ class ImageRoot:
     No file is kept open and no image is decoded before it is requested, so that one object serves any number of images
     and worker processes. A tar file costs 24 bytes of memory per member.
 
+    The path of an image may name a frame: ``scan.dcm#frame=3``, counted from 0. It is a frame of a DICOM file, a page
+    of a TIFF file, or an image of an animation. A file of several frames is refused if none is named.
+
     Args:
         path: the folder, or the ``.tar`` file (not compressed, because its members are read in any order).
+        grey_bits: depth of grey values in files of 16 bits; see :func:`medtune.data.pixels.to_rgb`.
 
     Raises:
-        DataError: if the path is neither of them.
+        ConfigError: if ``grey_bits`` is not from 8 to 16.
+        DataError: if the path is neither a folder nor a tar file.
     """
 
-    def __init__(self, path: str | Path) -> None:
-        self.path = Path(path).expanduser()
+    def __init__(self, path: str | Path, grey_bits: int | None = None) -> None:
+        if grey_bits is not None and grey_bits not in GREY_BITS:
+            raise ConfigError(f"grey_bits is {grey_bits}; it must be the depth of the grey values, from 8 to 16 bits.")
+        self.path, self.grey_bits = Path(path).expanduser(), grey_bits
+        refuse_special(self.path)
         if self.path.is_dir():
-            self._store: _Store = _Folder(self.path)
+            self._store: Store = Folder(self.path)
         elif self.path.is_file():
-            self._store = _Tar(self.path)
+            self._store = Tar(self.path)
         else:
             raise DataError(f"The image root {self.path} does not exist; give the folder or .tar file of the images.")
 
@@ -69,11 +67,18 @@ class ImageRoot:
         safe = []
         for name in names:
             with suppress(DataError):
-                safe.append(safe_path(name, ""))
+                safe.append(safe_path(split_frame(name, "")[0], ""))
         return self._store.files(safe)
 
+    def names(self) -> Iterator[str]:
+        """Yield the path of every file in the root, images or not, hidden ones too, in a fixed order."""
+        return self._store.names()
+
     def size(self, name: str, where: str) -> tuple[int, int]:
-        """Read an image's header, and decode it only if its end looks cut off.
+        """Read an image's header, and decode the image where the header does not suffice.
+
+        Of JPEG, PNG and DICOM the header is enough, if the end does not look cut off and the data of a PNG fill the
+        size that its header names (checked up to 4 MB of pixels). Images of other formats are decoded.
 
         Args:
             name: path relative to the root, with ``/``.
@@ -83,28 +88,29 @@ class ImageRoot:
             Width and height in pixels of the image as :meth:`load` returns it.
 
         Raises:
-            DataError: for a path outside the root, and for a file that is absent, truncated or not an image.
+            DataError: for a path outside the root; for a file that is absent, truncated or not an image; for one of
+                several frames, if none is named.
         """
-        relative = safe_path(name, where)
-        data = self._read(relative, where, limit=_HEADER_BYTES)
-        whole = len(data) < _HEADER_BYTES
-        if is_dicom(data):
-            return self._dicom_size(relative, data, whole, where)
-        try:
-            image = _open(data, name, where)
-        except DataError:
-            if whole:
-                raise
-            return self.load(name, where).size
-        end = data[-_TAIL_BYTES:] if whole else self._read(relative, where, tail=_TAIL_BYTES)
-        if _END_MARKS.get(image.format or "", b"") not in end:
-            return self.load(name, where).size
-        if whole:
-            _check_frames(image, name, where)
-        return (image.height, image.width) if _lies_on_its_side(image) else image.size
+        with self._opened(name, where) as found:
+            head = found.read(_HEADER_BYTES)
+            whole = len(head) < _HEADER_BYTES
+            if is_dicom(head):
+                return self._dicom_size(found, head, whole)
+            try:
+                image = _open(io.BytesIO(head), found)
+            except DataError:
+                if whole:
+                    raise
+                return self._decoded(found).size
+            if image.format not in _END_MARKS or found.frame or _END_MARKS[image.format] not in found.tail(head):
+                return self._decoded(found).size
+            _choose_frame(image, found)
+            if image.format == "PNG" and not _is_filled(head, found):
+                return self._decoded(found).size
+            return (image.height, image.width) if _lies_on_its_side(image) else image.size
 
     def load(self, name: str, where: str) -> Image.Image:
-        """Decode an image to 8-bit RGB, upright by its EXIF orientation.
+        """Decode an image to 8-bit RGB, upright by its orientation in EXIF or TIFF.
 
         Grey, palette, CMYK, 16-bit and transparent images are converted by :func:`medtune.data.pixels.to_rgb`. DICOM
         files are recognised by their content and converted by :func:`medtune.data.dicom.dicom_image`.
@@ -114,114 +120,212 @@ class ImageRoot:
             where: file and row that name the image, for messages.
 
         Raises:
-            DataError: as :meth:`size`, and for an image that is damaged, has several frames or is too large.
+            DataError: as :meth:`size`, and for an image that is damaged or too large.
         """
-        data = self._read(safe_path(name, where), where)
-        if is_dicom(data):
-            _check_dicom(data, name, where)
-            with _named(name, where):
-                return dicom_image(data)
-        image = _open(data, name, where)
-        _check_frames(image, name, where)
+        with self._opened(name, where) as found:
+            return self._decoded(found)
+
+    def _decoded(self, found: "_Found") -> Image.Image:
+        found.file.seek(0)
+        head = found.read(_HEADER_BYTES)
+        found.file.seek(0)
+        if is_dicom(head):
+            whole = head if len(head) < _HEADER_BYTES else found.read()
+            with found.named():
+                header = _checked(dicom_header(whole), found)
+                return dicom_image(found.file, choose_frame(header.frames, found.frame, found.name))
+        image = _open(found.file, found)
+        _choose_frame(image, found)
         try:
+            inverted = _repaired_tiff(image)
             image.load()
-            with _named(name, where):
-                return to_rgb(ImageOps.exif_transpose(image))
+            with found.named():
+                return to_rgb(ImageOps.exif_transpose(image), self.grey_bits, inverted)
         except DataError:
             raise
         except Exception as error:  # what Pillow raises on damaged data depends on the format and on the damage
             raise DataError(
-                f"{where}: the image {name} is truncated or damaged ({error}); "
+                f"{found.where}: the image {found.name} is truncated or damaged ({error}); "
                 "replace it by a whole copy, or remove the row."
             ) from None
 
-    def _dicom_size(self, name: PurePosixPath, data: bytes, whole: bool, where: str) -> tuple[int, int]:
+    def _dicom_size(self, found: "_Found", head: bytes, whole: bool) -> tuple[int, int]:
         """Return the size that a DICOM header names; decode the file only if it looks cut off."""
         try:
-            header, pixels_at = _check_dicom(data, str(name), where)
+            with found.named():
+                header = _checked(dicom_header(head), found)
         except DataError:  # also if the header is longer than the part that was read
             if whole:
                 raise
-            return self.load(str(name), where).size
-        with self._store.open(name) as (_, _, size):
-            end = self._read(name, where, tail=_TAIL_BYTES)
-        if looks_cut_off(header, pixels_at, size, end):
-            return self.load(str(name), where).size
-        return int(header.Columns), int(header.Rows)
+            return self._decoded(found).size
+        with found.named():
+            choose_frame(header.frames, found.frame, found.name)
+        if needs_decoding(header, found.size, found.tail(head)):
+            return self._decoded(found).size
+        return header.columns, header.rows
 
-    def _read(self, name: PurePosixPath, where: str, limit: int | None = None, tail: int | None = None) -> bytes:
-        """Return the first ``limit`` or the last ``tail`` bytes of an image, or all of them."""
-        try:
-            with self._store.open(name) as (file, start, size):
-                file.seek(start if tail is None else start + max(0, size - tail))
-                return file.read(min(size, limit or tail or size))
-        except FileNotFoundError:
+    @contextmanager
+    def _opened(self, name: str, where: str) -> Iterator["_Found"]:
+        """Yield an image's file, with errors that name file and row."""
+        path, frame = split_frame(name, where)
+        below = inside(path, self.path) if isinstance(self._store, Folder) else None
+        if below is not None:
             raise DataError(
-                f"{where}: the image {name} is not in {self.path}; correct the path or the image root, or add the file."
-            ) from None
-        except OSError as error:
-            raise DataError(f"{where}: the image {name} in {self.path} cannot be read: {error.strerror}.") from None
-        except DataError as error:
-            raise DataError(f"{where}: {error}") from None
+                f"{where}: the image path {path!r} is absolute; it lies below the image root, so write {below!r}."
+            )
+        relative = safe_path(path, where)
+        with ExitStack() as stack:
+            try:
+                file, size = stack.enter_context(self._store.open(relative))
+            except (FileNotFoundError, NotADirectoryError):
+                raise DataError(f"{where}: {self._absent(relative)}") from None
+            except OSError as error:
+                raise DataError(f"{where}: the image {path} in {self.path} cannot be read: {error.strerror}.") from None
+            except DataError as error:
+                raise DataError(f"{where}: {error}") from None
+            yield _Found(file, size, path, frame, where)
+
+    def _absent(self, name: PurePosixPath) -> str:
+        for tried in (name, PurePosixPath(str(name).replace("\\", "/"))):
+            similar = self._store.similar(tried)
+            if similar is not None:
+                return said_of_similar(str(name), similar, self.path)
+        return f"the image {name} is not in {self.path}; correct the path or the image root, or add the file."
 
 
-def safe_path(name: str, where: str) -> PurePosixPath:
-    """Return a path that stays inside any root that it is joined to.
+def image_root_of(path: str | Path | None, grey_bits: int | None) -> ImageRoot | None:
+    """Return the images of a data set; None without a path.
 
     Raises:
-        DataError: for an absolute path, a drive letter, a ``..``, or an empty path.
+        ConfigError: if ``grey_bits`` is not from 8 to 16.
+        DataError: if there is no such folder or tar file.
     """
-    path = PurePosixPath(name)
-    if not name.strip():
-        raise DataError(f"{where}: the path of the image is empty; fill it in, or remove the row.")
-    if not name.isprintable():
-        raise DataError(f"{where}: the image path {name!r} holds characters that cannot be printed; correct it.")
-    if path.is_absolute() or ".." in path.parts or re.match(r"[A-Za-z]:[\\/]|\\", name):
-        raise DataError(f"{where}: the image path {name!r} leaves the image root; write it relative to the root.")
-    return path
+    return None if path is None else ImageRoot(path, grey_bits)
 
 
-def _open(data: bytes, name: str, where: str) -> Image.Image:
+@dataclass(frozen=True)
+class _Found:
+    """An image's open file.
+
+    Attributes:
+        file: the file.
+        size: in bytes.
+        name: path of the image, without its frame.
+        frame: the frame that the row names.
+        where: file and row.
+    """
+
+    file: BinaryIO
+    size: int
+    name: str
+    frame: int | None
+    where: str
+
+    def read(self, size: int = -1) -> bytes:
+        """Read bytes of the file."""
+        try:
+            return self.file.read(size)
+        except OSError as error:
+            raise DataError(f"{self.where}: the image {self.name} cannot be read: {error.strerror}.") from None
+
+    def tail(self, head: bytes) -> bytes:
+        """Return the file's last bytes.
+
+        Args:
+            head: its first bytes, or all of them.
+        """
+        if len(head) < _HEADER_BYTES:
+            return head[-_TAIL_BYTES:]
+        self.file.seek(max(0, self.size - _TAIL_BYTES))
+        return self.read(_TAIL_BYTES)
+
+    @contextmanager
+    def named(self) -> Iterator[None]:
+        """Prepend file, row and image to a message that is a phrase about the image."""
+        try:
+            yield
+        except DataError as error:
+            raise DataError(f"{self.where}: the image {self.name} {error}") from None
+
+
+def _open(file: BinaryIO, found: _Found) -> Image.Image:
     """Open an image without decoding it; refuse a file that is not an image or is too large."""
     try:
-        image = Image.open(io.BytesIO(data), formats=FORMATS)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of images that Pillow finds large, and of damaged EXIF
+            image = Image.open(file, formats=FORMATS)
     except Image.DecompressionBombError:
-        raise DataError(_too_large(name, where)) from None
+        raise DataError(_too_large(found)) from None
     except Exception:  # what Pillow raises on damaged data depends on the format and on the damage
-        kind = "no image that can be read" if data else "empty"
+        kind = "no image that can be read" if found.size else "empty"
         hint = f"replace it by one of {', '.join(FORMATS)} or DICOM, or remove the row"
-        raise DataError(f"{where}: the file {name} is {kind}; {hint}.") from None
+        if PurePosixPath(found.name).name.startswith("._"):
+            kind, hint = "a resource file of macOS, no image", "remove the row"
+        raise DataError(f"{found.where}: the file {found.name} is {kind}; {hint}.") from None
     if image.width * image.height > MAX_PIXELS:
-        raise DataError(_too_large(name, where))
+        raise DataError(_too_large(found))
     return image
 
 
-@contextmanager
-def _named(name: str, where: str) -> Iterator[None]:
-    """Prepend file, row and image to a message that is a phrase about the image."""
+def _checked(header: DicomHeader, found: _Found) -> DicomHeader:
+    if header.rows * header.columns > MAX_PIXELS:
+        raise DataError(_large_phrase())
+    return header
+
+
+def _choose_frame(image: Image.Image, found: _Found) -> None:
+    """Go to the frame that is meant; refuse a file of several frames if the row names none."""
     try:
-        yield
-    except DataError as error:
-        raise DataError(f"{where}: the image {name} {error}") from None
-
-
-def _check_dicom(data: bytes, name: str, where: str) -> tuple["Dataset", int]:
-    with _named(name, where):
-        header, pixels_at = dicom_header(data)
-    if header.Rows * header.Columns > MAX_PIXELS:
-        raise DataError(_too_large(name, where))
-    return header, pixels_at
-
-
-def _check_frames(image: Image.Image, name: str, where: str) -> None:
-    try:
-        frames = (
-            1 if image.format == "MPO" else getattr(image, "n_frames", 1)
-        )  # phones store a preview as a second frame
+        frames = getattr(image, "n_frames", 1)
+        if image.format == "MPO" and found.frame is None:
+            frames = 1  # phones store a preview as a second frame
+        with found.named():
+            frame = choose_frame(frames, found.frame, found.name)
+        if frame:
+            image.seek(frame)
+    except DataError:
+        raise
     except Exception as error:
-        raise DataError(f"{where}: the image {name} is truncated or damaged ({error}); replace it.") from None
-    if frames > 1:
-        raise DataError(f"{where}: the image {name} holds {frames} frames; save the one that is meant by itself.")
+        raise DataError(
+            f"{found.where}: the image {found.name} is truncated or damaged ({error}); replace it."
+        ) from None
+    if image.width * image.height > MAX_PIXELS:  # a page of its own size
+        raise DataError(_too_large(found))
+
+
+def _is_filled(head: bytes, found: _Found) -> bool:
+    """Return whether a PNG can be trusted without decoding it.
+
+    Raises:
+        DataError: if its data are of another size than its header says.
+    """
+    data = head
+    if len(head) == _HEADER_BYTES:
+        found.file.seek(0)
+        data = found.read()
+    extent = filled(data, _INFLATED_BYTES)
+    if extent in ("less", "more"):
+        raise DataError(
+            f"{found.where}: the image {found.name} is truncated or damaged (its data hold {extent} than the size in "
+            "its header); replace it by a whole copy, or remove the row."
+        )
+    return extent != "damaged"
+
+
+def _repaired_tiff(image: Image.Image) -> bool:
+    """Mend what Pillow reads otherwise than viewers; return whether large values of a TIFF of 16 bits are dark.
+
+    The colours of a TIFF palette have 16 bits, of which Pillow takes the upper 8. Some programs write 8-bit colours
+    there, which would all be black.
+    """
+    tags = getattr(image, "tag_v2", None)
+    if tags is None:
+        return False
+    colours = tags.get(_COLORMAP)
+    if image.mode == "P" and colours and max(colours) < 256:
+        image.load()
+        image.putpalette(bytes(colours), "RGB;L")
+    return tags.get(_INTERPRETATION) == 0
 
 
 def _lies_on_its_side(image: Image.Image) -> bool:
@@ -234,65 +338,9 @@ def _lies_on_its_side(image: Image.Image) -> bool:
         return False
 
 
-def _too_large(name: str, where: str) -> str:
-    return f"{where}: the image {name} has more than {MAX_PIXELS:,} pixels; crop it or make it smaller first."
+def _too_large(found: _Found) -> str:
+    return f"{found.where}: the image {found.name} {_large_phrase()}"
 
 
-class _Folder:
-    """Files below a folder; links that lead out of it are refused."""
-
-    def __init__(self, path: Path) -> None:
-        self.root = path.resolve()
-
-    def files(self, names: Sequence[PurePosixPath]) -> list[str]:
-        return [os.path.join(self.root, name) for name in names]
-
-    @contextmanager
-    def open(self, name: PurePosixPath) -> Iterator[tuple[BinaryIO, int, int]]:
-        path = Path(os.path.realpath(self.root / name))  # unlike resolve(), realpath does not raise on a loop of links
-        if not path.is_relative_to(self.root):
-            raise DataError(
-                f"the image path {name} is a link that leaves the image root; copy the image into the root."
-            )
-        with path.open("rb") as file:
-            yield file, 0, os.fstat(file.fileno()).st_size
-
-
-class _Tar:
-    """Members of a tar file, found through a sorted table of (hash of the name, offset, size)."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        try:
-            table = np.fromiter(_members(path), dtype=np.dtype((np.uint64, 3)))
-        except (tarfile.TarError, OSError, EOFError) as error:
-            raise DataError(
-                f"The image root {path} is not a plain tar file ({error}); give a folder or an uncompressed .tar."
-            ) from None
-        self.hashes, self.offsets, self.sizes = table[np.argsort(table[:, 0], kind="stable")].T.copy()
-
-    def files(self, names: Sequence[PurePosixPath]) -> list[str]:
-        return [str(self.path.resolve())] if names else []
-
-    @contextmanager
-    def open(self, name: PurePosixPath) -> Iterator[tuple[BinaryIO, int, int]]:
-        key = np.uint64(_name_hash(name))
-        at = (
-            int(np.searchsorted(self.hashes, key, side="right")) - 1
-        )  # of members with the same name, the last one counts
-        if at < 0 or self.hashes[at] != key:
-            raise FileNotFoundError(name)
-        with self.path.open("rb") as file:
-            yield file, int(self.offsets[at]), int(self.sizes[at])
-
-
-def _members(path: Path) -> Iterator[tuple[int, int, int]]:
-    with tarfile.open(path, "r:") as archive:
-        while (member := archive.next()) is not None:
-            archive.members.clear()  # type: ignore[attr-defined]  # otherwise tarfile keeps an object per member
-            if member.isreg() and not member.issparse():
-                yield _name_hash(PurePosixPath(member.name)), member.offset_data, member.size
-
-
-def _name_hash(name: PurePosixPath) -> int:
-    return int.from_bytes(hashlib.blake2b(str(name).encode("utf-8", "surrogateescape"), digest_size=8).digest(), "big")
+def _large_phrase() -> str:
+    return f"has more than {MAX_PIXELS:,} pixels; crop it or make it smaller first."

@@ -5,6 +5,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol
 
+import torch
 from PIL import Image
 
 from medtune.data.sample import Sample
@@ -129,7 +130,7 @@ class SampleItems:
                 f"{place(source, sample)}: nothing of the sample is supervised; it needs an assistant message "
                 "with text."
             )
-        return {**item, "id": sample.id}
+        return {**item, "id": sample.id, "weight": sample.weight}
 
     def measure(self, source: SampleSource, index: int, rng: random.Random, transform: Any) -> tuple[Row, ...]:
         """Return the size of the sample's one row.
@@ -147,8 +148,19 @@ class SampleItems:
         return {**item, "labels": [IGNORE_INDEX] * len(item["labels"])}
 
     def collate(self, items: list[dict[str, Any]], transform: Any) -> dict[str, Any]:
-        """Return the transform's batch."""
-        return transform.collate(items)
+        """Return the transform's batch, with the samples' weights (:func:`with_weights`)."""
+        return with_weights(transform.collate(items), items)
+
+
+def with_weights(batch: dict[str, Any], items: list[dict[str, Any]]) -> dict[str, Any]:
+    """Add ``weights`` [b], in fp64, to a batch in which a sample has another weight than 1.
+
+    Without such a sample the batch stays as it is, so that the loss is computed as before.
+    """
+    weights = [item.get("weight", 1.0) for item in items]
+    if all(weight == 1.0 for weight in weights):
+        return batch
+    return {**batch, "weights": torch.tensor(weights, dtype=torch.float64)}
 
 
 def check_answer(source: SampleSource, shown: Sample) -> None:

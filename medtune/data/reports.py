@@ -6,6 +6,26 @@ from collections.abc import Iterable, Mapping, Sequence
 from medtune.data.sentences import sentence_spans
 from medtune.errors import ConfigError
 
+_MISSING = frozenset(
+    "nan -nan null none na n/a <na> nat 1.#ind -1.#ind 1.#qnan -1.#qnan "  # pandas
+    "#n/a #na #value! #ref! #name? #div/0! #null!".split()  # spreadsheets
+)
+
+
+def is_blank(text: str) -> bool:
+    """Return whether a text has no content: white space, or only the ``___`` of a de-identified text."""
+    return not text.replace("_", "").strip()
+
+
+def is_missing_report(text: str) -> bool:
+    """Return whether a report stands for "no report".
+
+    These are texts without a letter or digit, and what pandas and spreadsheets write for an absent or wrong cell
+    (``nan``, ``NULL``, ``N/A``, ``#REF!``).
+    """
+    word = text.strip().rstrip(".").casefold()
+    return word in _MISSING or not any(character.isalnum() for character in text)
+
 
 def shuffle_response(text: str, separator: str, rng: random.Random) -> str:
     r"""Reorder the segments of a report at random.

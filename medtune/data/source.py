@@ -3,18 +3,24 @@
 import functools
 import hashlib
 import json
-import re
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, Protocol, runtime_checkable
+from typing import Literal, Protocol, get_args, runtime_checkable
 
 import numpy as np
 from PIL import Image
 
 from medtune.data.images import ImageRoot
-from medtune.data.sample import Sample, is_identifier
-from medtune.errors import DataError
+from medtune.data.json_text import decode_json, json_objects
+from medtune.data.opening import refuse_special
+from medtune.data.rows import sample_of
+from medtune.data.sample import Sample, is_identifier, printable
+from medtune.errors import ConfigError, DataError
+
+RepeatedIds = Literal["refuse", "number"]
+"""What happens to a row whose id an earlier row has: an error, or its number is added to its id (``id:7``)."""
 
 
 @runtime_checkable
@@ -57,26 +63,58 @@ class RecordSource(ABC):
 
     Args:
         path: the file.
-        image_root: folder or ``.tar`` of the images; None if no row has images.
+        image_root: folder or ``.tar`` of the images, or an object that reads them; None if no row has images.
         settings: everything else that decides the samples; part of the fingerprint.
+        repeated_ids: what happens to a row whose id an earlier row has. A row that repeats an earlier one in every byte
+            is refused in both cases.
     """
 
     unit = "line"
 
-    def __init__(self, path: str | Path, image_root: str | Path | None, settings: object = None) -> None:
+    def __init__(
+        self,
+        path: str | Path,
+        image_root: str | Path | ImageRoot | None,
+        settings: object = None,
+        repeated_ids: RepeatedIds = "refuse",
+    ) -> None:
         self.path = Path(path).expanduser()
+        refuse_special(self.path)
         if not self.path.is_file():
             raise DataError(f"The data file {self.path} does not exist; correct its path.")
         self.name = self.path.stem
-        self.images = None if image_root is None else ImageRoot(image_root)
+        self.images = image_root if isinstance(image_root, ImageRoot | None) else ImageRoot(image_root)
         self._settings = settings
         places = ((start, end, number, _id_hash(id)) for start, end, number, id in self.spans())
         rows = np.fromiter(places, dtype=np.dtype((np.uint64, 4)))
         if not len(rows):
             raise DataError(f"{self.path} holds no row; a data file needs at least one sample.")
         self._starts, self._ends, self._numbers, ids = rows.T.copy()
+        self._numbered = repeated_ids == "number"
+        self._sort(ids)
+        if self._numbered:
+            for index in self._by_id[1:][self._sorted_ids[1:] == self._sorted_ids[:-1]]:
+                ids[index] = _id_hash(self._with_number(self._raw_id(int(index)), int(index)))
+            self._sort(ids)
+
+    def _sort(self, ids: np.ndarray) -> None:
         self._by_id = np.argsort(ids, kind="stable").astype(np.uint32)
         self._sorted_ids = ids[self._by_id]
+
+    def _raw_id(self, index: int) -> object:
+        """Return the id in a row of the file; None if the row cannot be read."""
+        try:
+            return self.parse(self._read(index), int(self._numbers[index]), "").id
+        except DataError:
+            return None
+
+    def _with_number(self, id: object, index: int) -> str | None:
+        return None if id is None else f"{id}:{int(self._numbers[index])}"
+
+    def _read(self, index: int) -> bytes:
+        with self.path.open("rb") as file:
+            file.seek(int(self._starts[index]))
+            return file.read(int(self._ends[index]) - int(self._starts[index]))
 
     @abstractmethod
     def spans(self) -> Iterator[tuple[int, int, int, object]]:
@@ -98,18 +136,19 @@ class RecordSource(ABC):
         """
         if not 0 <= index < len(self):
             raise IndexError(f"{self.name} has {len(self)} samples, there is no number {index}")
-        start, end = int(self._starts[index]), int(self._ends[index])
-        with self.path.open("rb") as file:
-            file.seek(start)
-            raw = file.read(end - start)
-        where = self._where(index)
+        raw, where = self._read(index), self._where(index)
         sample = self.parse(raw, int(self._numbers[index]), where)
         first = self._first_row(sample.id)
-        if first is not None and first != index:
+        if first is None or first == index:
+            return sample
+        if self._numbered and raw.strip() == self._read(first).strip():
+            raise DataError(f"{where}: the row repeats {self._where(first)} (id {sample.id!r}); remove one of them.")
+        id = self._with_number(sample.id, index)
+        if not self._numbered or id is None or self._first_row(id) != index:
             raise DataError(
                 f"{where}: the id {sample.id!r} is also that of {self._where(first)}; give each row its own."
             )
-        return sample
+        return replace(sample, id=id)
 
     def open_images(self, sample: Sample) -> list[Image.Image]:
         """Decode a sample's images; see :class:`SampleSource`."""
@@ -141,6 +180,8 @@ class RecordSource(ABC):
     @functools.cached_property
     def _fingerprint(self) -> str:
         digest = hashlib.sha256(json.dumps([type(self).__name__, self._settings]).encode())
+        if self.images is not None and self.images.grey_bits is not None:
+            digest.update(f"grey_bits {self.images.grey_bits}".encode())
         with self.path.open("rb") as file:
             while block := file.read(1 << 20):
                 digest.update(block)
@@ -161,20 +202,75 @@ class RecordSource(ABC):
 
 
 class JsonlSource(RecordSource):
-    """Samples of a JSON Lines file, one :class:`~medtune.data.sample.Sample` per line; blank lines are skipped."""
+    """Samples of a JSON file: one row per line (JSON Lines), or all rows in one array.
+
+    The file itself shows which of the two it is. A row is in any of the layouts of
+    :func:`medtune.data.rows.sample_of`; one without an id gets ``<file>:<number>``. Blank lines are skipped.
+
+    Args:
+        path: the file.
+        image_root: folder or ``.tar`` of the images, or an object that reads them; None if no row has images.
+        repeated_ids: see :class:`RecordSource`.
+        ignore_keys: names of keys that are not read, although they could hold text or images.
+    """
+
+    def __init__(
+        self,
+        path: str | Path,
+        image_root: str | Path | ImageRoot | None,
+        repeated_ids: RepeatedIds = "refuse",
+        ignore_keys: Collection[str] = (),
+    ) -> None:
+        if repeated_ids not in get_args(RepeatedIds):
+            raise ConfigError(f"repeated_ids: {repeated_ids!r} is unknown; use refuse or number.")
+        self.ignore_keys = frozenset(ignore_keys)
+        self._is_array = _begins_with_bracket(Path(path).expanduser())
+        self.unit = "item" if self._is_array else "line"
+        usual = repeated_ids == self._usual and not ignore_keys
+        super().__init__(path, image_root, None if usual else [repeated_ids, sorted(ignore_keys)], repeated_ids)
+
+    _usual: RepeatedIds = "refuse"
 
     def spans(self) -> Iterator[tuple[int, int, int, object]]:
-        """Yield the place of each line; see :class:`RecordSource`."""
-        position = 0
+        """Yield the place of each row; see :class:`RecordSource`."""
+        if not self._is_array:
+            position = 0
+            with self.path.open("rb") as file:
+                for number, raw in enumerate(file, start=1):
+                    if raw.strip():
+                        yield position, position + len(raw), number, self._id(raw, number)
+                    position += len(raw)
+            return
         with self.path.open("rb") as file:
-            for number, raw in enumerate(file, start=1):
-                if raw.strip():
-                    yield position, position + len(raw), number, _json_id(raw)
-                position += len(raw)
+            for number, (start, end) in enumerate(json_objects(self.path), start=1):
+                file.seek(start)
+                yield start, end, number, self._id(file.read(end - start), number)
 
     def parse(self, raw: bytes, number: int, where: str) -> Sample:
-        """Convert a line to a sample."""
-        return Sample.from_dict(decode_json(raw, where), where)
+        """Convert a row to a sample."""
+        return sample_of(decode_json(raw, where), where, self._default_id(number), self.ignore_keys)
+
+    def _id(self, raw: bytes, number: int) -> object:
+        try:
+            row = decode_json(raw, "")
+        except DataError:
+            return None
+        id = row.get("id") if isinstance(row, dict) and "id" not in self.ignore_keys else None
+        return self._default_id(number) if id is None else id
+
+    def _default_id(self, number: int) -> str:
+        return f"{self.path.stem}:{number}"
+
+
+def _begins_with_bracket(path: Path) -> bool:
+    """Return whether the first character of a file is ``[``; False for a file that is absent."""
+    if not path.is_file():
+        return False
+    with path.open("rb") as file:
+        while block := file.read(4096):
+            if begin := block.removeprefix(b"\xef\xbb\xbf").lstrip():
+                return begin[:1] == b"["
+    return False
 
 
 def place(source: SampleSource, sample: Sample) -> str:
@@ -203,67 +299,7 @@ def image_files(source: SampleSource, sample: Sample) -> list[str]:
     return files(sample) if files is not None else []
 
 
-def decode_json(raw: bytes, where: str) -> Any:
-    """Decode one JSON value.
-
-    Raises:
-        DataError: if it is not UTF-8 or not JSON.
-    """
-    try:
-        return json.loads(raw.decode("utf-8-sig"))
-    except UnicodeDecodeError:
-        raise DataError(f"{where}: this is not UTF-8 text; save the file as UTF-8.") from None
-    except (json.JSONDecodeError, RecursionError) as error:
-        reason = error.msg if isinstance(error, json.JSONDecodeError) else "nested too deep"
-        raise DataError(f"{where}: this is not valid JSON ({reason}); correct or remove the row.") from None
-
-
-def json_objects(path: Path) -> Iterator[tuple[int, int]]:
-    """Yield the byte range of each object in a JSON file that holds one array, without loading the file.
-
-    Raises:
-        DataError: if the file is not an array of objects.
-    """
-    depth, start = 0, 0
-    for at, mark in _structure(path):
-        if depth == 0 and mark != b"[":
-            raise DataError(f"{path}: this must be a JSON array of objects, beginning with '['.")
-        if mark in (b"[", b"{"):
-            start = at if depth == 1 else start
-            depth += 1
-        else:
-            depth -= 1
-            if depth == 1:
-                yield start, at + 1
-    if depth:
-        raise DataError(f"{path}: the JSON array is cut off; the file is truncated.")
-
-
-def _structure(path: Path) -> Iterator[tuple[int, bytes]]:
-    """Yield position and character of each bracket that is not inside a string, reading a block at a time."""
-    token = re.compile(rb'"(?:[^"\\]|\\.)*"|[\[\]{}]|"', re.DOTALL)
-    rest, base = b"", 0
-    with path.open("rb") as file:
-        while block := file.read(1 << 20):
-            data, done = rest + block, len(rest) + len(block)
-            for match in token.finditer(data):
-                if match[0] == b'"':  # the string continues in the next block
-                    done = match.start()
-                    break
-                if match[0][:1] != b'"':
-                    yield base + match.start(), match[0]
-            rest, base = data[done:], base + done
-
-
-def _json_id(raw: bytes) -> object:
-    try:
-        row = json.loads(raw.decode("utf-8-sig"))
-    except (ValueError, RecursionError):
-        return None
-    return row.get("id") if isinstance(row, dict) else None
-
-
 def _id_hash(id: object) -> int:
     """Return a 64-bit hash of an id; a row without a usable id gets the hash of the empty text, which no id has."""
-    text = str(id).encode("utf-8", "surrogatepass") if is_identifier(id) else b""
+    text = printable(str(id)).encode("utf-8", "surrogatepass") if is_identifier(id) else b""
     return int.from_bytes(hashlib.blake2b(text, digest_size=8).digest(), "big")

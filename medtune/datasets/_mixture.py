@@ -3,7 +3,7 @@
 import dataclasses
 import hashlib
 import random
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -11,7 +11,7 @@ from PIL import Image
 
 from medtune.config import Component, instantiate
 from medtune.data.features import picture_keys
-from medtune.data.sample import Sample
+from medtune.data.sample import Sample, printable
 from medtune.data.source import SampleSource, image_files, image_roots, place
 from medtune.errors import ConfigError
 
@@ -24,7 +24,8 @@ class MixtureSource:
         self._parts: dict[str, SampleSource] = {}
         tables = []
         for number, (source, weight) in enumerate(parts):
-            name = source.name if source.name not in self._parts else f"{source.name}-{number}"
+            own = printable(source.name)  # as it will be in the samples' ids
+            name = own if own not in self._parts else f"{own}-{number}"
             self._parts[name] = source
             rows = np.asarray(_repeated(len(source), weight, seed + number), dtype=np.int64)
             tables.append(np.stack([np.full_like(rows, number), rows]))
@@ -32,6 +33,10 @@ class MixtureSource:
         self._names = list(self._parts)
         self._weights = [weight for _, weight in parts]
         self._seed = seed
+
+    def parts(self) -> list[SampleSource]:
+        """Return the combined sources, in order."""
+        return list(self._parts.values())
 
     def __len__(self) -> int:
         """Return the number of samples of an epoch, repeats included."""
@@ -85,6 +90,23 @@ class MixtureSource:
         """Return the part that a sample comes from, and the sample with its id in that part."""
         name, _, part_id = sample.id.partition("/")
         return self._parts[name], dataclasses.replace(sample, id=part_id)
+
+
+def joined(paths: str | Sequence[str], build: Callable[[str], SampleSource]) -> SampleSource:
+    """Build the source of one file, or of several files one after the other, as a mixture with weight 1.
+
+    Args:
+        paths: a file, or a list of files.
+        build: makes the source of one file.
+
+    Raises:
+        ConfigError: for an empty list.
+    """
+    if isinstance(paths, str):
+        return build(paths)
+    if not paths:
+        raise ConfigError("source: the list of files is empty; name at least one.")
+    return build(paths[0]) if len(paths) == 1 else MixtureSource([(build(path), 1.0) for path in paths], seed=0)
 
 
 def _repeated(rows: int, weight: float, seed: int) -> list[int]:

@@ -7,6 +7,7 @@ descriptors of each of the four case tables, and ``PatientID``, ``SeriesDescript
 """
 
 import random
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -67,6 +68,7 @@ CROPS = "cropped images"
 ABSENT = ("", "n/a", "nan")
 VAL_SHARE = 0.1
 
+_PATIENT = re.compile(r"_(P_\d+)_")
 SharedPatients = Literal["keep", "drop"]
 
 
@@ -116,9 +118,9 @@ def read_cases(path: Path, kind: str) -> tuple[list[Case], int]:
         image = row["cropped image file path"]
         key = image.split("/")[0]
         if not key.startswith(("Mass-", "Calc-")) or f"_{row['patient_id']}_" not in f"{key}_":
-            raise DataError(f"{where}: {key!r} is no crop of the patient {row['patient_id']!r}; correct the row.")
+            raise DataError(f"{where}: the image path names no crop of the row's patient_id; correct the row.")
         if key in cases:
-            raise DataError(f"{where}: the crop {key} was annotated before; remove one of the rows.")
+            raise DataError(f"{where}: its crop was annotated before; remove one of the rows.")
         values = {name: _spoken(row[name]) for name in (*DESCRIPTORS[kind], *GENERAL)}
         values = {name: value for name, value in values.items() if value not in ABSENT}
         cases[key] = Case(key, image, row["patient_id"], values)
@@ -136,7 +138,7 @@ def read_crops(path: Path) -> dict[str, str]:
         if row["SeriesDescription"] != CROPS:
             continue
         if row["PatientID"] in crops:
-            raise DataError(f"{where}: the crop {row['PatientID']} has a second image; keep one of them.")
+            raise DataError(f"{where}: its crop has an image in a row before; keep one of them.")
         crops[row["PatientID"]] = row["image_path"].removeprefix("CBIS-DDSM/")
     return crops
 
@@ -205,7 +207,14 @@ def prepare_cbis_ddsm(
             "training_values": {_named(name): counts for name, counts in trained.items()},
             "questions": {split: per_attribute(splits[split]) for split in ("val", "test")},
         },
+        patient_of=_patient,
     )
+
+
+def _patient(sample: Sample) -> str:
+    """Return the patient in a sample's id, which begins with its split and the publisher's name of the crop."""
+    found = _PATIENT.search(sample.id)
+    return found[1] if found else ""
 
 
 def _inputs(annotations: str, dicom_info: str | None) -> dict[str, Path]:

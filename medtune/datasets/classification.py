@@ -1,11 +1,14 @@
 """Shared code of the converters of classification sets: the instruction, the sample, the draw of rows."""
 
+import math
 import random
 from collections import Counter
-from collections.abc import Hashable, Iterable, Sequence
+from collections.abc import Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal, get_args
 
+from medtune.config import nearest
+from medtune.data.class_weights import balanced_class_weights, given_class_weights
 from medtune.data.labels import LABEL_SEPARATOR, NO_FINDING, LabelTask, Target, check_classes, label_text
 from medtune.data.sample import Message, Sample
 from medtune.datasets.drawing import check_limits
@@ -13,6 +16,7 @@ from medtune.errors import ConfigError
 
 Template = Literal["full", "without_classes"]
 Balance = Literal["undersample", "oversample"]
+ClassWeights = Literal["balanced"] | Mapping[str, float] | None
 Row = tuple[int, int]
 """A row of a split, and the number of its copy: 1, or more if a rare class is repeated."""
 
@@ -72,9 +76,12 @@ class Choice:
         limit_train: keep this many training images of each set, drawn at random after balancing.
         limit_questions: keep this many images of each set in val and in test, drawn at random.
         seed: seed of all draws.
+        class_weights: weights of the training rows in the loss: ``balanced`` computes them from the frequency of the
+            classes (:func:`medtune.data.class_weights.balanced_class_weights`), a mapping gives them by class.
 
     Raises:
-        ConfigError: for an unknown option or a limit below 1.
+        ConfigError: for an unknown option, a limit below 1, a weight that is not above 0, or classes that are to be
+            balanced twice.
     """
 
     template: Template = "full"
@@ -82,6 +89,7 @@ class Choice:
     limit_train: int | None = None
     limit_questions: int | None = None
     seed: int = 0
+    class_weights: ClassWeights = None
 
     def __post_init__(self) -> None:
         if self.template not in get_args(Template):
@@ -89,6 +97,17 @@ class Choice:
         if self.balance_train not in (None, *get_args(Balance)):
             raise ConfigError(f"balance_train: {self.balance_train!r} is unknown; use undersample, oversample or null.")
         check_limits(limit_train=self.limit_train, limit_questions=self.limit_questions)
+        given = self.class_weights
+        if isinstance(given, str) and given != "balanced":
+            raise ConfigError(
+                f"class_weights: {given!r} is unknown; use balanced, a mapping from class to weight, or null."
+            )
+        if isinstance(given, Mapping) and not all(0 < weight < math.inf for weight in given.values()):
+            raise ConfigError("class_weights: every weight must be a number above 0.")
+        if given is not None and self.balance_train:
+            raise ConfigError(
+                "class_weights: balance_train already makes the classes equally frequent; use one of them."
+            )
 
     def rows(self, words: ClassSet, split: str, labels: Sequence[tuple[int, ...]]) -> list[Row]:
         """Choose rows of a split of a set; ``labels`` are the right classes of each.
@@ -103,6 +122,24 @@ class Choice:
             )
         limit = self.limit_train if train else self.limit_questions
         return draw_rows(labels, self.balance_train if train else None, limit, self.seed, f"{words.name}/{split}")
+
+    def weights(self, words: ClassSet, split: str, labels: Sequence[tuple[int, ...]]) -> list[float]:
+        """Return the weight of each written row of a split of a set; 1 except in training.
+
+        Raises:
+            ConfigError: if a weight is given for a class that the set does not have.
+        """
+        if self.class_weights is None or split != "train":
+            return [1.0] * len(labels)
+        several = words.task == "multi_label"
+        if isinstance(self.class_weights, str):
+            return [float(w) for w in balanced_class_weights(labels, len(words.classes), several)]
+        known = [*words.classes, *([NO_FINDING] if several else [])]
+        for name in self.class_weights:
+            if name not in known:
+                raise ConfigError(f"class_weights: {words.name} has no class {name!r}; {nearest(name, known)}")
+        names = [[words.classes[index] for index in row] for row in labels]
+        return [float(w) for w in given_class_weights(names, self.class_weights, NO_FINDING)]
 
 
 def draw_rows(

@@ -7,7 +7,7 @@ import random
 from collections import Counter
 from collections.abc import Iterable, Sequence
 
-from medtune.data.sample import Message, Sample
+from medtune.data.sample import Message, Sample, printable
 from medtune.errors import ConfigError, DataError
 
 
@@ -18,7 +18,7 @@ def option_question(id: str, image: str, attribute: str, question: str, options:
         DataError: if the answer is not among the options.
     """
     if answer not in options:
-        raise DataError(f"{id}: the value {answer!r} of {attribute!r} does not occur in training; correct the table.")
+        raise DataError(f"{printable(id)}: the value of {attribute!r} does not occur in training; correct the table.")
     messages = (Message("user", question), Message("assistant", answer))
     return Sample(id, (image,), messages, {"attribute": attribute, "options": list(options), "answer": answer})
 

@@ -1,6 +1,5 @@
 """Labelled images from any listing as a classification set: splits, classes, samples."""
 
-import random
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -15,8 +14,8 @@ from medtune.datasets.prepared import Prepared
 from medtune.errors import ConfigError, DataError
 
 SPLITS = ("train", "val", "test")
-SUFFIXES = frozenset(".png .jpg .jpeg .bmp .gif .tif .tiff .webp .jp2 .ppm .pgm .dcm".split())
-"""Suffixes of files that count as images."""
+MANY_CLASSES = 50
+"""With more classes than this, and more than half as many as rows, the column is probably not that of the labels."""
 Classes = Sequence[str] | Mapping[str, str]
 """Classes in the order of their indices; a mapping gives each name in the data the text that is learned for it."""
 
@@ -49,6 +48,7 @@ def prepare_labelled(
     options: Mapping[str, Any],
     summary: Mapping[str, Any] | None = None,
     majority: str | None = None,
+    notes: Sequence[str] = (),
 ) -> Prepared:
     """Convert labelled images to samples.
 
@@ -60,9 +60,10 @@ def prepare_labelled(
         options: options for the manifest, in addition to the choice.
         summary: additional counts for the manifest.
         majority: the most frequent answer of training, if there is no training split to count in.
+        notes: what the user should know about the data.
 
     Raises:
-        ConfigError: if a multi-label set is to be balanced.
+        ConfigError: if a multi-label set is to be balanced, or a weight is given for an unknown class.
         DataError: for an unknown label, an image that is listed twice, or a group in two splits.
     """
     if words.task not in TASKS:
@@ -87,6 +88,32 @@ def prepare_labelled(
             "values": {s: dict(Counter(words.text(right) for right in group)) for s, group in indices.items() if group},
             **(summary or {}),
         },
+        notes=list(notes),
+    )
+
+
+def merged(name: str, parts: Sequence[Prepared]) -> Prepared:
+    """Return several sets as one data set: the rows of all in each split, set after set.
+
+    Args:
+        name: name of the data set.
+        parts: the sets, each with a name of its own.
+    """
+    first = parts[0]
+    if len(parts) == 1:
+        return first
+    return Prepared(
+        name=name,
+        splits={
+            split: [sample for part in parts for sample in part.splits.get(split, ())]
+            for split in SPLITS
+            if any(split in part.splits for part in parts)
+        },
+        inputs=first.inputs,
+        options=first.options,
+        tables={"training_majority": {k: v for part in parts for k, v in part.tables["training_majority"].items()}},
+        summary={"sets": {part.name: part.summary for part in parts}},
+        notes=list(dict.fromkeys(note for part in parts for note in part.notes)),
     )
 
 
@@ -95,7 +122,8 @@ def class_texts(classes: Classes | None, task: str, rows: Sequence[LabelledImage
 
     Raises:
         ConfigError: for an ordinal set without classes, because their order would be alphabetical.
-        DataError: if there are no rows.
+        DataError: if there are no rows, or if the labels look like the contents of another column: most rows have a
+            label of their own.
     """
     if classes is None and task == "ordinal":
         raise ConfigError("classes: an ordinal set needs its classes in rising order.")
@@ -103,6 +131,11 @@ def class_texts(classes: Classes | None, task: str, rows: Sequence[LabelledImage
         raise DataError(f"{source} holds no row; it needs at least one labelled image.")
     if classes is None:
         texts = sorted({label for row in rows for label in row.labels})
+        if len(texts) > MANY_CLASSES and 2 * len(texts) > len(rows):
+            raise DataError(
+                f"{source} has {len(texts)} different labels in {len(rows)} rows; is this the column of the labels? If "
+                "it is, list them in classes."
+            )
     else:
         texts = [str(name) for name in (classes.values() if isinstance(classes, Mapping) else classes)]
     return tuple(texts)
@@ -121,48 +154,33 @@ def renamed(rows: Iterable[LabelledImage], classes: Classes | None) -> list[Labe
     for row in rows:
         for label in row.labels:
             if label not in texts:
-                raise DataError(f"{row.where}: unknown label {label!r}; {nearest(label, list(texts))}")
+                raise DataError(_unknown(row, label, list(texts)))
         result.append(replace(row, labels=tuple(texts[label] for label in row.labels)))
     return result
-
-
-def drawn(rows: Sequence[LabelledImage], val_share: float, test_share: float, seed: int) -> list[LabelledImage]:
-    """Draw the splits of rows that have none: by class, with each group in a single split.
-
-    Raises:
-        ConfigError: for shares out of range.
-    """
-    if min(val_share, test_share) < 0 or val_share + test_share > 1:
-        raise ConfigError(f"val_share {val_share} and test_share {test_share} must not be below 0 or above 1 in sum.")
-    free = [row for row in rows if not row.split]
-    groups: dict[str, list[LabelledImage]] = {}
-    for row in free:
-        groups.setdefault(row.group or row.image, []).append(row)
-    strata: dict[tuple[str, ...], list[str]] = {}
-    for name, members in sorted(groups.items()):
-        strata.setdefault(members[0].labels, []).append(name)
-    home: dict[str, str] = {}
-    for labels, names in sorted(strata.items()):
-        random.Random(f"{seed}/{'/'.join(labels)}").shuffle(names)
-        tested, validated = round(test_share * len(names)), round(val_share * len(names))
-        for place, name in enumerate(names):
-            home[name] = "test" if place < tested else "val" if place < tested + validated else "train"
-    return [row if row.split else replace(row, split=home[row.group or row.image]) for row in rows]
 
 
 def _samples(
     words: ClassSet, split: str, group: Sequence[LabelledImage], indices: Sequence[tuple[int, ...]], choice: Choice
 ) -> Iterator[Sample]:
-    for at, copy in choice.rows(words, split, indices):
+    rows = choice.rows(words, split, indices)
+    weights = choice.weights(words, split, [indices[at] for at, _ in rows])
+    for (at, copy), weight in zip(rows, weights, strict=True):
         id = row_id(f"{words.name}/{split}/{group[at].image}", copy)
-        yield words.sample(id, group[at].image, indices[at], choice.template)
+        yield replace(words.sample(id, group[at].image, indices[at], choice.template), weight=weight)
 
 
 def _indices(row: LabelledImage, words: ClassSet) -> tuple[int, ...]:
     for label in row.labels:
         if label not in words.classes:
-            raise DataError(f"{row.where}: unknown label {label!r}; {nearest(label, list(words.classes))}")
+            raise DataError(_unknown(row, label, list(words.classes)))
     return tuple(sorted(words.classes.index(label) for label in row.labels))
+
+
+def _unknown(row: LabelledImage, label: str, known: list[str]) -> str:
+    """Return a message that names the nearest class, but not the label, which may be a cell of the wrong column."""
+    case = next((name for name in known if name.casefold() == label.casefold()), None)
+    hint = f"it differs from {case!r} by case (fold_case: true)" if case else nearest(label, known)
+    return f"{row.where}: a label is none of the classes; {hint}"
 
 
 def _check_homes(rows: Iterable[LabelledImage]) -> None:
@@ -171,9 +189,7 @@ def _check_homes(rows: Iterable[LabelledImage]) -> None:
     for row in rows:
         first = seen.setdefault(row.image, row)
         if first is not row:
-            raise DataError(
-                f"{row.where}: the image {row.image} was listed before, in {first.where}; keep one of them."
-            )
+            raise DataError(f"{row.where}: its image was listed before, in {first.where}; keep one of them.")
         if row.group and homes.setdefault(row.group, row).split != row.split:
             other = homes[row.group]
             raise DataError(

@@ -16,6 +16,7 @@ values of each type of question are kept in memory.
 import dataclasses
 import posixpath
 import random
+import re
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
@@ -24,8 +25,9 @@ from typing import Any
 
 import numpy as np
 
+from medtune.data.json_text import decode_json, json_objects
+from medtune.data.reports import is_missing_report
 from medtune.data.sample import Sample, report_sample
-from medtune.data.source import decode_json, json_objects
 from medtune.data.tables import read_table
 from medtune.datasets.drawing import check_limits, chosen, option_question, value_counts
 from medtune.datasets.mimic_images import FrontalImages, whole_number
@@ -221,7 +223,14 @@ def prepare_mimic_cxr(
             "values_of_each_type": {name: len(values) for name, values in sorted(table.open_values.items())},
             "left_out": left_out,
         },
+        patient_of=_patient,
     )
+
+
+def _patient(sample: Sample) -> str:
+    """Return the patient in the path of an image, such as ``p10/p10000032/s50414267/x.jpg``."""
+    found = re.match(r"p\d\d/(p\d{8})/", sample.images[0]) if sample.images else None
+    return found[1] if found else ""
 
 
 def _inputs(mimic_cxr_jpg: str, chexmask: str, reports: str, questions: str) -> dict[str, Path]:
@@ -269,7 +278,9 @@ def _entries(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
             where = f"{path.name}, item {number}"
             file.seek(start)
             entry = decode_json(file.read(end - start), where)
-            if not all(isinstance(entry.get(key), str) for key in ("image", "generate_method")):
+            if not isinstance(entry, dict) or not all(
+                isinstance(entry.get(key), str) for key in ("image", "generate_method")
+            ):
                 raise DataError(f"{where}: an annotation needs the texts 'image' and 'generate_method'.")
             if not isinstance(entry.get("conversations"), list):
                 raise DataError(f"{where}: an annotation needs a list 'conversations' with the findings.")
@@ -277,7 +288,7 @@ def _entries(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
 
 
 def _sections(entry: dict[str, Any]) -> list[str]:
-    """Return findings and impression, without a missing one."""
+    """Return findings and impression, without a missing one (an empty text, or one that is only ``___``)."""
     turns = [turn for turn in entry["conversations"] if isinstance(turn, dict) and turn.get("from") == "gpt"]
     texts = [*(turn.get("value") for turn in turns[:1]), entry.get("impression")]
-    return [text.strip() for text in texts if isinstance(text, str) and text.strip()]
+    return [text.strip() for text in texts if isinstance(text, str) and not is_missing_report(text)]

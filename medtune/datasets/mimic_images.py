@@ -115,7 +115,7 @@ def _splits(path: Path, wanted: np.ndarray) -> Iterator[tuple[bytes, int, int, i
         if _position(wanted, name) is None:
             continue
         if row["split"] not in codes:
-            raise DataError(f"{where}: the split {row['split']!r} is unknown; it must be one of {', '.join(codes)}.")
+            raise DataError(f"{where}: the split is unknown; it must be one of {', '.join(codes)}.")
         study, subject = (whole_number(row[column], column, where) for column in ("study_id", "subject_id"))
         yield name, study, subject, codes.index(row["split"])
 

@@ -5,27 +5,33 @@ other sample; the rejected answer is ``meta["rejected"]``. Methods other than DP
 """
 
 import difflib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
+from medtune.data.images import image_root_of
+from medtune.data.json_text import decode_json
+from medtune.data.rows import sample_of
 from medtune.data.sample import Sample
-from medtune.data.source import JsonlSource, SampleSource, decode_json, place
-from medtune.datasets._llava_json import LlavaJsonSource, as_turn
+from medtune.data.source import JsonlSource, RepeatedIds, SampleSource, place
+from medtune.datasets._mixture import joined
 from medtune.errors import DataError
 
 REJECTED = "rejected"
 _OPTIONAL = ("margin", "scores", "source")
-_FIELDS = ("id", "images", "messages", "chosen", REJECTED, *_OPTIONAL, "meta")
+_FIELDS = ("id", "images", "messages", "chosen", REJECTED, *_OPTIONAL, "meta", "weight")
+_SIDES = ("chosen_conversations", "reject_conversations")
 
 
 class PreferenceSource(JsonlSource):
     """Pairs of a JSON Lines file; see :func:`preference_dataset`."""
 
     def parse(self, raw: bytes, number: int, where: str) -> Sample:
-        """Convert a line to a sample."""
+        """Convert a row to a sample."""
         row = decode_json(raw, where)
         if not isinstance(row, Mapping):
             raise DataError(f"{where}: a row must be a JSON object, this one is a {type(row).__name__}.")
+        row = {key: value for key, value in row.items() if key not in self.ignore_keys}
         _check_fields(row, where)
         messages = row["messages"]
         last = messages[-1] if isinstance(messages, list) and messages else None
@@ -34,33 +40,38 @@ class PreferenceSource(JsonlSource):
                 f"{where}: 'messages' is the prompt of the pair and must end in the user's turn; the answers are in "
                 f"'chosen' and '{REJECTED}'."
             )
-        plain = {key: row[key] for key in ("id", "images") if key in row}
-        extra = {key: row[key] for key in _OPTIONAL if key in row}
-        return _pair(plain, messages, row["chosen"], row[REJECTED], row.get("meta", {}), extra, where)
+        for name in ("chosen", REJECTED):
+            _check_answer(name, row[name], where)
+        turns = [*messages, {"role": "assistant", "content": row["chosen"]}]
+        plain = {key: row[key] for key in row if key not in ("chosen", REJECTED, *_OPTIONAL)}
+        sample = sample_of({**plain, "messages": turns}, where, self._default_id(number), self.ignore_keys)
+        return _with_rejected(sample, row[REJECTED], {key: row[key] for key in _OPTIONAL if key in row}, where)
 
 
-class PreferenceJsonSource(LlavaJsonSource):
+class PreferenceJsonSource(JsonlSource):
     """Pairs of a JSON array in STLLaVA-Med's layout; see :func:`preference_json_dataset`."""
+
+    _usual: RepeatedIds = "number"
 
     def parse(self, raw: bytes, number: int, where: str) -> Sample:
         """Convert an item to a sample."""
         item = decode_json(raw, where)
-        names = ("chosen_conversations", "reject_conversations")
-        if not isinstance(item, Mapping) or not all(isinstance(item.get(name), list) for name in names):
-            raise DataError(f"{where}: an item needs the lists {names[0]} and {names[1]} of {{'from', 'value'}}.")
-        chosen, rejected = ([as_turn(turn, where) for turn in item[name]] for name in names)
-        for name, turns in zip(names, (chosen, rejected), strict=True):
-            if len(turns) < 2 or turns[-1]["role"] != "assistant" or turns[-2]["role"] != "user":
+        if not isinstance(item, Mapping) or not all(isinstance(item.get(name), list) for name in _SIDES):
+            raise DataError(f"{where}: an item needs the lists {_SIDES[0]} and {_SIDES[1]} of {{'from', 'value'}}.")
+        plain = {key: value for key, value in item.items() if key not in _SIDES}
+        sides = []
+        for name, kind in zip(_SIDES, ("chosen", REJECTED), strict=True):
+            last = item[name][-1] if item[name] else None
+            if isinstance(last, Mapping) and last.get("from") == "gpt":
+                _check_answer(kind, last.get("value"), where)
+            row = {**plain, "conversations": item[name]}
+            sides.append(sample_of(row, where, self._default_id(number), self.ignore_keys))
+            if [turn.role for turn in sides[-1].messages[-2:]] != ["user", "assistant"]:
                 raise DataError(f"{where}: {name} must end in a question and its answer.")
-        if chosen[:-1] != rejected[:-1]:
+        chosen, rejected = sides
+        if chosen.messages[:-1] != rejected.messages[:-1]:
             raise DataError(f"{where}: the two conversations differ before their last answer; a pair has one prompt.")
-        image = item.get("image", [])
-        plain = {
-            "id": item.get("id", self._item_id(number)),
-            "images": [image] if isinstance(image, str) else image,
-        }
-        answers = (chosen[-1]["content"], rejected[-1]["content"])
-        return _pair(plain, chosen[:-1], *answers, item.get("meta", {}), {}, where)
+        return _with_rejected(chosen, rejected.messages[-1].content, {}, where)
 
 
 def rejected_answer(source: SampleSource, sample: Sample) -> str:
@@ -78,35 +89,55 @@ def rejected_answer(source: SampleSource, sample: Sample) -> str:
     return answer
 
 
-def preference_dataset(source: str, image_root: str | None = None) -> PreferenceSource:
+def preference_dataset(
+    source: str | Sequence[str],
+    image_root: str | None = None,
+    repeated_ids: RepeatedIds = "refuse",
+    ignore_keys: Sequence[str] = (),
+    grey_bits: int | None = None,
+) -> SampleSource:
     """Pairs from JSON Lines: ``{"id", "images": [...], "messages": [...], "chosen": "...", "rejected": "..."}``.
 
-    ``messages`` is the prompt and ends in the user's turn. ``margin``, ``scores``, ``source`` and ``meta`` are further,
-    optional fields.
+    ``messages`` is the prompt and ends in the user's turn. ``margin``, ``scores``, ``source``, ``meta`` and ``weight``
+    are further, optional fields.
 
     Args:
-        source: the ``.jsonl`` file.
+        source: the ``.jsonl`` file, or a list of files.
         image_root: folder or ``.tar`` that the image paths are relative to; absent if no row has images.
+        repeated_ids: as for :func:`medtune.datasets.jsonl_dataset`.
+        ignore_keys: names of keys that are not read.
+        grey_bits: as for :func:`medtune.datasets.jsonl_dataset`.
 
     Raises:
-        DataError: if the file is absent or empty, or the image root is absent.
+        DataError: if a file is absent or empty, or the image root is absent.
     """
-    return PreferenceSource(source, image_root)
+    images = image_root_of(image_root, grey_bits)
+    return joined(source, lambda path: PreferenceSource(path, images, repeated_ids, ignore_keys))
 
 
-def preference_json_dataset(source: str, image_root: str | None = None) -> PreferenceJsonSource:
+def preference_json_dataset(
+    source: str | Sequence[str],
+    image_root: str | None = None,
+    repeated_ids: RepeatedIds = "number",
+    ignore_keys: Sequence[str] = (),
+    grey_bits: int | None = None,
+) -> SampleSource:
     """Pairs from a JSON array ``[{"image", "chosen_conversations": [...], "reject_conversations": [...]}]``.
 
     This is the layout of STLLaVA-Med's published preference data. Both conversations must have the same prompt.
 
     Args:
-        source: the ``.json`` file; read an item at a time.
+        source: the ``.json`` file, read an item at a time, or a list of files.
         image_root: folder or ``.tar`` that the image paths are relative to; absent if no item has images.
+        repeated_ids: as for :func:`medtune.datasets.llava_json_dataset`.
+        ignore_keys: names of keys that are not read.
+        grey_bits: as for :func:`medtune.datasets.jsonl_dataset`.
 
     Raises:
-        DataError: if the file is absent or no JSON array, or the image root is absent.
+        DataError: if a file is absent or neither a JSON array nor JSON Lines, or the image root is absent.
     """
-    return PreferenceJsonSource(source, image_root)
+    images = image_root_of(image_root, grey_bits)
+    return joined(source, lambda path: PreferenceJsonSource(path, images, repeated_ids, ignore_keys))
 
 
 def _check_fields(row: Mapping[str, Any], where: str) -> None:
@@ -120,22 +151,13 @@ def _check_fields(row: Mapping[str, Any], where: str) -> None:
             raise DataError(f"{where}: the field {name!r} is missing; a pair has {', '.join(_FIELDS)}.")
 
 
-def _pair(
-    plain: dict[str, Any],
-    prompt: list[Any],
-    chosen: object,
-    rejected: object,
-    meta: object,
-    extra: dict[str, Any],
-    where: str,
-) -> Sample:
-    for name, answer in (("chosen", chosen), (REJECTED, rejected)):
-        if not isinstance(answer, str) or not answer.strip():
-            raise DataError(f"{where}: the {name} answer is empty or no text; write it, or remove the pair.")
-    if isinstance(meta, Mapping):
-        twice = sorted(set(meta) & {REJECTED, *_OPTIONAL})
-        if twice:
-            raise DataError(f"{where}: 'meta' must not hold {twice[0]!r}, which is a field of the pair.")
-        meta = {**meta, **extra, REJECTED: rejected}
-    turns = [*prompt, {"role": "assistant", "content": chosen}]
-    return Sample.from_dict({**plain, "messages": turns, "meta": meta}, where)
+def _check_answer(name: str, answer: object, where: str) -> None:
+    if not isinstance(answer, str) or not answer.strip():
+        raise DataError(f"{where}: the {name} answer is empty or no text; write it, or remove the pair.")
+
+
+def _with_rejected(sample: Sample, rejected: str, extra: dict[str, Any], where: str) -> Sample:
+    twice = sorted(set(sample.meta) & {REJECTED, *_OPTIONAL})
+    if twice:
+        raise DataError(f"{where}: 'meta' must not hold {twice[0]!r}, which is a field of the pair.")
+    return replace(sample, meta={**sample.meta, **extra, REJECTED: rejected})

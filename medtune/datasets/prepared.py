@@ -36,6 +36,7 @@ class Prepared:
         summary: counts for the manifest; a stream may add its counts while it is read.
         files: file name -> a function that yields its bytes, the same each time; written next to the splits.
         notes: what the user should know about the data; the recipe prints them.
+        patient_of: returns a sample's patient, or empty text if it is unknown; None reads it from ``meta``.
     """
 
     name: str
@@ -46,6 +47,7 @@ class Prepared:
     summary: dict[str, Any] = field(default_factory=dict)
     files: Mapping[str, Callable[[], Iterator[bytes]]] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
+    patient_of: Callable[[Sample], str] | None = None
 
     def counts(self) -> dict[str, int]:
         """Return the number of samples of each split; this reads streams."""

@@ -10,9 +10,11 @@ from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
+from medtune.data.image_names import hidden_part
 from medtune.data.tables import read_table
 from medtune.datasets.classification import Choice, Template
-from medtune.datasets.labelled_images import SUFFIXES, LabelledImage, prepare_labelled
+from medtune.datasets.image_column import SUFFIXES
+from medtune.datasets.labelled_images import LabelledImage, prepare_labelled
 from medtune.datasets.medmnist.door import GradeNames
 from medtune.datasets.medmnist.facts import FACTS, GRADES, RETINOPATHY
 from medtune.datasets.prepared import Prepared
@@ -96,7 +98,7 @@ def _rows(
         grade = row[grade_column].removesuffix(".0")
         if grade not in GRADES:
             raise DataError(
-                f"{where}: the grade {row[grade_column]!r} is out of range; column {grade_column!r} must hold 0 to 4 "
+                f"{where}: the grade is out of range; column {grade_column!r} must hold 0 to 4 "
                 "(the international scale of diabetic retinopathy)."
             )
         yield LabelledImage(finder.find(row[image_column], suffix, where), (grade,), where, "test")
@@ -113,8 +115,8 @@ class _Finder:
             folders.sort()
             for name in sorted(names):
                 file = Path(base) / name
-                if file.suffix.lower() in SUFFIXES:
-                    relative = file.relative_to(folder).as_posix()
+                relative = file.relative_to(folder).as_posix()
+                if file.suffix.lower() in SUFFIXES and hidden_part(relative) is None:
                     for key in {name.lower(), file.stem.lower(), relative.lower()}:
                         self._files.setdefault(key, []).append(relative)
 

@@ -151,7 +151,7 @@ def prepare_skincon(
 
 def _is_one(cell: str, column: str, where: str) -> bool:
     if cell not in ("0", "1", "0.0", "1.0"):
-        raise DataError(f"{where}: the cell of column {column!r} is {cell!r}; it must be 0 or 1.")
+        raise DataError(f"{where}: the cell of column {column!r} must be 0 or 1.")
     return cell[0] == "1"
 
 

@@ -70,7 +70,7 @@ def read_cells(path: Path) -> list[Cell]:
             if not row[column]:
                 raise DataError(f"{where}: the cell of column {column!r} is empty; fill it in, or remove the row.")
         if row["path"] in lines:
-            raise DataError(f"{where}: the image {row['path']} was annotated before, in {lines[row['path']]}.")
+            raise DataError(f"{where}: its image was annotated before, in {lines[row['path']]}.")
         lines[row["path"]] = where
         cells.append(Cell(row["path"], {name: row[name] for name in ATTRIBUTES}))
     if not cells:

@@ -15,6 +15,7 @@ from typing import Any, Literal
 from medtune.errors import ConfigError, DataError
 from medtune.evaluation.prediction import Prediction
 from medtune.evaluation.protocols.registry import PROTOCOLS
+from medtune.evaluation.robustness import chosen_probes
 
 SEEDED = "yes_no"
 """The protocol that makes random choices from the seed; an image swap depends on the seed too."""
@@ -29,12 +30,14 @@ class Asked:
         swapped: Those that were also asked on swapped images.
         limit: Number of questions from the start; None is all of them.
         seed: Seed of the random choices and of the swap.
+        robustness: Probes of the robustness card.
     """
 
     protocols: list[str] | None = None
     swapped: list[str] | None = None
     limit: int | None = None
     seed: int | None = None
+    robustness: list[str] | None = None
 
 
 def what_was_asked(
@@ -64,8 +67,9 @@ def what_was_asked(
     seed, limit = _agreed("seed", known), _agreed("limit", known)
     pairs = [(read_record(path) or {}, rows) for path, rows in predictions]
     protocols = _joined(_said(record, "protocols") or _of_rows(rows) for record, rows in pairs)
-    swapped = _joined(_said(record, "swapped", _of_rows(rows, swapped=True)) for record, rows in pairs)
-    recorded = Asked(protocols or list(PROTOCOLS), swapped, limit, seed)
+    swapped = _joined(_swapped(record, rows) for record, rows in pairs)
+    probes = _joined(_probes(record, rows) for record, rows in pairs)
+    recorded = Asked(protocols or list(PROTOCOLS), swapped, limit, seed, list(chosen_probes(probes)))
     if known:
         _refuse_contradictions(written, recorded, known[0][0], on_missing, on_extra)
     given = {key: value for key, value in dataclasses.asdict(written).items() if value is not None}
@@ -93,6 +97,22 @@ def read_record(predictions: Path) -> dict[str, Any] | None:
 def _said(record: dict[str, Any], key: str, otherwise: list[str] | None = None) -> list[str]:
     value = record.get(key)
     return [str(item) for item in value] if isinstance(value, list) else otherwise or []
+
+
+def _swapped(record: dict[str, Any], rows: Sequence[Prediction]) -> list[str]:
+    """Return the protocols on swapped images; those that were swapped for the robustness card are not listed."""
+    card = "swapped" in _probes(record, rows)
+    return _said(record, "swapped", [] if card else _of_rows(rows, swapped=True))
+
+
+def _probes(record: dict[str, Any], rows: Sequence[Prediction]) -> list[str]:
+    """Return the probes of the record, else those of the rows; with any probe, swapped rows belong to the card."""
+    given = record.get("robustness")
+    if given is not None:
+        return list(chosen_probes(given))
+    found = [str(row.meta["probe"]) for row in rows if row.meta.get("probe")]
+    swapped = ["swapped"] if found and any(row.meta.get("swapped") for row in rows) else []
+    return list(chosen_probes([*swapped, *dict.fromkeys(found)]))
 
 
 def _of_rows(rows: Sequence[Prediction], swapped: bool = False) -> list[str]:
@@ -123,7 +143,7 @@ def _refuse_contradictions(
     on_extra: Literal["error", "ignore"],
 ) -> None:
     """Raise an error for a value that differs from the record, unless ``on_missing`` or ``on_extra`` allows it."""
-    for key in ("protocols", "swapped"):
+    for key in ("protocols", "swapped", "robustness"):
         wanted, known = getattr(written, key), getattr(recorded, key)
         if wanted is None:
             continue
@@ -134,7 +154,7 @@ def _refuse_contradictions(
         larger = recorded.limit is not None and written.limit > recorded.limit
         if (on_missing if larger else on_extra) == "error":
             raise _contradiction("limit", written.limit, recorded.limit, path)
-    matters = recorded.swapped or SEEDED in (recorded.protocols or [])
+    matters = recorded.swapped or recorded.robustness or SEEDED in (recorded.protocols or [])
     if matters and written.seed is not None and recorded.seed is not None and written.seed != recorded.seed:
         raise _contradiction("seed", written.seed, recorded.seed, path)
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from medtune.errors import DataError
-from medtune.evaluation.metrics import proportion
+from medtune.evaluation.metrics import share
 from medtune.evaluation.protocols.base import Verdict
 from medtune.evaluation.result import Metric
 
@@ -39,8 +39,14 @@ def chance(verdicts: Sequence[Verdict]) -> Metric:
     return Metric(value, "fraction", None, len(verdicts), None, CHANCE)
 
 
-def majority(verdicts: Sequence[Verdict]) -> Metric:
-    """Return the accuracy of the training split's majority value; undefined if it is unknown for any question."""
-    priors = [verdict.prior for verdict in verdicts]
-    known = [] if None in priors else [bool(prior) for prior in priors]
-    return proportion(known, MAJORITY, higher_is_better=None)
+def majority(verdicts: Sequence[Verdict], resamples: int = 1000, seed: int = 0) -> Metric:
+    """Return the accuracy of the training split's majority value; undefined if it is unknown for any question.
+
+    Args:
+        verdicts: The verdicts; the model's answers are not used.
+        resamples: Number of bootstrap resamples, if questions share images.
+        seed: Seed of the resampling.
+    """
+    known = [] if any(verdict.prior is None for verdict in verdicts) else verdicts
+    priors, images = [bool(verdict.prior) for verdict in known], [verdict.images for verdict in known]
+    return share(priors, images, MAJORITY, resamples=resamples, seed=seed, higher_is_better=None)

@@ -222,6 +222,8 @@ ACCURACY_TITLES = {
     "unread": "Unread answers",
     "f1_macro": "Macro-F1, mean over sets",
     "out_of_vocabulary": "Out of vocabulary",
+    "label_accuracy": "Accuracy per label",
+    "label_accuracy_strict": "Accuracy per label, unread answers wrong",
     "chance_macro": "Chance, mean over attributes",
     "chance_micro": "Chance, over questions",
     "majority_macro": "Majority, mean over attributes",

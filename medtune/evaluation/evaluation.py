@@ -3,7 +3,7 @@
 import csv
 import io
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from medtune.data.sample import Sample
@@ -14,6 +14,7 @@ from medtune.evaluation.protocols.base import EvaluationProtocol, Verdict, Vocab
 from medtune.evaluation.protocols.registry import PROTOCOLS, REGISTRY, build_protocols, plan_queries
 from medtune.evaluation.result import Metric, is_metric
 from medtune.evaluation.retention import COMPONENTS, retention
+from medtune.evaluation.robustness import chosen_probes, robustness_card, robustness_rows
 
 SCHEMA = "medtune-results-1"
 
@@ -25,11 +26,13 @@ class Evaluation:
     Args:
         results: JSON-ready tree ``{schema, name, protocols, retention, counts, vocabulary}``, and ``display`` if a
             protocol is not a packaged one.
-        verdicts: The verdict on each answer.
+        verdicts: The verdict on each answer to a question as it is, or on a swapped image.
+        probed: A row for each answer to a probe of the robustness card.
     """
 
     results: dict[str, Any]
     verdicts: list[Verdict]
+    probed: list[dict[str, Any]] = field(default_factory=list)
 
 
 def evaluate(
@@ -45,6 +48,7 @@ def evaluate(
     resamples: int = 1000,
     on_missing: Literal["error", "wrong"] = "error",
     on_extra: Literal["error", "ignore"] = "error",
+    robustness: bool | Sequence[str] = (),
 ) -> Evaluation:
     """Score one model's predictions on a question file.
 
@@ -60,6 +64,7 @@ def evaluate(
         resamples: Number of bootstrap resamples.
         on_missing: See :func:`medtune.evaluation.matching.match_predictions`.
         on_extra: See :func:`medtune.evaluation.matching.match_predictions`.
+        robustness: Probes of the robustness card that were asked; True is all.
 
     Raises:
         DataError: Questions and predictions do not match.
@@ -67,10 +72,11 @@ def evaluate(
     asked = build_protocols(protocols, seed)
     vocabulary = _vocabulary(samples, majority, list(asked.values()))
     samples = samples[:limit]
-    queries = plan_queries(samples, protocols, swapped=swapped, seed=seed)
+    queries = plan_queries(samples, protocols, swapped=swapped, seed=seed, robustness=robustness)
     keys = {task: protocol.answer_keys for task, protocol in asked.items()}
     rows, counts = match_predictions(queries, predictions, answer_keys=keys, on_missing=on_missing, on_extra=on_extra)
-    verdicts = [asked[row.task].judge(row, vocabulary) for row in rows]
+    judged = [asked[row.task].judge(row, vocabulary) for row in rows]
+    verdicts = [verdict for verdict in judged if not verdict.probe]  # answers to changed questions count for no score
     scored: dict[str, Any] = {}
     facts: dict[str, Any] = {}
     for task, protocol in asked.items():
@@ -90,7 +96,10 @@ def evaluate(
         "vocabulary": {"attributes": list(vocabulary.attributes), "majority": vocabulary.majority, **facts},
         **({"display": others} if others else {}),
     }
-    return Evaluation(plain(results), verdicts)
+    probes = chosen_probes(robustness)
+    if probes:
+        results["robustness"] = robustness_card(judged, probes, asked, resamples=resamples, seed=seed)
+    return Evaluation(plain(results), verdicts, robustness_rows(judged) if probes else [])
 
 
 def _vocabulary(samples: Sequence[Sample], majority: dict[str, str], asked: Sequence[EvaluationProtocol]) -> Vocabulary:
@@ -130,19 +139,22 @@ def metric_rows(results: dict[str, Any]) -> list[dict[str, Any]]:
                     "unit": node["unit"],
                     "higher_is_better": node["higher_is_better"],
                     "definition": node["definition"],
+                    "caution": node.get("caution", ""),
                 }
             )
         elif isinstance(node, dict):
             for key, value in node.items():
                 walk(value, (*path, key))
 
-    walk({"protocols": results["protocols"], "retention": results["retention"]}, ())
+    walk({key: results[key] for key in ("protocols", "retention", "robustness") if key in results}, ())
     return rows
 
 
 def _place(path: tuple[str, ...]) -> tuple[str, str, str]:
     if path[0] == "retention":
         return "", "retention", ""
+    if path[0] == "robustness":
+        return path[1], f"robustness, {path[2]}", ""
     return path[1], path[2], path[3] if path[2] == "attributes" else ""
 
 

@@ -10,15 +10,14 @@ from typing import Any
 
 import numpy as np
 
-from medtune.evaluation.metrics import bootstrap_interval, drawn_weights, macro, proportion
+from medtune.evaluation.metrics import BOOTSTRAP, bootstrap_interval, drawn_weights, macro, quantile_ends
 from medtune.evaluation.protocols.base import Pair, Verdict
 from medtune.evaluation.resampled import percentile_ends
 from medtune.evaluation.result import Metric
-from medtune.evaluation.scoring import BOOTSTRAP, Numbers, by_attribute, paired_difference
+from medtune.evaluation.scoring import DIFFERS, Numbers, by_attribute, paired_difference, share_of
 
 Interval = tuple[float, float] | None
 UNREAD = "share of answers from which no answer could be read"
-DIFFERS = "share of swapped questions whose shown image has another right answer: the most that a swap can cost"
 
 
 @dataclass(frozen=True)
@@ -61,7 +60,7 @@ def score_measures(
         "attributes": {
             name: {
                 **{measure.name: _number(rows, measure, resamples, seed, macro_over=False) for measure in measures},
-                "unread": _unread(rows),
+                "unread": _unread(rows, resamples, seed),
             }
             for name, rows in by_attribute(true).items()
         },
@@ -136,11 +135,11 @@ def _overall(rows: Sequence[Verdict], measures: Sequence[Measure], resamples: in
     for measure in measures:
         numbers[f"{measure.name}_macro"] = _number(rows, measure, resamples, seed, macro_over=True)
         numbers[f"{measure.name}_micro"] = _number(rows, measure, resamples, seed, macro_over=False)
-    return {**numbers, "unread": _unread(rows)}
+    return {**numbers, "unread": _unread(rows, resamples, seed)}
 
 
-def _unread(rows: Sequence[Verdict]) -> Metric:
-    return proportion([verdict.predicted is None for verdict in rows], UNREAD, higher_is_better=False)
+def _unread(rows: Sequence[Verdict], resamples: int, seed: int) -> Metric:
+    return share_of(rows, lambda verdict: verdict.predicted is None, UNREAD, resamples, seed, False)
 
 
 def _number(rows: Sequence[Verdict], measure: Measure, resamples: int, seed: int, *, macro_over: bool) -> Metric:
@@ -204,11 +203,7 @@ def _ends(drawn: np.ndarray, unit: str, clusters: int) -> Interval:
     """Return the 95% percentile interval; for a share that is 0 or 1 in every resample, Wilson's interval."""
     if unit == "fraction":
         return percentile_ends(drawn, clusters)
-    known = drawn[~np.isnan(drawn)]
-    if not len(known):
-        return None
-    low, high = np.quantile(known, [0.025, 0.975])
-    return float(low), float(high)
+    return quantile_ends(drawn)
 
 
 def _swapped(
@@ -234,7 +229,5 @@ def _swapped(
             seed,
         )
         numbers["drop_macro"] = replace(number, unit=difference_unit(main.unit))
-    numbers["answer_differs"] = proportion(
-        [verdict.shown_differs for verdict in swapped], DIFFERS, higher_is_better=None
-    )
+    numbers["answer_differs"] = share_of(swapped, lambda verdict: verdict.shown_differs, DIFFERS, resamples, seed, None)
     return numbers

@@ -1,7 +1,7 @@
 """Metrics on scored answers, computed by scikit-learn and scipy; the bootstrap over images is our own code."""
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -10,7 +10,12 @@ from sklearn.metrics import recall_score
 
 from medtune.evaluation.result import Metric
 
+_EQUAL = 1e-12  # the largest relative difference of equal values that were summed in another order
 Reduce = Callable[[NDArray[np.float64]], NDArray[np.float64]]
+RARE_IMAGES = 15
+"""A class with fewer images has no reliable bootstrap interval. In simulated sets of 60 to 400 images, 95% intervals of
+macro-F1 covered the true value in 42% to 83% of cases with 2 images of a class, and in 92% or more with 15."""
+BOOTSTRAP = "interval by a bootstrap over images"
 UNREAD = "\x00unread"
 """Represents an answer that could not be read; no gold value can be equal to it."""
 
@@ -24,6 +29,36 @@ def proportion(
         return Metric(None, unit, higher_is_better, 0, None, definition)
     interval = binomtest(k, n).proportion_ci(confidence_level=0.95, method="wilson")
     return Metric(k / n, unit, higher_is_better, n, (float(interval.low), float(interval.high)), definition)
+
+
+def share(
+    entries: Sequence[bool],
+    clusters: Sequence[object],
+    definition: str,
+    *,
+    resamples: int = 1000,
+    seed: int = 0,
+    higher_is_better: bool | None = True,
+) -> Metric:
+    """Return the share of true entries with a 95% interval that allows for several entries on one image.
+
+    Wilson's interval takes entries as independent. If every cluster has one entry, they are, and the interval is
+    Wilson's. Otherwise it is that of a bootstrap over clusters (:func:`bootstrap_interval`).
+
+    Args:
+        entries: One value for each answer.
+        clusters: The image (or images) of each answer.
+        definition: What the share is of, without the kind of the interval, which is added.
+        resamples: Number of bootstrap resamples.
+        seed: Seed of the resampling.
+        higher_is_better: As in :class:`~medtune.evaluation.result.Metric`.
+    """
+    if len({repr(cluster) for cluster in clusters}) == len(entries):
+        return proportion(entries, f"{definition}; Wilson interval", higher_is_better=higher_is_better)
+    values = [float(bool(entry)) for entry in entries]
+    ends = bootstrap_interval(values, [""] * len(values), clusters, macro, resamples=resamples, seed=seed)
+    mean = sum(values) / len(values)
+    return Metric(mean, "fraction", higher_is_better, len(values), ends, f"{definition}; {BOOTSTRAP}")
 
 
 def balanced_accuracy(gold: Sequence[str], predicted: Sequence[str | None]) -> float:
@@ -60,7 +95,8 @@ def bootstrap_interval(
             have no width. Then the result is Wilson's interval with the number of clusters as the number of trials.
 
     Returns:
-        Lower and upper end, or None for fewer than two clusters.
+        Lower and upper end. None for fewer than two clusters, and if all resamples are equal although the values are
+        not 0 and 1: an interval without width would claim certainty.
     """
     cell_names, cell = np.unique(np.asarray([repr(key) for key in cells]), return_inverse=True)
     cluster_names, cluster = np.unique(np.asarray([repr(key) for key in clusters]), return_inverse=True)
@@ -77,8 +113,50 @@ def bootstrap_interval(
         with np.errstate(invalid="ignore", divide="ignore"):
             means = (weights @ total) / (weights @ count)
         statistics.append(reduce(means))
-    low, high = np.nanquantile(np.concatenate(statistics), [0.025, 0.975])
+    return quantile_ends(np.concatenate(statistics))
+
+
+def quantile_ends(drawn: NDArray[np.float64]) -> tuple[float, float] | None:
+    """Return the 2.5% and 97.5% quantiles of resampled values; None if none is known, or if all are equal.
+
+    Args:
+        drawn: ``[resamples]``; NaN where a resample has no value.
+    """
+    known = drawn[~np.isnan(drawn)]
+    if not len(known) or np.ptp(known) <= _EQUAL * max(1.0, float(np.abs(known).max())):
+        return None
+    low, high = np.quantile(known, [0.025, 0.975])
     return float(low), float(high)
+
+
+def rare_classes(images: Mapping[str, int]) -> str:
+    """Return the sentence that warns of classes with few images; empty if every class has enough.
+
+    Args:
+        images: Class to its number of images; classes that do not count are left out.
+    """
+    rare = sorted(((count, name) for name, count in images.items() if count < RARE_IMAGES))
+    if not rare:
+        return ""
+    listed = ", ".join(f"{name} (n={count})" for count, name in rare[:3])
+    more = f" and {len(rare) - 3} more" if len(rare) > 3 else ""
+    return f"rests on few images of {listed}{more}; from fewer than {RARE_IMAGES} no interval is reliable"
+
+
+def few_differences(value: float, clusters: int) -> tuple[float, float]:
+    """Return a 95% interval of the mean of paired differences that are all equal.
+
+    Each difference of two answers is -1, 0 or 1. If all clusters have the same difference, the bootstrap has no width.
+    The upper end ``u`` of Wilson's interval for 0 of ``clusters`` bounds the share of clusters with another
+    difference, so the mean is at most ``u`` away from a difference of 0, and at most ``2 u`` from one of -1 or 1.
+
+    Args:
+        value: The common difference.
+        clusters: Number of images.
+    """
+    interval = proportion([False] * clusters, "").interval
+    other = 1.0 if interval is None else interval[1]
+    return max(-1.0, value - other * (1 + value)), min(1.0, value + other * (1 - value))
 
 
 def drawn_weights(clusters: int, resamples: int, seed: int) -> Iterator[NDArray[np.float64]]:

@@ -10,10 +10,11 @@ import string
 import unicodedata
 from collections.abc import Sequence
 
+from medtune.evaluation.negation import is_denied
+
 _LEAD = "The correct answer is"
 _CLAUSE = re.compile(r"[,;.!?\n]+")
 _COPULA = re.compile(r"\b(?:is|are|was|were)\b|:")
-_NOT_BEFORE = r"(?<!\bnot )(?<!n't )"
 
 
 def parse_letter(text: str, options: int) -> int | None:
@@ -86,7 +87,8 @@ def parse_value(text: str, attribute: str, options: Sequence[str], other_attribu
     the value of another attribute. The remaining clauses are searched in this order: clauses that name the attribute;
     clauses with a copula (``is``, ``are``, ``was``, ``were``, ``:``); the first clause of the answer. The first clause
     with a value counts. Within a clause, the first value after the last copula counts, or the first value of the clause
-    if no value follows the copula. ``not big`` does not name ``big``.
+    if no value follows the copula. A value that the clause denies does not count (:mod:`medtune.evaluation.negation`):
+    ``not big`` does not name ``big``, and ``no evidence of a malignant lesion`` does not name ``malignant``.
 
     Args:
         text: The model's answer.
@@ -98,7 +100,7 @@ def parse_value(text: str, attribute: str, options: Sequence[str], other_attribu
         The index of the option, or None.
     """
     keys = {_key(option): index for index, option in reversed(list(enumerate(options)))}
-    values = re.compile(_NOT_BEFORE + phrase_pattern(list(keys)).pattern)
+    values = phrase_pattern(list(keys))
     asked = phrase_pattern([attribute])
     others = phrase_pattern([name for name in other_attributes if _key(name) != _key(attribute)])
     folded = normalise(text)
@@ -118,9 +120,9 @@ def parse_value(text: str, attribute: str, options: Sequence[str], other_attribu
 
 def _first_value(clause: str, values: re.Pattern[str]) -> str | None:
     copulas = list(_COPULA.finditer(clause))
-    match = values.search(clause, copulas[-1].end()) if copulas else None
-    match = match or values.search(clause)
-    return match["value"] if match else None
+    named = [match for match in values.finditer(clause) if not is_denied(clause, match.start(), match.end())]
+    following = [match for match in named if copulas and match.start() >= copulas[-1].end()]
+    return next((match["value"] for match in following or named), None)
 
 
 @functools.lru_cache(maxsize=4096)

@@ -4,16 +4,16 @@
 killed while it writes leaves at most one incomplete last line; :class:`PredictionLog` removes that line and continues.
 """
 
-import fcntl
 import json
 import os
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+from medtune.data.append import cut_torn_tail, explained_writing, open_locked, write_line
+from medtune.data.sample import printable
 from medtune.errors import DataError
 
 
@@ -65,7 +65,7 @@ class Prediction:
             raise DataError(f"{where}: 'prompt' must be text and 'meta' an object.")
         if not isinstance(references, list) or not all(isinstance(reference, str) for reference in references):
             raise DataError(f"{where}: 'references' must be a list of texts.")
-        return cls(row["id"], row["task"], prompt, row["prediction"], tuple(references), meta)
+        return cls(printable(row["id"]), row["task"], prompt, row["prediction"], tuple(references), meta)
 
     def to_dict(self) -> dict[str, Any]:
         """Return the row as it is in the file."""
@@ -95,7 +95,7 @@ def iterate_predictions(path: str | Path) -> Iterator[Prediction]:
             where = f"{path}, line {number}"
             try:
                 row = json.loads(line)
-            except ValueError:  # covers both broken JSON and broken UTF-8
+            except (ValueError, RecursionError):  # covers both broken JSON and broken UTF-8
                 raise DataError(
                     f"{where}: not a line of JSON. If the run that wrote it was killed, start it again: it cuts off a "
                     "torn last line and goes on."
@@ -151,15 +151,16 @@ class PredictionLog:
     def __init__(self, path: str | Path, recover: bool = True) -> None:
         self.path, self.cut = Path(path), 0
         self.done: set[str] = set()
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        self._descriptor = _locked(self.path)
+        with explained_writing(self.path):
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+        self._descriptor = open_locked(self.path)
         if recover:
             self.recover()
 
     def recover(self) -> None:
         """Remove an incomplete last line and read which queries are answered; see the class for the errors."""
         try:
-            self.cut = _cut_torn_tail(self.path)
+            self.cut = cut_torn_tail(self.path)
             self.done = {row.id for row in read_predictions(self.path)}
         except BaseException:
             self.close()
@@ -173,12 +174,12 @@ class PredictionLog:
         """
         if row.id in self.done:
             raise DataError(f"{self.path}: the query {row.id!r} was answered before.")
-        self._write(self._descriptor, _line(row).encode())
+        write_line(self.path, self._descriptor, _line(row).encode())
         self.done.add(row.id)
 
     def sync(self) -> None:
         """Wait until all written data is on the disk."""
-        with _explained(self.path):
+        with explained_writing(self.path):
             os.fsync(self._descriptor)
 
     def arrange(self, ids: Sequence[str]) -> None:
@@ -196,26 +197,20 @@ class PredictionLog:
             return
         aside = self.path.with_name(self.path.name + ".tmp")
         aside.unlink(missing_ok=True)
-        descriptor = _locked(aside)  # lock the new file too, so that the path is locked at every moment
+        descriptor = open_locked(aside)  # lock the new file too, so that the path is locked at every moment
         try:
             with self.path.open("rb") as old:
                 for _, start, size in wanted:
                     old.seek(start)
-                    self._write(descriptor, old.read(size))
-            with _explained(self.path):
+                    write_line(self.path, descriptor, old.read(size))
+            with explained_writing(self.path):
                 os.fsync(descriptor)
-            os.replace(aside, self.path)
+                os.replace(aside, self.path)
         except BaseException:
             os.close(descriptor)
             raise
         os.close(self._descriptor)
         self._descriptor = descriptor
-
-    def _write(self, descriptor: int, data: bytes) -> None:
-        rest = memoryview(data)
-        with _explained(self.path):
-            while rest:
-                rest = rest[os.write(descriptor, rest) :]
 
     def close(self) -> None:
         """Close the file and release its lock."""
@@ -232,38 +227,6 @@ class PredictionLog:
         self.close()
 
 
-@contextmanager
-def _explained(path: Path) -> Iterator[None]:
-    """Convert an OSError, such as a full disk, to an error with a remedy; lines written before stay."""
-    try:
-        yield
-    except OSError as error:
-        raise DataError(
-            f"Cannot write {path}: {error.strerror}. Make room and give the same command again; it goes on."
-        ) from error
-
-
-def _locked(path: Path) -> int:
-    """Open a file for appending and lock it; repeat if the file was replaced in the meantime.
-
-    Raises:
-        DataError: Another run holds the lock.
-    """
-    while True:
-        try:
-            descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o666)
-        except OSError as error:
-            raise DataError(f"Cannot write {path}: {error.strerror}; choose another output_dir.") from error
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)  # released when the process ends
-        except OSError as error:
-            os.close(descriptor)
-            raise DataError(f"{path} is being written by another run; choose another output_dir.") from error
-        if path.exists() and os.path.samestat(os.fstat(descriptor), path.stat()):
-            return descriptor
-        os.close(descriptor)  # the file was replaced before the lock was taken
-
-
 def _lines(path: Path) -> Iterator[tuple[str, int, int]]:
     """Yield id, first byte and number of bytes of each answer."""
     start = 0
@@ -276,21 +239,3 @@ def _lines(path: Path) -> Iterator[tuple[str, int, int]]:
 
 def _line(row: Prediction) -> str:
     return json.dumps(row.to_dict(), ensure_ascii=False) + "\n"
-
-
-def _cut_torn_tail(path: Path) -> int:
-    """Remove the bytes after the last newline, which are an incomplete line; return their number."""
-    with path.open("rb+") as file:
-        end = file.seek(0, os.SEEK_END)
-        keep = end
-        while keep > 0:  # search backwards in blocks, because a file may be large
-            start = max(0, keep - 65536)
-            file.seek(start)
-            newline = file.read(keep - start).rfind(b"\n")
-            if newline >= 0:
-                keep = start + newline + 1
-                break
-            keep = start
-        if keep != end:
-            file.truncate(keep)
-    return end - keep

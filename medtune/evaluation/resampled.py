@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 from sklearn.metrics import cohen_kappa_score, f1_score, roc_auc_score
 
-from medtune.evaluation.metrics import drawn_weights, macro, proportion
+from medtune.evaluation.metrics import drawn_weights, macro, proportion, quantile_ends
 
 Array = NDArray[np.float64]
 
@@ -25,6 +25,7 @@ class LabelTable:
         kind: ``multi_class``, ``multi_label`` or ``ordinal``.
         gold: ``[n, classes]``, 1 where a class is right.
         read: ``[n, classes]``, 1 where an answer names the class; a row of zeros is an answer that names no class.
+        unread: ``[n]``, True where nothing could be read from the answer; "no finding" is read and names no class.
         scores: ``[n, classes]``, larger means more likely; None if they are unknown.
     """
 
@@ -32,6 +33,7 @@ class LabelTable:
     gold: Array
     read: Array
     scores: Array | None = None
+    unread: NDArray[np.bool_] | None = None
 
     @classmethod
     def of(
@@ -41,14 +43,27 @@ class LabelTable:
         gold: Sequence[Sequence[int]],
         read: Sequence[Sequence[int]],
         scores: Sequence[Sequence[float]] | None = None,
+        unread: Sequence[bool] | None = None,
     ) -> "LabelTable":
-        """Make the arrays from class indices."""
+        """Make the arrays from class indices; without ``unread`` every answer was read."""
         table = None if scores is None else np.asarray(scores, dtype=np.float64).reshape(len(gold), classes)
-        return cls(kind, _indicators(gold, classes), _indicators(read, classes), table)
+        unknown = np.zeros(len(gold), dtype=bool) if unread is None else np.asarray(unread, dtype=bool)
+        return cls(kind, _indicators(gold, classes), _indicators(read, classes), table, unknown)
+
+    @property
+    def right_labels(self) -> tuple[Array, Array]:
+        """Share of each image's labels whose presence or absence is right, ``[n]``; and the strict one.
+
+        An unread answer names no class, and so it is right in the first about every absent class. In the strict share
+        it is wrong about every class.
+        """
+        right = (self.gold == self.read).mean(1)
+        return right, right if self.unread is None else np.where(self.unread, 0.0, right)
 
     def answered_by(self, indices: Sequence[int]) -> "LabelTable":
         """Return the table of a model that gives the same answer to every image."""
-        return replace(self, read=_indicators([indices] * len(self.gold), self.gold.shape[1]), scores=None)
+        read = _indicators([indices] * len(self.gold), self.gold.shape[1])
+        return replace(self, read=read, scores=None, unread=None)
 
     @property
     def grades(self) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
@@ -63,7 +78,8 @@ def points(table: LabelTable) -> dict[str, float | None]:
     """Return the statistics that apply to a set (scikit-learn): name to value, None if the value is undefined."""
     statistics = {"f1_macro": _f1(table)}
     if table.kind == "multi_label":
-        statistics["label_accuracy"] = float(np.mean(table.gold == table.read))
+        right, strict = table.right_labels
+        statistics["label_accuracy"], statistics["label_accuracy_strict"] = float(right.mean()), float(strict.mean())
     if table.kind == "ordinal":
         statistics["quadratic_kappa"] = _kappa(table)
     if table.scores is not None:
@@ -139,8 +155,7 @@ def f1_difference(
     for weights in drawn_weights(len(names), resamples, seed):
         counts = weights[:, cluster]
         drawn.append(_f1_over_sets(sides[1], counts) - _f1_over_sets(sides[0], counts))
-    low, high = np.nanquantile(np.concatenate(drawn), [0.025, 0.975])
-    return value, (float(low), float(high))
+    return value, quantile_ends(np.concatenate(drawn))
 
 
 def _f1_over_sets(tables: Sequence[LabelTable], counts: Array) -> Array:
@@ -152,23 +167,23 @@ def _f1_over_sets(tables: Sequence[LabelTable], counts: Array) -> Array:
 def percentile_ends(drawn: Array, clusters: int) -> tuple[float, float] | None:
     """Return the 95% percentile interval of resampled values.
 
-    It is Wilson's interval if all values are 0 or all are 1, and None if all are NaN.
+    It is Wilson's interval if all values are 0 or all are 1, and None if all are NaN or equal to another value.
     """
     known = drawn[~np.isnan(drawn)]
     if not len(known):
         return None
     if known.min() == known.max() and known[0] in (0.0, 1.0):
         return proportion([bool(known[0])] * clusters, "").interval
-    low, high = np.quantile(known, [0.025, 0.975])
-    return float(low), float(high)
+    return quantile_ends(known)
 
 
 def _resampled(table: LabelTable) -> dict[str, Callable[[Array], Array]]:
     """Return functions by name of the statistic: from counts ``[resamples, n]`` of each image to ``[resamples]``."""
     functions: dict[str, Callable[[Array], Array]] = {"f1_macro": lambda counts: _f1_drawn(table, counts)}
     if table.kind == "multi_label":
-        right = (table.gold == table.read).mean(1)
+        right, strict = table.right_labels
         functions["label_accuracy"] = lambda counts: _ratio(counts @ right, counts.sum(1))
+        functions["label_accuracy_strict"] = lambda counts: _ratio(counts @ strict, counts.sum(1))
     if table.kind == "ordinal":
         functions["quadratic_kappa"] = lambda counts: _kappa_drawn(table, counts)
     if table.scores is not None:

@@ -20,6 +20,8 @@ class Metric:
         n: Number of answers.
         interval: Lower and upper end of its 95% interval, or None if the number is exact or undefined.
         definition: One sentence that says how it was computed.
+        caution: One sentence that a reader needs beside the number, for example that a class has few images; empty for
+            none.
     """
 
     value: float | None
@@ -28,6 +30,7 @@ class Metric:
     n: int
     interval: tuple[float, float] | None
     definition: str
+    caution: str = ""
 
     def to_dict(self) -> dict[str, Any]:
         """Return the number as plain JSON values; an undefined value (NaN) becomes null."""
@@ -40,6 +43,7 @@ class Metric:
             "n": self.n,
             "interval": interval,
             "definition": self.definition,
+            **({"caution": self.caution} if self.caution else {}),
         }
 
     @classmethod
@@ -53,7 +57,8 @@ class Metric:
         if missing:
             raise DataError(f"{where}: a number lacks {missing[0]!r}; run the evaluate recipe again.")
         interval = None if row["interval"] is None else (float(row["interval"][0]), float(row["interval"][1]))
-        return cls(row["value"], row["unit"], row["higher_is_better"], row["n"], interval, row["definition"])
+        fields = (row["value"], row["unit"], row["higher_is_better"], row["n"], interval, row["definition"])
+        return cls(*fields, row.get("caution", ""))
 
 
 def is_metric(node: object) -> bool:

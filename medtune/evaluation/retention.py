@@ -7,10 +7,11 @@ they are right or wrong.
 
 from collections.abc import Mapping, Sequence
 
-from medtune.evaluation.metrics import bootstrap_interval, macro, proportion
+from medtune.evaluation.metrics import bootstrap_interval, macro
 from medtune.evaluation.protocols.base import Verdict
 from medtune.evaluation.protocols.registry import REGISTRY
 from medtune.evaluation.result import Metric
+from medtune.evaluation.scoring import share_of
 
 COMPONENTS: dict[str, str] = {name: protocol.retention for name, protocol in REGISTRY.items() if protocol.retention}
 """Component (a protocol's name) and its definition."""
@@ -35,7 +36,13 @@ def retention(
     if not names:
         return {}
     rates = {
-        name: proportion([verdict.in_format for verdict in true_verdicts if verdict.task == name], components[name])
+        name: share_of(
+            [verdict for verdict in true_verdicts if verdict.task == name],
+            lambda verdict: verdict.in_format,
+            components[name],
+            resamples,
+            seed,
+        )
         for name in names
     }
     interval = bootstrap_interval(

@@ -1,19 +1,28 @@
 """Computes the numbers of a protocol from verdicts: per attribute, macro over attributes, micro over questions."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, TypeVar
 
 import numpy as np
 
 from medtune.evaluation.baselines import CHANCE, MAJORITY, chance, majority
-from medtune.evaluation.metrics import balanced_accuracy, bootstrap_interval, macro, nested_macro, proportion
+from medtune.evaluation.metrics import (
+    BOOTSTRAP,
+    balanced_accuracy,
+    bootstrap_interval,
+    few_differences,
+    macro,
+    nested_macro,
+    rare_classes,
+    share,
+)
 from medtune.evaluation.protocols.base import Verdict
 from medtune.evaluation.result import Metric
 
 Numbers = dict[str, Metric]
 VerdictT = TypeVar("VerdictT", bound=Verdict)
-SHARE = "share of right answers over the questions, unread ones wrong; Wilson interval"
-BOOTSTRAP = "interval by a bootstrap over images"
+SHARE = "share of right answers over the questions, unread ones wrong"
+DIFFERS = "share of swapped questions whose shown image has another right answer: the most that a swap can cost"
 
 
 def score_protocol(verdicts: Sequence[Verdict], *, resamples: int = 1000, seed: int = 0) -> dict[str, Any]:
@@ -50,14 +59,21 @@ def _attribute(rows: list[Verdict], resamples: int, seed: int) -> Numbers:
         seed=seed,
     )
     balanced = balanced_accuracy(gold, [verdict.predicted for verdict in rows])
+    caution = rare_classes(images_of_values(rows))
     return {
-        "accuracy": proportion([verdict.correct for verdict in rows], SHARE),
+        "accuracy": share_of(rows, lambda verdict: verdict.correct, SHARE, resamples, seed),
         "balanced_accuracy": Metric(
-            balanced, "fraction", True, len(rows), interval, f"mean recall over the gold values; {BOOTSTRAP}"
+            balanced,
+            "fraction",
+            True,
+            len(rows),
+            None if caution else interval,
+            f"mean recall over the gold values; {BOOTSTRAP}",
+            caution,
         ),
         "chance": chance(rows),
-        "majority": majority(rows),
-        "unread": _unread(rows),
+        "majority": majority(rows, resamples, seed),
+        "unread": unread(rows, resamples, seed),
     }
 
 
@@ -69,9 +85,18 @@ def _overall(rows: list[Verdict], resamples: int, seed: int) -> Numbers:
         known = [value for value in values if value is not None]
         return float(np.mean(known)) if known else None
 
-    def number(value: float | None, better: bool | None, interval: tuple[float, float] | None, text: str) -> Metric:
-        return Metric(value, "fraction", better, len(rows), interval, text)
+    def number(
+        value: float | None, better: bool | None, interval: tuple[float, float] | None, text: str, caution: str = ""
+    ) -> Metric:
+        return Metric(value, "fraction", better, len(rows), interval, text, caution)
 
+    caution = rare_classes(
+        {
+            f"{name}: {value}": count
+            for name, group in by_attribute(rows).items()
+            for value, count in images_of_values(group).items()
+        }
+    )
     balanced = mean([balanced_accuracy([v.gold for v in group], [v.predicted for v in group]) for group in groups])
     return {
         "accuracy_macro": number(
@@ -80,15 +105,13 @@ def _overall(rows: list[Verdict], resamples: int, seed: int) -> Numbers:
             macro_interval(rows, [float(verdict.correct) for verdict in rows], resamples, seed),
             f"{over} the share of right answers, unread ones wrong; {BOOTSTRAP}",
         ),
-        "accuracy_micro": proportion(
-            [verdict.correct for verdict in rows],
-            SHARE,
-        ),
+        "accuracy_micro": share_of(rows, lambda verdict: verdict.correct, SHARE, resamples, seed),
         "balanced_accuracy_macro": number(
             balanced,
             True,
-            _balanced_interval(rows, resamples, seed),
+            None if caution else _balanced_interval(rows, resamples, seed),
             f"{over} the mean recall over gold values; {BOOTSTRAP}",
+            caution,
         ),
         "chance_macro": number(mean([chance(group).value for group in groups]), None, None, f"{over} {CHANCE}"),
         "chance_micro": chance(rows),
@@ -98,9 +121,17 @@ def _overall(rows: list[Verdict], resamples: int, seed: int) -> Numbers:
             macro_interval(rows, [float(bool(verdict.prior)) for verdict in rows], resamples, seed),
             f"{over} {MAJORITY}; {BOOTSTRAP}",
         ),
-        "majority_micro": majority(rows),
-        "unread": _unread(rows),
+        "majority_micro": majority(rows, resamples, seed),
+        "unread": unread(rows, resamples, seed),
     }
+
+
+def images_of_values(rows: Iterable[Verdict]) -> dict[str, int]:
+    """Return the number of images of each gold value."""
+    images: dict[str, set[tuple[str, ...]]] = {}
+    for verdict in rows:
+        images.setdefault(verdict.gold, set()).add(verdict.images)
+    return {value: len(shown) for value, shown in images.items()}
 
 
 def swap_numbers(
@@ -128,11 +159,7 @@ def swap_numbers(
             resamples,
             seed,
         ),
-        "answer_differs": proportion(
-            [verdict.shown_differs for verdict in swapped],
-            "share of swapped questions whose shown image has another right answer: the most that a swap can cost",
-            higher_is_better=None,
-        ),
+        "answer_differs": share_of(swapped, lambda verdict: verdict.shown_differs, DIFFERS, resamples, seed, None),
     }
 
 
@@ -153,18 +180,47 @@ def paired_difference(
     for attribute, value in zip(attributes, values, strict=True):
         groups.setdefault(attribute, []).append(value)
     mean = float(np.mean([np.mean(group) for group in groups.values()])) if groups else None
-    interval = (
-        bootstrap_interval(values, attributes, images, macro, resamples=resamples, seed=seed, binary=False)
-        if groups
-        else None
-    )
+    interval = _difference_interval(values, attributes, images, resamples, seed) if groups else None
     definition = f"mean over the {len(groups)} attributes of {text}, paired by question; {BOOTSTRAP}"
     return Metric(mean, "difference of fractions", True, len(values), interval, definition)
 
 
-def _unread(rows: list[Verdict]) -> Metric:
+def _difference_interval(
+    values: Sequence[float], attributes: Sequence[str], images: Sequence[object], resamples: int, seed: int
+) -> tuple[float, float] | None:
+    """Return the interval of a mean of paired differences; if all are equal, one that is right for few images too."""
+    clusters = len({repr(image) for image in images})
+    if clusters > 1 and len(set(values)) == 1 and values[0] in (-1.0, 0.0, 1.0):
+        return few_differences(values[0], clusters)
+    return bootstrap_interval(values, attributes, images, macro, resamples=resamples, seed=seed, binary=False)
+
+
+def share_of(
+    rows: Sequence[VerdictT],
+    entry: Callable[[VerdictT], bool],
+    definition: str,
+    resamples: int,
+    seed: int,
+    higher_is_better: bool | None = True,
+) -> Metric:
+    """Return the share of verdicts of a kind, with an interval that allows for several questions on one image.
+
+    Args:
+        rows: The verdicts.
+        entry: Whether a verdict is of that kind.
+        definition: What the share is of.
+        resamples: Number of bootstrap resamples, if questions share images.
+        seed: Seed of the resampling.
+        higher_is_better: As in :class:`~medtune.evaluation.result.Metric`.
+    """
+    entries, images = [entry(verdict) for verdict in rows], [verdict.images for verdict in rows]
+    return share(entries, images, definition, resamples=resamples, seed=seed, higher_is_better=higher_is_better)
+
+
+def unread(rows: Sequence[Verdict], resamples: int, seed: int) -> Metric:
+    """Return the share of answers from which no answer could be read."""
     text = "share of answers from which no answer could be read; they count as wrong"
-    return proportion([verdict.predicted is None for verdict in rows], text, higher_is_better=False)
+    return share_of(rows, lambda verdict: verdict.predicted is None, text, resamples, seed, False)
 
 
 def macro_interval(

@@ -2,15 +2,15 @@
 
 import dataclasses
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from medtune.data.randomness import sample_rng
-from medtune.data.sample import Sample
+from medtune.data.sample import IMAGE_TAG, Sample
 from medtune.errors import DataError
 from medtune.evaluation.protocols.base import Topic, topic
 
 
-def swap_images(samples: Sequence[Sample], seed: int = 0) -> list[Sample]:
+def swap_images(samples: Sequence[Sample], seed: int = 0, *, about: Callable[[Sample], Topic] = topic) -> list[Sample]:
     """Pair each question with another question's image.
 
     Within one attribute the images are permuted without a fixed point. As many questions as possible get an image whose
@@ -20,6 +20,7 @@ def swap_images(samples: Sequence[Sample], seed: int = 0) -> list[Sample]:
     Args:
         samples: Questions about an attribute, or classification questions, whose attribute is their set.
         seed: Seed of the permutation; the result depends only on the questions and the seed.
+        about: Returns what a question is about: the attribute that images are permuted within, and the right answer.
 
     Returns:
         One sample for each question, in order, with the same id and messages, the images of its partner, and ``meta``
@@ -27,9 +28,9 @@ def swap_images(samples: Sequence[Sample], seed: int = 0) -> list[Sample]:
         image; None if the partner asks for another attribute).
 
     Raises:
-        DataError: All questions show the same image.
+        DataError: All questions show the same image, or none of the others shows as many images as a question has tags.
     """
-    topics = [topic(sample) for sample in samples]
+    topics = [about(sample) for sample in samples]
     groups: dict[str, list[int]] = {}
     for index, subject in enumerate(topics):
         groups.setdefault(subject.attribute, []).append(index)
@@ -37,7 +38,7 @@ def swap_images(samples: Sequence[Sample], seed: int = 0) -> list[Sample]:
     for attribute, members in sorted(groups.items()):
         partner.update(_deal([subject.answer for subject in topics], members, seed, attribute))
     for index, other in partner.items():
-        if samples[index].images == samples[other].images:
+        if samples[index].images == samples[other].images or not _fits(samples[index], samples[other]):
             partner[index] = _any_other(samples, topics, index, seed)
     return [_with_images(samples, topics, index, partner[index]) for index in range(len(samples))]
 
@@ -61,8 +62,12 @@ def contrast_images(samples: Sequence[Sample], seed: int = 0) -> list[Sample]:
         groups.setdefault(subject.attribute, {}).setdefault(subject.answer, []).append(index)
     contrasted = []
     for index, subject in enumerate(topics):
-        others = [members for answer, members in groups[subject.attribute].items() if answer != subject.answer]
-        if others:
+        others = [
+            [member for member in members if _fits(samples[index], samples[member])]
+            for answer, members in groups[subject.attribute].items()
+            if answer != subject.answer
+        ]
+        if any(others):
             rng = sample_rng(seed, 0, index, f"contrast:{samples[index].id}")
             members = rng.choices(others, weights=[len(members) for members in others])[0]
             contrasted.append(_with_images(samples, topics, index, rng.choice(members)))
@@ -85,12 +90,21 @@ def _deal(answers: Sequence[str], members: list[int], seed: int, attribute: str)
 def _any_other(samples: Sequence[Sample], topics: Sequence[Topic], index: int, seed: int) -> int:
     """Return another partner for a question whose partner has the same image (several questions may share one)."""
     own = samples[index]
-    other_images = [other for other, sample in enumerate(samples) if sample.images != own.images]
+    other_images = [other for other, sample in enumerate(samples) if sample.images != own.images and _fits(own, sample)]
     if not other_images:
-        raise DataError("the images cannot be swapped: all questions show the same image; leave 'swapped' empty.")
+        raise DataError(
+            "the images cannot be swapped: all questions show the same image, or a question has <image> tags for more "
+            "or fewer images than every other; leave 'swapped' empty."
+        )
     same = [other for other in other_images if topics[other].attribute == topics[index].attribute]
     differing = [other for other in same if topics[other].answer != topics[index].answer]
     return sample_rng(seed, 0, index, f"swap:{own.id}").choice(differing or same or other_images)
+
+
+def _fits(sample: Sample, other: Sample) -> bool:
+    """Return whether another question's images fit the image tags of a question."""
+    tags = sum(message.content.count(IMAGE_TAG) for message in sample.messages if message.role == "user")
+    return tags in (0, len(other.images))
 
 
 def _with_images(samples: Sequence[Sample], topics: Sequence[Topic], index: int, partner: int) -> Sample:

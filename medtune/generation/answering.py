@@ -4,6 +4,7 @@ All functions take plain arguments, so that a recipe, a command or a server can 
 """
 
 import time
+from collections import Counter
 from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, ClassVar
@@ -19,6 +20,7 @@ from medtune.errors import ConfigError, DataError, ModelError
 from medtune.evaluation.prediction import Prediction
 from medtune.evaluation.protocols.base import Query
 from medtune.evaluation.protocols.registry import plan_queries
+from medtune.evaluation.robustness import PROBES
 from medtune.generation.backends.base import Answerer, AnswerSettings
 from medtune.generation.engine.generator import Generator
 from medtune.generation.exemplars import ExemplarSource
@@ -167,6 +169,7 @@ def plan(
     seed: int = 0,
     limit: int | None = None,
     skipped: Skipped | None = None,
+    robustness: bool | Sequence[str] = (),
 ) -> list[Query]:
     """Return the queries to ask. Queries on the same images are neighbours, so that each image is encoded once.
 
@@ -177,17 +180,27 @@ def plan(
         seed: Seed of the random choices of the protocols and of the image swap.
         limit: Number of questions to take from the start; None takes all.
         skipped: Records questions that cannot be read; None raises their errors.
+        robustness: Probes of the robustness card that are asked too; True takes all.
 
     Raises:
         ConfigError: If there is nothing to ask.
         DataError: If a question cannot be read and may not be skipped.
     """
     samples = list(_readable(source, limit, skipped or Skipped(False)))
-    queries = plan_queries(samples, protocols, swapped=swapped, seed=seed)
+    queries = plan_queries(samples, protocols, swapped=swapped, seed=seed, robustness=robustness)
     if not queries:
         raise ConfigError("there is nothing to ask; check questions and protocols")
     first = {query.sample.images: place for place, query in reversed(list(enumerate(queries)))}
     return sorted(queries, key=lambda query: first[query.sample.images])
+
+
+def query_counts(queries: Sequence[Query]) -> str:
+    """Return a line with the number of queries, and of those that the robustness card adds."""
+    kinds = Counter("swapped" if query.meta.get("swapped") else query.meta.get("probe", "") for query in queries)
+    plain = kinds.pop("", 0)
+    parts = "".join(f", {name} {count:,}" for name in PROBES if (count := kinds.get(name)))
+    times = f" ({len(queries) / plain:.1f} times as many)" if plain else ""
+    return f"{len(queries):,} queries: as they are {plain:,}{parts}{times}"
 
 
 def _readable(source: SampleSource, limit: int | None, skipped: Skipped) -> Iterator[Sample]:

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from PIL import Image
 
-from medtune.data.sample import IMAGE_TAG, Message, Sample
+from medtune.data.sample import IMAGE_TAG, VIRTUAL_USER, Message, Sample
 from medtune.errors import DataError
 
 Part = str | Image.Image
@@ -35,8 +35,11 @@ def chat_turns(sample: Sample, images: list[Image.Image]) -> list[Turn]:
         images: Its images, in the order of ``sample.images``.
 
     Raises:
-        DataError: If there is no user turn, or the number of images differs from the number of tags.
+        DataError: If there is no user turn, the number of images differs from the number of tags, or a virtual user
+            speaks, whom these programs' chat formats do not have.
     """
+    if any(message.role == VIRTUAL_USER for message in sample.messages):
+        raise DataError(f"sample {sample.id} has a virtual user, whose turns only medtune's own models can write")
     last = max((i for i, message in enumerate(sample.messages) if message.role == "user"), default=None)
     if last is None:
         raise DataError(f"sample {sample.id} has no user message, so there is nothing to answer")

@@ -10,6 +10,7 @@ from medtune.data.identity import differences
 from medtune.data.writing import file_sha256, write_files
 from medtune.errors import ConfigError
 from medtune.masking import masked
+from medtune.models.weight_files import weight_files
 
 
 def weights_identity(path: str | Path, beside: Sequence[str] = ()) -> dict[str, dict[str, Any]]:
@@ -21,8 +22,11 @@ def weights_identity(path: str | Path, beside: Sequence[str] = ()) -> dict[str, 
 
     Raises:
         ConfigError: If there is no such file.
+        ModelError: If the path holds something else than the weights of a model; the message says what.
     """
     path = Path(path)
+    if not beside:
+        weight_files(path)  # for its messages
     files = sorted(path.glob("*.safetensors")) if path.is_dir() else [path]
     if not files or not all(file.is_file() for file in files):
         raise ConfigError(f"checkpoint {path} is neither a .safetensors file nor a folder that holds some")
@@ -46,7 +50,7 @@ def claim(predictions: Path, identity: Mapping[str, Any], parts: Sequence[Path] 
         ConfigError: If the file was made with other settings, or if it holds answers but has no record.
     """
     record = predictions.with_suffix(".meta.json")
-    wanted = masked(json.loads(json.dumps(identity)))
+    wanted = json.loads(json.dumps(masked(identity)))
     if any(path.is_file() and path.stat().st_size for path in (predictions, *parts)):
         known = _known(predictions, record)
         _compare(predictions, masked(known), wanted)

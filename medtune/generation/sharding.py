@@ -248,10 +248,15 @@ class Progress:
         world: The processes.
         total: Number of queries.
         known: Number of queries that were answered before.
+        title: What the bar is called.
+        unit: What it counts.
     """
 
-    def __init__(self, path: Path, world: World, total: int, known: int) -> None:
+    def __init__(
+        self, path: Path, world: World, total: int, known: int, title: str = "predict", unit: str = "query"
+    ) -> None:
         self._shown, self._total, self._known = world.rank == 0, total, known
+        self._title, self._unit = title, unit
         self._read = {part_path(path, rank): 0 for rank in range(1, world.world)}
         self._bar: tqdm | None = None
 
@@ -260,7 +265,7 @@ class Progress:
         if not self._shown:
             return
         if self._bar is None:
-            self._bar = tqdm(total=self._total, initial=self._known, unit="query", desc="predict", smoothing=0.1)
+            self._bar = tqdm(total=self._total, initial=self._known, unit=self._unit, desc=self._title, smoothing=0.1)
         self._bar.update(answered + self._grown())
 
     def close(self) -> None:

@@ -24,13 +24,28 @@ def shifted_targets(labels: Tensor) -> Tensor:
     return F.pad(labels[:, 1:], (0, 1), value=IGNORE_INDEX)
 
 
-def token_cross_entropy(logits: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
-    """Cross-entropy summed over supervised positions.
+def supervised_weight(labels: Tensor, row_weights: Tensor | None = None) -> Tensor:
+    """Return what a summed loss is divided by: the supervised tokens, each with the weight of its row.
+
+    Args:
+        labels: ``[b, s]`` unshifted ids.
+        row_weights: ``[b]``; None is 1 for every row.
+
+    Returns:
+        ``sum_r w_r n_r``, a scalar: a count without weights, in fp64 with weights.
+    """
+    counts = (labels[:, 1:] != IGNORE_INDEX).sum(dim=1)
+    return counts.sum() if row_weights is None else (counts.double() * row_weights).sum()
+
+
+def token_cross_entropy(logits: Tensor, targets: Tensor, weights: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    """Cross-entropy summed over supervised positions, ``-sum_i w_i log p(y_i)``.
 
     Args:
         logits: ``[..., V]`` of any float type; each position is computed in fp32 (fp64 stays fp64) and the sum is
             accumulated in fp64, so that chunks, micro-batches and processes give the same sum.
         targets: ``[...]`` ids, ``IGNORE_INDEX`` where there is no target.
+        weights: ``[...]`` weight of each position, fp64; None is 1 everywhere.
 
     Returns:
         The sum in nats, and the number of supervised positions.
@@ -38,11 +53,17 @@ def token_cross_entropy(logits: Tensor, targets: Tensor) -> tuple[Tensor, Tensor
     logits = logits if logits.dtype == torch.float64 else logits.float()
     flat = logits.reshape(-1, logits.shape[-1])
     loss = F.cross_entropy(flat, targets.reshape(-1), ignore_index=IGNORE_INDEX, reduction="none")
+    if weights is not None:
+        loss = loss.double() * weights.reshape(-1)
     return loss.sum(dtype=torch.float64), (targets != IGNORE_INDEX).sum()
 
 
 def chunked_cross_entropy(
-    hidden: Tensor, labels: Tensor, head: Callable[[Tensor], Tensor], chunk_tokens: int = 512
+    hidden: Tensor,
+    labels: Tensor,
+    head: Callable[[Tensor], Tensor],
+    chunk_tokens: int = 512,
+    row_weights: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """:func:`token_cross_entropy` of ``head(hidden)``, for supervised tokens only and in chunks.
 
@@ -55,10 +76,11 @@ def chunked_cross_entropy(
         labels: ``[b, s]`` unshifted ids, ``IGNORE_INDEX`` where not supervised.
         head: Maps ``[t, d]`` to logits ``[t, V]``; its parameters get gradients too.
         chunk_tokens: Maximum number of tokens per chunk (the chunks have equal size); 0 takes all at once.
+        row_weights: ``[b]`` factor of the loss of each row's tokens, fp64; None is 1 for every row.
 
     Returns:
-        The sum in nats and the count. Without a supervised token the sum is zero and every gradient is zero, but every
-        process still runs the same backward pass.
+        The sum in nats and :func:`supervised_weight`. Without a supervised token the sum is zero and every gradient is
+        zero, but every process still runs the same backward pass.
     """
     targets = shifted_targets(labels).flatten()
     supervised = targets != IGNORE_INDEX
@@ -66,8 +88,10 @@ def chunked_cross_entropy(
     if len(rows) == 0:
         rows = rows.new_zeros(1)  # a token whose target is ignored: loss and gradients are zero
 
-    def loss(states: Tensor, wanted: Tensor) -> tuple[Tensor, Tensor]:
-        return token_cross_entropy(head(states[0]), wanted)
+    def loss(states: Tensor, wanted: Tensor, *weights: Tensor) -> tuple[Tensor, Tensor]:
+        return token_cross_entropy(head(states[0]), wanted, *weights)
 
     states = hidden.flatten(0, 1).index_select(0, rows).unsqueeze(0)
-    return sum_over_chunks(loss, states, (targets[rows],), chunk_tokens)[0], supervised.sum()
+    weights = () if row_weights is None else (row_weights[rows // labels.shape[1]],)
+    total, _ = sum_over_chunks(loss, states, (targets[rows], *weights), chunk_tokens)
+    return total, supervised_weight(labels, row_weights)

@@ -53,6 +53,7 @@ def vitask_losses(
     beta: float = 1.0,
     detach: bool = True,
     chunk_tokens: int = 512,
+    token_weights: Tensor | None = None,
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """``L = L_Van + L_EP + alpha L_RDA + beta L_CRT`` (Eq. 7), summed over response tokens.
 
@@ -72,6 +73,7 @@ def vitask_losses(
         beta: Weight of L_CRT.
         detach: See :func:`medtune.losses.response_alignment.response_alignment`.
         chunk_tokens: Number of response tokens whose logits of all passes are in memory at once; 0 takes all.
+        token_weights: ``[n]`` weight of each response token in every term, fp64; None is 1 for all.
 
     Returns:
         The total, and each computed term's sum by name (``van``, ``ep``, ``rda``, ``crt``), detached. All in nats and
@@ -82,19 +84,21 @@ def vitask_losses(
     weights = torch.tensor([{"rda": alpha, "crt": beta}.get(name, 1.0) for name in names], dtype=torch.float64)
     weights = weights.to(states.device)
 
-    def loss(state: Tensor, target: Tensor, has_negative: Tensor) -> tuple[Tensor, Tensor]:
+    def loss(state: Tensor, target: Tensor, has_negative: Tensor, *given: Tensor) -> tuple[Tensor, Tensor]:
+        each = given[0] if given else None
         logits = head(state.flatten(0, 1)).unflatten(0, state.shape[:2])
-        terms = {"van": token_cross_entropy(logits[0], target)[0]}
+        terms = {"van": token_cross_entropy(logits[0], target, each)[0]}
         if exemplar:
-            terms["ep"] = token_cross_entropy(logits[1], target)[0]
+            terms["ep"] = token_cross_entropy(logits[1], target, each)[0]
         if "rda" in names:
-            terms["rda"] = response_alignment(logits[0], logits[1], target, detach)[0]
+            terms["rda"] = response_alignment(logits[0], logits[1], target, detach, each)[0]
         if "crt" in names:
             asked = target.masked_fill(~has_negative, IGNORE_INDEX)
-            terms["crt"] = contrastive_response(logits[0], logits[-1], asked)[0]
+            terms["crt"] = contrastive_response(logits[0], logits[-1], asked, each)[0]
         sums = torch.stack([terms[name] for name in names])
         return (weights * sums).sum(), sums
 
     everywhere = torch.ones_like(targets, dtype=torch.bool) if contrasted is None else contrasted
-    total, sums = sum_over_chunks(loss, states, (targets, everywhere), chunk_tokens)
+    per_token = (targets, everywhere) if token_weights is None else (targets, everywhere, token_weights)
+    total, sums = sum_over_chunks(loss, states, per_token, chunk_tokens)
     return total, dict(zip(names, sums, strict=True))

@@ -7,6 +7,7 @@ from pathlib import Path
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 
+from medtune.data.opening import refuse_special
 from medtune.data.writing import write_whole
 from medtune.errors import ModelError
 from medtune.models.weights import save_tensors
@@ -42,6 +43,7 @@ def load_record(folder: str | Path) -> ExemplarRecord:
     Raises:
         ModelError: If the folder holds no valid record.
     """
+    refuse_special(Path(folder) / RECORD_NAME, ModelError)
     try:
         record = ExemplarRecord(**json.loads((Path(folder) / RECORD_NAME).read_text(encoding="utf-8")))
     except (OSError, ValueError, TypeError) as error:
@@ -62,6 +64,7 @@ def load_connector(folder: str | Path, feature_dim: int, where: str) -> Exemplar
     Raises:
         ModelError: If the file is damaged, or the connector was made for features of another width.
     """
+    refuse_special(Path(folder) / CONNECTOR_NAME, ModelError)
     try:
         state = load_file(Path(folder) / CONNECTOR_NAME)
         wide, dim = len(state["norm.weight"]), len(state["linear_2.bias"])

@@ -1,13 +1,13 @@
 """Read and write published weights, in safetensors only, because other formats can execute code."""
 
+import functools
 import json
 import shutil
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
@@ -15,11 +15,20 @@ from medtune.data.writing import replaced, write_whole
 from medtune.errors import ModelError
 from medtune.models.common.family import ModelFamily, StateDict
 from medtune.models.common.names import expected_shapes, is_adapter_key
+from medtune.models.published_config import CONFIG_NAME, check_config, is_published, with_dtype
+from medtune.models.weight_files import INDEX_NAME, SINGLE_NAME, read_json, read_tensors, weight_files
 
 SHARD_BYTES = 5 * 10**9
-INDEX_NAME = "model.safetensors.index.json"
-SINGLE_NAME = "model.safetensors"
 _TUNE_PREFIXES = ("decoder.", "encoder.")
+_OUTPUT = "decoder.output.weight"
+_HEADER_TYPES = {
+    "F64": torch.float64,
+    "F32": torch.float32,
+    "F16": torch.float16,
+    "BF16": torch.bfloat16,
+    "I64": torch.int64,
+    "I32": torch.int32,
+}
 _NAMED = 5  # an error lists at most this many tensor names
 
 
@@ -36,76 +45,38 @@ def load_weights(path: str | Path, model: nn.Module) -> StateDict:
         State-dict key -> tensor, in the file's dtype, on the CPU.
 
     Raises:
-        ModelError: if the path holds no safetensors, a file is damaged, or tensors are missing, left over or of
-            another size than the model's.
+        ModelError: if the path holds no safetensors, a file is damaged, ``config.json`` describes another model, or
+            tensors are missing, left over or of another size than the model's.
     """
-    path = Path(path)
+    return _load(Path(path), model, None)
+
+
+def check_weights(path: str | Path, model: nn.Module) -> None:
+    """Check what :func:`load_weights` checks from the headers of the files alone, in a moment for any size.
+
+    Raises:
+        ModelError: as :func:`load_weights`.
+    """
+    _load(Path(path), model, _without_values)
+
+
+def _without_values(reader: Any, name: str) -> Tensor:
+    """A tensor of the meta device with the size and the type that a file's header names."""
+    part = reader.get_slice(name)
+    empty = torch.empty(part.get_shape(), dtype=torch.bool, device="meta")
+    return empty.to(_HEADER_TYPES.get(part.get_dtype(), torch.uint8))
+
+
+def _load(path: Path, model: nn.Module, take: Callable[[Any, str], Tensor] | None) -> StateDict:
     family: ModelFamily = model.family  # type: ignore[assignment]
-    if path.is_dir():
-        _check_model_type(path, family)
-    state: StateDict = {}
-    for file in _files(path):
-        state.update(_read(file))
+    files = weight_files(path)
+    if path.is_dir() or path.name == SINGLE_NAME:
+        check_config(path if path.is_dir() else path.parent, family)
+    state = read_tensors(files, take)
     if not any(name.startswith(_TUNE_PREFIXES) for name in state):
         state = _convert(state, family, path)
     _check(state, expected_shapes(model), path, family)
     return state
-
-
-def _files(path: Path) -> list[Path]:
-    if not path.exists():
-        raise ModelError(f"no weights at {path}: download the model first, or correct the path")
-    if path.is_file():
-        if path.suffix != ".safetensors":
-            raise ModelError(f"{path} is not a .safetensors file; other formats can execute code and are not read")
-        return [path]
-    index = path / INDEX_NAME
-    if index.is_file():
-        names = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
-        for name in names:
-            if Path(name).name != name or not (path / name).is_file():
-                raise ModelError(f"{index} names the shard {name}, which is not in {path}; finish the download")
-        return [path / name for name in names]
-    files = sorted(path.glob("*.safetensors"))
-    if not files:
-        raise ModelError(f"{path} holds no .safetensors file (pickled .bin and .pth weights are not read)")
-    return files
-
-
-def _read(file: Path) -> Iterator[tuple[str, Tensor]]:
-    try:
-        with safe_open(file, framework="pt", device="cpu") as reader:
-            for name in reader.keys():
-                yield name, reader.get_tensor(name)
-    except (SafetensorError, OSError) as error:
-        raise ModelError(f"{file} cannot be read ({error}); download it again") from error
-
-
-def _check_model_type(folder: Path, family: ModelFamily) -> None:
-    if not (folder / "config.json").is_file():
-        return
-    model_type = _config(folder / "config.json").get("model_type")
-    if model_type not in (family.model_type, *family.also_reads):
-        raise ModelError(
-            f"{folder} holds a model of type {model_type!r}, but {family.name} needs {family.model_type!r}"
-        )
-
-
-def _config(file: Path) -> dict[str, Any]:
-    try:
-        content = json.loads(file.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ModelError(f"{file} is not JSON; download it again") from error
-    if not isinstance(content, dict):
-        raise ModelError(f"{file} does not hold a JSON object; download it again")
-    return content
-
-
-def _is_published(config: Path, family: ModelFamily) -> bool:
-    """Whether a ``config.json`` has the layout in which exports are written."""
-    given, ours = _config(config), family.hf_config()
-    same_class = given.get("architectures") in (None, ours.get("architectures"))
-    return given.get("model_type") == family.model_type and same_class
 
 
 def _convert(state: StateDict, family: ModelFamily, path: Path) -> StateDict:
@@ -123,6 +94,11 @@ def _check(state: StateDict, expected: dict[str, torch.Size], path: Path, family
         for name, size in expected.items()
         if name in state and state[name].shape != size
     ]
+    if missing == [_OUTPUT] and not extra and not misshaped:
+        raise ModelError(
+            f"{path} has no output layer of its own: its embeddings are tied (tie_word_embeddings), and those of "
+            f"{family.name} are not. Take a model with an output layer, or the builder of a model with tied embeddings"
+        )
     problems = [
         f"{len(names)} {what} ({_some(names)})"
         for what, names in (("missing", missing), ("not in the model", extra), ("of another size", misshaped))
@@ -152,7 +128,8 @@ def save_hf(
 ) -> Path:
     """Write weights in the published layout: safetensors shards with an index, ``config.json``, tokenizer files.
 
-    Only tensors that the published model has are written; a proxy instruction is never among them. Files are written
+    Only tensors that the published model has are written; a proxy instruction is never among them. All have one type,
+    the widest of the state, and ``config.json`` names it. Files are written
     under temporary names and renamed, the index last, so that nobody mistakes an incomplete export for a complete one.
 
     Args:
@@ -169,7 +146,7 @@ def save_hf(
     Raises:
         ModelError: if the state has adapters or unknown tensors, or if tensors are missing.
     """
-    published = _publish(model_state, model_family)
+    published, dtype = _one_type(_publish(model_state, model_family))
     out = Path(out_dir)
     out.mkdir(parents=True, exist_ok=True)
     shards = _plan(published, shard_bytes)
@@ -186,8 +163,14 @@ def save_hf(
         weight_map = {key: name for name, keys in zip(names, shards, strict=True) for key in keys}
         total = sum(tensor.nbytes for tensor in published.values())
         _write_json({"metadata": {"total_size": total}, "weight_map": weight_map}, out / INDEX_NAME)
-    _copy_companions(model_family, out, Path(source_dir) if source_dir else None)
+    _copy_companions(model_family, out, Path(source_dir) if source_dir else None, dtype)
     return out
+
+
+def _one_type(state: StateDict) -> tuple[StateDict, torch.dtype]:
+    """The tensors in the widest of their floating-point types, so that none is rounded; and that type."""
+    dtype = functools.reduce(torch.promote_types, (t.dtype for t in state.values() if t.is_floating_point()))
+    return {key: t.to(dtype) if t.is_floating_point() else t for key, t in state.items()}, dtype
 
 
 def _publish(state: StateDict, family: ModelFamily) -> StateDict:
@@ -230,14 +213,12 @@ def _write_json(content: dict, file: Path) -> None:
     write_whole(file, json.dumps(content, indent=2, sort_keys=True) + "\n")
 
 
-def _copy_companions(family: ModelFamily, out: Path, source: Path | None) -> None:
-    config = source / "config.json" if source else None
+def _copy_companions(family: ModelFamily, out: Path, source: Path | None, dtype: torch.dtype) -> None:
+    config = source / CONFIG_NAME if source else None
     # a config of the authors' own layout would not describe what is written here
-    copied = family.copies_config and config is not None and config.is_file() and _is_published(config, family)
-    if copied and config is not None and source is not None:
-        _copy([config], source, out)
-    else:
-        _write_json(family.hf_config(), out / "config.json")
+    copied = family.copies_config and config is not None and config.is_file() and is_published(config, family)
+    content = read_json(config) if copied and config is not None else family.hf_config()
+    _write_json(with_dtype(content, dtype), out / CONFIG_NAME)
     if source is not None:
         _copy((source / name for name in family.tokenizer_files if (source / name).is_file()), source, out)
 

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from medtune.data.items import Items, SampleItems, SampleTransform
 from medtune.data.sample import Sample
 from medtune.data.source import SampleSource
-from medtune.losses.cross_entropy import IGNORE_INDEX
+from medtune.losses.cross_entropy import supervised_weight
 from medtune.objectives.companions import Companion, Companions
 
 
@@ -170,9 +170,9 @@ class Objective(nn.Module):
         """The divisor of the summed loss of a micro-batch: ``StepOutput.weight``, but known before the forward pass.
 
         The trainer reads it while the batch is in host memory, so that it does not wait for the device. The default
-        counts supervised tokens after the label shift.
+        counts supervised tokens after the label shift, each with the weight of its row if ``batch["weights"]`` has one.
         """
-        return float((batch["labels"][:, 1:] != IGNORE_INDEX).sum())
+        return float(supervised_weight(batch["labels"], batch.get("weights")))
 
     def forward(self, model: Any, batch: dict[str, Any]) -> StepOutput:
         """The losses of one micro-batch."""

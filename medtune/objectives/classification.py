@@ -80,7 +80,7 @@ class LabelledImages:
             "target": torch.tensor(right, dtype=torch.float32),
             "among": torch.tensor([name == target.set for name, _ in self._logits()]),
             "multi_label": target.task == "multi_label",
-            "weight": 1.0,
+            "weight": sample.weight,
         }
 
     def measure(
@@ -116,7 +116,9 @@ class LabelledImages:
 
 
 class Classification(Objective):
-    """Predicts labels from images; the loss is the mean over images of :func:`medtune.losses.labels.label_losses`.
+    """Predicts labels from images; the loss is the mean of the images' losses, each with the weight of its sample.
+
+    The loss of an image is that of :func:`medtune.losses.labels.label_losses`.
 
     Args:
         flip: sets whose training images are mirrored left to right with probability 1/2, drawn per sample and epoch.
@@ -167,7 +169,7 @@ class Classification(Objective):
         return LabelledImages(self._known, self.flip)
 
     def weight(self, batch: dict[str, Any]) -> float:
-        """The number of images with weight 1."""
+        """The sum of the images' weights."""
         return float(batch["weight"].double().sum())
 
     def forward(self, model: TaskModel, batch: dict[str, Any]) -> StepOutput:

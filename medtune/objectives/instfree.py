@@ -5,7 +5,7 @@ proxy alone; a second trains the model's vision side, with the proxy moving as a
 """
 
 import random
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.resources import files
 from typing import Any, Literal
 
@@ -39,16 +39,26 @@ class ReportPrompt:
     unit: str = "separator"
 
     def __call__(self, sample: Sample, rng: random.Random) -> Sample:
-        """A new sample of two turns; all randomness comes from ``rng``.
+        """A new sample: the system messages, the instruction, the report. All randomness comes from ``rng``.
+
+        The instruction takes the place of a written one, if the sample has one.
 
         Raises:
-            DataError: If sections are to be shuffled and the sample has none, or they do not make up its report.
+            DataError: If the sample has several turns or does not end with the assistant's, or if sections are to be
+                shuffled and the sample has none, or they do not make up its report.
         """
+        *before, last = sample.messages
+        system = [message for message in before if message.role == "system"]
+        others = [message.role for message in before if message.role != "system"]
+        if last.role != "assistant" or others not in ([], ["user"]):
+            raise DataError(
+                f"sample {sample.id}: InstFree trains on image-report pairs: one assistant message, after at most one "
+                "instruction, which the method replaces; write this conversation as a report, or train with sft."
+            )
         report = self._shuffled(sample, rng)
         instruction = rng.choice(self.instructions) if len(self.instructions) > 1 else self.instructions[0]
-        return Sample(
-            sample.id, sample.images, (Message("user", instruction), Message("assistant", report)), sample.meta
-        )
+        turns = (*system, Message("user", instruction), Message("assistant", report))
+        return replace(sample, messages=turns)
 
     def _shuffled(self, sample: Sample, rng: random.Random) -> str:
         report = sample.messages[-1].content
@@ -190,7 +200,9 @@ class InstFree(Objective):
         hidden = model.hidden(
             batch["tokens"], features, vision_mask=batch["vision_mask"], replace=self._replacement(batch["tokens"])
         )
-        loss_sum, count = chunked_cross_entropy(hidden, batch["labels"], model.logits, self.chunk_tokens)
+        loss_sum, count = chunked_cross_entropy(
+            hidden, batch["labels"], model.logits, self.chunk_tokens, batch.get("weights")
+        )
         return StepOutput(loss_sum, count, {})
 
     def _replacement(self, tokens: Tensor) -> tuple[Tensor, Tensor] | None:

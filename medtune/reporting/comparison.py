@@ -1,5 +1,6 @@
 """Compares each run with the first one, paired by question."""
 
+import re
 from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
@@ -93,8 +94,10 @@ def compare_over_seeds(
         first, second = next(iter(shared.values()))
         name = f"{first.name}, mean over {len(pairs)} seeds"
         pooled = [pair for seed_pairs in pairs.values() for pair in seed_pairs]
-        macro = _macro(pooled, _numbers(second, task, shown), shown, name, resamples, seed)
-        numbers[task] = {**plain(macro), "by_seed": _by_seed(shared, task, shown.main)}
+        macro = _macro(_with_number(pooled, shown), _numbers(second, task, shown), shown, name, resamples, seed)
+        # the difference is a mean over attributes, also if the headline shows the number over questions
+        main = re.sub("_micro$", "_macro", shown.main)
+        numbers[task] = {**plain(macro), "by_seed": _by_seed(shared, task, main)}
         for key, number in _of_protocol(task, pairs, second, name, resamples, seed).items():
             numbers[task][key] = {**plain(number), "by_seed": _by_seed(shared, task, key)}
     return numbers
@@ -114,9 +117,15 @@ def _pairs(base: Run, run: Run, task: str, shown: Display) -> tuple[list[Pair], 
     if why:
         return [], why
     pairs = [(first[query_id], second[query_id]) for query_id in second]
-    if shown.paired.startswith(MEASURE):  # a pair needs the number on both sides
-        pairs = [pair for pair in pairs if all(row.get(shown.paired) for row in pair)]
-    return pairs, ""
+    every = task in REGISTRY and _protocol(task).compares_every_pair
+    return pairs if every else _with_number(pairs, shown), ""
+
+
+def _with_number(pairs: list[Pair], shown: Display) -> list[Pair]:
+    """Return the pairs that have the number of ``display.paired`` on both sides."""
+    if not shown.paired.startswith(MEASURE):
+        return pairs
+    return [pair for pair in pairs if all(row.get(shown.paired) for row in pair)]
 
 
 def _by_seed(shared: Mapping[int, tuple[Run, Run]], task: str, name: str) -> dict[str, float]:
@@ -124,7 +133,11 @@ def _by_seed(shared: Mapping[int, tuple[Run, Run]], task: str, name: str) -> dic
         training_seed: [run.results["protocols"][task]["overall"][name]["value"] for run in pair]
         for training_seed, pair in shared.items()
     }
-    return {str(training_seed): second - first for training_seed, (first, second) in values.items()}
+    return {
+        str(training_seed): second - first
+        for training_seed, (first, second) in values.items()
+        if None not in (first, second)
+    }
 
 
 def _true(run: Run, task: str) -> dict[str, Row]:
@@ -165,9 +178,10 @@ def _differences(
     pairs: list[Pair], task: str, shown: Display, base: Run, run: Run, resamples: int, seed: int
 ) -> dict[str, Any]:
     headline_number = _numbers(run, task, shown)
-    macro = _macro(pairs, headline_number, shown, base.name, resamples, seed)
-    values, images = _gains(pairs, shown.paired), [first["images"] for first, _ in pairs]
-    micro = paired_difference(values, [""] * len(pairs), images, "", resamples, seed)
+    numbered = _with_number(pairs, shown)
+    macro = _macro(numbered, headline_number, shown, base.name, resamples, seed)
+    values, images = _gains(numbered, shown.paired), [first["images"] for first, _ in numbered]
+    micro = paired_difference(values, [""] * len(numbered), images, "", resamples, seed)
     what = "share of right answers" if shown.paired == "correct" else shown.paired.removeprefix(MEASURE)
     text = f"{what} over the questions minus that of {base.name}, paired by question"
     micro = _as(replace(micro, definition=f"{text}; interval by a bootstrap over images"), headline_number, shown)

@@ -104,7 +104,7 @@ def asked_questions(runs: Sequence[Run], shown: Displays) -> dict[str, Predictio
     asking = {name for name, display in shown.items() if display.examples is not None and display.examples.asks}
     for run in runs:
         for row in run.predictions.values():
-            if not row.meta.get("swapped") and row.task in asking:
+            if not row.meta.get("swapped") and not row.meta.get("probe") and row.task in asking:
                 asked.setdefault(row.meta["sample_id"], row)
     return asked
 
@@ -119,7 +119,7 @@ def make_card(runs: Sequence[Run], asked: Prediction, open_image: OpenImage | No
         shown: Protocols whose answers are shown if they were asked (:func:`with_examples`).
     """
     meta = asked.meta
-    picture, trouble = _thumbnail(meta["images"][0], open_image)
+    picture, trouble = thumbnail(meta["images"][0], open_image)
     rows = {task: [_row(run, task, display, meta) for run in runs] for task, display in shown.items()}
     answered_tasks = [task for task in shown if any(row is not None for row in rows[task])]
     answers = [
@@ -167,7 +167,13 @@ def _answer(run: Run, row: Prediction | None, examples: Examples | None) -> Answ
     return Answer(text, "unread" if examples.mark == "correct" and verdict["read"] != "1" else "wrong")
 
 
-def _thumbnail(path: str, open_image: OpenImage | None) -> tuple[str, str]:
+def thumbnail(path: str, open_image: OpenImage | None) -> tuple[str, str]:
+    """Return a small image as a data URI, and why there is none; one of the two is empty.
+
+    Args:
+        path: Path of the image for ``open_image``.
+        open_image: Opens an image; None if no image root was given.
+    """
     if open_image is None:
         return "", "no image root was given"
     try:

@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from jinja2 import Environment, PackageLoader, StrictUndefined
+from jinja2 import Environment, PackageLoader, StrictUndefined, Template
 
 from medtune.data.folders import claim
 from medtune.data.writing import write_whole
@@ -16,8 +16,10 @@ from medtune.reporting.comparison import compare
 from medtune.reporting.confusions import confusion_rows, confusion_tables
 from medtune.reporting.displays import displays
 from medtune.reporting.gallery import OpenImage, choose_cards, data_uri
+from medtune.reporting.leakage import known_overlaps, leakage_text
 from medtune.reporting.pairs import paired_skips, paired_tables
 from medtune.reporting.progress import progress_sections
+from medtune.reporting.robustness import robustness_sections
 from medtune.reporting.runs import Run, read_runs
 from medtune.reporting.sections import protocol_sections
 from medtune.reporting.worst import WORST, worst_cards
@@ -109,21 +111,20 @@ def render(
     extra: Sequence[views.Section] = (),
 ) -> str:
     """Fill the template of the page; all text from data is escaped."""
-    environment = Environment(
-        loader=PackageLoader("medtune.reporting"), autoescape=True, undefined=StrictUndefined, trim_blocks=True
-    )
     shown = displays(run.results for run in runs)
     radars = [(display.title, plots.radar_chart(runs, name)) for name, display in shown.items() if display.radar]
     progress = progress_sections(runs, answers=samples > 0)
-    return environment.get_template("report.html.j2").render(
+    return _template().render(
         title=title,
         note=note,
         runs=[_description(run, place) for place, run in enumerate(runs)],
         base=results["base"],
         headline=views.headline(runs, results["differences"]),
+        leaks=known_overlaps(runs),
         overview=_svg_uri(plots.accuracy_chart(runs)),
         sections=[
-            (section, _svg_uri(section.picture or None)) for section in [*extra, *protocol_sections(runs), *progress]
+            (section, _svg_uri(section.picture or None))
+            for section in [*extra, *robustness_sections(runs), *protocol_sections(runs), *progress]
         ],
         protocols=views.protocol_tables(runs),
         protocol_help=views.protocol_help(runs),
@@ -143,6 +144,25 @@ def render(
     )
 
 
+def render_sections(sections: Sequence[views.Section], *, title: str, note: str = "") -> str:
+    """Return a page of sections alone, in the form of the report, for results that belong to no evaluated run.
+
+    Args:
+        sections: The sections; all text from data is escaped.
+        title: Heading of the page.
+        note: A sentence below the heading.
+    """
+    pictures = [(section, _svg_uri(section.picture or None)) for section in sections]
+    return _template().render(title=title, note=note, runs=[], sections=pictures)
+
+
+def _template() -> Template:
+    environment = Environment(
+        loader=PackageLoader("medtune.reporting"), autoescape=True, undefined=StrictUndefined, trim_blocks=True
+    )
+    return environment.get_template("report.html.j2")
+
+
 def _description(run: Run, place: int) -> dict[str, Any]:
     provenance = run.results.get("provenance", {})
     return {
@@ -153,6 +173,7 @@ def _description(run: Run, place: int) -> dict[str, Any]:
         "evaluation": json.dumps(provenance.get("config", {}), indent=2, ensure_ascii=False),
         "commit": provenance.get("commit") or "not in a checkout",
         "config_hash": provenance.get("config_hash", ""),
+        "leakage": leakage_text(provenance.get("leakage")),
         "seed": provenance.get("seed", ""),
         "versions": provenance.get("versions", {}),
         "hardware": provenance.get("hardware", {}),

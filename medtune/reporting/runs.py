@@ -6,10 +6,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from omegaconf import OmegaConf
+
 from medtune.aliases import resolve_metrics
 from medtune.errors import DataError
 from medtune.evaluation.evaluation import SCHEMA
 from medtune.evaluation.prediction import Prediction, read_predictions
+from medtune.masking import masked
 
 
 @dataclass(frozen=True)
@@ -55,7 +58,7 @@ def read_run(folder: str | Path, name: str | None = None, with_answers: bool = F
         results=results,
         verdicts=_read_verdicts(folder / "verdicts.csv"),
         metrics=_read_metrics(folder / "metrics.jsonl"),
-        config=_read_text(folder / "config.yaml"),
+        config=_read_config(folder / "config.yaml"),
         predictions=_read_answers(folder, results) if with_answers else {},
     )
 
@@ -94,7 +97,9 @@ def _read_results(path: Path) -> dict[str, Any]:
     if not isinstance(results, dict) or results.get("schema") != SCHEMA:
         raise DataError(f"{path}: not a results file of schema {SCHEMA!r}; run the evaluate recipe again.")
     scored = {key: resolve_metrics(results[key]) for key in ("protocols", "retention") if key in results}
-    return {**results, **scored}
+    provenance = results.get("provenance")
+    hidden = {"provenance": masked(provenance)} if provenance is not None else {}
+    return {**results, **scored, **hidden}
 
 
 def _read_verdicts(path: Path) -> dict[str, dict[str, str]]:
@@ -123,6 +128,15 @@ def _read_answers(folder: Path, results: dict[str, Any]) -> dict[str, Prediction
     own = folder / "predictions.jsonl"
     paths = [own] if own.is_file() else [Path(path) for path in ([scored] if isinstance(scored, str) else scored)]
     return {row.id: row for path in paths if path.is_file() for row in read_predictions(path)}
+
+
+def _read_config(path: Path) -> str:
+    """Return a run's config with credentials masked: it may have been written by hand, or before they were."""
+    try:
+        plain = OmegaConf.to_container(OmegaConf.create(_read_text(path) or "{}"), resolve=False)
+    except Exception:  # of YAML and OmegaConf; a text that cannot be read cannot be masked
+        return ""
+    return OmegaConf.to_yaml(OmegaConf.create(masked(plain))) if plain else ""
 
 
 def _read_text(path: Path) -> str:

@@ -107,7 +107,18 @@ def summary_table(results: Sequence[dict[str, Any]]) -> str:
         rows.append([label, *cells, *[""] * (len(header) - 1 - len(cells))])
     counts = [_count(results, name, metric) for name, metric in shown]
     rows.append(["n (answers)", *counts, *[""] * (len(header) - 1 - len(counts))])
-    return _aligned(rows)
+    return "\n".join([_aligned(rows), *_cautions(results, shown)])
+
+
+def _cautions(results: Sequence[dict[str, Any]], shown: Mapping[tuple[str, str], Column]) -> list[str]:
+    """Return a line for each sentence that belongs beside a number of the table, each once."""
+    lines: dict[str, None] = {}
+    for run_results in results:
+        for (name, metric), column in shown.items():
+            caution = (overall(run_results, name, metric) or {}).get("caution")
+            if caution:
+                lines[f"{column.title} {caution}"] = None
+    return list(lines)
 
 
 def _cell(number: dict[str, Any] | None) -> str:

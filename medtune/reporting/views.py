@@ -31,6 +31,7 @@ class Cell:
         note_kind: ``change`` for a difference from the first run, else empty.
         tone: ``good`` or ``bad`` if the interval does not contain the value that it is compared with, else empty.
         title: The number's definition, shown on hover.
+        caution: A sentence that a reader needs beside the number; empty for none.
     """
 
     value: str
@@ -40,6 +41,7 @@ class Cell:
     note_kind: str = ""
     tone: str = ""
     title: str = ""
+    caution: str = ""
 
 
 @dataclass(frozen=True)
@@ -63,6 +65,42 @@ class Table:
 
 
 @dataclass(frozen=True)
+class Option:
+    """One of the texts that an example shows side by side.
+
+    Args:
+        title: Whose text it is.
+        text: The text.
+        note: A small line below it, for example a score.
+        tone: ``good`` or ``bad`` for a coloured edge, else empty.
+    """
+
+    title: str
+    text: str
+    note: str = ""
+    tone: str = ""
+
+
+@dataclass(frozen=True)
+class Example:
+    """Images with texts beside them.
+
+    Args:
+        title: Its heading.
+        pictures: Data URIs of the images; :func:`medtune.reporting.gallery.thumbnail` makes them.
+        options: The texts.
+        trouble: Why an image is missing; empty if none is.
+        note: A line below the texts.
+    """
+
+    title: str
+    pictures: Sequence[str]
+    options: Sequence[Option]
+    trouble: str = ""
+    note: str = ""
+
+
+@dataclass(frozen=True)
 class Section:
     """A further section of the page, below the headline.
 
@@ -73,6 +111,7 @@ class Section:
         picture: A plot as SVG text; empty for none.
         alt: What the plot shows, in words.
         first: Heading of the table's first column.
+        examples: Images with texts, below the table. A page with examples contains data of patients.
     """
 
     title: str
@@ -81,6 +120,7 @@ class Section:
     picture: str = ""
     alt: str = ""
     first: str = "Model"
+    examples: Sequence[Example] = ()
 
 
 def cell(number: dict[str, Any] | None, *, against: float | None = None, sign: bool = False, change: str = "") -> Cell:
@@ -99,6 +139,7 @@ def cell(number: dict[str, Any] | None, *, against: float | None = None, sign: b
         "change" if change else "",
         tone,
         "" if number is None else number["definition"],
+        "" if number is None else number.get("caution", ""),
     )
 
 
@@ -252,6 +293,11 @@ def definitions(runs: Sequence[Run]) -> list[tuple[str, str]]:
         for protocol, scored in run.results["protocols"].items():
             for name, number in {**scored["overall"], **(scored["swapped"] or {})}.items():
                 found.setdefault(shown[protocol].definition_title(name), number["definition"])
+        for protocol, probes in run.results.get("robustness", {}).items():
+            for probe, numbers in probes.items():
+                for name, number in numbers.items():
+                    title = f"{shown[protocol].title}, {probe.replace('_', ' ')}: {name.replace('_', ' ')}"
+                    found.setdefault(title, number["definition"])
         for name, number in run.results["retention"].items():
             title = shown[name].retention if name in shown else ""
             found.setdefault(f"Retention, {title or name}", number["definition"])
@@ -268,7 +314,12 @@ def _attribute_cell(numbers: dict[str, Any], majority: dict[str, Any] | None, sh
         return cell(None)
     number = cell(numbers[shown.attribute.key], against=_value(majority))  # n has its own column
     notes = [f"{note.title} {percent(numbers[note.key])}" for note in shown.notes if note.key in numbers]
-    return replace(number, n="", note=", ".join(notes))
+    cautions = [f"{note.title} {numbers[note.key]['caution']}" for note in shown.notes if _cautioned(numbers, note.key)]
+    return replace(number, n="", note=", ".join(notes), caution="; ".join(cautions))
+
+
+def _cautioned(numbers: dict[str, Any], key: str) -> bool:
+    return bool(numbers.get(key, {}).get("caution"))
 
 
 def _part(number: dict[str, Any] | None, metric: str, shown: Display) -> dict[str, Any] | None:

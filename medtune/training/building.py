@@ -3,11 +3,9 @@
 import contextlib
 import dataclasses
 import hashlib
-import json
 import math
 from collections.abc import Iterator
-from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -22,10 +20,23 @@ from medtune.models.common.names import is_adapter_key, state_dict_names
 from medtune.models.weights import load_weights
 from medtune.objectives.base import Objective
 from medtune.objectives.companions import load_companions
+from medtune.training.adapter import adapter_tensors
 from medtune.training.config import TrainConfig
+from medtune.training.fingerprint import base_fingerprint
 from medtune.training.parts import check_parts
 from medtune.training.runtime import Runtime
 
+__all__ = [
+    "DTYPES",
+    "adapter_start",
+    "base_fingerprint",
+    "build_companions",
+    "build_model",
+    "checkpoint_activations",
+    "finish",
+    "offloading",
+    "shard",
+]
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 Members = dict[str, list[str]]
 
@@ -50,7 +61,7 @@ def build_model(config: TrainConfig, runtime: Runtime) -> tuple[Any, Members]:
     check_parts(config.trainable, model.parts())  # before the weights, which may take minutes, are read
     loaded: set[str] = set()
     if config.checkpoint:
-        state = load_weights(config.checkpoint, model)
+        state = {**load_weights(config.checkpoint, model), **adapter_tensors(config, model)}
         _load_base(model, state)
         loaded = set(state)
     with torch.no_grad():
@@ -65,7 +76,8 @@ def build_companions(objective: Objective, config: TrainConfig, runtime: Runtime
     """The frozen models that a method uses in addition to the trained one, on the device and in evaluation mode.
 
     A companion with a loader is replicated on every process. A reference is built and sharded like the trained model.
-    It has the run's base weights or those that the companion names, so that a resumed run builds the same reference.
+    It has the weights that the run starts from (base and ``adapter``), or those that the companion names, so that a
+    resumed run builds the same reference.
 
     Raises:
         MedtuneError: On every process, if a companion cannot be loaded.
@@ -76,9 +88,12 @@ def build_companions(objective: Objective, config: TrainConfig, runtime: Runtime
         model.to(runtime.device)
     for name, companion in companions.items():
         if companion.is_reference:
-            weights = companion.weights or config.checkpoint
+            given = companion.weights
+            start = (
+                dataclasses.replace(config, checkpoint=given, adapter=None, keep_optimizer=False) if given else config
+            )
             try:
-                reference, _ = build_model(dataclasses.replace(config, checkpoint=weights), runtime)
+                reference, _ = build_model(start, runtime)
             except ModelError as error:
                 raise ModelError(f"{companion.title}, which is built like the trained model: {error}") from error
             models[name] = reference.eval().requires_grad_(False)
@@ -101,7 +116,7 @@ def _build_sharded(config: TrainConfig, runtime: Runtime, dtype: torch.dtype) ->
     members = model.parts()
     check_parts(config.trainable, members)
     if config.checkpoint:
-        full = load_weights(config.checkpoint, model)
+        full = {**load_weights(config.checkpoint, model), **adapter_tensors(config, model)}
     else:
         torch.manual_seed(config.seed)
         with training.set_default_dtype(dtype):
@@ -199,39 +214,3 @@ def adapter_start(key: str, like: Tensor, seed: int) -> Tensor:
     generator = torch.Generator().manual_seed(int.from_bytes(digest[:7], "big"))
     bound = 1.0 / math.sqrt(shape[-1])
     return ((torch.rand(shape, generator=generator) * 2 - 1) * bound).to(like.dtype)
-
-
-def base_fingerprint(path: str | None) -> str:
-    """Identity of the base weights: each file's name, size and header, and the first values of every tensor.
-
-    Reading all of 22 GB would take minutes at every start. The first values are enough to detect other weights, because
-    training changes every value of a tensor that it trains.
-
-    Raises:
-        ModelError: If a file is not a safetensors file.
-    """
-    if path is None:
-        return "random"
-    root = Path(path)
-    files = sorted(root.glob("*.safetensors")) if root.is_dir() else [root]
-    digest = hashlib.sha256()
-    for file in files:
-        digest.update(f"{file.name}|{file.stat().st_size}|".encode())
-        with file.open("rb") as handle:
-            try:
-                for block in _first_values(handle):
-                    digest.update(block)
-            except (ValueError, KeyError, TypeError, AttributeError) as error:
-                raise ModelError(f"{file} is not a whole safetensors file; copy it again") from error
-    return digest.hexdigest()
-
-
-def _first_values(handle: BinaryIO) -> Iterator[bytes]:
-    """The header of a safetensors file, then the first 4 KiB of each tensor."""
-    head = handle.read(8)
-    header = handle.read(int.from_bytes(head, "little"))
-    yield head + header
-    entries = {name: entry for name, entry in json.loads(header).items() if name != "__metadata__"}
-    for begin, end in sorted(entry["data_offsets"] for entry in entries.values()):
-        handle.seek(8 + len(header) + begin)
-        yield handle.read(min(end - begin, 4096))

@@ -11,7 +11,9 @@ from torch.optim import Optimizer
 from medtune.config import to_plain
 from medtune.data.identity import named_paths
 from medtune.errors import CheckpointError
+from medtune.masking import masked
 from medtune.training import checkpoints, optimization
+from medtune.training.adapter import adapter_identity
 from medtune.training.building import base_fingerprint
 from medtune.training.checkpoints import TrainingState
 from medtune.training.config import TrainConfig
@@ -26,22 +28,32 @@ def identity(config: TrainConfig, feed: BatchLoader, validation: BatchLoader | N
     held_out = {}
     if validation:
         held_out = {"validation": validation.source.fingerprint(), "usable_validation": validation.checked.usable}
+    return _hidden(
+        {
+            "model": to_plain(config.model),
+            "weights": base_fingerprint(config.checkpoint),
+            "adapter": adapter_identity(config),
+            "objective": to_plain(config.objective),
+            "data": feed.source.fingerprint(),
+            "usable": feed.checked.usable,
+            "trainable": config.trainable,
+            "optimizer": config.optimizer.path,
+            "seed": config.seed,
+            "dtype": config.dtype,
+            "global_batch": feed.plan.global_batch,
+            "sampling": config.sampling,
+            "bucket": config.bucket,
+            "transform": shown,
+            **run_contents(config),
+            **held_out,
+        }
+    )
+
+
+def _hidden(values: dict[str, Any]) -> dict[str, Any]:
+    """An identity with credentials masked in what comes from the config; digests by file name stay."""
     return {
-        "model": to_plain(config.model),
-        "weights": base_fingerprint(config.checkpoint),
-        "objective": to_plain(config.objective),
-        "data": feed.source.fingerprint(),
-        "usable": feed.checked.usable,
-        "trainable": config.trainable,
-        "optimizer": config.optimizer.path,
-        "seed": config.seed,
-        "dtype": config.dtype,
-        "global_batch": feed.plan.global_batch,
-        "sampling": config.sampling,
-        "bucket": config.bucket,
-        "transform": shown,
-        **run_contents(config),
-        **held_out,
+        key: masked(value) if key in ("model", "objective", "transform") else value for key, value in values.items()
     }
 
 
@@ -89,7 +101,7 @@ class Checkpointer:
             "weights": [config.checkpoint] if config.checkpoint else [],
             **{key: list(map(str, held.values())) for key, held in content_files(config).items()},
         }
-        checkpoints.check_identity(path, checkpoints.load_values(path)["identity"], self.identity, files)
+        checkpoints.check_identity(path, _hidden(checkpoints.load_values(path)["identity"]), self.identity, files)
         return path
 
     def save(

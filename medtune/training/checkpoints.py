@@ -84,13 +84,19 @@ def torn(path: Path) -> str | None:
     """What is wrong with a checkpoint folder, or None."""
     try:
         manifest = json.loads((path / "manifest.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+        listed = {name: (entry["bytes"], entry["sha256"]) for name, entry in manifest.items()}
+    except (OSError, ValueError, RecursionError) as error:
         return f"manifest.json: {error}"
-    for name, expected in manifest.items():
+    except (AttributeError, KeyError, TypeError):
+        return "manifest.json is not a list of files with their sizes and checksums"
+    absent = {*(f"{name}.safetensors" for name in TENSOR_FILES), "state.json"} - listed.keys()
+    if absent:
+        return f"manifest.json does not list {min(absent)}"
+    for name, (size, sha256) in listed.items():
         file = path / name
-        if not file.is_file() or file.stat().st_size != expected["bytes"]:
+        if Path(name).name != name or not file.is_file() or file.stat().st_size != size:
             return f"{name} is missing or has another size"
-        if file_sha256(file) != expected["sha256"]:
+        if file_sha256(file) != sha256:
             return f"{name} has another sha256"
     return None
 
@@ -107,9 +113,11 @@ def load_checkpoint(path: Path) -> TrainingState:
 def load_values(path: Path) -> dict[str, Any]:
     """The plain values of a checkpoint, without its tensors."""
     try:
-        values: dict[str, Any] = json.loads((path / "state.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+        values = json.loads((path / "state.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
         raise _unreadable(path, error) from error
+    if not isinstance(values, dict):
+        raise _unreadable(path, ValueError("state.json does not hold a JSON object"))
     return values
 
 

@@ -70,6 +70,10 @@ class TrainConfig:
     dataset: Component = field(metadata={"help": "training data"})
     objective: Component = field(metadata={"help": "the method"})
     checkpoint: str | None = key(None, "base weights: a folder in HF layout or one safetensors file; null is random")
+    adapter: str | None = key(
+        None, "adapter to continue from, on top of checkpoint: a PEFT folder, or a run or its checkpoints/step_N"
+    )
+    keep_optimizer: bool = key(False, "take over the optimizer's state of the run that `adapter` names")
     dataset_val: Component | None = key(None, "validation data for loss, best weights and early stopping")
     optimizer: Component = field(default_factory=_adamw, metadata={"help": "any torch optimizer or bitsandbytes'"})
     learning_rates: dict[str, float] = key(
@@ -98,6 +102,9 @@ class TrainConfig:
     preflight_cache: str | None = key(
         "auto",
         "folder for the result of the data check; auto: $XDG_CACHE_HOME/medtune/preflight; null: it is not kept",
+    )
+    allow_leakage: list[str] = key(
+        [], "kinds of leakage between training and validation data that are accepted; see docs/checking.md"
     )
     on_error: Literal["raise", "skip"] = key(
         "raise", "raise: a sample that cannot be used stops the run; skip: it is left out, counted and listed"
@@ -135,6 +142,10 @@ class TrainConfig:
         _at_least(self, "num_workers", 0)
         if self.clip_grad_norm is not None and self.clip_grad_norm <= 0:
             raise ValueError(f"clip_grad_norm must be positive, got {self.clip_grad_norm}")
+        if self.adapter is not None and self.checkpoint is None:
+            raise ValueError("adapter needs checkpoint, the base weights that it was trained on")
+        if self.keep_optimizer and self.adapter is None:
+            raise ValueError("keep_optimizer needs adapter, the run whose optimizer it continues")
         if self.activation_offloading and not self.activation_checkpointing:
             raise ValueError("activation_offloading needs activation_checkpointing: true")
 

@@ -22,6 +22,7 @@ from medtune.data.training_set import TrainingSet
 from medtune.errors import ConfigError
 from medtune.models.common.names import is_adapter_key
 from medtune.objectives.base import AuxiliaryEncoder, Objective, Stage
+from medtune.training.adapter import adapter_identity
 from medtune.training.building import DTYPES, base_fingerprint
 from medtune.training.config import TrainConfig
 from medtune.training.data import BatchLoader, on_device
@@ -175,6 +176,8 @@ def cache_identity(
         if auxiliary is None
         else {"weights": base_fingerprint(auxiliary.weights), **auxiliary.settings},
     }
+    if config.adapter is not None:  # left out otherwise, so that older caches stay valid
+        made_of["adapter"] = adapter_identity(config)
     return json.loads(json.dumps(made_of))
 
 

@@ -17,11 +17,12 @@ from medtune.config import to_plain
 from medtune.data.features import find_pictures
 from medtune.data.precomputed import DigestedItems, PrecomputedItems
 from medtune.data.shards import Shards
-from medtune.models.common.names import is_adapter_key
+from medtune.models.lora.merge import adapters_are_zero
 from medtune.objectives.base import Precompute
-from medtune.training.building import base_fingerprint
+from medtune.training.adapter import adapter_identity
 from medtune.training.contents import run_contents
 from medtune.training.data import BatchLoader, on_device
+from medtune.training.fingerprint import base_fingerprint
 from medtune.training.model_pass import model_pass
 from medtune.training.precompute import Batches, Made, PrecomputeStore
 from medtune.training.runtime import Runtime
@@ -48,10 +49,11 @@ def use_outputs(
         DataError: If a sample cannot be used and ``on_error`` is ``raise``.
     """
     items = DigestedItems(feed.fixed_items())
+    idle = all(runtime.gather(adapters_are_zero(model)))  # every process sees its shards alone
     size = precompute.item_bytes + _DIGEST_BYTES
     store = PrecomputeStore(
         folder,
-        lambda: outputs_identity(feed, precompute, model),
+        lambda: outputs_identity(feed, precompute, idle),
         np.full(len(feed.checked.indices), size),
         runtime,
         key=precompute.key,
@@ -67,16 +69,22 @@ def use_outputs(
     feed.replace_items(PrecomputedItems(items, shards, numbers))
 
 
-def outputs_identity(feed: BatchLoader, precompute: Precompute, model: Any) -> dict[str, Any]:
-    """Everything that the outputs depend on, as plain values."""
+def outputs_identity(feed: BatchLoader, precompute: Precompute, idle: bool) -> dict[str, Any]:
+    """Everything that the outputs depend on, as plain values.
+
+    Args:
+        feed: the data set.
+        precompute: what is computed.
+        idle: whether the model's adapters add nothing yet, so that they may have any size.
+    """
     config = feed.config
     transform: Any = feed.dataset.transform
     component = to_plain(config.model)
-    if config.checkpoint and _adapters_are_zero(model):
-        # Adapters that add nothing yet may have any size.
+    if config.checkpoint and idle:
         component = {key: value for key, value in component.items() if "lora" not in key or key == "_component_"}
     made_of = {
         "weights": base_fingerprint(config.checkpoint),
+        "adapter": adapter_identity(config),
         "seed of the weights": None if config.checkpoint else config.seed,
         "model": component,
         "dtype": config.dtype,
@@ -89,10 +97,6 @@ def outputs_identity(feed: BatchLoader, precompute: Precompute, model: Any) -> d
         "settings": dict(precompute.settings),
     }
     return json.loads(json.dumps(made_of))
-
-
-def _adapters_are_zero(model: Any) -> bool:
-    return not any(bool(p.any()) for name, p in model.named_parameters() if is_adapter_key(name) and "lora_b" in name)
 
 
 @dataclass

@@ -15,14 +15,17 @@ from torchtune import training
 from medtune.config import Component, import_path, instantiate, load_config, resolve_path
 from medtune.data.batching import BatchPlan
 from medtune.data.preflight import Preflight, preflight
-from medtune.errors import ConfigError, MedtuneError
+from medtune.errors import ConfigError, MedtuneError, ModelError
 from medtune.models.common.interface import BatchShape, Trainable
+from medtune.models.weights import check_weights
 from medtune.objectives.base import Objective, Stage
 from medtune.objectives.companions import load_companions
 from medtune.training import memory
+from medtune.training.adapter import adapter_tensors
 from medtune.training.building import DTYPES
 from medtune.training.config import TrainConfig, check_loggers
 from medtune.training.feature_cache import check_frozen, readable_size
+from medtune.training.leakage import compare_splits
 from medtune.training.optimization import check_rates
 from medtune.training.parts import TrainedParts
 from medtune.training.progress import Progress
@@ -81,13 +84,14 @@ class _Spread:
         return getattr(self.source, name)
 
 
-def plan(config: str, overrides: Sequence[str] = (), gpus: int | None = None) -> Plan:
+def plan(config: str, overrides: Sequence[str] = (), gpus: int | None = None, leakage: Path | None = None) -> Plan:
     """Calculate parts, data, steps and memory.
 
     Args:
         config: Name or path of a training config.
         overrides: ``key=value``.
         gpus: Processes to plan for; None takes ``--nproc_per_node`` of the config's launch line, else 1.
+        leakage: File for the list of what training and validation data have in common; None writes none.
 
     Raises:
         MedtuneError: If the config cannot be read or its model cannot be built. Other problems are listed in the
@@ -114,9 +118,17 @@ def plan(config: str, overrides: Sequence[str] = (), gpus: int | None = None) ->
         result.sections.append((f"Parts in stage {stage.name}", parts.table(parts.known(stage.trainable))))
     data = _try(lambda: _measure(settings, objective, transform, stages), result.problems) if transform else None
     result.sections.append(("Data", _data_text(settings, data, transform, world, stages, model)))
+    if data is not None:
+        compared = _try(lambda: compare_splits(settings, leakage), result.problems)
+        result.sections.append(("Training and validation", compared or "have something in common that is not allowed"))
     result.memory = _memory(settings, parts, stages, data, world, transform)
     title = "Memory on the GPU" if world == 1 else f"Memory on each of {world} GPUs"
     result.sections.append((title, _memory_text(settings, data, result.memory)))
+    references = [one.weights for one in objective.companions().values() if one.is_reference and one.weights]
+    for weights in filter(None, [settings.checkpoint, *references]):
+        _try(lambda weights=weights: _check_base(weights, model), result.problems)
+    if settings.checkpoint and Path(settings.checkpoint).exists():  # else the base is the problem
+        _try(lambda: adapter_tensors(settings, model), result.problems)
     result.problems += _obstacles(settings, world, sum(result.memory.values()))
     return result
 
@@ -278,15 +290,19 @@ def _memory_text(config: TrainConfig, data: Data | None, items: dict[str, float]
     return "\n".join(lines)
 
 
+def _check_base(weights: str, model: Any) -> None:
+    """Check base weights by the headers of their files, and the model that ``config.json`` describes."""
+    if not Path(weights).exists():
+        raise ModelError(
+            f"the base weights are not here: checkpoint={weights} does not exist (the config's header has the download "
+            "line)"
+        )
+    check_weights(weights, model)
+
+
 def _obstacles(config: TrainConfig, world: int, needed: float) -> list[str]:
     """Sentences about what the config needs and this machine does not have."""
     found = []
-    weights = Path(config.checkpoint) if config.checkpoint else None
-    if weights is not None and not (weights.is_file() or any(weights.glob("*.safetensors"))):
-        found.append(
-            f"the base weights are not here: checkpoint={weights} holds no safetensors (the config's header has the "
-            "download line)"
-        )
     if world > 1 and config.optimizer.path.startswith("bitsandbytes."):
         found.append(
             f"{config.optimizer.path} cannot update parameters sharded over {world} processes; use torch.optim.AdamW "

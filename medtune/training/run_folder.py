@@ -24,7 +24,7 @@ NAMES = (
     "summary.json",
 )
 """Everything that a run writes into its folder."""
-READ = ("checkpoint", "model", "transform", "objective", "dataset", "dataset_val")
+READ = ("checkpoint", "adapter", "model", "transform", "objective", "dataset", "dataset_val")
 """Keys of the config that name files which a run reads."""
 _EXPORTED = (".safetensors", ".json", ".jinja", ".model", ".py")
 _RUN_KEYS = {"model", "objective", "output_dir"}

@@ -10,7 +10,7 @@ from typing import Any
 from omegaconf import OmegaConf
 from tqdm import tqdm
 
-from medtune.config import Component, instantiate, to_plain
+from medtune.config import Component, instantiate, to_shown
 from medtune.data.writing import write_whole
 from medtune.errors import TrainingError
 
@@ -38,7 +38,7 @@ class Telemetry:
         self.file = path.open("a", encoding="utf-8")
         self.loggers = [instantiate(logger) for logger in loggers]
         for logger in self.loggers:
-            logger.log_config(OmegaConf.create(to_plain(config)))
+            logger.log_config(OmegaConf.create(_literal(to_shown(config))))
         self.bar = tqdm(total=total, initial=done, unit="step", file=sys.stderr, dynamic_ncols=True, mininterval=0.5)
         self.seconds = 0.0
         self.lap = time.perf_counter()
@@ -88,6 +88,15 @@ class Telemetry:
             for closed in (self.bar, self.file, *self.loggers):
                 with contextlib.suppress(OSError):  # a full disk has already been reported
                     closed.close()
+
+
+def _literal(shown: Any) -> Any:
+    """Plain values in which ``${...}`` is text: a logger resolves interpolations before it sends a config."""
+    if isinstance(shown, dict):
+        return {key: _literal(value) for key, value in shown.items()}
+    if isinstance(shown, list):
+        return [_literal(value) for value in shown]
+    return shown.replace("${", "\\${") if isinstance(shown, str) else shown
 
 
 def _keep_lines_up_to(path: Path, step: int) -> None:

@@ -1,8 +1,7 @@
 """The method-agnostic training loop.
 
-A run is a function of its config, its data and its seed. The number of steps done determines the stage, the epoch, the
-samples, the learning rate and the random numbers of the next step. A checkpoint therefore needs no state of a loader or
-a random generator.
+A run is a function of its config, its data and its seed. The number of steps done determines stage, epoch, samples,
+learning rate and random numbers of the next step, so a checkpoint needs no state of a loader or a random generator.
 """
 
 import dataclasses
@@ -24,6 +23,7 @@ from medtune.errors import MedtuneError, TrainingError
 from medtune.models.common.interface import Trainable
 from medtune.objectives.base import Objective, Stage
 from medtune.training import building, optimization
+from medtune.training.adapter import begun, keep_optimizer
 from medtune.training.beforehand import compute_beforehand
 from medtune.training.checkpointer import Checkpointer, identity, put_back
 from medtune.training.config import TrainConfig, check_loggers
@@ -61,8 +61,6 @@ class Trainer:
         self.skipped: dict[str, str] = {}
         self.stop_signal = 0
 
-    # -- setting up ---------------------------------------------------------------------------------------------------
-
     def setup(self) -> None:
         """Build everything and, if there is a checkpoint, continue from it.
 
@@ -80,6 +78,7 @@ class Trainer:
         self.objective.bind(self.model, self.transform, config.seed)
         self.objective.to(runtime.device)
         self.parts = TrainedParts(self.model, self.objective, {**members, **self.objective.parts()})
+        self.begun = begun(config, self.parts)
         stages = tuple(self.objective.stages(tuple(config.trainable), config.epochs, config.max_steps))
         optimization.check_rates(config.learning_rates, stages, self.parts, self.objective.parts())
         self.feed = self._feed(config.dataset, stages)
@@ -108,7 +107,8 @@ class Trainer:
     def _resume(self) -> None:
         found = self.checkpointer.newest(self._say)
         if found is None:
-            return self._enter_stage(0)
+            self._enter_stage(0)
+            return keep_optimizer(self.config, self.optimizer, self.trained)
         path, state = found
         values = state.values
         self.step, self.tokens, self.best = values["step"], values["tokens"], EarlyStopping.of(values["best"])
@@ -194,10 +194,9 @@ class Trainer:
                 signal.signal(number, handler)
 
     def _close(self) -> None:
-        if hasattr(self, "telemetry"):
-            self.telemetry.close()
-        if hasattr(self, "lock"):
-            self.lock.close()
+        for name in ("telemetry", "lock"):
+            if hasattr(self, name):
+                getattr(self, name).close()
 
     def _train(self) -> int:
         self._validate_if_due()  # a validation that a signal prevented
@@ -226,7 +225,7 @@ class Trainer:
         loop waits for the device. A loss or gradient that is not finite is detected there, before the weights change.
         """
         weight, tokens = self.runtime.sum_on_host(self._counts(batches))
-        scale = 1.0 / max(weight, 1.0)
+        scale = 1.0 / (weight or 1.0)
         sums = self._forward_backward(batches)
         reached = self.watch.reached(self.trained, sums.device)
         sums = self.runtime.sum(torch.cat([sums, reached]))
@@ -239,7 +238,7 @@ class Trainer:
         shown = {name: value * scale for name, value in zip(self.metric_names, values, strict=True)}
         loss = loss_sum * scale
         self._guard(loss, gradient_norm, batches)
-        if counted != weight:
+        if not math.isclose(counted, weight, rel_tol=1e-9):  # sums of row weights round by the order of their terms
             raise TrainingError(
                 f"step {self.step}: {type(self.objective).__name__}.weight counted {weight:g}, but its forward pass "
                 f"{counted:g}; the two must agree, since the gradients are divided by the first"
@@ -358,7 +357,7 @@ class Trainer:
         for skipped in self.runtime.gather(self.skipped):
             self.skipped |= skipped
         trained = [part for stage in self.progress.stages[: self.stage_index + 1] for part in stage.trainable]
-        live = self.parts.select(self.parts.expand(trained))
+        live = {**self.begun, **self.parts.select(self.parts.expand(trained))}
         values = {
             "step": self.step,
             "stage": self.stage_index,

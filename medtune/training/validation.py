@@ -173,7 +173,7 @@ def validation_metrics(
     objective.train()
     totals = runtime.sum(torch.stack(list(sums.values()))).tolist()
     by_name = dict(zip(sums, totals, strict=True))
-    weight = max(by_name.pop("weight"), 1.0)
+    weight = by_name.pop("weight") or 1.0
     return {name: value / weight for name, value in by_name.items()}
 
 

@@ -1,7 +1,9 @@
 """The chat client against a server that fails in every way: the right error, nothing of what the server says."""
 
+import base64
 import copy
 import dataclasses
+import io
 import pickle
 import traceback
 from typing import Any
@@ -12,7 +14,7 @@ from PIL import Image
 
 from medtune.clients.concurrency import AHEAD
 from medtune.clients.errors import RequestRefusedError, ServerFailedError, ServerSetupError, shown_request_id
-from medtune.clients.messages import ChatRequest, Usage, content, data_uri
+from medtune.clients.messages import ChatRequest, Usage, content, data_uri, encoded, images_in
 from medtune.clients.openai import ChatClient, Endpoint
 from medtune.errors import ConfigError, DataError, MedtuneError, ModelError
 from medtune.generation.engine.sampling import Sampling
@@ -162,10 +164,13 @@ def test_a_request_id_that_could_be_anything_else_is_not_shown(value: str | None
     ],
 )
 def test_a_reply_that_is_none_is_an_error_by_name(body: Any, kind: type[MedtuneError], says: str) -> None:
-    with serve(Reply(body=body)) as server, pytest.raises(kind, match=says) as caught:
-        client(server).complete(TURNS, id="q1")
+    with serve(Reply(body=body, headers=SOON)) as server, pytest.raises(kind, match=says) as caught:
+        client(server, max_retries=2).complete(TURNS, id="q1")
     assert "'q1'" in str(caught.value) and PATIENT not in str(caught.value) and caught.value.status == 200
-    assert len(server.bodies) == 1
+    assert len(server.bodies) == (3 if kind is ServerFailedError else 1)
+    with serve(Reply(body=body, headers=SOON), Reply()) as server:
+        if kind is ServerFailedError:
+            assert client(server, max_retries=1).complete(TURNS).text == "fine"
 
 
 def test_a_reply_without_usage_or_with_half_a_character() -> None:
@@ -187,6 +192,16 @@ def test_a_connection_that_breaks_off_or_is_silent() -> None:
         client(server, max_retries=0, timeout=0.2).complete(TURNS)
     with pytest.raises(ServerSetupError, match="cannot be reached"):
         client(server, max_retries=0).complete(TURNS)
+
+
+def test_a_proxy_of_the_environment_gets_nothing_in_the_clear(monkeypatch: pytest.MonkeyPatch) -> None:
+    with serve() as proxy, serve() as server:
+        for name in ("HTTP_PROXY", "http_proxy", "ALL_PROXY", "all_proxy"):
+            monkeypatch.setenv(name, proxy.url.removesuffix("/v1"))
+        for name in ("NO_PROXY", "no_proxy"):
+            monkeypatch.delenv(name, raising=False)
+        assert client(server).complete(TURNS).text == "fine"
+        assert len(server.bodies) == 1 and not proxy.bodies
 
 
 def test_a_redirect_is_not_followed() -> None:
@@ -243,8 +258,12 @@ def test_a_refused_request_among_many_ends_them_or_is_told() -> None:
 def test_content_of_texts_is_text_and_images_are_png() -> None:
     assert content(["a", "b"]) == "a\nb"
     pixels = np.random.default_rng(0).integers(0, 256, (5, 4, 3), dtype=np.uint8)
-    found = content([Image.fromarray(pixels), "What?"])
-    assert isinstance(found, list) and [part["type"] for part in found] == ["image_url", "text"]
+    turns = [{"role": "user", "content": content([Image.fromarray(pixels), "What?"])}]
+    sent = encoded(turns)[0]["content"]
+    assert [part["type"] for part in sent] == ["image_url", "text"]
+    read = Image.open(io.BytesIO(base64.b64decode(sent[0]["image_url"]["url"].removeprefix("data:image/png;base64,"))))
+    np.testing.assert_array_equal(np.asarray(read), pixels)
+    assert images_in(turns) == images_in(encoded(turns)) == 1
     with pytest.raises(DataError, match="mode CMYK"):
         data_uri(Image.new("CMYK", (2, 2)))
 

@@ -1,5 +1,6 @@
 """DICOM pictures: the real files that pydicom ships, and the same ones with a table or a mark changed."""
 
+import io
 import sys
 from pathlib import Path
 
@@ -163,14 +164,13 @@ def test_colours_of_every_kind() -> None:
         ("rtdose.dcm", "holds 15 frames"),
         ("rtplan.dcm", r"is a DICOM file without an image \(RTPLAN\); remove the row"),
         ("MR_truncated.dcm", "is truncated or damaged .*replace it by a whole copy"),
-        ("badVR.dcm", "is truncated or damaged"),
+        ("badVR.dcm", "is a DICOM file whose NumberOfFrames is not one whole number"),
         ("JPGExtended.dcm", "damaged, or compressed in a way that cannot be read .*save it uncompressed"),
     ],
 )
 def test_what_is_refused_by_name(name: str, said: str) -> None:
     root = ImageRoot(FILES)
-    reads = [root.load] if name == "JPGExtended.dcm" else [root.load, root.size]  # a header does not tell that one
-    for read in reads:
+    for read in (root.load, root.size):
         with pytest.raises(DataError, match=said) as caught:
             read(name, WHERE)
         assert str(caught.value).startswith(f"{WHERE}: the image {name} ")
@@ -203,7 +203,7 @@ def test_a_real_mammogram_sized_file_is_measured_without_decoding(tmp_path: Path
     dataset.PixelData = bytes(2 * 3000 * 1000)
     dataset.file_meta.TransferSyntaxUID = ExplicitVRLittleEndian
     dataset.save_as(tmp_path / "a.dcm")
-    monkeypatch.setattr(images, "dicom_image", lambda data: pytest.fail("decoded"))
+    monkeypatch.setattr(images, "dicom_image", lambda *_: pytest.fail("decoded"))
     assert ImageRoot(tmp_path).size("a.dcm", WHERE) == (1000, 3000)
 
 
@@ -219,4 +219,4 @@ def test_the_file_name_does_not_matter(tmp_path: Path) -> None:
     Image.new("RGB", (3, 2)).save(tmp_path / "picture.dcm", "PNG")
     root = ImageRoot(tmp_path)
     assert root.size("scan", WHERE) == (64, 64) and root.size("picture.dcm", WHERE) == (3, 2)
-    assert dicom_image((tmp_path / "scan").read_bytes()).size == (64, 64)
+    assert dicom_image(io.BytesIO((tmp_path / "scan").read_bytes())).size == (64, 64)

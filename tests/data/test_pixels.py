@@ -6,7 +6,7 @@ from PIL import Image
 
 from medtune.data.images import ImageRoot
 from medtune.data.pixels import to_rgb
-from medtune.errors import DataError
+from medtune.errors import ConfigError, DataError
 
 
 def through_disk(tmp_path, image, name, **options):
@@ -27,6 +27,35 @@ def test_twelve_bits_in_sixteen_are_not_black(tmp_path):
     values = np.array([[0, 2048, 4095]], dtype=np.uint16)
     pixels = through_disk(tmp_path, Image.fromarray(values), "a.tif")
     assert pixels[0, :, 0].tolist() == [0, 128, 255]
+
+
+@pytest.mark.parametrize("highest", [1, 255, 256, 511, 1000, 4095, 4096, 8191, 9000, 32768, 65535])
+def test_sixteen_bits_are_scaled_from_the_next_power_of_two(tmp_path, highest):
+    values = np.array([[0, highest // 2, highest]], dtype=np.uint16)
+    full = next(2**bits - 1 for bits in range(8, 17) if 2**bits > highest)
+    for name in ("a.png", "a.tif"):
+        shown = through_disk(tmp_path, Image.fromarray(values), name)[0, :, 0]
+        assert np.abs(shown - values[0] * (255 / full)).max() <= 0.5
+
+
+def test_one_brighter_pixel_does_not_make_an_image_of_twelve_bits_black(tmp_path):
+    """4095 was white beside 4095, and nearly black beside 4096."""
+    values = np.array([[4095, 4096]], dtype=np.uint16)
+    assert through_disk(tmp_path, Image.fromarray(values), "a.png")[0, :, 0].tolist() == [127, 128]
+    brightest = [np.asarray(to_rgb(Image.fromarray(np.array([[n]], np.uint16)))).max() for n in range(128, 65536, 37)]
+    assert min(brightest) >= 127
+
+
+def test_a_named_depth_keeps_the_brightness_between_images(tmp_path):
+    Image.fromarray(np.array([[0, 1000, 4095, 9000]], dtype=np.uint16)).save(tmp_path / "a.png")
+    Image.fromarray(np.array([[0, 1000]], dtype=np.uint16)).save(tmp_path / "b.png")
+    Image.fromarray(np.array([[0, 100]], dtype=np.uint8)).save(tmp_path / "c.png")
+    root = ImageRoot(tmp_path, grey_bits=12)
+    shown = [np.asarray(root.load(f"{name}.png", "w"))[0, :, 0].tolist() for name in "abc"]
+    assert shown == [[0, 62, 255, 255], [0, 62], [0, 100]]
+    for bits in (7, 17, 0):
+        with pytest.raises(ConfigError, match="from 8 to 16 bits"):
+            ImageRoot(tmp_path, grey_bits=bits)
 
 
 def test_sixteen_bit_pgm(tmp_path):

@@ -2,7 +2,9 @@
 
 import csv
 import json
+import pickle
 import random
+import zlib
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -32,7 +34,10 @@ def write_table(path: Path, columns: Sequence[str], rows: Iterable[Mapping[str, 
 
 def write_picture(path: Path, number: int, size: tuple[int, int] = (24, 20)) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    Image.new("RGB", size, (number % 256, (7 * number) % 256, 90)).save(path)
+    # No two files have the same pixels, so that the leakage gate finds nothing.
+    Image.new(
+        "RGB", size, tuple(zlib.crc32(f"{number} {path.parent.name}/{path.name}".encode()).to_bytes(4, "big")[:3])
+    ).save(path)
 
 
 def skincon_rows(count: int = 60, seed: int = 0) -> list[dict[str, Any]]:
@@ -141,3 +146,34 @@ class Mimic:
                 write_picture(folder / "files" / entry["image"].removeprefix("mimic/"), number)
         files = {"chexmask": "MIMIC-CXR-JPG.csv", "questions": "medical-cxr-vqa-questions.csv"}
         return {"mimic_cxr_jpg": str(folder), "reports": str(folder)} | {k: str(folder / v) for k, v in files.items()}
+
+
+def write_vqa(folder: Path) -> None:
+    """A few questions of VQA-RAD, SLAKE and PathVQA, and LLaVA's conversations, each with its images."""
+    for split in ("train", "test"):
+        questions = [
+            {"qid": number, "image_name": f"synpic{number % 4}.jpg", "image_organ": "HEAD", "answer": answer}
+            | {"answer_type": kind, "question_type": "PRES", "question": asked, "phrase_type": "freeform"}
+            for number in range(8)
+            for answer, kind, asked in [("Yes", "CLOSED", "Is it there?") if number % 2 else ("left", "OPEN", "Where?")]
+        ]
+        (folder / "vqa_rad").mkdir(parents=True, exist_ok=True)
+        (folder / "vqa_rad" / f"{split}set.json").write_text(json.dumps(questions))
+    for number in range(4):
+        write_picture(folder / "vqa_rad" / "images" / f"synpic{number}.jpg", number)
+    for place, split in enumerate(("train", "validate", "test")):
+        asked = {"img_name": f"{split}/source.jpg", "question": "What is it?", "answer": "CT", "answer_type": "OPEN"}
+        write_picture(folder / "slake" / "imgs" / split / "source.jpg", 40 * place)
+        (folder / "slake" / f"{split}.json").write_text(
+            json.dumps([{**asked, "qid": 1, "q_lang": "en", "content_type": "Modality"}])
+        )
+    for place, split in enumerate(("train", "val", "test")):
+        write_picture(folder / "path_vqa" / "images" / split / f"{split}_0001.jpg", 40 * place)
+        (folder / "path_vqa" / "qas").mkdir(parents=True, exist_ok=True)
+        row = {"img_id": f"{split}_0001", "sent": "What is shown?", "label": {"liver": 1}, "answer_type": "other"}
+        (folder / "path_vqa" / "qas" / f"{split}_vqa.pkl").write_bytes(pickle.dumps([row]))
+    turns = [{"from": "human", "value": "<image>\nWhat is shown?"}, {"from": "gpt", "value": "A scan."}]
+    write_picture(folder / "llava_med" / "images" / "1.jpg", 3)
+    (folder / "llava_med" / "llava_med_instruct_60k_inline_mention.json").write_text(
+        json.dumps([{"id": "1", "image": "1.jpg", "conversatons": turns}])
+    )

@@ -171,7 +171,7 @@ def prepare_again(mimic: Mimic, tmp_path: Path) -> dict:
 @pytest.mark.parametrize(
     ("part", "change", "said"),
     [
-        ("split", {"split": "dev"}, "line 3: the split 'dev' is unknown; it must be one of train, validate, test"),
+        ("split", {"split": "dev"}, "line 3: the split is unknown; it must be one of train, validate, test"),
         ("split", {"study_id": "s5"}, "line 3: the cell of column 'study_id' is no whole number"),
         ("chexmask", {"Dice RCA (Mean)": "good"}, "line 3: the cell of column 'Dice RCA .Mean.' is no number"),
         ("questions", {"answer": ""}, "line 3: the cell of column 'answer' is empty"),

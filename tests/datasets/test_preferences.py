@@ -35,7 +35,8 @@ def written(folder: Path, *rows: dict[str, Any]) -> SampleSource:
 
 def test_a_pair_is_a_sample_that_ends_in_the_chosen_answer(tmp_path: Path) -> None:
     more = {"margin": 3.5, "scores": [8, 4.5], "source": "judge", "meta": {"question": "q1"}}
-    source = written(tmp_path, {**ROW, **more}, {**ROW, "id": "8", "images": []})
+    source = written(tmp_path, {**ROW, **more}, {**ROW, "id": "8", "images": [], "weight": 0.5})
+    assert [source[0].weight, source[1].weight] == [1.0, 0.5]
     sample = source[0]
     assert [(turn.role, turn.content) for turn in sample.messages] == [
         ("user", "What is shown?"),
@@ -72,7 +73,7 @@ def test_the_authors_layout_gives_the_same_pair(tmp_path: Path) -> None:
         ({"reject": "A dog."}, "unknown field 'reject'; .* Did you mean 'rejected'"),
         ({"meta": {"rejected": "x"}}, "'meta' must not hold 'rejected'"),
         ({"meta": []}, "'meta' must be an object"),
-        ({"images": "a.png"}, "'images' must be a list of paths"),
+        ({"images": 3}, "'images' must be a list of paths"),
     ],
 )
 def test_a_row_that_is_no_pair_is_named_with_the_reason(change: dict[str, Any], said: str, tmp_path: Path) -> None:

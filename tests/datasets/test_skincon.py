@@ -114,8 +114,8 @@ def test_limits(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("change", "said"),
     [
-        ({"Papule": 2}, "line 5: the cell of column 'Papule' is '2'; it must be 0 or 1"),
-        ({"Papule": ""}, "line 5: the cell of column 'Papule' is ''"),
+        ({"Papule": 2}, "line 5: the cell of column 'Papule' must be 0 or 1"),
+        ({"Papule": ""}, "line 5: the cell of column 'Papule' must be 0 or 1"),
         ({"ImageID": ""}, "line 5: the cell of column 'ImageID' is empty"),
     ],
 )

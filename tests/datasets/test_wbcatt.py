@@ -80,7 +80,7 @@ def test_a_value_that_training_does_not_know(tmp_path):
     def change(split, rows):
         return rows if split == "train" else [row | {"label": "Blast"} for row in rows]
 
-    with pytest.raises(DataError, match="val/val_0/label: the value 'Blast' of 'label' does not occur in training"):
+    with pytest.raises(DataError, match="val/val_0/label: the value of 'label' does not occur in training"):
         prepare_wbcatt(write_tables(tmp_path / "a", change))
 
 
@@ -99,7 +99,7 @@ def test_an_image_annotated_twice_and_an_empty_cell(tmp_path):
     def empty(split, rows):
         return [rows[0], rows[1] | {"label": " "}, *rows[2:]]
 
-    with pytest.raises(DataError, match=r"line 42: the image wbc/train_1.jpg was annotated before, in .*line 3"):
+    with pytest.raises(DataError, match=r"line 42: its image was annotated before, in .*line 3"):
         prepare_wbcatt(write_tables(tmp_path / "a", twice))
     with pytest.raises(DataError, match="line 3: the cell of column 'label' is empty"):
         prepare_wbcatt(write_tables(tmp_path / "b", empty))

@@ -19,9 +19,9 @@ from medtune.evaluation.protocols.base import (
     Verdict,
     Vocabulary,
     query_frame,
-    user_turn,
     verdict_frame,
 )
+from medtune.evaluation.protocols.conversation import conversation, user_turn
 from medtune.evaluation.result import Metric
 
 
@@ -67,7 +67,7 @@ class Counting(EvaluationProtocol):
             return []
         query_id, shown = query_frame(self.name, sample)
         meta = {"attribute": sample.meta["kind"], "answer": str(sample.meta["number"]), **shown}
-        asked = Sample(query_id, sample.images, (Message("user", user_turn(sample)),), {})
+        asked = Sample(query_id, sample.images, conversation(sample, user_turn(sample)), {})
         return [Query(query_id, self.name, asked, (), (meta["answer"],), meta)]
 
     def judge(self, row: Prediction, vocabulary: Vocabulary) -> Verdict:

@@ -31,8 +31,8 @@ TOLD = {"protocols": ["open", "yes_no"], "swapped": ["open"], "limit": 9, "seed"
 
 def test_the_record_fills_what_the_config_leaves_out(tmp_path: Path) -> None:
     files = [made(tmp_path, answers=rows("open"), **TOLD)]
-    assert what_was_asked(Asked(), files) == Asked(["open", "yes_no"], ["open"], 9, 4)
-    same = Asked(["yes_no", "open"], ["open"], 9, 4)
+    assert what_was_asked(Asked(), files) == Asked(["open", "yes_no"], ["open"], 9, 4, [])
+    same = Asked(["yes_no", "open"], ["open"], 9, 4, [])
     assert what_was_asked(same, files) == same
 
 
@@ -54,7 +54,8 @@ def test_a_contradiction_names_both_values(tmp_path: Path, written: Asked, said:
 
 def test_less_may_be_asked_for_where_the_rest_is_ignored_and_more_where_it_counts_as_wrong(tmp_path: Path) -> None:
     files = [made(tmp_path, **TOLD)]
-    less, more = Asked(["open"], [], 3, 4), Asked(["open", "yes_no", "description"], ["open", "yes_no"], 20, 4)
+    less = Asked(["open"], [], 3, 4, [])
+    more = Asked(["open", "yes_no", "description"], ["open", "yes_no"], 20, 4, [])
     assert what_was_asked(less, files, on_extra="ignore") == less
     assert what_was_asked(more, files, on_missing="wrong") == more
     with pytest.raises(ConfigError, match="protocols"):
@@ -77,8 +78,8 @@ def test_a_seed_that_drew_nothing_may_differ(tmp_path: Path) -> None:
 
 def test_without_a_record_the_file_says_what_it_answers(tmp_path: Path) -> None:
     files = [made(tmp_path, answers=rows("classification", "~open", "open", "multiple_choice"))]
-    assert what_was_asked(Asked(), files) == Asked(["multiple_choice", "open", "classification"], ["open"], None, 0)
-    assert what_was_asked(Asked(["open"], [], 5, 3), files) == Asked(["open"], [], 5, 3)
+    assert what_was_asked(Asked(), files) == Asked(["multiple_choice", "open", "classification"], ["open"], None, 0, [])
+    assert what_was_asked(Asked(["open"], [], 5, 3), files) == Asked(["open"], [], 5, 3, [])
 
 
 def test_an_empty_file_without_a_record_was_asked_everything(tmp_path: Path) -> None:
@@ -87,7 +88,7 @@ def test_an_empty_file_without_a_record_was_asked_everything(tmp_path: Path) -> 
 
 def test_what_an_old_record_does_not_tell_comes_from_the_file(tmp_path: Path) -> None:
     files = [made(tmp_path, answers=rows("open", "~open"), seed=2)]
-    assert what_was_asked(Asked(), files) == Asked(["open"], ["open"], None, 2)
+    assert what_was_asked(Asked(), files) == Asked(["open"], ["open"], None, 2, [])
 
 
 def test_several_files_are_joined(tmp_path: Path) -> None:
@@ -95,7 +96,7 @@ def test_several_files_are_joined(tmp_path: Path) -> None:
     two = made(tmp_path, "two", protocols=["yes_no"], swapped=[], limit=9, seed=4)
     three = made(tmp_path, "three", rows("description"))
     found = what_was_asked(Asked(), [one, two, three])
-    assert found == Asked(["open", "yes_no", "description"], ["open"], 9, 4)
+    assert found == Asked(["open", "yes_no", "description"], ["open"], 9, 4, [])
     other = made(tmp_path, "other", **{**TOLD, "seed": 5})
     with pytest.raises(ConfigError, match=r"seed: .*one.jsonl was made with 4 and .*other.jsonl with 5"):
         what_was_asked(Asked(), [one, other])

@@ -3,8 +3,8 @@ import resource
 
 import pytest
 
+from medtune.data import append
 from medtune.errors import DataError
-from medtune.evaluation import prediction
 from medtune.evaluation.prediction import Prediction, PredictionLog, read_predictions, write_predictions
 
 ROW = Prediction("q/open", "open", "What?", "line\nbreak, ü", ("big",), {"swapped": False})
@@ -140,7 +140,7 @@ def test_a_file_in_order_is_left_alone(tmp_path):
 
 
 def test_a_file_that_is_replaced_while_it_is_opened_is_locked_under_its_name(tmp_path, monkeypatch):
-    path, real, seen = tmp_path / "p.jsonl", prediction.fcntl.flock, []
+    path, real, seen = tmp_path / "p.jsonl", append.fcntl.flock, []
     write_predictions(path, answers("a"))
 
     def flock(descriptor, how):
@@ -149,7 +149,7 @@ def test_a_file_that_is_replaced_while_it_is_opened_is_locked_under_its_name(tmp
         if len(seen) == 1:
             write_predictions(path, answers("a", "b"))
 
-    monkeypatch.setattr(prediction.fcntl, "flock", flock)
+    monkeypatch.setattr(append.fcntl, "flock", flock)
     with PredictionLog(path) as log:
         assert log.done == {"a", "b"}
         log.append(*answers("c"))

@@ -4,8 +4,10 @@ import pytest
 
 from medtune.data.sample import Message
 from medtune.errors import ConfigError, DataError
+from medtune.evaluation.prediction import Prediction
 from medtune.evaluation.protocols.base import Vocabulary
 from medtune.evaluation.protocols.registry import PROTOCOLS, build_protocol, plan_queries
+from tests.evaluation.tools import question
 
 
 @pytest.fixture
@@ -64,7 +66,7 @@ def test_open_verdicts(questions, answer, vocabulary):
 def test_open_keeps_the_wording_of_the_question(questions):
     turn = dataclasses.replace(questions[0].messages[0], content="<image>What is the mass margin?")
     sample = dataclasses.replace(questions[0], messages=(turn,))
-    assert build_protocol("open").plan(sample)[0].prompt == "What is the mass margin?"
+    assert build_protocol("open").plan(sample)[0].prompt == "<image>What is the mass margin?"
     bare = dataclasses.replace(questions[0], messages=questions[0].messages[1:])
     assert build_protocol("open").plan(bare)[0].prompt == "What is the cell size?"
 
@@ -181,14 +183,14 @@ def test_the_letter_of_the_likeliest_sentence_is_in_the_form(questions, answer, 
     assert protocol.judge(answer(protocol.plan(questions[0])[0]), vocabulary).in_format
 
 
-def test_more_options_than_letters_are_refused_and_the_first_user_turn_is_the_question(questions):
+def test_more_options_than_letters_are_refused_and_the_last_user_turn_is_the_question(questions):
     many = [f"v{place}" for place in range(27)]
     sample = dataclasses.replace(questions[0], meta={**questions[0].meta, "options": many, "answer": "v3"})
     with pytest.raises(DataError, match="2 to 26"):
         plan_queries([sample], ["open"])
     turns = (Message("user", "First?"), Message("assistant", "big"), Message("user", "Second?"))
     asked = plan_queries([dataclasses.replace(questions[0], messages=turns)], ["open"])
-    assert asked[0].prompt == "First?"
+    assert asked[0].prompt == "Second?"
 
 
 def test_another_image_is_required_and_chosen_by_the_seed(questions):
@@ -207,3 +209,49 @@ def test_a_dotted_path_names_a_protocol_and_nothing_else():
     for wrong in ("medtune.evaluation.protocols.base.Vocabulary", "medtune.evaluation.parsing.parse_value"):
         with pytest.raises(ConfigError, match=f"{wrong} is no subclass"):
             build_protocol(wrong)
+
+
+def presence(number: int, options: list[str], answer: str, asked: str = "What is the granularity?"):
+    sample = question(f"p{number}", "granularity", options, answer, f"{number}.png")
+    return dataclasses.replace(sample, messages=(Message("user", asked),))
+
+
+@pytest.mark.parametrize("value", ["yes", "no"])
+@pytest.mark.parametrize("options", [["yes", "no"], ["No", "Yes"], ["no", "mild", "severe", "yes"]])
+def test_an_attribute_whose_values_are_yes_and_no_is_asked_as_it_is_and_its_value_is_the_answer(options, value):
+    protocol, held = build_protocol("yes_no"), next(one for one in options if one.lower() == value)
+    vocabulary = Vocabulary({"granularity": held}, ("granularity",), ())
+    for number in range(12):
+        (query,) = protocol.plan(presence(number, options, held))
+        if query.meta["asked_value"] is None:
+            assert query.prompt == "Is there granularity? Answer yes or no."
+            assert query.references == (value,)
+            row = Prediction(query.id, query.task, query.prompt, f"{value}.", (), query.meta)
+            verdict = protocol.judge(row, vocabulary)
+            assert verdict.correct and verdict.gold == value and verdict.prior
+        else:
+            assert query.meta["asked_value"] in ("mild", "severe") and query.references == ("no",)
+
+
+def test_no_closed_question_holds_a_double_negative():
+    asked = [presence(n, ["yes", "no"], "yes" if n % 2 else "no") for n in range(20)]
+    asked += [presence(20 + n, ["no", "mild"], "mild" if n % 2 else "no") for n in range(20)]
+    prompts = [query.prompt for query in plan_queries(asked, ["yes_no"])]
+    assert not [prompt for prompt in prompts if " no?" in prompt or " yes?" in prompt]
+    mild = [query for query in plan_queries(asked[20:], ["yes_no"]) if query.meta["asked_value"] is None]
+    assert {(query.meta["answer"], query.references[0]) for query in mild} == {("mild", "yes"), ("no", "no")}
+
+
+def test_a_third_value_is_asked_by_its_name_and_never_counts_as_yes():
+    asked = [presence(n, ["yes", "no", "uncertain"], "uncertain") for n in range(12)]
+    queries = plan_queries(asked, ["yes_no"])
+    assert {query.prompt for query in queries} == {"Is the granularity uncertain? Answer yes or no."}
+    assert {query.references for query in queries} == {("yes",)}
+
+
+def test_a_closed_question_of_the_data_is_asked_in_its_own_words():
+    own = presence(0, ["yes", "no"], "no", "Is there a pneumothorax?")
+    (query,) = build_protocol("yes_no").plan(own)
+    assert query.prompt == "Is there a pneumothorax? Answer yes or no." and query.references == ("no",)
+    choice = presence(0, ["yes", "no"], "no", "Is it left or right?")
+    assert build_protocol("yes_no").plan(choice)[0].prompt == "Is there granularity? Answer yes or no."

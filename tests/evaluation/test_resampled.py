@@ -65,7 +65,8 @@ def test_numbers_of_a_multi_label_set_by_hand():
     found = points(table)
     assert found["label_accuracy"] == pytest.approx(7 / 9)
     assert found["f1_macro"] == pytest.approx((1 + 0 + 1) / 3)
-    assert set(found) == {"f1_macro", "label_accuracy"}
+    assert found["label_accuracy_strict"] == found["label_accuracy"], "every answer was read"
+    assert set(found) == {"f1_macro", "label_accuracy", "label_accuracy_strict"}
 
 
 def test_kappa_takes_what_is_out_of_vocabulary_as_the_farthest_grade():
@@ -147,4 +148,4 @@ def test_the_difference_of_two_models():
     value, interval = f1_difference({"a": first}, {"a": better}, range(100), resamples=200)
     assert value == pytest.approx(points(better)["f1_macro"] - points(first)["f1_macro"])
     assert 0 < interval[0] < value < interval[1]
-    assert f1_difference({"a": first}, {"a": first}, range(100), resamples=50) == (0.0, (0.0, 0.0))
+    assert f1_difference({"a": first}, {"a": first}, range(100), resamples=50) == (0.0, None)

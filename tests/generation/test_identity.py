@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from medtune.errors import ConfigError
+from medtune.errors import ConfigError, ModelError
 from medtune.generation.identity import claim, weights_identity
 
 IDENTITY = {"config": {"seed": 0, "protocols": ["open"]}, "data": "abc"}
@@ -87,5 +87,7 @@ def test_weights_are_told_apart_by_content(tmp_path: Path):
 
 
 def test_missing_weights_are_named(tmp_path: Path):
-    with pytest.raises(ConfigError, match="neither a .safetensors file nor a folder"):
+    with pytest.raises(ModelError, match="holds no safetensors"):
         weights_identity(tmp_path)
+    with pytest.raises(ConfigError, match="neither a .safetensors file nor a folder"):
+        weights_identity(tmp_path, beside=["*.json"])

@@ -17,7 +17,7 @@ from medtune.generation.backends.transformers_local import TransformersCheckpoin
 from medtune.generation.engine.sampling import Sampling, draw
 from tests.generation.test_server import Pixels, request
 from tests.generation.tiny_comparators import save_tiny_blip2, save_tiny_qwen
-from tests.generation.tiny_llava import save_tiny_llava
+from tests.generation.tiny_llava import TEMPLATE, save_tiny_llava
 
 SETTINGS = AnswerSettings(max_new_tokens=8, device=torch.device("cpu"), dtype=torch.float32)
 QUESTIONS = ["What is the cell size ?", "Is the nucleus round ? Answer yes", "What does this image show"]
@@ -121,6 +121,35 @@ def test_a_model_without_chat_template_needs_one(tmp_path, folder):
     for template in ("no place", "{prompt} {prompt}"):
         with pytest.raises(ConfigError, match="must hold {prompt} once"):
             TransformersCheckpoint(str(plain), template=template)
+
+
+def _template_beside_the_tokenizer(folder, template):
+    """As many repositories have it: nothing but an entry of tokenizer_config.json."""
+    save_tiny_llava(folder, chat=False)
+    file = folder / "tokenizer_config.json"
+    file.write_text(json.dumps({**json.loads(file.read_text()), "chat_template": template}))
+    return str(folder)
+
+
+def test_a_chat_template_of_tokenizer_config_json_alone_is_used(folder, tmp_path):
+    theirs = _template_beside_the_tokenizer(tmp_path / "theirs", TEMPLATE)
+    given, expected = (TransformersCheckpoint(str(path)).open(SETTINGS) for path in (theirs, folder))
+    chat = [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "What is this"}]}]
+    written = [one.processor.apply_chat_template(chat, tokenize=False) for one in (given, expected)]
+    assert written[0] == written[1] and "<image> What is this" in written[0]
+
+
+TEXT_TEMPLATES = {
+    "the list is written": "{% for m in messages %}{{ m.role }}: {{ m.content }}{% endfor %}",
+    "the list is joined to a text": "{% for m in messages %}{{ m.role + m.content }}{% endfor %}",
+    "images are left out": "{% for m in messages %}{% for p in m.content %}{{ p.text }}{% endfor %}{% endfor %}",
+}
+
+
+@pytest.mark.parametrize("case", TEXT_TEMPLATES)
+def test_a_chat_template_for_text_only_is_refused(case, tmp_path):
+    with pytest.raises(ConfigError, match=r"chat template of .* give backend.template"):
+        TransformersCheckpoint(_template_beside_the_tokenizer(tmp_path, TEXT_TEMPLATES[case])).open(SETTINGS)
 
 
 def test_a_template_writes_one_turn(tmp_path):

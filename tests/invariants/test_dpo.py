@@ -280,21 +280,19 @@ def test_a_picture_that_is_gone_is_named_or_counted(which: int, pairs: dict[str,
         assert losses(tmp_path / kind)[0] == pytest.approx(math.log(2), abs=1e-6)
 
 
-def test_a_picture_that_breaks_after_the_check_is_counted_with_precomputed_references(
-    pairs: dict[str, Any], tmp_path: Path
-) -> None:
-    """Its header is whole, so that only decoding finds it."""
+def test_a_damaged_picture_is_counted_with_precomputed_references(pairs: dict[str, Any], tmp_path: Path) -> None:
+    """When the picture is whole again there are other usable pairs, and the references are refused."""
     run = {**pairs, **FAMILIES["llava"], "dataset": write_pairs(tmp_path / "data", pair_rows(7)), "max_steps": 3}
     picture = tmp_path / "data" / "3.png"
     whole = picture.read_bytes()
-    picture.write_bytes(whole[:44] + bytes(255 - byte for byte in whole[44:-16]) + whole[-16:])
+    picture.write_bytes(whole[:45])
     run = with_reference({**run, "on_error": "skip"}, "precomputed", tmp_path / "reference")
     assert launch(tiny(tmp_path / "run", **run)) == [0]
-    picture.write_bytes(whole)  # it is whole again, but its pair has no reference, and gets none of another pair
-    assert launch(tiny(tmp_path / "again", **run)) == [0]
-    for name in ("run", "again"):
-        (listed,) = json.loads((tmp_path / name / "summary.json").read_text())["skipped"]
-        assert listed["id"] == "pair-3" and losses(tmp_path / name)[0] == pytest.approx(math.log(2), abs=1e-6)
+    (listed,) = json.loads((tmp_path / "run" / "summary.json").read_text())["skipped"]
+    assert listed["id"] == "pair-3" and losses(tmp_path / "run")[0] == pytest.approx(math.log(2), abs=1e-6)
+    picture.write_bytes(whole)
+    with pytest.raises(ConfigError, match="(?s)usable: 6 of 7 rows.*rm -r .*reference/train"):
+        Trainer(tiny(tmp_path / "again", **run)).setup()
 
 
 def test_plan_says_before_training_what_is_wrong_with_a_pair(pairs: dict[str, Any], tmp_path: Path) -> None:

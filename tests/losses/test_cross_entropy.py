@@ -45,6 +45,22 @@ def test_first_supervised_token_is_not_counted_when_nothing_precedes_it() -> Non
     assert chunked_cross_entropy(hidden[:1, :3], labels, head)[1].item() == 1
 
 
+@pytest.mark.parametrize("chunk", [0, 1, 3])
+def test_row_weights_multiply_the_loss_of_each_rows_tokens(chunk: int) -> None:
+    hidden, labels, head = problem()
+    weights = torch.tensor([2.0, 0.25, 1.5], dtype=torch.float64)
+    rows = [written_out(head(hidden[row]), shifted_targets(labels)[row]) for row in range(3)]
+    loss, count = chunked_cross_entropy(hidden, labels, head, chunk, weights)
+    assert loss.item() == pytest.approx(
+        sum(w * one for w, (one, _) in zip(weights.tolist(), rows, strict=True)), abs=1e-12
+    )
+    assert count.item() == sum(w * n for w, (_, n) in zip(weights.tolist(), rows, strict=True))
+    (found,) = torch.autograd.grad(loss, hidden)
+    plain = [chunked_cross_entropy(hidden[r : r + 1], labels[r : r + 1], head)[0] for r in range(3)]
+    (expected,) = torch.autograd.grad(sum(w * one for w, one in zip(weights, plain, strict=True)), hidden)
+    torch.testing.assert_close(found, expected, rtol=0, atol=1e-12)
+
+
 @pytest.mark.parametrize("chunk", [0, 1, 3, 1000])
 def test_chunks_equal_the_plain_loss_forward_and_backward(chunk: int) -> None:
     hidden, labels, head = problem()

@@ -142,6 +142,26 @@ def test_a_steps_losses_and_gradients_are_those_of_the_plain_form(name: str, chu
     )
 
 
+def test_token_weights_multiply_every_term_of_a_token() -> None:
+    torch.manual_seed(3)
+    head = nn.Linear(6, 7, dtype=torch.float64)
+    states = torch.randn(3, len(ASKED), 6, dtype=torch.float64, requires_grad=True)
+    weights = torch.rand(len(ASKED), dtype=torch.float64) + 0.5
+    options: dict[str, Any] = {"exemplar": True, "contrasted": HAS_NEGATIVE, "alpha": 0.7, "beta": 1.3}
+
+    def one(place: int) -> Tensor:
+        alone = ASKED.masked_fill(torch.arange(len(ASKED)) != place, IGNORE_INDEX)
+        return vitask_losses(states, alone, head, **options)[0]
+
+    found, sums = vitask_losses(states, ASKED, head, token_weights=weights, chunk_tokens=2, **options)
+    expected = torch.stack([weight * one(place) for place, weight in enumerate(weights)]).sum()
+    assert found.item() == pytest.approx(expected.item(), abs=1e-12)
+    for ours, theirs in zip(*(torch.autograd.grad(x, [states, head.weight]) for x in (found, expected)), strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-12)
+    factors = {"van": 1.0, "ep": 1.0, "rda": 0.7, "crt": 1.3}
+    assert sum(factors[name] * value.item() for name, value in sums.items()) == pytest.approx(found.item())
+
+
 def test_logits_are_made_once_and_of_one_chunk_at_a_time() -> None:
     sizes = []
 

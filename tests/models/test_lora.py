@@ -6,23 +6,27 @@ import pytest
 import torch
 
 from medtune.errors import ModelError
-from medtune.models import internvl, llama3_2_vision, llava, mini
+from medtune.models import internvl, llama3_2_vision, llava, mini, sq_llava
 from medtune.models.llama3_2_vision._component_builders import LoraOptions as DeepOptions
 from medtune.models.llava._component_builders import LoraOptions as LlavaOptions
 from medtune.models.lora.merge import adapted_layers
 from medtune.models.lora.options import _ARGUMENTS, ATTENTION, AdapterOptions
-from medtune.models.mini import lora_mini_internvl, lora_mini_llava, lora_mini_vlm, qlora_mini_vlm
+from medtune.models.mini import lora_mini_internvl, lora_mini_llava, lora_mini_sq_llava, lora_mini_vlm, qlora_mini_vlm
 
 SIZES = {"image_size": 16, "patch_size": 4, "vision_layers": 2, "decoder_layers": 2, "embed_dim": 32, "heads": 2}
 EVERYWHERE = {"apply_lora_to_mlp": True, "apply_lora_to_output": True, "lora_rank": 2, "lora_alpha": 4.0}
 BUILDERS = {
     "deep": (lambda **options: lora_mini_vlm(300, list(ATTENTION), **SIZES, **options)),
     "llava": (lambda **options: lora_mini_llava(list(ATTENTION), vocab_size=300, **SIZES, **options)),
+    "sq_llava": (
+        lambda **options: lora_mini_sq_llava(list(ATTENTION), vocab_size=300, prototypes=4, **SIZES, **options)
+    ),
     "internvl": (lambda **options: lora_mini_internvl(300, list(ATTENTION), **SIZES, **options)),
 }
 PARTS = {
     "deep": ("vision", "projection", "fusion", "decoder"),
     "llava": ("vision", "projection", "decoder"),
+    "sq_llava": ("vision", "decoder"),
     "internvl": ("vision", "decoder"),
 }
 
@@ -43,13 +47,13 @@ def kinds(model):
 
 def every_builder():
     found = []
-    for module in (internvl, llama3_2_vision, llava, mini):
+    for module in (internvl, llama3_2_vision, llava, sq_llava, mini):
         found += [value for name, value in vars(module).items() if name.startswith("lora_")]
     return found
 
 
 def test_every_builder_takes_the_arguments_of_lora():
-    assert len(every_builder()) == 9
+    assert len(every_builder()) == 11
     for builder in every_builder():
         assert set(_ARGUMENTS.values()) <= inspect.signature(builder).parameters.keys(), builder
 

@@ -220,3 +220,19 @@ def test_a_folder_that_holds_no_model(tmp_path: Path, content: str | None) -> No
         (tmp_path / "config.json").write_text(content)
     with pytest.raises(ModelError, match="holds no task-specific model"):
         load_tsm(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["checkpoint_path", "pretrained", "pretrained_cfg", "pretrained_cfg_overlay"])
+def test_arguments_with_which_timm_reads_weights_itself_are_refused(name, tmp_path, monkeypatch):
+    """In a config and in the config.json of a stranger's model: timm would give the path to torch.load."""
+    import timm
+
+    monkeypatch.setattr(timm, "create_model", lambda *_, **__: pytest.fail("timm was asked"))
+    sets = {"a": LabelledSet("binary", ("x", "y"))}
+    with pytest.raises(ConfigError, match=f"{name} is no argument"):
+        TaskModel("resnet18", sets, 32, arguments={name: str(tmp_path / "evil.pth")})
+    config = {"architecture": "resnet18", "image_size": 32, "mean": [0.5] * 3, "std": [0.5] * 3}
+    config |= {"arguments": {name: "evil.pth"}, "sets": [{"name": "a", "task": "binary", "classes": ["x", "y"]}]}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    with pytest.raises(ModelError, match=f"{name} is no argument"):
+        load_tsm(tmp_path)

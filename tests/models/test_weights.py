@@ -80,6 +80,11 @@ def test_qlora_takes_a_dense_base_and_gives_a_dense_merge(tmp_path):
 
 
 REFUSALS = {
+    "vocabulary": ({"vocab": 310}, r"text_config.vocab_size is 300, the model has 310"),
+    "depth": ({"decoder_layers": 4}, r"text_config.num_hidden_layers is 3, the model has 6"),
+    "image size": ({"image_size": 32}, r"vision_config.image_size is 16, the model has 32"),
+}
+BARE_REFUSALS = {
     "vocabulary": ({"vocab": 310}, r"of another size .*decoder\.\w+.* is \[300, 32\], the model has \[310, 32\]"),
     "deeper": ({"decoder_layers": 4}, r"missing \(decoder\.layers\.2"),
     "image size": ({"image_size": 32}, "image_size is not the one"),
@@ -89,6 +94,14 @@ REFUSALS = {
 @pytest.mark.parametrize("case", REFUSALS)
 def test_weights_of_another_size_are_refused(exported, case):
     changes, said = REFUSALS[case]
+    with pytest.raises(ModelError, match=said):
+        load_weights(exported, build(**changes))
+
+
+@pytest.mark.parametrize("case", BARE_REFUSALS)
+def test_weights_of_another_size_are_refused_without_a_config_too(exported, case):
+    (exported / "config.json").unlink()
+    changes, said = BARE_REFUSALS[case]
     with pytest.raises(ModelError, match=said):
         load_weights(exported, build(**changes))
 

@@ -172,9 +172,9 @@ def test_the_reference_is_the_base_and_has_no_gradient(name: str, reference: str
     """With trained adapters in the tower too; dropout of the adapters does not reach the reference."""
     model, transform = made(name, "lora_tower", dropout=0.5)
     base = copy.deepcopy(model)
+    objective = bound(model, transform, reference=reference)
     randomise(model, adapters=True)
     model.train()
-    objective = bound(model, transform, reference=reference)
     objective.attach({"reference": base.eval()} if reference == "companion" else {})
     batch = batch_of(pairs, objective, transform, CHOSEN)
     features = model.encode(batch["vision"])
@@ -216,10 +216,10 @@ def test_variants_of_the_loss_are_their_formulas(pairs: Path) -> None:
             output = objective(model, batch)
         return output.loss_sum.item(), {key: value.item() for key, value in output.metrics.items()}
 
-    batch = batch_of(pairs, bound(model, transform), transform, CHOSEN)
+    batch = batch_of(pairs, bound(model, transform, reference="companion"), transform, CHOSEN)
     with torch.no_grad():
         policy, frozen = (
-            bound(net, transform).form.log_probs(net, batch, net.encode(batch["vision"]), 0)
+            bound(net, transform, reference="companion").form.log_probs(net, batch, net.encode(batch["vision"]), 0)
             for net in (model, reference)
         )
     lengths = batch["lengths"].double()
@@ -250,6 +250,30 @@ def test_a_blank_pair_has_no_weight(pairs: Path) -> None:
     assert both.loss_sum.item() == pytest.approx(one.loss_sum.item(), abs=1e-6)
     for key, value in one.metrics.items():
         assert both.metrics[key].item() == pytest.approx(value.item(), abs=1e-5), key
+
+
+def test_a_pair_counts_with_the_weight_of_its_row(tmp_path: Path) -> None:
+    rows = pair_rows(2)
+    rows[1]["weight"] = 0.1
+    write_pairs(tmp_path, rows)
+    model, transform = made("llava", "lora")
+    objective = bound(model, transform)
+    both, *alone = (batch_of(tmp_path, objective, transform, chosen) for chosen in ([0, 1], [0], [1]))
+    randomise(model, adapters=True)
+    outputs = [objective(model, batch) for batch in (both, *alone)]
+    assert objective.weight(both) == outputs[0].weight.item() == pytest.approx(1.1)
+    for value in ("loss_sum", "weight"):
+        whole, *parts = (getattr(output, value).item() for output in outputs)
+        assert whole == pytest.approx(sum(parts), abs=1e-6)
+
+
+def test_a_model_with_trained_adapters_is_not_its_own_reference_without_them(name: str) -> None:
+    model, transform = made(name, "lora")
+    bound(model, transform)
+    randomise(model, adapters=True)
+    bound(model, transform, reference="companion")
+    with pytest.raises(ConfigError, match="the run starts from trained adapters.*take reference=companion"):
+        bound(model, transform)
 
 
 def test_only_the_last_answer_is_supervised() -> None:

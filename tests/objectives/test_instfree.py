@@ -120,6 +120,29 @@ def test_prompt_puts_placeholders_in_the_user_turn_and_shuffles_the_response() -
     assert shown == objective.sample_transform()(sample, random.Random(1))
 
 
+USER, ANSWER = Message("user", "Is it big?"), Message("assistant", "Secret.")
+
+
+@pytest.mark.parametrize(
+    "messages", [(ANSWER, USER), (USER, ANSWER, USER), (USER, ANSWER, USER, ANSWER), (ANSWER, ANSWER), (USER,)]
+)
+def test_a_conversation_is_no_report_and_is_refused_by_the_samples_id(messages: tuple[Message, ...]) -> None:
+    with pytest.raises(DataError, match="sample s7: InstFree trains on image-report pairs") as caught:
+        ReportPrompt(("Describe.",))(Sample("s7", (), messages), random.Random(0))
+    assert "Secret" not in str(caught.value) and "big" not in str(caught.value)
+
+
+def test_a_written_instruction_is_replaced() -> None:
+    told = ReportPrompt(("Describe.",))(Sample("s7", (), (USER, ANSWER)), random.Random(0))
+    assert told.messages == (Message("user", "Describe."), ANSWER)
+
+
+def test_the_system_message_of_a_report_is_kept_and_so_is_its_weight() -> None:
+    system = Message("system", "You read X-rays.")
+    told = ReportPrompt(("Describe.",))(Sample("s7", (), (system, ANSWER), {}, 2.0), random.Random(0))
+    assert told.messages == (system, Message("user", "Describe."), ANSWER) and told.weight == 2.0
+
+
 def shown(unit: str, report: str, meta: dict, seed: int) -> str:
     objective = InstFree(mode="text", shuffle_unit=unit)
     prompt = pickle.loads(pickle.dumps(objective.sample_transform()))

@@ -62,6 +62,50 @@ def test_the_only_other_response_is_drawn() -> None:
     assert {index.draw(samples[1], random.Random(seed)) for seed in range(20)} == {0, 2}
 
 
+def camera(name: str, answer: str) -> Sample:
+    one = said(("user", "Which grade?"), ("assistant", answer))
+    return Sample(f"{name}/{answer}", one.images, one.messages, {"set": name})
+
+
+def test_negatives_stay_within_their_set_where_two_sets_have_one_instruction_and_the_key_says_so() -> None:
+    samples = [camera(name, answer) for name in ("retina", "idrid") for answer in ("0", "1", "2") for _ in range(4)]
+    free, kept = NegativeIndex(samples, np.arange(24)), NegativeIndex(samples, np.arange(24), within_set=True)
+    for own in (0, 9, 23):
+        drawn = {
+            name: [samples[index.draw(samples[own], random.Random(seed))] for seed in range(200)]
+            for name, index in (("free", free), ("kept", kept))
+        }
+        others = sum(one.meta["set"] != samples[own].meta["set"] for one in drawn["free"])
+        assert 60 < others < 140, "half of the negatives are of the other camera"
+        assert {one.meta["set"] for one in drawn["kept"]} == {samples[own].meta["set"]}
+        assert all(one.messages[-1] != samples[own].messages[-1] for one in drawn["kept"])
+
+
+def test_rows_of_another_set_are_no_negatives_in_a_batch_either() -> None:
+    _, transform = family("internvl")
+    picture = Image.new("RGB", (16, 16))
+    shown = [camera("retina", "0"), camera("idrid", "1"), camera("idrid", "0")]
+    source = SimpleNamespace(__len__=lambda: 3, open_images=lambda sample: [picture], name="s")
+    for within, expected in ((False, [True, True, False]), (True, [False, True, False])):
+        items = VITaskItems(keep_sample, None, "roll", None, within)
+        made = [items(_Listed(shown, source), at, random.Random(0), transform) for at in range(3)]
+        assert items.collate(made, transform)["contrasted"].tolist() == expected
+
+
+class _Listed(list):
+    def __init__(self, samples: list[Sample], source: SimpleNamespace) -> None:
+        super().__init__(samples)
+        self.open_images, self.name = source.open_images, source.name
+
+
+def test_a_sample_without_a_set_is_refused_where_negatives_must_stay_within_one() -> None:
+    held = [camera("retina", "0"), said(("user", "Which grade?"), ("assistant", "1"))]
+    samples = _Listed(held, SimpleNamespace(open_images=None, name="s"))
+    with pytest.raises(DataError, match="names no set"):
+        NegativeIndex(samples, np.arange(2), within_set=True)
+    assert NegativeIndex(samples, np.arange(2)).draw(samples[0], random.Random(0)) == 1
+
+
 def test_an_item_is_a_function_of_seed_epoch_and_index(task: SimpleNamespace) -> None:
     model, transform = family("internvl")
     objective = bound(task, model, transform)

@@ -52,7 +52,7 @@ def test_merging_in_peft_gives_our_merged_weights(tmp_path):
 
 def test_without_the_row_order_of_rotary_heads_it_is_another_model(tmp_path, monkeypatch):
     """Should this fail, the parity above would not see an error in the permutation."""
-    monkeypatch.setattr("medtune.models.llava._peft._reorder", lambda key, tensor, shape, published: tensor)
+    monkeypatch.setattr("medtune.models.llava._peft.reorder", lambda key, tensor, shape, published: tensor)
     adapted = tiny(lora=PLACES["decoder"])
     assert (
         worst(our_logits(adapted, BATCH), their_logits(in_peft(adapted, tiny(), twin, tmp_path), BATCH), BATCH) > 0.01

@@ -59,7 +59,20 @@ def test_the_page(runs, tmp_path, open_image):
     assert metrics >= {"f1_macro", "label_accuracy", "quadratic_kappa", "auc_macro", "out_of_vocabulary", "majority_f1"}
 
 
-def test_the_difference_in_f1_is_paired(runs, tmp_path):
+def test_classes_with_few_images_are_named_beside_macro_f1_on_the_page_and_in_the_terminal(runs, tmp_path):
+    page = write_report(runs, tmp_path / "r.html").read_text()
+    numbers = read_run(runs[0]).results["protocols"]["classification"]
+    caution = numbers["attributes"]["retina"]["f1_macro"]["caution"]
+    assert "none (n=" in caution and numbers["attributes"]["retina"]["f1_macro"]["interval"] is None
+    assert caution in page and '<small class="caution">' in page
+    difference = compare(*(read_run(folder) for folder in runs), resamples=20)["classification"]["f1_macro"]
+    assert difference["interval"] is None and "retina: mild (n=" in difference["caution"]
+    table = summary_table([read_run(folder).results for folder in runs])
+    assert "Classification, macro-F1 rests on few images of " in table.splitlines()[-1]
+
+
+def test_the_difference_in_f1_is_paired(runs, tmp_path, monkeypatch):
+    monkeypatch.setattr("medtune.evaluation.metrics.RARE_IMAGES", 0)
     write_report(runs, tmp_path / "r.html")
     results = json.loads((tmp_path / "results.json").read_text())
     difference = results["differences"]["tuned"]["classification"]
@@ -98,7 +111,9 @@ def test_sets_of_other_classes_are_not_compared(runs, tmp_path):
     assert differences == {"skipped": {"classification": "the sets have different classes"}}
 
 
-def test_seeds_are_paired_and_their_images_drawn_together(runs, tmp_path):
+def test_seeds_are_paired_and_their_images_drawn_together(runs, tmp_path, monkeypatch):
+    monkeypatch.setattr("medtune.evaluation.metrics.RARE_IMAGES", 0)
+
     def seeds(name, skill):
         return {seed: read_run(write_run(tmp_path / f"{name}{seed}", f"{name}{seed}", skill)) for seed in (3, 4, 5)}
 

@@ -11,17 +11,19 @@ def test_a_run_against_itself_differs_by_nothing(runs):
     run = read_run(runs[2])
     numbers = compare(run, run, resamples=50)
     assert set(numbers) == {"open", "multiple_choice", "letter_likelihood", "yes_no", "retention"}
-    assert all(number["value"] == 0.0 and number["interval"] == [0.0, 0.0] for number in numbers.values())
+    for number in numbers.values():
+        low, high = number["interval"]
+        assert number["value"] == 0.0 and low == -high < 0, "no difference on some images is no proof of none"
 
 
 def test_pairing_is_narrower_than_two_intervals(runs):
     base, tuned = read_run(runs[0]), read_run(runs[2])
-    half = dict(list(tuned.verdicts.items()))
-    for one in list(half)[:20]:
+    half = dict(tuned.verdicts)
+    for one in [one for one, row in half.items() if row["task"] == "open" and row["swapped"] == "0"][::5]:
         half[one] = {**half[one], "correct": "0"}
     worse = dataclasses.replace(tuned, verdicts=half)
     low, high = compare(tuned, worse)["open"]["interval"]
-    assert high - low < 0.25 and high <= 0
+    assert high - low < 0.25 and low < 0 and high <= 0
     assert compare(base, tuned)["open"]["n"] == 84
 
 

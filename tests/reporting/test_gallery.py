@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 from PIL import Image
 
 from medtune.reporting.gallery import choose_cards, image_opener
@@ -14,6 +16,16 @@ def test_cards_go_round_the_attributes_and_hold_every_run(runs, open_image):
     assert choose_cards(loaded, 7, open_image, seed=1) == cards
     assert choose_cards(loaded, 7, open_image, seed=2) != cards
     assert len(choose_cards(loaded, 10_000, None)) == 84
+
+
+def test_a_question_that_was_changed_for_the_robustness_card_is_no_sample(runs):
+    run = read_run(runs[0], with_answers=True)
+    first = next(row for row in run.predictions.values() if row.task == "open")
+    probe = replace(
+        first, id="a/open/no_image", meta={**first.meta, "sample_id": "a", "images": [], "probe": "no_image"}
+    )
+    changed = replace(run, predictions={probe.id: probe, **run.predictions})
+    assert len(choose_cards([changed], 10_000, None)) == len(choose_cards([run], 10_000, None)) == 84
 
 
 def test_the_choice_does_not_look_at_answers(runs):

@@ -119,7 +119,7 @@ def test_checkpointing_and_a_smaller_batch_need_less(config: Path) -> None:
     ("overrides", "sentence"),
     [
         (["dataset.source=absent.jsonl"], "absent.jsonl"),
-        (["checkpoint=absent"], "checkpoint=absent holds no safetensors"),
+        (["checkpoint=absent"], "checkpoint=absent does not exist"),
         (["transform.path=absent"], "absent"),
         (["batch_sise=2"], "did you mean 'batch_size'?"),
         (["trainable=[adapter]"], "the model has no part 'adapter'"),

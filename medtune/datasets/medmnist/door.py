@@ -1,5 +1,6 @@
 """The converter of MedMNIST's files to instructions; it also packs the images into a tar file."""
 
+import re
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -16,6 +17,10 @@ from medtune.datasets.prepared import Prepared, Stream
 from medtune.errors import ConfigError, DataError
 
 IMAGES = "images.tar"
+_ABOUT_3D = (
+    "is of MedMNIST 3D, whose images are volumes; this converter reads the 12 sets of MedMNIST 2D. To use volumes, "
+    "write them as NIfTI and convert slices of them with prepare/volumes."
+)
 GradeNames = Literal["words", "numbers"]
 
 
@@ -119,6 +124,8 @@ def find_files(files: str | Sequence[str], sets: Sequence[str] | None = None) ->
         for file in inside:
             name = _set_of(file)
             if name is None and not path.is_dir():
+                if _is_3d(file.stem):
+                    raise DataError(f"{file} {_ABOUT_3D}")
                 raise DataError(
                     f"{file}: the name begins with no set of MedMNIST 2D; {nearest(file.stem, _file_names())}"
                 )
@@ -131,6 +138,9 @@ def find_files(files: str | Sequence[str], sets: Sequence[str] | None = None) ->
     if missing:
         raise ConfigError(f"sets: there is no file of {missing[0]!r} among {', '.join(map(str, given))}; add it.")
     if not found:
+        volumes = sorted(file for name in given for file in Path(name).expanduser().glob("*.npz") if _is_3d(file.stem))
+        if volumes:
+            raise DataError(f"{volumes[0]} {_ABOUT_3D}")
         raise DataError(f"{', '.join(map(str, given))}: there is no .npz file of a set of MedMNIST 2D here.")
     return {name: found[name] for name in FACTS if name in found}
 
@@ -164,6 +174,8 @@ def _notes(file: MedMnistFile) -> Iterator[str]:
 
 def _known(name: str) -> str:
     short = name.lower().removesuffix("mnist")
+    if _is_3d(name):
+        raise ConfigError(f"sets: {name} {_ABOUT_3D}")
     if short not in FACTS:
         raise ConfigError(f"sets: there is no set {name!r} in MedMNIST 2D; {nearest(short, list(FACTS))}")
     return short
@@ -172,6 +184,11 @@ def _known(name: str) -> str:
 def _set_of(file: Path) -> str | None:
     stem = file.stem.lower()
     return next((name for name in FACTS if stem.startswith(f"{name}mnist")), None)
+
+
+def _is_3d(name: str) -> bool:
+    """Return whether a name is that of a set of MedMNIST 3D: ``organmnist3d``, ``organ3d``, ``nodulemnist3d_64``."""
+    return re.match(r"[a-z]+3d(?![a-z0-9])", name.lower()) is not None
 
 
 def _file_names() -> list[str]:

@@ -1,5 +1,8 @@
 """MedMNIST's .npz files, read without loading a split's images into memory and without pickle."""
 
+import lzma
+import math
+import struct
 import zipfile
 import zlib
 from collections.abc import Iterable, Iterator
@@ -8,11 +11,29 @@ from typing import IO
 
 import numpy as np
 
+from medtune.data.image_names import hidden_part
+from medtune.data.opening import refuse_special
 from medtune.datasets.medmnist.facts import SPLITS, Facts
 from medtune.errors import DataError
 
 _HEADERS = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
-_DAMAGE = (zipfile.BadZipFile, zlib.error, EOFError, OSError, ValueError)
+_BEST_RATIO = 1032  # no DEFLATE stream becomes larger than this many times its size
+_DAMAGE = (
+    zipfile.BadZipFile,
+    zlib.error,
+    lzma.LZMAError,
+    struct.error,
+    EOFError,
+    OSError,
+    ValueError,
+    TypeError,
+    SyntaxError,
+    OverflowError,
+    MemoryError,
+    RuntimeError,  # an encrypted file; NotImplementedError: an unknown compression
+    KeyError,
+    IndexError,
+)
 
 
 class MedMnistFile:
@@ -51,7 +72,7 @@ class MedMnistFile:
         wanted, name = set(rows), f"{split}_images"
         try:
             with zipfile.ZipFile(self.path) as archive, archive.open(f"{name}.npy") as file:
-                shape = _header(file)[0]
+                shape = _header(file, archive.getinfo(f"{name}.npy"))[0]
                 size = int(np.prod(shape[1:]))
                 for row in range(shape[0]):
                     data = file.read(size)
@@ -64,11 +85,12 @@ class MedMnistFile:
             raise DataError(f"{self.path}: {name} is damaged or cut off ({error}); get a whole copy.") from None
 
     def _check_names(self) -> None:
+        refuse_special(self.path)
         if not self.path.is_file():
             raise DataError(f"The file {self.path} does not exist; correct its path.")
         try:
             with zipfile.ZipFile(self.path) as archive:
-                names = {name.removesuffix(".npy") for name in archive.namelist()}
+                names = {name.removesuffix(".npy") for name in archive.namelist() if hidden_part(name) is None}
         except _DAMAGE as error:
             raise DataError(f"{self.path} is no .npz file ({error}); get it as MedMNIST's owners ship it.") from None
         for name in (f"{split}_{kind}" for split in SPLITS for kind in ("images", "labels")):
@@ -82,7 +104,7 @@ class MedMnistFile:
         where = f"{self.path}: {split}_images"
         try:
             with zipfile.ZipFile(self.path) as archive, archive.open(f"{split}_images.npy") as file:
-                shape, fortran, dtype = _header(file)
+                shape, fortran, dtype = _header(file, archive.getinfo(f"{split}_images.npy"))
         except _DAMAGE as error:
             raise DataError(f"{where} cannot be read ({error}); get a whole copy.") from None
         if dtype != np.uint8 or fortran:
@@ -98,6 +120,8 @@ class MedMnistFile:
         name = f"{split}_labels"
         where = f"{self.path}: {name}"
         try:
+            with zipfile.ZipFile(self.path) as archive, archive.open(f"{name}.npy") as file:
+                _header(file, archive.getinfo(f"{name}.npy"))  # before NumPy allocates what it names
             with np.load(self.path, allow_pickle=False) as arrays:
                 labels = np.asarray(arrays[name])
         except _DAMAGE as error:
@@ -124,9 +148,19 @@ class MedMnistFile:
         return labels
 
 
-def _header(file: IO[bytes]) -> tuple[tuple[int, ...], bool, np.dtype]:
-    """Read the header of an array: shape, whether in Fortran order, type."""
+def _header(file: IO[bytes], entry: zipfile.ZipInfo) -> tuple[tuple[int, ...], bool, np.dtype]:
+    """Read the header of an array: shape, whether in Fortran order, type.
+
+    Raises:
+        ValueError: if the header names more values than the archive holds.
+    """
     version = np.lib.format.read_magic(file)
     if version not in _HEADERS:
         raise ValueError(f"its array format {version} is unknown")
-    return _HEADERS[version](file)
+    shape, fortran, dtype = _HEADERS[version](file)
+    if any(length < 0 for length in shape):
+        raise ValueError("its header names a negative length")
+    unpacked = min(entry.file_size, _BEST_RATIO * entry.compress_size + 4096)
+    if math.prod(shape) * dtype.itemsize > unpacked:
+        raise ValueError("its header names more values than it holds")
+    return shape, fortran, dtype

@@ -6,10 +6,11 @@ from typing import Any, ClassVar, Literal, NamedTuple
 
 from medtune.data.labels import Target, classification_target, is_classification
 from medtune.data.multiple_choice import open_question
-from medtune.data.sample import IMAGE_TAG, Message, Sample
+from medtune.data.sample import Sample
 from medtune.errors import DataError
 from medtune.evaluation.display import Display
 from medtune.evaluation.prediction import Prediction
+from medtune.evaluation.protocols.conversation import conversation, user_turn
 from medtune.evaluation.result import Metric
 
 
@@ -19,7 +20,7 @@ class Query(NamedTuple):
     Args:
         id: Unique id; the same question gives the same id in every run.
         task: Name of the protocol.
-        sample: What the model sees: images and one user turn.
+        sample: What the model sees: images, and the conversation up to the question, laid out as in training.
         continuations: Texts whose log-probability is computed; empty if the model answers freely.
         references: Right answers as text.
         meta: Copied unchanged to the prediction row.
@@ -34,7 +35,7 @@ class Query(NamedTuple):
 
     @property
     def prompt(self) -> str:
-        """Text of the user's turn."""
+        """Text of the last user turn."""
         return self.sample.messages[-1].content
 
 
@@ -56,6 +57,7 @@ class Verdict:
         prior: Whether the training split's most frequent value is right; None without a training split.
         shown_differs: Whether the shown image has another right answer than the question (only for swapped images).
         measures: Per-sample numbers by name, for example an absolute error; undefined numbers are left out.
+        probe: How the question was changed for the robustness card; empty if it was asked as it is.
 
     Attributes:
         tabulated: Whether such verdicts have a row in ``verdicts.csv``.
@@ -76,6 +78,7 @@ class Verdict:
     prior: bool | None = None
     shown_differs: bool = False
     measures: Mapping[str, float] = field(default_factory=dict)
+    probe: str = ""
 
     @property
     def correct(self) -> bool:
@@ -176,6 +179,9 @@ class EvaluationProtocol:
         answer_keys: Keys of a prediction's ``meta`` that come from the prediction file; all other keys come from the
             question file.
         swap_required: Whether it must also be asked on other images.
+        compares_every_pair: Whether ``compare`` also gets the pairs of answers without the number of
+            ``display.paired``, because different questions have different numbers.
+        probes: The probes of the robustness card that it can ask (:mod:`medtune.evaluation.robustness`).
     """
 
     name: ClassVar[str]
@@ -185,6 +191,8 @@ class EvaluationProtocol:
     retention: ClassVar[str] = ""
     answer_keys: ClassVar[tuple[str, ...]] = ("scores", "score_tokens")
     swap_required: ClassVar[bool] = False
+    compares_every_pair: ClassVar[bool] = False
+    probes: ClassVar[tuple[str, ...]] = ()
 
     def __init__(self, seed: int = 0) -> None:
         self.seed = seed
@@ -277,12 +285,15 @@ def question_meta(sample: Sample) -> dict[str, Any]:
         raise DataError(f"{where}: meta needs a text 'attribute'.")
     options = meta.get("options")
     if not isinstance(options, list | tuple) or not 2 <= len(options) <= 26 or len(set(options)) != len(options):
-        raise DataError(f"{where}: meta needs 'options', a list of 2 to 26 different texts.")
+        raise DataError(
+            f"{where}: meta needs 'options', a list of 2 to 26 different texts; a question without options is asked by "
+            "the protocol 'vqa'."
+        )
     if meta.get("answer") not in options:
         raise DataError(f"{where}: meta needs an 'answer' that is one of its 'options'.")
-    if not sample.images:
+    if not sample.images and meta.get("probe") != "no_image":
         raise DataError(f"{where}: a question needs an image.")
-    return meta
+    return {**meta, "options": meta["option_order"]} if "option_order" in meta else meta
 
 
 def _options_of(target: Target, where: str) -> dict[str, Any]:
@@ -291,32 +302,28 @@ def _options_of(target: Target, where: str) -> dict[str, Any]:
     return {"attribute": target.set, "options": list(target.classes), "answer": target.text}
 
 
-def user_turn(sample: Sample) -> str:
-    """Return a sample's first user turn without image tags; empty if there is none."""
-    turns = [message.content.replace(IMAGE_TAG, "").strip() for message in sample.messages if message.role == "user"]
-    return turns[0] if turns else ""
-
-
 def question_text(sample: Sample) -> tuple[str, list[str], str]:
     """Return a question's wording, options and answer.
 
-    The wording is the sample's user turn without image tags, or ``What is the {attribute}?`` if that is empty.
+    The wording is the sample's last user turn (:func:`user_turn`), or ``What is the {attribute}?`` if it has no words.
     """
     meta = question_meta(sample)
-    question = user_turn(sample) or open_question(meta["attribute"])
-    return question, list(meta["options"]), meta["answer"]
+    return user_turn(sample, open_question(meta["attribute"])), list(meta["options"]), meta["answer"]
 
 
 def query_frame(name: str, sample: Sample) -> tuple[str, dict[str, Any]]:
     """Return a query's id, and the part of its ``meta`` about the sample and the shown images.
 
-    The id of a swapped sample (see :mod:`medtune.evaluation.swapped`) ends in ``/swapped``.
+    The id of a swapped sample (see :mod:`medtune.evaluation.swapped`) ends in ``/swapped``, that of a probe of the
+    robustness card in its name.
     """
-    swapped = bool(sample.meta.get("swapped", False))
+    swapped, probe = bool(sample.meta.get("swapped", False)), str(sample.meta.get("probe", ""))
     shown = {"sample_id": sample.id, "images": list(sample.images), "swapped": swapped}
     if swapped:
         shown |= {key: sample.meta[key] for key in ("swapped_with", "shown_answer")}
-    return f"{sample.id}/{name}" + ("/swapped" if swapped else ""), shown
+    if probe:
+        shown["probe"] = probe
+    return "/".join([sample.id, name, *(["swapped"] if swapped else []), *([probe] if probe else [])]), shown
 
 
 def make_query(
@@ -326,9 +333,13 @@ def make_query(
     references: Sequence[str],
     *,
     continuations: Sequence[str] = (),
+    history: bool = True,
     **extra: Any,
 ) -> Query:
-    """Build the query of one question with the common ``meta``; ``extra`` is added to it."""
+    """Build the query of one question with the common ``meta``; ``extra`` is added to it.
+
+    ``prompt`` and ``history`` are those of :func:`conversation`.
+    """
     meta = question_meta(sample)
     query_id, shown = query_frame(name, sample)
     row_meta = {
@@ -338,7 +349,7 @@ def make_query(
         **shown,
         **extra,
     }
-    asked = Sample(id=query_id, images=sample.images, messages=(Message("user", prompt),), meta={})
+    asked = Sample(id=query_id, images=sample.images, messages=conversation(sample, prompt, history), meta={})
     return Query(query_id, name, asked, tuple(continuations), tuple(references), row_meta)
 
 
@@ -366,4 +377,5 @@ def verdict_frame(row: Prediction) -> dict[str, Any]:
         "gold": meta["answer"],
         "swapped": bool(meta["swapped"]),
         "shown_differs": meta.get("shown_answer") is not None and meta["shown_answer"] != meta["answer"],
+        "probe": meta.get("probe", ""),
     }

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from typing import Any, ClassVar, Literal
 
-from medtune.data.sample import Message, Sample
+from medtune.data.sample import Sample
 from medtune.evaluation.display import Display, Examples
 from medtune.evaluation.prediction import Prediction
 from medtune.evaluation.protocols.base import (
@@ -14,6 +14,7 @@ from medtune.evaluation.protocols.base import (
     make_verdict,
     question_meta,
 )
+from medtune.evaluation.protocols.conversation import conversation
 from medtune.evaluation.wording import natural_description
 
 PROMPT = "What does this image show?"
@@ -44,7 +45,7 @@ class Description(EvaluationProtocol):
         if question_meta(sample).get("swapped", False):
             return []
         query_id = "+".join(sample.images) + f"/{self.name}"
-        asked = Sample(id=query_id, images=sample.images, messages=(Message("user", PROMPT),), meta={})
+        asked = Sample(id=query_id, images=sample.images, messages=conversation(sample, PROMPT, history=False), meta={})
         meta = {
             "sample_id": query_id,
             "attribute": "",

@@ -28,6 +28,7 @@ class MultipleChoice(EvaluationProtocol):
     name: ClassVar[str] = "multiple_choice"
     default = True
     majority: ClassVar[Literal["required", "used", "none"]] = "required"
+    probes = ("swapped", "no_image", "options", "paraphrase")
     retention = "share of multiple-choice answers in which the official parser reads the letter of an option"
     display = accuracy_display(
         "Multiple choice",
@@ -70,6 +71,7 @@ class LetterLikelihood(EvaluationProtocol):
     name: ClassVar[str] = "letter_likelihood"
     default = True
     majority: ClassVar[Literal["required", "used", "none"]] = "required"
+    probes = ("swapped", "no_image", "options", "paraphrase")
     display = accuracy_display(
         "Letter likelihood",
         rank=30,

@@ -26,6 +26,7 @@ class OpenQuestion(EvaluationProtocol):
     name: ClassVar[str] = "open"
     default = True
     majority: ClassVar[Literal["required", "used", "none"]] = "required"
+    probes = ("swapped", "no_image", "paraphrase")
     retention = "share of open answers that name a value of the attribute asked for and are no recited report"
     display = accuracy_display(
         "Open question",

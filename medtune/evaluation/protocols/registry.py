@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterable, Sequence
 
 from medtune.config import import_path
+from medtune.data.labels import classification_target, is_classification
 from medtune.data.sample import Sample
 from medtune.errors import ConfigError, DataError
 from medtune.evaluation.protocols.base import EvaluationProtocol, Query
@@ -11,7 +12,9 @@ from medtune.evaluation.protocols.description import Description
 from medtune.evaluation.protocols.multiple_choice import LetterLikelihood, MultipleChoice
 from medtune.evaluation.protocols.open_question import OpenQuestion
 from medtune.evaluation.protocols.response_likelihood import ResponseLikelihood
+from medtune.evaluation.protocols.vqa import Vqa
 from medtune.evaluation.protocols.yes_no import YesNo
+from medtune.evaluation.robustness import chosen_probes, probed
 
 REGISTRY: dict[str, type[EvaluationProtocol]] = {
     protocol.name: protocol
@@ -23,6 +26,7 @@ REGISTRY: dict[str, type[EvaluationProtocol]] = {
         Description,
         Classification,
         ResponseLikelihood,
+        Vqa,
     )
 }
 """The packaged protocols by name; another package may add an entry."""
@@ -76,19 +80,25 @@ def majority_of_use(names: Iterable[str]) -> bool:
 
 
 def plan_queries(
-    samples: Sequence[Sample], protocols: Sequence[str] = PROTOCOLS, *, swapped: Sequence[str] = (), seed: int = 0
+    samples: Sequence[Sample],
+    protocols: Sequence[str] = PROTOCOLS,
+    *,
+    swapped: Sequence[str] = (),
+    seed: int = 0,
+    robustness: bool | Sequence[str] = (),
 ) -> list[Query]:
-    """Return every query of a question file once, in a fixed order: per protocol first true, then swapped images.
+    """Return every query of a question file once, in a fixed order: per protocol true images, swapped ones, probes.
 
     Args:
         samples: The questions.
         protocols: Names or dotted paths of the protocols to ask.
         swapped: Those of the protocols that are also asked on swapped images.
         seed: Seed of the yes/no choices and of the swap.
+        robustness: Probes of the robustness card that are asked too; True takes all.
 
     Raises:
-        ConfigError: A protocol is unknown, a protocol in ``swapped`` is not in ``protocols``, or a protocol that
-            compares two images is not in ``swapped``.
+        ConfigError: A protocol or probe is unknown, a protocol in ``swapped`` is not in ``protocols``, or a protocol
+            that compares two images is not in ``swapped``.
         DataError: Two different queries have the same id, because two questions have the same id.
     """
     asked, exchanged = build_protocols(protocols, seed), build_protocols(swapped, seed)
@@ -98,17 +108,25 @@ def plan_queries(
     for name, protocol in asked.items():
         if protocol.swap_required and name not in exchanged:
             raise ConfigError(f"protocol {name!r} compares two images; list it under 'swapped' as well.")
+    probes = chosen_probes(robustness)
     others: dict[Callable[[Sequence[Sample], int], list[Sample]], list[Sample]] = {}
     queries: dict[str, Query] = {}
     for name, protocol in asked.items():
         shown = list(samples)
-        if name in exchanged:
+        if name in exchanged or ("swapped" in probes and "swapped" in protocol.probes):
             choose = type(protocol).other_images
             if choose not in others:
                 others[choose] = choose(samples, seed)
             shown += others[choose]
+        kinds = [probe for probe in probes if probe != "swapped" and probe in protocol.probes]
+        shown += [probed(sample, probe, seed) for probe in kinds for sample in samples if _has_options(sample, probe)]
         for sample in shown:
             for query in protocol.plan(sample):
                 if queries.setdefault(query.id, query) != query:
                     raise DataError(f"two questions give the query {query.id!r}; make the ids of the questions unique.")
     return list(queries.values())
+
+
+def _has_options(sample: Sample, probe: str) -> bool:
+    """Return whether a probe can change a question: a multi-label one has no options to reorder."""
+    return probe != "options" or not is_classification(sample) or classification_target(sample).task != "multi_label"

@@ -16,10 +16,10 @@ from numpy.typing import NDArray
 from sklearn.metrics import roc_auc_score
 
 from medtune.data.multiple_choice import open_question
-from medtune.data.sample import Message, Sample
+from medtune.data.sample import Sample
 from medtune.errors import DataError
 from medtune.evaluation.display import Column, Densities, Display
-from medtune.evaluation.metrics import bootstrap_interval, drawn_weights, macro, proportion
+from medtune.evaluation.metrics import BOOTSTRAP, bootstrap_interval, drawn_weights, macro, share
 from medtune.evaluation.prediction import Prediction
 from medtune.evaluation.protocols.base import (
     EvaluationProtocol,
@@ -28,12 +28,12 @@ from medtune.evaluation.protocols.base import (
     Vocabulary,
     query_frame,
     topic,
-    user_turn,
     verdict_frame,
 )
+from medtune.evaluation.protocols.conversation import conversation, user_turn
 from medtune.evaluation.resampled import drawn_area, percentile_ends
 from medtune.evaluation.result import Metric
-from medtune.evaluation.scoring import BOOTSTRAP, Numbers, by_attribute
+from medtune.evaluation.scoring import Numbers, by_attribute
 from medtune.evaluation.swapped import contrast_images
 
 Array = NDArray[np.float64]
@@ -140,8 +140,8 @@ class ResponseLikelihood(EvaluationProtocol):
             raise DataError(f"question {sample.id!r}: a question needs an image.")
         query_id, shown = query_frame(self.name, sample)
         meta = {"attribute": about.attribute, "answer": about.answer, "options": list(about.values), **shown}
-        prompt = user_turn(sample) or open_question(about.attribute)
-        asked = Sample(id=query_id, images=sample.images, messages=(Message("user", prompt),), meta={})
+        prompt = user_turn(sample, open_question(about.attribute))
+        asked = Sample(id=query_id, images=sample.images, messages=conversation(sample, prompt), meta={})
         return [Query(query_id, self.name, asked, (about.answer,), (about.answer,), meta)]
 
     def judge(self, row: Prediction, vocabulary: Vocabulary) -> LikelihoodVerdict:
@@ -249,12 +249,18 @@ def density(log_likelihoods: Array) -> Array:
 
 def _of_set(pairs: Pairs, resamples: int, seed: int) -> Numbers:
     ends = _intervals({"": pairs}, resamples, seed)
-    share = proportion((pairs.own > pairs.other).tolist(), "").interval
-    ends["own_above_other"] = share
-    return {
-        name: Metric(value, *_TRAITS[name], len(pairs), ends.get(name), DEFINITIONS[name] + _how(name, alone=True))
+    above = share(
+        (pairs.own > pairs.other).tolist(),
+        pairs.images,
+        DEFINITIONS["own_above_other"],
+        resamples=resamples,
+        seed=seed,
+    )
+    numbers = {
+        name: Metric(value, *_TRAITS[name], len(pairs), ends.get(name), DEFINITIONS[name] + _how(name))
         for name, value in ranking_points(pairs).items()
     }
+    return {**numbers, "own_above_other": above}
 
 
 def _overall(sets: Mapping[str, Pairs], resamples: int, seed: int) -> Numbers:
@@ -274,10 +280,8 @@ def _overall(sets: Mapping[str, Pairs], resamples: int, seed: int) -> Numbers:
     }
 
 
-def _how(name: str, alone: bool = False) -> str:
-    if name == "overlap":
-        return ""
-    return "; Wilson interval" if alone and name == "own_above_other" else f"; {BOOTSTRAP}"
+def _how(name: str) -> str:
+    return "" if name == "overlap" else f"; {BOOTSTRAP}"
 
 
 def _intervals(sets: Mapping[str, Pairs], resamples: int, seed: int) -> dict[str, tuple[float, float] | None]:

@@ -20,6 +20,7 @@ from medtune.generation.engine.sampling import Sampling, draw
 from medtune.generation.identity import weights_identity
 from medtune.generation.requests import Generation, Request
 
+_PROBE = "what is shown"
 # Files other than the weights on which the tokens and pixels of a prompt depend.
 READ_BESIDE = ("*.json", "*.jinja", "*.model", "*.txt")
 
@@ -68,9 +69,33 @@ class TransformersCheckpoint:
         except (OSError, ValueError, KeyError, ImportError, RuntimeError) as error:
             reason = str(error).strip().splitlines()
             raise ModelError(f"transformers cannot load {self.path}: {reason[0] if reason else error!r}") from error
-        if self.template is None and not getattr(processor, "chat_template", None):
-            raise ConfigError(f"{self.path} has no chat template; give backend.template='Question: {{prompt}} Answer:'")
+        if self.template is None:
+            _give_chat_template(processor, self.path)
         return LocalAnswers(model.to(settings.device).eval(), processor, settings, self.template)
+
+
+def _give_chat_template(processor: Any, path: str) -> None:
+    """Give a processor without a chat template the one of ``tokenizer_config.json``, if that one places images.
+
+    Raises:
+        ConfigError: If there is no template, or only one for text.
+    """
+    if getattr(processor, "chat_template", None):
+        return
+    processor.chat_template = getattr(getattr(processor, "tokenizer", None), "chat_template", None)
+    remedy = "give backend.template='Question: {prompt} Answer:'"
+    if not processor.chat_template:
+        raise ConfigError(f"{path} has no chat template; {remedy}")
+    turns = [[{"type": "image"}, {"type": "text", "text": _PROBE}], [{"type": "text", "text": _PROBE}]]
+    try:
+        with_image, without = (
+            processor.apply_chat_template([{"role": "user", "content": turn}], tokenize=False) for turn in turns
+        )
+    except Exception as error:  # of Jinja, or what a template for text makes of a list
+        raise ConfigError(f"the chat template of {path} cannot write images ({error}); {remedy}") from error
+    # A template for text writes the list itself, with its braces and quotes.
+    if with_image == without or any("'type'" in text or _PROBE not in text for text in (with_image, without)):
+        raise ConfigError(f"the chat template of {path} (tokenizer_config.json) is for text only; {remedy}")
 
 
 class LocalAnswers:

@@ -21,6 +21,7 @@ from medtune.generation.engine.continuous_text import TextStream
 from medtune.generation.engine.decoding import CachedDecoder
 from medtune.generation.engine.features import FeatureStore
 from medtune.generation.engine.generator import ENCODED_AT_ONCE
+from medtune.generation.engine.live_prefixes import ReadPrompt, find_beginning, read_prompts
 from medtune.generation.engine.prefixes import find_shared
 from medtune.generation.engine.prompts import PromptMaker
 from medtune.generation.engine.sampling import Draws, Sampling, choose
@@ -78,6 +79,7 @@ class _Live:
         bound: Maximum number of tokens of the answer.
         draws: Sampling settings and random numbers.
         text: Tokens of the answer and their text.
+        prompt: Its prompt, whose beginning a later prompt may share.
         ended: True once no further token is needed.
     """
 
@@ -85,6 +87,7 @@ class _Live:
     bound: int
     draws: Draws
     text: TextStream
+    prompt: ReadPrompt
     ended: bool = field(default=False)
 
     def take(self, token: int, stop_ids: frozenset[int]) -> TokenEvent:
@@ -116,7 +119,11 @@ class Engine:
         sampling: Sampling for requests that set none; None for greedy answers.
         extension: The part that a method adds to prompts. Requests of another group wait until the current group is
             answered.
-        share_prefix: Read a prefix that several prompts admitted in one step share only once.
+        share_prefix: Read a prefix that several prompts admitted in one step share only once, and copy one that a row
+            in use holds.
+
+    Attributes:
+        keeps_images: Keep opened and encoded images that no request shows any more, until :meth:`forget_images`.
 
     Raises:
         ConfigError: For sizes below one.
@@ -141,6 +148,7 @@ class Engine:
         self.device, self.dtype = torch.device(device), dtype
         self.sampling, self.extension, self.share_prefix = sampling, extension or NoExtension(), share_prefix
         self.features = FeatureStore(model, at_once=ENCODED_AT_ONCE)
+        self.keeps_images = False
         self._decoder = CachedDecoder(model, self.device, dtype, self.extension.before_forward)
         self._waiting: deque[_Waiting] = deque()
         self._live: list[_Live] = []
@@ -206,7 +214,8 @@ class Engine:
             logits = self._decoder.step([live.text.tokens[-1] for live in self._live])
             events += self._take(logits, self._live)
         events += self._admit()
-        self._forget()
+        if not self.keeps_images:
+            self.forget_images()
         self._ids -= {event.id for event in events if event.finished}
         return events
 
@@ -296,21 +305,43 @@ class Engine:
         ).to(self.device, self.dtype)
         features = self.features(batch)
         batch = self.extension.extend(batch).without_pixels()
-        shared = find_shared(batch, self._prefix_keys(batch), self.transform.image_id) if self.share_prefix else None
+        read = read_prompts(batch, self._prefix_keys(batch))
+        live = [self._begin(one, prompt) for one, prompt in zip(batch.requests, read, strict=True)]
+        columns = max(len(one.prompt.tokens) + one.bound for one in live)
+        held = [one.prompt for one in self._live] if self.share_prefix else []
+        beginnings = {row: find_beginning(prompt, held, self.transform.image_id) for row, prompt in enumerate(read)}
+        fresh = [row for row, beginning in beginnings.items() if beginning is None]
+        copied = {row: beginning for row, beginning in beginnings.items() if beginning is not None}
+        logits = []
+        if fresh:
+            fresh, found = self._admit_fresh(batch, features, columns, fresh)
+            logits.append(found)
+        if copied:
+            part, seen = _rows(batch, features, list(copied))
+            logits.append(self._decoder.admit_after(part, seen, columns, list(copied.values())))
+        return [live[row] for row in (*fresh, *copied)], torch.cat(logits)
+
+    def _admit_fresh(
+        self, batch: PromptBatch, features: Tensor | None, columns: int, rows: list[int]
+    ) -> tuple[list[int], Tensor]:
+        """Read prompts from their first token on; return their rows in the order of the decoder, and logits."""
+        part, seen = _rows(batch, features, rows)
+        shared = find_shared(part, self._prefix_keys(part), self.transform.image_id) if self.share_prefix else None
         if shared is not None:
-            batch, features = batch.select(shared.order), None if features is None else features[shared.order]
-        live = [self._begin(request, length) for request, length in zip(batch.requests, batch.lengths, strict=True)]
-        columns = max(length + one.bound for length, one in zip(batch.lengths, live, strict=True))
-        return live, self._decoder.admit(batch, features, columns, shared)
+            part, seen = _rows(part, seen, shared.order)
+            rows = [rows[place] for place in shared.order]
+        return rows, self._decoder.admit(part, seen, columns, shared)
 
     def _prefix_keys(self, batch: PromptBatch) -> list[Hashable]:
         return [(tuple(request.image_keys), self.extension.prefix_key(request)) for request in batch.requests]
 
-    def _begin(self, request: Request, length: int) -> _Live:
-        bound = self._bound(request, length)
+    def _begin(self, request: Request, prompt: ReadPrompt) -> _Live:
+        bound = self._bound(request, len(prompt.tokens))
         if bound < 1:
             raise DataError(f"request {request.id!r}: its prompt leaves no room for an answer; shorten it")
-        return _Live(request, bound, Draws(request.id, request.sampling or self.sampling), TextStream(self._decode))
+        return _Live(
+            request, bound, Draws(request.id, request.sampling or self.sampling), TextStream(self._decode), prompt
+        )
 
     def _decode(self, tokens: list[int]) -> str:
         return self.transform.decode(tokens)
@@ -329,13 +360,18 @@ class Engine:
             name = type(error).__name__
             raise DataError(f"request {request.id!r} could not be prepared ({name}); check its images") from error
 
-    def _forget(self) -> None:
+    def forget_images(self) -> None:
         """Drop images that no request in the engine shows."""
         with self._lock:
             requests = [live.request for live in self._live] + [waiting.request for waiting in self._waiting]
             samples = {(id(request.source), request.sample.images) for request in requests}
             self.features.keep({key for request in requests for key in request.image_keys})
             self._prompts.forget(lambda key: key not in samples)
+
+
+def _rows(batch: PromptBatch, features: Tensor | None, rows: list[int]) -> tuple[PromptBatch, Tensor | None]:
+    """Some rows of a batch and of its features, in the given order."""
+    return batch.select(rows), None if features is None else features[rows]
 
 
 def _failed(request: Request, error: MedtuneError) -> TokenEvent:

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from medtune.generation.engine.batches import PromptBatch
 from medtune.generation.engine.continuous_cache import Cursor, SlotCaches
+from medtune.generation.engine.live_prefixes import Beginning
 from medtune.generation.engine.prefixes import SharedPrefixes
 from medtune.generation.interfaces import AnswerModel
 from medtune.generation.requests import Request
@@ -101,15 +102,47 @@ class CachedDecoder:
         Returns:
             Logits after each new prompt, shape ``[b, vocabulary]``.
         """
-        attended = batch.vision_mask.dim() == 3  # otherwise images are tokens and have no separate cache
-        wide = features.shape[1] if attended and features is not None else 0
+        wide = self._make_room(batch, features, columns)
         self.tokens_read += sum(batch.lengths)
-        self.caches.reserve(self.rows + len(batch.lengths), columns, wide, keep=self.rows)
         if shared is None:
             hidden = self.forward(part_of(batch, features, [0] * len(batch.lengths), batch.lengths), batch.requests)
         else:
             hidden = self._read_shared(batch, features, shared)
-        if attended:
+        return self._admitted(batch, wide, hidden)
+
+    def admit_after(
+        self, batch: PromptBatch, features: Tensor | None, columns: int, beginnings: Sequence[Beginning]
+    ) -> Tensor:
+        """Read prompts whose beginnings rows in use hold: copy keys and values of these, and read the rest.
+
+        Args:
+            batch: As in :meth:`prefill`.
+            features: As in :meth:`prefill`.
+            columns: As in :meth:`admit`.
+            beginnings: One per prompt.
+
+        Returns:
+            Logits after each new prompt, shape ``[b, vocabulary]``.
+        """
+        wide = self._make_room(batch, features, columns)
+        start = [beginning.length for beginning in beginnings]
+        self.tokens_read += sum(batch.lengths) - sum(start)
+        for place, beginning in enumerate(beginnings):
+            self.caches.copy_rows([beginning.source], self.rows + place, beginning.length)
+        images = [beginning.images for beginning in beginnings]
+        hidden = self.forward(endings(batch, features, start, images, images_left=False), batch.requests)
+        return self._admitted(batch, wide, hidden)
+
+    def _make_room(self, batch: PromptBatch, features: Tensor | None, columns: int) -> int:
+        """Reserve cache rows for new prompts; return the number of image embeddings in separate caches."""
+        attended = batch.vision_mask.dim() == 3  # otherwise images are tokens and have no separate cache
+        wide = features.shape[1] if attended and features is not None else 0
+        self.caches.reserve(self.rows + len(batch.lengths), columns, wide, keep=self.rows)
+        return wide
+
+    def _admitted(self, batch: PromptBatch, wide: int, hidden: Tensor) -> Tensor:
+        """Record new rows; return their logits."""
+        if batch.vision_mask.dim() == 3:
             self._see(batch.vision_mask[:, -1], wide)
         self._requests = [*self._requests, *batch.requests]
         self._lengths = [*self._lengths, *batch.lengths]

@@ -78,6 +78,9 @@ class Generator:
             stay the same.
         planner: Forms the batches; None sorts windows of ``window * batch_size`` requests.
 
+    Attributes:
+        keeps_images: Whether it is inside :meth:`keeping_images`.
+
     Raises:
         ConfigError: For sizes below one.
     """
@@ -111,6 +114,7 @@ class Generator:
         self.features = FeatureStore(model, at_once=ENCODED_AT_ONCE)
         self._prompts = PromptMaker(transform, self.extension)
         self._beginnings: dict[int, int] = {}
+        self.keeps_images = False
         self._decoder = CachedDecoder(model, self.device, dtype, self.extension.before_forward)
 
     @property
@@ -144,6 +148,24 @@ class Generator:
                     yield self._answer(batch.to(self.device, self.dtype))
 
     @contextmanager
+    def keeping_images(self) -> Iterator[None]:
+        """Keep every image that is opened and encoded until the end of the context, for later requests that show it.
+
+        Without it an image is dropped after its last request of a window, and all are dropped at the end of a stream.
+        The requests must have the same ``source`` object.
+        """
+        self.keeps_images = True
+        try:
+            yield
+        finally:
+            self.keeps_images = False
+            self._forget_images()
+
+    def _forget_images(self) -> None:
+        self.features.clear()
+        self._prompts.forget(lambda key: True)
+
+    @contextmanager
     def _answering(self) -> Iterator[None]:
         training = self.model.training
         self.model.train(False)
@@ -152,8 +174,8 @@ class Generator:
         finally:
             self.model.train(training)
             self._decoder.close()
-            self.features.clear()
-            self._prompts.forget(lambda key: True)
+            if not self.keeps_images:
+                self._forget_images()
 
     def _order(self, request: Request) -> tuple[int, int]:
         return self._bound(request), self.transform.token_count(request.sample)
@@ -191,7 +213,8 @@ class Generator:
                 if self.on_error is None:
                     raise
                 self.on_error(request, error)
-        self._prompts.forget(lambda key: any((key[0], path) in plan.last for path in key[1]))
+        if not self.keeps_images:
+            self._prompts.forget(lambda key: any((key[0], path) in plan.last for path in key[1]))
         if not kept:
             return None
         batch = self.transform.collate(items, pad_side="left")
@@ -212,7 +235,8 @@ class Generator:
         answers = self._generate(batch, features)
         continuations = [[self._encode(text, r) for text in r.continuations] for r in batch.requests]
         scores = self._score(batch, features, continuations)
-        self.features.drop(batch.plan.last)
+        if not self.keeps_images:
+            self.features.drop(batch.plan.last)
         return [
             Generation(r.id, self.transform.decode(a.tokens), len(a.tokens), a.stopped, tuple(s), tuple(map(len, c)))
             for r, a, s, c in zip(batch.requests, answers, scores, continuations, strict=True)

@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 
+from medtune.data.opening import refuse_special
 from medtune.errors import ConfigError, DataError, ModelError
 from medtune.models.classifier import timm_models
 from medtune.models.classifier.sets import LabelledSet, label_sets
@@ -79,6 +80,7 @@ def load_tsm(path: str | Path) -> TaskModel:
         ModelError: if the folder does not hold such a model, or its weights are damaged.
     """
     file = Path(path) / "config.json"
+    refuse_special(file, ModelError)
     try:
         config = json.loads(file.read_text(encoding="utf-8"))
         sets = {entry["name"]: LabelledSet(entry["task"], tuple(entry["classes"])) for entry in config["sets"]}

@@ -11,8 +11,12 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import nn
 
+from medtune.data.opening import refuse_special
 from medtune.errors import ConfigError, ModelError
 from medtune.models.common.family import StateDict
+
+# Arguments with which timm reads weights itself, from a pickle or from the network.
+_READS_WEIGHTS = ("checkpoint_path", "pretrained", "pretrained_cfg", "pretrained_cfg_overlay", "cache_dir")
 
 
 def build(architecture: str, classes: int, image_size: int, arguments: dict[str, Any]) -> Any:
@@ -30,6 +34,12 @@ def build(architecture: str, classes: int, image_size: int, arguments: dict[str,
     """
     import timm
 
+    refused = [name for name in _READS_WEIGHTS if name in arguments]
+    if refused:
+        raise ConfigError(
+            f"{refused[0]} is no argument of a task-specific model: weights are read from safetensors only; name them "
+            "under pretrained of the builder"
+        )
     if not timm.is_model(architecture):
         near = difflib.get_close_matches(architecture, timm.list_models(), n=1)
         hint = f"; did you mean {near[0]!r}?" if near else ""
@@ -62,6 +72,7 @@ def read(path: str) -> StateDict:
     Raises:
         ModelError: if it is damaged or not a safetensors file.
     """
+    refuse_special(path, ModelError)
     try:
         return load_file(path)
     except (SafetensorError, OSError) as error:

@@ -1,15 +1,19 @@
 """Chat formats as data, and the conversion of a sample's messages to tokens in such a format."""
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Container, Iterator, Sequence
 from dataclasses import dataclass
 
-from medtune.data.sample import IMAGE_TAG, Message, Sample
+from medtune.data.sample import IMAGE_TAG, VIRTUAL_USER, Message, Sample
 from medtune.errors import DataError, ModelError
 from medtune.losses.cross_entropy import IGNORE_INDEX
 from medtune.models.common.tokenizer import TextTokenizer
 
 Turn = tuple[str, str]
+LEARNED_ROLES = ("assistant", VIRTUAL_USER)
+"""Roles whose words are supervised."""
+VIRTUAL_USER_SYSTEM = "A virtual user looks at the same images and asks further questions about them."
+"""End of the system message of a conversation in which a virtual user speaks."""
 
 
 class SampleTooLong(DataError):
@@ -17,15 +21,53 @@ class SampleTooLong(DataError):
 
 
 def prompt_messages(sample: Sample) -> tuple[Message, ...]:
-    """The messages up to and including the last user turn: the prompt for an answer.
+    """The messages up to and including the last question: the prompt for an answer.
+
+    If the virtual user's next question is to be written (:func:`next_speaker`), all messages before it.
 
     Raises:
         DataError: if there is no user turn.
     """
-    last = max((i for i, message in enumerate(sample.messages) if message.role == "user"), default=None)
+    if next_speaker(sample) == VIRTUAL_USER:
+        return tuple(sample.messages[:-1])
+    asking = ("user", VIRTUAL_USER)
+    last = max((i for i, message in enumerate(sample.messages) if message.role in asking), default=None)
     if last is None:
         raise DataError(f"sample {sample.id} has no user message, so there is nothing to answer")
     return tuple(sample.messages[: last + 1])
+
+
+def next_speaker(sample: Sample) -> str:
+    """The role that the model shall speak in after a prompt.
+
+    An empty message of the virtual user at the end says that the model shall write this question; otherwise the model
+    answers as the assistant.
+    """
+    return VIRTUAL_USER if sample.messages[-1:] == (Message(VIRTUAL_USER, ""),) else "assistant"
+
+
+def with_system(
+    messages: Sequence[Message], default_system: str = "", speaker: str | None = None
+) -> tuple[Message, ...]:
+    """Give a conversation its system message.
+
+    The default is put before messages without one. If a virtual user speaks, the system message ends with
+    ``VIRTUAL_USER_SYSTEM``, and a conversation without one gets this sentence as its system message.
+
+    Args:
+        messages: the turns.
+        default_system: the chat format's own system message; empty for none.
+        speaker: the role whose turn is opened after the messages; None if none is.
+    """
+    if default_system and not any(message.role == "system" for message in messages):
+        messages = (Message("system", default_system), *messages)
+    if VIRTUAL_USER not in (speaker, *(message.role for message in messages)):
+        return tuple(messages)
+    if not any(message.role == "system" for message in messages):
+        return Message("system", VIRTUAL_USER_SYSTEM), *messages
+    first = next(i for i, message in enumerate(messages) if message.role == "system")
+    text = f"{messages[first].content.strip()} {VIRTUAL_USER_SYSTEM}"
+    return *messages[:first], Message("system", text), *messages[first + 1 :]
 
 
 @dataclass(frozen=True)
@@ -45,9 +87,11 @@ class ChatTemplate:
         default_system: system message of samples that have none; an empty string writes no system turn.
         answer_prefix: text that begins every answer (Vicuna: a space, which is part of the answer's first token).
         image_separator: text after each image that has no ``<image>`` tag.
+        virtual_user: text before and after a question that the model asks itself; the text after it begins with a
+            special token, which is supervised. None for formats without a virtual user.
 
     Raises:
-        ModelError: if the assistant's turn does not end with a special token.
+        ModelError: if a supervised turn does not end with a special token.
     """
 
     name: str
@@ -61,14 +105,27 @@ class ChatTemplate:
     default_system: str = ""
     answer_prefix: str = ""
     image_separator: str = "\n"
+    virtual_user: Turn | None = None
 
     def __post_init__(self) -> None:
         if not self.assistant[1].startswith(self.special):
             raise ModelError(f"chat template {self.name}: no special token stands right after an answer")
+        if self.virtual_user is not None and not self.virtual_user[1].startswith(self.special):
+            raise ModelError(
+                f"chat template {self.name}: no special token stands right after a virtual user's question"
+            )
 
     def turn(self, role: str) -> Turn:
-        """Text before and after a message of ``role``."""
-        return {"system": self.system, "user": self.user, "assistant": self.assistant}[role]
+        """Text before and after a message of ``role``.
+
+        Raises:
+            ModelError: if the format has no virtual user.
+        """
+        if role != VIRTUAL_USER:
+            return {"system": self.system, "user": self.user, "assistant": self.assistant}[role]
+        if self.virtual_user is None:
+            raise ModelError(f"chat template {self.name} has no virtual user; train another model to ask questions")
+        return self.virtual_user
 
     def split(self, text: str) -> list[str]:
         """Split a text of this template at its special tokens, which are kept."""
@@ -93,6 +150,7 @@ def chatml(
         system=("<|im_start|>system\n", end),
         user=("<|im_start|>user\n", end),
         assistant=("<|im_start|>assistant\n", end),
+        virtual_user=("<|im_start|>virtual_user\n", end),
         stop=("<|im_end|>", pad),
         pad=pad,
         bos=bos,
@@ -118,6 +176,7 @@ def vicuna(pad: str = "<unk>") -> ChatTemplate:
         system=("", " "),
         user=("USER: ", " "),
         assistant=("ASSISTANT:", "</s>"),
+        virtual_user=("VUSER:", "</s> "),  # SQ-LLaVA's: a space follows the end of the question
         stop=("</s>",),
         pad=pad,
         bos="<s>",
@@ -134,6 +193,7 @@ def llama3() -> ChatTemplate:
         system=("<|start_header_id|>system<|end_header_id|>\n\n", "<|eot_id|>"),
         user=("<|start_header_id|>user<|end_header_id|>\n\n", "<|eot_id|>"),
         assistant=("<|start_header_id|>assistant<|end_header_id|>\n\n", "<|eot_id|>"),
+        virtual_user=("<|start_header_id|>virtual_user<|end_header_id|>\n\n", "<|eot_id|>"),
         stop=("<|end_of_text|>", "<|eot_id|>", "<|eom_id|>"),
         pad="<|finetune_right_pad_id|>",
         bos="<|begin_of_text|>",
@@ -162,40 +222,59 @@ def lay_out(
     images: Sequence[Sequence[int]],
     *,
     inference: bool = False,
+    learned_roles: Container[str] = LEARNED_ROLES,
 ) -> tuple[list[int], list[int]]:
     """Write a sample's messages in a chat format.
 
     Images are placed where the text says ``<image>``. Without tags they are placed at the start of the first user turn,
     each followed by the template's separator; in a sample without a user turn, before the first turn that is not a
-    system turn. The assistant's words and the special token after them are supervised. The text between two special
-    tokens or images is encoded as one string.
+    system turn. The words of the assistant and of a virtual user, and the special token after them, are supervised.
+    The text between two special tokens or images is encoded as one string.
 
     Args:
         template: the format.
         tokenizer: gives ids.
         sample: its messages.
         images: token ids of each image: the image token once per feature, and the tokens before and after them.
-        inference: stop after the last user turn and open the assistant's.
+        inference: stop after the last question and open the turn of :func:`next_speaker`.
+        learned_roles: roles whose words are supervised.
 
     Returns:
         tokens and labels of equal length, not shifted; labels are -100 where not supervised.
 
     Raises:
         DataError: if ``inference`` is set for a sample without a user turn, or images and places differ in number.
+        ModelError: if a virtual user speaks and the format has none.
     """
     messages = prompt_messages(sample) if inference else sample.messages
     tags = sum(message.content.count(IMAGE_TAG) for message in messages if message.role == "user")
     if tags and tags != len(images):
         raise DataError(f"sample {sample.id} has {len(images)} images but its text has places for {tags}")
-    if template.default_system and not any(message.role == "system" for message in messages):
-        messages = (Message("system", template.default_system), *messages)
-    pieces = list(_pieces(template, tokenizer, messages, images, untagged=not tags))
-    if inference:
-        pieces += _marked(template, tokenizer, template.assistant[0])
+    speaker = next_speaker(sample) if inference else None
+    messages = with_system(messages, template.default_system, speaker)
+    pieces = list(_pieces(template, tokenizer, messages, images, learned_roles, untagged=not tags))
+    if speaker is not None:
+        pieces += _marked(template, tokenizer, template.turn(speaker)[0])
     bos = [tokenizer.special_id(template.bos)] if template.bos else []
     tokens, learned = _encode(tokenizer, pieces)
     labels = [token if flag else IGNORE_INDEX for token, flag in zip(tokens, learned, strict=True)]
     return [*bos, *tokens], [*([IGNORE_INDEX] * len(bos)), *([IGNORE_INDEX] * len(tokens) if inference else labels)]
+
+
+def question_flags(sample: Sample, write: Callable[..., tuple[list[int], list[int]]]) -> dict[str, list[bool]]:
+    """Mark the supervised tokens of a virtual user's questions.
+
+    Args:
+        sample: the messages.
+        write: returns tokens and labels of the sample for the argument ``learned_roles``.
+
+    Returns:
+        ``asked``, one flag per token; nothing for a sample without a virtual user.
+    """
+    if not any(message.role == VIRTUAL_USER for message in sample.messages):
+        return {}
+    _, labels = write(learned_roles=(VIRTUAL_USER,))
+    return {"asked": [label != IGNORE_INDEX for label in labels]}
 
 
 def answer_ids(template: ChatTemplate, tokenizer: TextTokenizer, text: str) -> list[int]:
@@ -211,6 +290,7 @@ def _pieces(
     tokenizer: TextTokenizer,
     messages: Sequence[Message],
     images: Sequence[Sequence[int]],
+    learned_roles: Container[str],
     *,
     untagged: bool,
 ) -> Iterator[_Piece]:
@@ -223,12 +303,13 @@ def _pieces(
         yield from _marked(template, tokenizer, before)
         if untagged and message.role == "user":
             yield from _images(template, blocks)
-        if message.role == "assistant":
-            yield _Piece(template.answer_prefix + message.content.strip(), learned=True)
+        learned = message.role in learned_roles
+        if message.role in LEARNED_ROLES:
+            yield _Piece(template.answer_prefix + message.content.strip(), learned=learned)
         else:
             yield from _tagged(message, blocks)
         end, *rest = _marked(template, tokenizer, after) or [_Piece("")]
-        yield _Piece(end.content, learned=message.role == "assistant")
+        yield _Piece(end.content, learned=learned)
         yield from rest
 
 

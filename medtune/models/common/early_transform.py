@@ -1,6 +1,7 @@
 """Transform a sample into model inputs, for models that read an image as tokens within the text."""
 
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
+from functools import partial
 from typing import Any, Protocol
 
 import torch
@@ -13,11 +14,13 @@ from medtune.data.sample import Sample
 from medtune.errors import DataError
 from medtune.models.common.chat_template import (
     IGNORE_INDEX,
+    LEARNED_ROLES,
     ChatTemplate,
     SampleTooLong,
     answer_ids,
     image_places,
     lay_out,
+    question_flags,
 )
 from medtune.models.common.early_collate import collate_early
 from medtune.models.common.padding import PadSide
@@ -105,11 +108,12 @@ class EarlyFusionTransform:
         Args:
             sample: messages, and as many image names as there are ``images``.
             images: decoded images in order, or all of them already encoded.
-            inference: keep the messages up to the last user turn and open the assistant's turn.
+            inference: keep the messages up to the last question and open the next speaker's turn.
 
         Returns:
-            ``id``, ``tokens`` and ``labels`` (lists of equal length, -100 where not supervised) and ``images`` (one
-            tensor [tiles, 3, h, w] each, or [tiles, k, d] for an encoded image).
+            ``id``, ``tokens`` and ``labels`` (lists of equal length, -100 where not supervised), ``images`` (one
+            tensor [tiles, 3, h, w] each, or [tiles, k, d] for an encoded image), and for a sample with a virtual user
+            ``asked`` (True at the supervised tokens of its questions).
 
         Raises:
             SampleTooLong: if the sample has more than ``max_seq_len`` tokens; nothing is cut.
@@ -130,13 +134,22 @@ class EarlyFusionTransform:
         if not inference and all(label == IGNORE_INDEX for label in labels):
             raise DataError(f"sample {sample.id} has no assistant message, so there is nothing to learn from it")
         cut = [image.features if isinstance(image, EncodedPicture) else self.tiler(image) for image in images]
-        return {"id": sample.id, "tokens": tokens, "labels": labels, "images": [tiles.to(self.dtype) for tiles in cut]}
+        asked = {} if inference else question_flags(sample, partial(self._lay_out, sample, counts, inference=False))
+        pictures = [tiles.to(self.dtype) for tiles in cut]
+        return {"id": sample.id, "tokens": tokens, "labels": labels, **asked, "images": pictures}
 
-    def _lay_out(self, sample: Sample, tiles: Sequence[int], *, inference: bool) -> tuple[list[int], list[int]]:
+    def _lay_out(
+        self,
+        sample: Sample,
+        tiles: Sequence[int],
+        *,
+        inference: bool,
+        learned_roles: Container[str] = LEARNED_ROLES,
+    ) -> tuple[list[int], list[int]]:
         images = [
             [*self.image_start, *[self.image_id] * (self.tokens_per_tile * count), *self.image_end] for count in tiles
         ]
-        return lay_out(self.template, self.tokenizer, sample, images, inference=inference)
+        return lay_out(self.template, self.tokenizer, sample, images, inference=inference, learned_roles=learned_roles)
 
     def collate(
         self, items: list[dict], pad_side: PadSide = "right", *, min_images: int = 1, min_tiles: int = 1

@@ -28,6 +28,7 @@ class ModelFamily:
         adapters_to_peft: adapter tensors in torchtune's names -> PEFT's; None where no layout is known.
         adapters_from_peft: the inverse.
         live_name: name of a tensor in a published file -> its name in a live transformers model, which PEFT uses.
+        layouts: ``config.json`` in the further layouts and spellings that ``hf_to_tune`` reads, for comparisons.
         copies_config: whether exports copy the ``config.json`` of the base weights, which may hold more than
             ``hf_config``; False if that file describes what this run may have changed.
     """
@@ -43,4 +44,5 @@ class ModelFamily:
     adapters_to_peft: Callable[[StateDict], StateDict] | None = None
     adapters_from_peft: Callable[[StateDict], StateDict] | None = None
     live_name: Callable[[str], str] = _as_on_disk
+    layouts: tuple[Callable[[], dict], ...] = ()
     copies_config: bool = True

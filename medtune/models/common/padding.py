@@ -19,12 +19,13 @@ def stack_rows(items: list[dict], pad_id: int, pad_side: PadSide) -> dict[str, T
     """Pad and stack the text.
 
     Args:
-        items: each with ``tokens`` and ``labels``, lists of equal length.
+        items: each with ``tokens`` and ``labels``, lists of equal length; with a virtual user also ``asked``.
         pad_id: fills short rows.
         pad_side: the side that is filled; left for generation.
 
     Returns:
-        ``tokens``, ``labels`` and ``padding`` (True = real token), all [b, s].
+        ``tokens``, ``labels`` and ``padding`` (True = real token), all [b, s]; if an item has ``asked``, also ``asked``
+        (True at the supervised tokens of a virtual user's questions).
     """
     length = max(len(item["tokens"]) for item in items)
     shape = (len(items), length)
@@ -35,7 +36,14 @@ def stack_rows(items: list[dict], pad_id: int, pad_side: PadSide) -> dict[str, T
         tokens[row, place] = torch.tensor(item["tokens"])
         labels[row, place] = torch.tensor(item["labels"])
         padding[row, place] = True
-    return {"tokens": tokens, "labels": labels, "padding": padding}
+    text = {"tokens": tokens, "labels": labels, "padding": padding}
+    if any("asked" in item for item in items):
+        text["asked"] = torch.zeros(shape, dtype=torch.bool)
+        for row, item in enumerate(items):
+            text["asked"][row, row_place(len(item["tokens"]), length, pad_side)] = torch.tensor(
+                item.get("asked", False)
+            )
+    return text
 
 
 def stack_tiles(

@@ -75,7 +75,7 @@ class FastTokenizer:
         file = file / "tokenizer.json" if file.is_dir() else file
         if not file.is_file():
             raise ModelError(f"no tokenizer at {file}: give a tokenizer.json or the folder that holds it")
-        self._load(file.read_text(encoding="utf-8"), str(file))
+        self._load(_read_text(file), str(file))
 
     def _load(self, text: str, source: str) -> None:
         self._source = source
@@ -119,6 +119,20 @@ class FastTokenizer:
     def decode(self, ids: list[int]) -> str:
         """Text of ids, special tokens left out."""
         return self._tokenizer.decode(list(ids), skip_special_tokens=True)
+
+
+def _read_bytes(file: Path) -> bytes:
+    try:
+        return file.read_bytes()
+    except OSError as error:
+        raise ModelError(f"{file} cannot be read ({error})") from error
+
+
+def _read_text(file: Path) -> str:
+    try:
+        return file.read_text(encoding="utf-8")
+    except (OSError, ValueError) as error:
+        raise ModelError(f"{file} cannot be read as UTF-8 ({error}); download it again") from error
 
 
 def _from_json(text: str, source: str) -> Tokenizer:
@@ -191,12 +205,18 @@ class SentencePieceTokenizer:
                 f"no tokenizer at {file}: give a SentencePiece tokenizer.model or the folder that holds it"
             )
         config = _read_json(file.with_name("tokenizer_config.json"))
-        added = {token: int(i) for token, i in _read_json(file.with_name("added_tokens.json")).items()}
-        added |= {entry["content"]: int(i) for i, entry in config.get("added_tokens_decoder", {}).items()}
+        try:
+            added = {token: int(i) for token, i in _read_json(file.with_name("added_tokens.json")).items()}
+            added |= {entry["content"]: int(i) for i, entry in config.get("added_tokens_decoder", {}).items()}
+        except (TypeError, ValueError, KeyError, AttributeError) as error:
+            raise ModelError(
+                f"{file.parent}: added_tokens.json or tokenizer_config.json does not list tokens with their ids "
+                f"({type(error).__name__}); download it again"
+            ) from error
         configured = config.get("legacy")
         if legacy is None:
             legacy = True if configured is None else bool(configured)
-        self._load(file.read_bytes(), added, legacy, str(file))
+        self._load(_read_bytes(file), added, legacy, str(file))
 
     def _load(self, model: bytes, added: dict[str, int], legacy: bool, source: str) -> None:
         self._model, self._added, self._legacy, self._source = model, added, legacy, source
@@ -269,8 +289,8 @@ def _read_json(file: Path) -> dict[str, Any]:
     if not file.is_file():
         return {}
     try:
-        content = json.loads(file.read_text(encoding="utf-8"))
-    except ValueError as error:
+        content = json.loads(_read_text(file))
+    except (ValueError, RecursionError) as error:
         raise ModelError(f"{file} is not JSON ({error}); download it again") from error
     if not isinstance(content, dict):
         raise ModelError(f"{file} does not hold a JSON object; download it again")

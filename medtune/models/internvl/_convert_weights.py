@@ -295,5 +295,6 @@ def internvl_family(name: str, shape: InternVLShape, layout: Layout) -> ModelFam
         hf_config=partial(hf_config, shape, layout),
         live_name=live_name if layout == "hf" else disk_name,  # OpenGVLab's modules have the names of its files
         also_reads=tuple(set(MODEL_TYPES.values()) - {MODEL_TYPES[layout]}),
+        layouts=tuple(partial(hf_config, shape, other) for other in MODEL_TYPES if other != layout),
         tokenizer_files=TOKENIZER_FILES + (_CODE_FILES if layout == "original" else ()),
     )

@@ -1,21 +1,36 @@
 """Llama-3's chat format: convert a sample's messages to tokens, and mark which of them are supervised."""
 
+from collections.abc import Container
+
 from medtune.data.sample import IMAGE_TAG, Message, Sample
-from medtune.models.common.chat_template import IGNORE_INDEX, prompt_messages
+from medtune.models.common.chat_template import (
+    IGNORE_INDEX,
+    LEARNED_ROLES,
+    next_speaker,
+    prompt_messages,
+    with_system,
+)
 from medtune.models.common.tokenizer import ChatTokenizer
 
 
-def lay_out(tokenizer: ChatTokenizer, sample: Sample, *, inference: bool = False) -> tuple[list[int], list[int]]:
+def lay_out(
+    tokenizer: ChatTokenizer,
+    sample: Sample,
+    *,
+    inference: bool = False,
+    learned_roles: Container[str] = LEARNED_ROLES,
+) -> tuple[list[int], list[int]]:
     """Write a sample's messages in Llama-3's chat format.
 
     Image tokens are placed where the text says ``<image>``. Without tags they are placed at the start of the first user
-    turn; in a sample without a user turn, after the first token. The assistant's words and the ``<|eot_id|>`` after
-    them are supervised, as in InstFree's official code; headers and everything else are not.
+    turn; in a sample without a user turn, after the first token. The words of the assistant and of a virtual user, and
+    the ``<|eot_id|>`` after them, are supervised, as in InstFree's official code; headers and everything else are not.
 
     Args:
         tokenizer: gives ids.
         sample: its messages, and the number of its images.
-        inference: stop after the last user turn and open the assistant's.
+        inference: stop after the last question and open the turn of the next speaker.
+        learned_roles: roles whose words are supervised.
 
     Returns:
         tokens and labels of equal length, not shifted; labels are -100 where not supervised.
@@ -23,7 +38,8 @@ def lay_out(tokenizer: ChatTokenizer, sample: Sample, *, inference: bool = False
     Raises:
         DataError: if ``inference`` is set for a sample without a user turn.
     """
-    messages = prompt_messages(sample) if inference else sample.messages
+    speaker = next_speaker(sample) if inference else None
+    messages = with_system(prompt_messages(sample) if inference else sample.messages, speaker=speaker)
     tagged = any(IMAGE_TAG in message.content for message in messages if message.role == "user")
     untagged = [] if tagged else [tokenizer.image_id] * len(sample.images)
     first_user = next((i for i, message in enumerate(messages) if message.role == "user"), None)
@@ -33,9 +49,9 @@ def lay_out(tokenizer: ChatTokenizer, sample: Sample, *, inference: bool = False
         head = _header(tokenizer, message.role) + (untagged if i == first_user else [])
         body = [*_body(tokenizer, message), tokenizer.eot_id]
         tokens += head + body
-        labels += [IGNORE_INDEX] * len(head) + (body if message.role == "assistant" else [IGNORE_INDEX] * len(body))
-    if inference:
-        tokens += _header(tokenizer, "assistant")
+        labels += [IGNORE_INDEX] * len(head) + (body if message.role in learned_roles else [IGNORE_INDEX] * len(body))
+    if speaker is not None:
+        tokens += _header(tokenizer, speaker)
         labels = [IGNORE_INDEX] * len(tokens)
     return tokens, labels
 

@@ -26,7 +26,7 @@ from medtune.models.llama3_2_vision._encoder import EncoderMode, VisionEncoder
 from medtune.models.llama3_2_vision._fusion import correct_fusion_layers
 from medtune.models.llama3_2_vision._peft import adapters_from_peft, adapters_to_peft
 from medtune.models.llama3_2_vision._shape import DeepFusionShape
-from medtune.models.lora.options import ATTENTION, AdapterOptions, adapt
+from medtune.models.lora.options import ATTENTION, AdapterOptions, adapt, keep_dtype_in_state_dicts
 
 LORA_PARTS = ("vision", "fusion", "decoder")
 
@@ -203,6 +203,7 @@ def deep_fusion_vlm(
         family=deep_fusion_family(name, shape),
         adapters_only=lora is not None,
     )
+    keep_dtype_in_state_dicts(model, model.decoder.norm.scale.dtype)
     plain = frozenset(key for key in expected_shapes(model) if not is_adapter_key(key))
     model.family = replace(
         model.family,

@@ -136,6 +136,18 @@ def hf_config(shape: DeepFusionShape) -> dict:
     }
 
 
+def _saved_config(shape: DeepFusionShape) -> dict:
+    """``config.json`` as current versions of transformers save it after loading with outputs of layers as indices."""
+    config = hf_config(shape)
+    return {
+        **config,
+        "vision_config": {
+            **config["vision_config"],
+            "intermediate_layers_indices": [layer - 1 for layer in shape.hidden_states],
+        },
+    }
+
+
 def deep_fusion_family(name: str, shape: DeepFusionShape) -> ModelFamily:
     """Converters and config of one model of this shape."""
     return ModelFamily(
@@ -144,6 +156,7 @@ def deep_fusion_family(name: str, shape: DeepFusionShape) -> ModelFamily:
         hf_to_tune=partial(hf_to_tune, shape=shape),
         tune_to_hf=partial(tune_to_hf, shape=shape),
         hf_config=partial(hf_config, shape),
+        layouts=(partial(_saved_config, shape),),
         live_name=live_name,
         tokenizer_files=TOKENIZER_FILES,
     )

@@ -1,6 +1,7 @@
 """Transform a sample into model inputs, and collate model inputs into a batch."""
 
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -10,7 +11,7 @@ from medtune.data.features import EncodedPicture
 from medtune.data.items import Sizes
 from medtune.data.sample import Sample
 from medtune.errors import DataError
-from medtune.models.common.chat_template import IGNORE_INDEX, SampleTooLong
+from medtune.models.common.chat_template import IGNORE_INDEX, SampleTooLong, question_flags
 from medtune.models.common.padding import PadSide
 from medtune.models.common.tokenizer import ChatTokenizer, single_token
 from medtune.models.llama3_2_vision._chat import lay_out
@@ -78,12 +79,13 @@ class DeepFusionTransform:
         Args:
             sample: messages, and as many image names as there are ``images``.
             images: decoded images in order, or all of them already encoded.
-            inference: keep the messages up to the last user turn and open the assistant's turn.
+            inference: keep the messages up to the last question and open the next speaker's turn.
 
         Returns:
             ``id``, ``tokens`` and ``labels`` (lists of equal length, -100 where not supervised), ``images`` (one
-            tensor [tiles, 3, h, w] each, or [tiles, tokens per tile, d] for an encoded image) and ``aspect_ratio``
-            (one tensor [2] each; none for encoded images).
+            tensor [tiles, 3, h, w] each, or [tiles, tokens per tile, d] for an encoded image), ``aspect_ratio`` (one
+            tensor [2] each; none for encoded images), and for a sample with a virtual user ``asked`` (True at the
+            supervised tokens of its questions).
 
         Raises:
             SampleTooLong: if the sample has more than ``max_seq_len`` tokens; nothing is cut.
@@ -106,6 +108,7 @@ class DeepFusionTransform:
             "id": sample.id,
             "tokens": tokens,
             "labels": labels,
+            **({} if inference else question_flags(sample, partial(lay_out, self.tokenizer, sample))),
             "images": [tiles.to(self.dtype) for tiles in (*encoded, *(tiles for tiles, _ in cut))],
             "aspect_ratio": [grid for _, grid in cut],
         }

@@ -18,7 +18,7 @@ from medtune.models.llava._convert_weights import llava_family
 from medtune.models.llava._peft import adapters_from_peft, adapters_to_peft
 from medtune.models.llava._shape import LlavaShape
 from medtune.models.llava._tower import ClipTower
-from medtune.models.lora.options import ATTENTION, AdapterOptions, adapt, linear
+from medtune.models.lora.options import ATTENTION, AdapterOptions, adapt, keep_dtype_in_state_dicts, linear
 
 LORA_PARTS = ("vision", "projection", "decoder")
 
@@ -41,10 +41,16 @@ def image_encoder(shape: LlavaShape, lora: LoraOptions | None = None) -> ImageEn
         shape: sizes.
         lora: adapters, or None for a plain model.
     """
-    return ImageEncoder(_tower(shape, lora), _projection(shape, lora))
+    return ImageEncoder(vision_tower(shape, lora), _projection(shape, lora))
 
 
-def _tower(shape: LlavaShape, lora: LoraOptions | None) -> ClipTower:
+def vision_tower(shape: LlavaShape, lora: AdapterOptions | None = None) -> ClipTower:
+    """Build CLIP's vision transformer.
+
+    Args:
+        shape: sizes.
+        lora: adapters, or None for a plain tower.
+    """
     clip = clip_vision_encoder(
         tile_size=shape.image_size,
         patch_size=shape.patch_size,
@@ -83,7 +89,7 @@ def _projection(shape: LlavaShape, lora: LoraOptions | None) -> nn.Sequential:
     return nn.Sequential(first, nn.GELU(), second)
 
 
-def language_decoder(shape: LlavaShape, lora: LoraOptions | None = None) -> TransformerDecoder:
+def language_decoder(shape: LlavaShape, lora: AdapterOptions | None = None) -> TransformerDecoder:
     """Build the language model.
 
     Args:
@@ -119,6 +125,7 @@ def llava_vlm(name: str, shape: LlavaShape, *, lora: LoraOptions | None = None) 
         family=llava_family(name, shape),
         adapters_only=lora is not None,
     )
+    keep_dtype_in_state_dicts(model, model.decoder.norm.scale.dtype)
     plain = frozenset(key for key in expected_shapes(model) if not is_adapter_key(key))
     model.family = replace(
         model.family,

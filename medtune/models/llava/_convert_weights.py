@@ -44,7 +44,7 @@ _AUTHORS_MARK = "model.mm_projector."
 # CLIP's text encoder, and values that follow from the sizes.
 _NOT_WEIGHTS = ("text_model.", "text_projection.", "visual_projection.", "logit_scale")
 _COMPUTED = (".position_ids", ".rotary_emb.inv_freq")
-_VOCABULARY = ("decoder.tok_embeddings.weight", "decoder.output.weight")
+VOCABULARY = ("decoder.tok_embeddings.weight", "decoder.output.weight")
 
 _CLIP_LAYER = {
     "layer_norm1": "sa_norm",
@@ -175,7 +175,7 @@ def _read(key: str, tensor: Tensor, shape: LlavaShape) -> Tensor:
     heads = rotary_heads(key, shape)
     if heads is not None:
         return rotary_rows(tensor, heads, published=False)
-    if key in _VOCABULARY and tensor.shape[0] == shape.image_id < shape.vocab_size:
+    if key in VOCABULARY and tensor.shape[0] == shape.image_id < shape.vocab_size:
         mean = tensor.float().mean(0, keepdim=True).to(tensor.dtype)
         return torch.cat([tensor, mean.expand(shape.vocab_size - shape.image_id, -1)])
     return tensor
@@ -267,6 +267,28 @@ def hf_config(shape: LlavaShape) -> dict:
     }
 
 
+def original_config(shape: LlavaShape) -> dict:
+    """What ``config.json`` of the authors' files says of a model of this shape; files of LLaVA-1.5 have its keys."""
+    return {
+        "architectures": ["LlavaLlamaForCausalLM"],
+        "model_type": "llava_llama",
+        "hidden_size": shape.dim,
+        "intermediate_size": shape.mlp_dim,
+        "num_hidden_layers": shape.layers,
+        "num_attention_heads": shape.heads,
+        "num_key_value_heads": shape.kv_heads,
+        "hidden_act": "silu",
+        "rms_norm_eps": 1e-5,
+        "rope_theta": 10_000.0,
+        "mm_hidden_size": shape.vision_dim,
+        "mm_projector_type": "mlp2x_gelu",
+        "mm_vision_select_feature": "patch",
+        "mm_vision_select_layer": -2,
+        "mm_use_im_start_end": False,
+        "mm_use_im_patch_token": False,
+    }
+
+
 def llava_family(name: str, shape: LlavaShape) -> ModelFamily:
     """Converters and config of one model of this shape."""
     return ModelFamily(
@@ -276,6 +298,7 @@ def llava_family(name: str, shape: LlavaShape) -> ModelFamily:
         hf_to_tune=partial(hf_to_tune, shape=shape),
         tune_to_hf=partial(tune_to_hf, shape=shape),
         hf_config=partial(hf_config, shape),
+        layouts=(partial(original_config, shape),),
         live_name=live_name,
         tokenizer_files=TOKENIZER_FILES,
     )

@@ -58,7 +58,7 @@ def adapters_to_peft(state: StateDict, *, shape: LlavaShape) -> StateDict:
     Raises:
         ModelError: if a tensor is not an adapter of a model of this shape.
     """
-    return to_peft(state, module_names(shape), partial(_reorder, shape=shape, published=True))
+    return to_peft(state, module_names(shape), partial(reorder, shape=shape, published=True))
 
 
 def adapters_from_peft(state: StateDict, *, shape: LlavaShape) -> StateDict:
@@ -74,10 +74,10 @@ def adapters_from_peft(state: StateDict, *, shape: LlavaShape) -> StateDict:
     Raises:
         ModelError: if a tensor is not an adapter of a model of this shape.
     """
-    return from_peft(state, module_names(shape), disk_name, partial(_reorder, shape=shape, published=False))
+    return from_peft(state, module_names(shape), disk_name, partial(reorder, shape=shape, published=False))
 
 
-def _reorder(key: str, tensor: Tensor, shape: LlavaShape, *, published: bool) -> Tensor:
+def reorder(key: str, tensor: Tensor, shape: LlavaShape, *, published: bool) -> Tensor:
     """Reorder rotary rows, which are rows of the output and so of ``lora_b``; the vision transformer has none."""
     heads = rotary_heads(key, shape) if ".lora_b." in key else None
     return tensor if heads is None else rotary_rows(tensor, heads, published=published)

@@ -3,20 +3,7 @@
 from torch import Tensor, nn
 from torchtune.modules import VisionTransformer
 
-
-class KeptTensors(nn.Module):
-    """Holds the tensors of a module as buffers under the same names: loaded and saved, but never used.
-
-    Args:
-        source: the module; only its tensors are kept, not its computation.
-    """
-
-    def __init__(self, source: nn.Module) -> None:
-        super().__init__()
-        for name, tensor in source.named_parameters(recurse=False):
-            self.register_buffer(name, tensor.detach())
-        for name, child in source.named_children():
-            self.add_module(name, KeptTensors(child))
+from medtune.modules.kept_tensors import KeptTensors
 
 
 class ClipTower(nn.Module):

@@ -6,7 +6,8 @@ from dataclasses import dataclass, field
 
 import torch
 from torch import nn
-from torchao.dtypes.nf4tensor import NF4Tensor
+from torch.distributed.tensor import DTensor
+from torchao.dtypes.nf4tensor import NF4Tensor, SubclassTensorArgs
 from torchtune.modules.peft import LoRALinear
 
 from medtune.models.common.family import StateDict
@@ -80,6 +81,20 @@ def adapters_off(model: nn.Module) -> Iterator[None]:
             layer.disabled = disabled
 
 
+def adapters_are_zero(model: nn.Module) -> bool:
+    """Whether no low-rank adapter adds anything yet; of a sharded model, in this process's shards.
+
+    On the meta device, where there are no values, it is True.
+    """
+    for layer in model.modules():
+        if isinstance(layer, LoRALinear):
+            weight = layer.lora_b.weight.detach()
+            weight = weight.to_local() if isinstance(weight, DTensor) else weight
+            if not weight.is_meta and bool(weight.any()):
+                return False
+    return True
+
+
 def merge_adapters(state: StateDict, model: nn.Module) -> StateDict:
     """Add every low-rank adapter to the weight it adapts: W + (alpha / rank) B A (LoRA, Hu et al. 2021, Eq. 3).
 
@@ -99,14 +114,17 @@ def merge_adapters(state: StateDict, model: nn.Module) -> StateDict:
     return merged
 
 
-def round_to_nf4(state: StateDict, model: nn.Module) -> StateDict:
+def round_to_nf4(state: StateDict, model: nn.Module, dtype: torch.dtype) -> StateDict:
     """The base weights that a QLoRA run trained on: NF4 weights are quantised and dequantised, the others stay.
 
-    The adapter was trained on the rounded weights, so it must be merged into these and not into the exact weights.
+    The adapter was trained on the rounded weights, so it must be merged into these and not into the exact weights. A
+    run quantises what the file holds (fp16, for example) and keeps the factors of the blocks in its own dtype. Casting
+    before quantising would round differently.
 
     Args:
-        state: dense weights by state-dict key, in the dtype of the run; not changed.
+        state: dense weights by state-dict key, in the dtype that the run quantised; not changed.
         model: its NF4 weights and their block sizes are used; may live on the meta device.
+        dtype: dtype of the run, and of the rounded weights.
     """
     keys = state_dict_names(model)
     rounded = dict(state)
@@ -114,5 +132,23 @@ def round_to_nf4(state: StateDict, model: nn.Module) -> StateDict:
         if isinstance(parameter, NF4Tensor) and keys[name] in state:
             dense = state[keys[name]].contiguous()
             packed = NF4Tensor.from_tensor(dense, parameter.block_size, parameter.scaler_block_size)
-            rounded[keys[name]] = packed.get_original_weight().to(dense.dtype)
+            rounded[keys[name]] = _factors_in(packed, dtype).get_original_weight()
     return rounded
+
+
+def _factors_in(packed: NF4Tensor, dtype: torch.dtype) -> NF4Tensor:
+    """A quantised tensor whose factors have another dtype, as after loading into a model of this dtype."""
+    meta = SubclassTensorArgs(
+        packed.size(), packed.stride(), packed.storage_offset(), dtype, packed.device, packed.requires_grad
+    )
+    return NF4Tensor(
+        meta,
+        packed.block_size,
+        packed.n_blocks,
+        packed.scaler_block_size,
+        packed.quantized_scalers,
+        packed.quantization_factor.to(dtype),
+        packed.scaler_mean.to(dtype),
+        packed.quantized_data,
+        packed.nf4.to(dtype),
+    )

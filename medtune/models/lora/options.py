@@ -2,10 +2,13 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
+from functools import partial
 from typing import Any, ClassVar, Self
 
+import torch
 from torch import nn
 from torchtune.modules import FrozenNF4Linear
+from torchtune.modules.common_utils import reparametrize_as_dtype_state_dict_post_hook
 from torchtune.modules.peft import LoRALinear
 
 from medtune.config import nearest
@@ -174,3 +177,16 @@ def adapt(owner: nn.Module, name: str, lora: AdapterOptions, *, adapted: bool) -
     if adapted or lora.quantize_base:
         new = linear(plain.in_features, plain.out_features, lora, adapted=adapted, bias=plain.bias is not None)
         setattr(owner, name, new)
+
+
+def keep_dtype_in_state_dicts(model: nn.Module, dtype: torch.dtype) -> None:
+    """Make state dicts hold dequantised weights in the model's dtype; some of torchtune's builders always take bf16.
+
+    Args:
+        model: a model whose parts were built with ``quantize_base``; without NF4 weights nothing changes.
+        dtype: type of its other weights.
+    """
+    for module in model.modules():
+        for key, hook in module._state_dict_hooks.items():
+            if isinstance(hook, partial) and hook.func is reparametrize_as_dtype_state_dict_post_hook:
+                module._state_dict_hooks[key] = partial(hook.func, *hook.args, **{**hook.keywords, "dtype": dtype})

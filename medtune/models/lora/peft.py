@@ -10,6 +10,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import nn
 
+from medtune.data.opening import refuse_special
 from medtune.data.writing import write_whole
 from medtune.errors import ModelError
 from medtune.models.common.family import ModelFamily, StateDict
@@ -101,6 +102,7 @@ def read_peft(folder: str | Path, family: ModelFamily) -> Adapter:
     folder = Path(folder)
     config = read_config(folder)
     file = folder / WEIGHTS_NAME
+    refuse_special(file, ModelError)
     try:
         # with an adapter on lm_head PEFT also saves the frozen weight that it adapts
         tensors = {name: tensor for name, tensor in load_file(file).items() if ".base_layer." not in name}

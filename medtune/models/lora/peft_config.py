@@ -9,6 +9,7 @@ from typing import Any
 
 from torchtune.modules.peft import LoRALinear
 
+from medtune.data.opening import refuse_special
 from medtune.errors import ModelError
 from medtune.models.lora.merge import Strength
 
@@ -73,6 +74,7 @@ def read_config(folder: Path) -> dict[str, Any]:
         ModelError: if the file cannot be read or the adapter is of another kind; the message names the kind.
     """
     file = folder / CONFIG_NAME
+    refuse_special(file, ModelError)
     try:
         config = json.loads(file.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:

@@ -16,11 +16,11 @@ from medtune.models.llava._shape import LlavaShape
 from medtune.models.lora.options import LoraParts
 from medtune.models.mini._tokenizer import MiniTokenizer
 
-_EMBEDDING_STD = 0.5
-_GELU_POWER = 0.425  # mean of gelu(x)^2 for a standard normal x
+EMBEDDING_STD = 0.5
+GELU_POWER = 0.425  # mean of gelu(x)^2 for a standard normal x
 
 
-def _shape(
+def mini_shape(
     vocab_size: int,
     image_size: int,
     patch_size: int,
@@ -30,6 +30,7 @@ def _shape(
     heads: int,
     max_seq_len: int,
 ) -> LlavaShape:
+    """Sizes of a mini LLaVA; arguments as for :func:`mini_llava`."""
     return LlavaShape(
         image_size=image_size,
         patch_size=patch_size,
@@ -54,11 +55,11 @@ def _shape(
 
 def _initialise(model: EarlyFusionVLM) -> EarlyFusionVLM:
     """Initial weights for training: image features begin about as large as embedded words; neither dominates."""
-    nn.init.normal_(model.decoder.tok_embeddings.weight, std=_EMBEDDING_STD)
+    nn.init.normal_(model.decoder.tok_embeddings.weight, std=EMBEDDING_STD)
     projection: Any = model.encoder.projection
     first, _, second = projection
     nn.init.normal_(first.weight, std=first.weight.shape[1] ** -0.5)
-    nn.init.normal_(second.weight, std=_EMBEDDING_STD * (_GELU_POWER * second.weight.shape[1]) ** -0.5)
+    nn.init.normal_(second.weight, std=EMBEDDING_STD * (GELU_POWER * second.weight.shape[1]) ** -0.5)
     nn.init.zeros_(first.bias)
     nn.init.zeros_(second.bias)
     return model
@@ -86,7 +87,7 @@ def mini_llava(
         heads: attention heads everywhere.
         max_seq_len: longest text, image tokens included.
     """
-    shape = _shape(
+    shape = mini_shape(
         vocab_size, image_size, patch_size, embed_dim, vision_layers, decoder_layers, heads, max_seq_len
     )  # fmt: skip
     return _initialise(llava_vlm("mini_llava", shape))
@@ -115,7 +116,7 @@ def lora_mini_llava(
     Arguments as for :func:`mini_llava` and, for the adapters, :func:`medtune.models.llava.lora_llava1_5_7b`. With
     ``quantize_base`` each adapted linear layer needs at least 16,384 weights, so ``embed_dim`` must be 128 or more.
     """
-    shape = _shape(
+    shape = mini_shape(
         vocab_size, image_size, patch_size, embed_dim, vision_layers, decoder_layers, heads, max_seq_len
     )  # fmt: skip
     lora = LoraOptions.from_arguments(locals())

@@ -49,9 +49,10 @@ class PairItems:
         if chosen[0] == rejected[0]:
             raise DataError(_same(source, sample))
         begin = shared_beginning(chosen, rejected)
-        prompt = {**item, "tokens": chosen[0][:begin], "labels": [IGNORE_INDEX] * begin}
+        kept = {name: value for name, value in item.items() if name != "asked"}  # no turn of the prompt is learned
+        prompt = {**kept, "tokens": chosen[0][:begin], "labels": [IGNORE_INDEX] * begin}
         answers = [(tokens[begin:], labels[begin:]) for tokens, labels in (chosen, rejected)]
-        return {"id": sample.id, "prompt": prompt, "answers": answers, "weight": 1.0}
+        return {"id": sample.id, "prompt": prompt, "answers": answers, "weight": sample.weight}
 
     def measure(self, source: SampleSource, index: int, rng: random.Random, transform: Any) -> tuple[Row, ...]:
         """The rows of a pair as the language model runs them; opens no image.
@@ -86,7 +87,7 @@ class PairItems:
         return {
             **{key: prompts[key] for key in ("vision", "features") if key in prompts},
             **self.form.collate(rows, branches, transform.pad_id),
-            "pairs": torch.tensor([item["weight"] for item in items]),
+            "pairs": torch.tensor([item["weight"] for item in items], dtype=torch.float64),
             "lengths": torch.stack(lengths, dim=1),
         }
 

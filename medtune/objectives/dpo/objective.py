@@ -96,6 +96,14 @@ class DPO(Objective):
         """The reference model, if it is a second one."""
         return self.reference.companions()
 
+    def bind(self, model: Any, transform: Any, seed: int) -> None:
+        """Check that the reference is what the run starts from.
+
+        Raises:
+            ConfigError: If it is not.
+        """
+        self.reference.check_start(model)
+
     def stages(self, trainable: tuple[str, ...], epochs: int, steps: int | None) -> list[Stage]:
         """One stage.
 
@@ -126,7 +134,7 @@ class DPO(Objective):
         return {"log_probs": self.form.log_probs(model, batch, image_features(model, batch), self.chunk_tokens)}
 
     def weight(self, batch: dict[str, Any]) -> float:
-        """The number of pairs."""
+        """The number of pairs, each with the weight of its sample."""
         return float(batch["pairs"].sum())
 
     def forward(self, model: Any, batch: dict[str, Any]) -> StepOutput:
@@ -136,7 +144,7 @@ class DPO(Objective):
             self.form, model, self.beside.get("reference"), batch, features, self.chunk_tokens
         )
         policy = self.form.log_probs(model, batch, features, self.chunk_tokens)
-        pairs = batch["pairs"].double()
+        pairs = batch["pairs"]
         losses = self._losses(policy, reference, batch["lengths"])
         (chosen, rejected), (reference_chosen, reference_rejected) = policy.unbind(1), reference.unbind(1)
         metrics = preference_metrics(chosen, rejected, reference_chosen, reference_rejected, self.beta)

@@ -7,6 +7,7 @@ from torch import Tensor
 
 from medtune.errors import ConfigError
 from medtune.models.common.names import is_adapter_key
+from medtune.models.lora.merge import adapters_are_zero
 from medtune.objectives.base import image_features
 from medtune.objectives.companions import Companion
 from medtune.objectives.dpo.forms import Form
@@ -24,6 +25,14 @@ class Reference(Protocol):
 
         Raises:
             ConfigError: naming what is trained.
+        """
+        ...
+
+    def check_start(self, model: Any) -> None:
+        """Refuse a model that is not its own reference before the first step.
+
+        Raises:
+            ConfigError: naming what may be done.
         """
         ...
 
@@ -60,6 +69,15 @@ class AdaptersOff:
                 f"{', '.join(others)} out of `trainable`"
             )
 
+    def check_start(self, model: Any) -> None:
+        """Refuse adapters that already add something: without them the model is not what the run starts from."""
+        if not adapters_are_zero(model):
+            raise ConfigError(
+                "objective.reference: the run starts from trained adapters, so that the model without them is not what "
+                "it starts from; merge them into the weights first (medtune export), or take reference=companion or "
+                "reference=precomputed"
+            )
+
     def log_probs(
         self, form: Form, model: Any, companion: Any, batch: dict[str, Any], features: Tensor, chunk_tokens: int
     ) -> Tensor:
@@ -85,6 +103,9 @@ class CompanionReference:
 
     def check(self, trainable: tuple[str, ...]) -> None:
         """Every part may be trained."""
+
+    def check_start(self, model: Any) -> None:
+        """Every start is one."""
 
     def log_probs(
         self, form: Form, model: Any, companion: Any, batch: dict[str, Any], features: Tensor, chunk_tokens: int
@@ -113,6 +134,9 @@ class Precomputed:
 
     def check(self, trainable: tuple[str, ...]) -> None:
         """Every part may be trained."""
+
+    def check_start(self, model: Any) -> None:
+        """Every start is one."""
 
     def log_probs(
         self, form: Form, model: Any, companion: Any, batch: dict[str, Any], features: Tensor, chunk_tokens: int

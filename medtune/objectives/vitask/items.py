@@ -12,7 +12,7 @@ from PIL import Image
 from torch import Tensor
 
 from medtune.data.features import EncodedPicture
-from medtune.data.items import Row, SampleItems, check_answer, measured_row
+from medtune.data.items import Row, SampleItems, check_answer, measured_row, with_weights
 from medtune.data.sample import Sample
 from medtune.data.source import SampleSource, place
 from medtune.errors import DataError
@@ -22,9 +22,16 @@ Negatives = Literal["sampled", "roll"]
 Pixels = Callable[[Image.Image], Tensor]
 
 
-def question_key(sample: Sample) -> int:
-    """A 64-bit hash of what a negative must have in common: the user's words and the number of images."""
-    return _key([str(len(sample.images)), *(turn.content for turn in sample.messages if turn.role == "user")])
+def question_key(sample: Sample, within_set: bool = False) -> int:
+    """A 64-bit hash of what a negative must have in common: the user's words and the number of images.
+
+    Args:
+        sample: The sample.
+        within_set: The set that ``meta.set`` names must be the same too. Two sets that are asked by one instruction
+            (two cameras, two hospitals) otherwise give each other negatives that differ in more than the response.
+    """
+    words = [str(len(sample.images)), *(turn.content for turn in sample.messages if turn.role == "user")]
+    return _key([*words, f"set {sample.meta.get('set', '')}"] if within_set else words)
 
 
 def response_key(sample: Sample) -> int:
@@ -47,14 +54,16 @@ class NegativeIndex:
         source: The samples.
         usable: Positions of the samples that may be negatives; None, during the data check, takes all rows that can be
             read.
+        within_set: Whether a negative must be of the same set (``meta.set``).
 
     Raises:
         DataError: If no question has two different responses, so that no sample has a negative; not if ``usable`` is
             None.
     """
 
-    def __init__(self, source: SampleSource, usable: np.ndarray | None) -> None:
-        table = np.fromiter(_keys(source, usable), dtype=np.dtype((np.uint64, 3)))
+    def __init__(self, source: SampleSource, usable: np.ndarray | None, within_set: bool = False) -> None:
+        self.within_set = within_set
+        table = np.fromiter(_keys(source, usable, within_set), dtype=np.dtype((np.uint64, 3)))
         order = np.lexsort((table[:, 1], table[:, 0]))
         self._questions, self._responses, positions = table[order].T.copy()
         self._positions = positions.astype(np.int64)
@@ -68,7 +77,7 @@ class NegativeIndex:
 
     def draw(self, sample: Sample, rng: random.Random) -> int | None:
         """Position of one of the samples with the same question and another response, each equally likely, or None."""
-        first, end = self._span(self._questions, question_key(sample), 0, len(self._questions))
+        first, end = self._span(self._questions, question_key(sample, self.within_set), 0, len(self._questions))
         own, after = self._span(self._responses, response_key(sample), first, end)
         others = (end - first) - (after - own)
         if others <= 0:
@@ -83,7 +92,7 @@ class NegativeIndex:
         return first + left, first + right
 
 
-def _keys(source: SampleSource, usable: np.ndarray | None) -> Iterator[tuple[int, int, int]]:
+def _keys(source: SampleSource, usable: np.ndarray | None, within_set: bool) -> Iterator[tuple[int, int, int]]:
     """Keys of question and response, and the position, of each sample."""
     for index in range(len(source)) if usable is None else usable.tolist():
         try:
@@ -92,7 +101,12 @@ def _keys(source: SampleSource, usable: np.ndarray | None) -> Iterator[tuple[int
             if usable is not None:
                 raise
             continue  # the data check reports this sample
-        yield question_key(sample), response_key(sample), index
+        if within_set and "set" not in sample.meta and usable is not None:
+            raise DataError(
+                f"{place(source, sample)}: objective.within_set is true, but the sample names no set (meta.set); name "
+                "the set in each sample, or leave the key out"
+            )
+        yield question_key(sample, within_set), response_key(sample), index
 
 
 @dataclass(frozen=True)
@@ -107,11 +121,13 @@ class VITaskItems(SampleItems):
         negatives: ``sampled`` draws from the whole set, ``roll`` takes the next row of the micro-batch; None takes
             none.
         index: The index of the samples, for ``sampled``.
+        within_set: Whether a negative must be of the same set.
     """
 
     pixels: Pixels | None
     negatives: Negatives | None
     index: NegativeIndex | None
+    within_set: bool = False
 
     def __call__(self, source: SampleSource, index: int, rng: random.Random, transform: Any) -> dict[str, Any]:
         """Make the item; see :class:`medtune.data.items.SampleItems`.
@@ -127,7 +143,7 @@ class VITaskItems(SampleItems):
             self._check_image(source, sample)
             item |= _exemplar(images[-1], self.pixels)
         if self.negatives == "roll":
-            item["keys"] = (question_key(sample), response_key(sample))
+            item["keys"] = (question_key(sample, self.within_set), response_key(sample))
         if self.negatives == "sampled":
             item["negative"] = self._negative(source, sample, shown, rng, transform)
         return item
@@ -198,7 +214,7 @@ class VITaskItems(SampleItems):
         for name in ("exemplar_pixels", "exemplar_features"):
             if name in items[0]:
                 batch[name] = torch.stack([item[name] for item in items])
-        return batch
+        return with_weights(batch, items)
 
 
 def _with_images(shown: Sample, other: Sample) -> Sample:

@@ -11,7 +11,7 @@ from torch import Tensor
 from medtune.data.items import Items, SampleItems
 from medtune.data.source import SampleSource
 from medtune.errors import DataError, ModelError
-from medtune.losses.cross_entropy import IGNORE_INDEX, chunked_cross_entropy
+from medtune.losses.cross_entropy import IGNORE_INDEX, chunked_cross_entropy, supervised_weight
 from medtune.losses.vitask import response_rows, vitask_losses
 from medtune.models.classifier.tsm import TaskModel, load_tsm
 from medtune.models.exemplars import ExemplarRecord, save_exemplars
@@ -43,6 +43,8 @@ class VITask(Objective):
         beta: Weight of contrastive response tuning (Eq. 5); 0 leaves its pass out.
         negatives: ``sampled`` draws the negative image from the whole set; ``roll`` takes the image of the next row of
             the micro-batch if it fits, so that no further image is encoded.
+        within_set: Whether a negative must be of the sample's own set (``meta.set``), if several sets have one
+            instruction.
         align_epochs: Epochs of the first stage; 0 leaves it out. The second stage has the run's length.
         align_steps: Steps of the first stage; takes precedence over ``align_epochs``.
         connector_learning_rate: Learning rate of the connector; None takes the run's.
@@ -65,6 +67,7 @@ class VITask(Objective):
         rda: Mapping[str, bool] | None = None,
         beta: float = 1.0,
         negatives: str = "sampled",
+        within_set: bool = False,
         align_epochs: int = 1,
         align_steps: int | None = None,
         connector_learning_rate: float | None = None,
@@ -85,7 +88,7 @@ class VITask(Objective):
             raise ValueError("exemplar none has no teacher for RDA; set alpha to 0")
         if exemplar != "none" and tsm is None:
             raise ValueError(f"exemplar {exemplar} needs tsm, the folder of a task-specific model")
-        self.tsm_path, self.exemplar, self.negatives = tsm, exemplar, negatives
+        self.tsm_path, self.exemplar, self.negatives, self.within_set = tsm, exemplar, negatives, within_set
         self.alpha, self.beta = alpha, beta
         self.detach = _detached(rda)
         self.align_epochs, self.align_steps = align_epochs, align_steps
@@ -155,12 +158,13 @@ class VITask(Objective):
         # With CRT the task is checked for stage `contrast` only: `align`, which may come first, has the same data.
         if self._tsm is not None and usable is not None and (contrast or self.beta == 0):
             check_task(self._tsm, source, usable)
-        index = NegativeIndex(source, usable) if contrast else None
+        index = NegativeIndex(source, usable, self.within_set) if contrast else None
         return VITaskItems(
             self.sample_transform(),
             None if self._tsm is None else self._tsm.transform.pixels,
             self.negatives if contrast else None,  # type: ignore[arg-type]
             index if self.negatives == "sampled" else None,
+            self.within_set,
         )
 
     def _contrasts(self, stage: Stage) -> bool:
@@ -180,6 +184,7 @@ class VITask(Objective):
     def forward(self, model: Any, batch: dict[str, Any]) -> StepOutput:
         """Eq. 7 on one micro-batch. The weight is the number of response tokens, for all terms.
 
+        A response token counts with the weight of its row.
         If ``batch`` holds ``features`` (the output of the model's encoder for ``vision``) or ``exemplar_features`` (the
         output of the task-specific model), they are used and not computed again.
         """
@@ -187,14 +192,15 @@ class VITask(Objective):
         plain = passes[0]
         if len(passes) == 1:
             hidden = model.hidden(plain.rows.tokens, plain.features, vision_mask=plain.rows.vision_mask)
-            loss_sum, count = chunked_cross_entropy(hidden, batch["labels"], model.logits, self.chunk_tokens)
+            loss_sum, count = chunked_cross_entropy(
+                hidden, batch["labels"], model.logits, self.chunk_tokens, batch.get("weights")
+            )
             return StepOutput(loss_sum, count, {})
         states, targets = self._run(model, passes)(model, passes, self._pad_id)
         counted = targets != IGNORE_INDEX
-        contrasted = None
-        if self.contrast:
-            places, _ = response_rows(batch["labels"])
-            contrasted = batch["contrasted"][places // batch["labels"].shape[1]]
+        rows = response_rows(batch["labels"])[0] // batch["labels"].shape[1]
+        contrasted = batch["contrasted"][rows] if self.contrast else None
+        each = batch["weights"][rows] if "weights" in batch else None
         loss_sum, metrics = vitask_losses(
             states,
             targets,
@@ -205,10 +211,12 @@ class VITask(Objective):
             beta=self.beta,
             detach=self.detach,
             chunk_tokens=self.chunk_tokens,
+            token_weights=each,
         )
         if contrasted is not None:
-            metrics["no_negative"] = (counted & ~contrasted).sum()
-        return StepOutput(loss_sum, counted.sum(), metrics)
+            alone = counted & ~contrasted
+            metrics["no_negative"] = alone.sum() if each is None else (alone * each).sum()
+        return StepOutput(loss_sum, supervised_weight(batch["labels"], batch.get("weights")), metrics)
 
     def _run(self, model: Any, passes: list[Pass]) -> Run:
         """The function that runs these passes: packed if they share a beginning and both fit into the model."""

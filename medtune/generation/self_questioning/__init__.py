@@ -1,0 +1,1 @@
+"""Self-questioning: a policy describes images, asks about them, and answers each question twice (STLLaVA-Med)."""

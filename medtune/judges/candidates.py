@@ -1,0 +1,105 @@
+"""The file that a judge reads: JSON Lines of questions with two answers each."""
+
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from medtune.data.sample import IMAGE_TAG, Sample
+from medtune.data.source import JsonlSource, decode_json
+from medtune.errors import DataError
+
+
+@dataclass(frozen=True)
+class Candidate(Sample):
+    """A question with two answers; its messages end with the user's turn.
+
+    Attributes:
+        answers: The two answers.
+    """
+
+    answers: tuple[str, ...] = ()
+
+    @classmethod
+    def from_dict(cls, row: Mapping[str, Any], where: str) -> "Candidate":
+        """Check a decoded row.
+
+        Args:
+            row: ``{"id", "images", "messages", "answers": [first, second], "meta"}``.
+            where: File and row, for errors.
+
+        Raises:
+            DataError: Naming ``where`` and the wrong field.
+        """
+        if not isinstance(row, Mapping):
+            raise DataError(f"{where}: a row must be a JSON object, this one is a {type(row).__name__}.")
+        answers = row.get("answers")
+        if not (isinstance(answers, list) and len(answers) == 2 and all(isinstance(text, str) for text in answers)):
+            raise DataError(f"{where}: 'answers' must be a list of two texts, the answers that are compared.")
+        sample = Sample.from_dict({name: value for name, value in row.items() if name != "answers"}, where)
+        if sample.messages[-1].role != "user":
+            raise DataError(f"{where} (id {sample.id!r}): the messages must end with the user's turn, the question.")
+        known = {field.name: getattr(sample, field.name) for field in dataclasses.fields(sample)}
+        return cls(**known, answers=tuple(answers))
+
+    @property
+    def question(self) -> str:
+        """The last user turn, or the whole conversation if there are several turns; without tags for images."""
+        turns = [(message.role, message.content.replace(IMAGE_TAG, "").strip()) for message in self.messages]
+        if len(turns) == 1:
+            return turns[0][1]
+        return "\n".join(f"{role.capitalize()}: {text}" for role, text in turns if text)
+
+    @property
+    def unusable(self) -> str:
+        """Why there is nothing to choose: ``empty_answer`` or ``identical_answers``; empty if there is."""
+        first, second = (" ".join(answer.split()) for answer in self.answers)
+        if not first or not second:
+            return "empty_answer"
+        return "identical_answers" if first == second else ""
+
+    def pair(self, chosen: int, scores: tuple[float, float], source: Mapping[str, Any]) -> dict[str, Any]:
+        """Return the row of a preference file.
+
+        Args:
+            chosen: Which answer is better, 0 or 1.
+            scores: Of the two answers, in their order here; the row has the chosen answer's score first.
+            source: Who judged, and how.
+        """
+        row = self.to_dict()
+        return {
+            "id": row["id"],
+            "images": row["images"],
+            "messages": row["messages"],
+            "chosen": self.answers[chosen],
+            "rejected": self.answers[1 - chosen],
+            "scores": [scores[chosen], scores[1 - chosen]],
+            "source": dict(source),
+        }
+
+
+class CandidateSource(JsonlSource):
+    """Candidates of a JSON Lines file, read a row at a time.
+
+    Args:
+        path: The file.
+        image_root: Folder or ``.tar`` of the images; None if no judge looks at them.
+    """
+
+    def __init__(self, path: str | Path, image_root: str | Path | None = None) -> None:
+        super().__init__(path, image_root)
+
+    def parse(self, raw: bytes, number: int, where: str) -> Candidate:
+        """Convert a line to a candidate."""
+        row = decode_json(raw, where)
+        return Candidate.from_dict(self._with_id(row, number), where)
+
+    def _with_id(self, row: Any, number: int) -> Any:
+        return {"id": self._default_id(number), **row} if isinstance(row, dict) else row
+
+    def __getitem__(self, index: int) -> Candidate:
+        """Read one candidate; see :class:`~medtune.data.source.RecordSource`."""
+        found = super().__getitem__(index)
+        assert isinstance(found, Candidate)
+        return found

@@ -1,0 +1,277 @@
+"""Let a judge choose the better of two answers to each question, and write preference pairs; a killed run continues.
+
+The judge is a served model, a rule of known truth, or people whose choices are in a file. Nothing is asked twice: every
+reply is kept in a cache.
+"""
+
+import json
+import sys
+from collections import Counter
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from tqdm import tqdm
+
+from medtune.clients.budget import Budget, BudgetSpentError
+from medtune.clients.served import RecordedClient, ServedModel
+from medtune.config import Component, instantiate, recipe, to_plain
+from medtune.data.folders import claim as claim_folder
+from medtune.data.writing import file_sha256, json_bytes, measured, write_files
+from medtune.errors import ConfigError, DataError
+from medtune.evaluation.provenance import commit, versions
+from medtune.generation.identity import claim
+from medtune.judges.base import Judge, Judgement
+from medtune.judges.candidates import CandidateSource
+from medtune.judges.human_judge import HumanJudge
+from medtune.judges.judging import DROPPED, Candidates, JudgementLog, Judging, bias_of, counts, run_id
+
+WRITES = (
+    "judgements.jsonl",
+    "judgements.meta.json",
+    "pairs.jsonl",
+    "manifest.json",
+    "pairs.html",
+    "run.json",
+    "replies.jsonl",
+    "replies.jsonl.lock",
+)
+"""All files that a run writes into its folder."""
+LISTED = 20
+"""Skipped candidates that the manifest names."""
+
+
+@dataclass
+class JudgeConfig:
+    """Every key of a run of a judge."""
+
+    output_dir: str = field(metadata={"help": "folder of pairs.jsonl, manifest.json and the judgements"})
+    judge: Component = field(metadata={"help": "ModelJudge, AttributeJudge, HumanJudge, or your own"})
+    candidates: str | None = field(
+        default=None, metadata={"help": "JSON Lines of questions with two answers; null takes a human judge's own"}
+    )
+    image_root: str | None = field(default=None, metadata={"help": "folder or .tar of the images"})
+    server: ServedModel | None = field(default=None, metadata={"help": "the served model that a ModelJudge asks"})
+    budget: Budget = field(default_factory=Budget, metadata={"help": "max_cost, max_tokens, max_requests; null: none"})
+    cache: str | None = field(
+        default=None, metadata={"help": "file of the replies; null: replies.jsonl in output_dir; runs may share one"}
+    )
+    ties: Literal["drop", "second"] = field(
+        default="drop", metadata={"help": "drop: no pair; second: the second answer wins (STLLaVA-Med's code)"}
+    )
+    limit: int | None = field(default=None, metadata={"help": "only the first N candidates"})
+    on_error: Literal["raise", "skip"] = field(
+        default="raise", metadata={"help": "what to do with a candidate that cannot be used"}
+    )
+    stop_after_unread: int | None = field(
+        default=25, metadata={"help": "stop if none of the first N candidates gets scores; null never stops"}
+    )
+    samples: int = field(
+        default=0, metadata={"help": "pairs shown in pairs.html with images and texts of patients; 0 writes no page"}
+    )
+    dry_run: bool = field(default=False, metadata={"help": "print one request and the estimate; ask nothing"})
+
+    def __post_init__(self) -> None:
+        """Refuse invalid sizes."""
+        for name in ("limit", "stop_after_unread"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ValueError(f"{name} must be at least 1, got {value}")
+
+
+@recipe(JudgeConfig)
+def main(config: JudgeConfig) -> int:
+    """Judge the candidates and write the pairs."""
+    judge: Judge = instantiate(config.judge)
+    if judge.remote and config.server is None:
+        raise ConfigError("this judge asks a served model; set server.base_url and server.model")
+    judging = Judging(judge, _source(config, judge), config.limit, config.on_error == "skip")
+    if config.dry_run:
+        return _dry_run(config, judging)
+    folder = Path(config.output_dir)
+    claim_folder(folder, "judge", WRITES, lambda path: (path / "judgements.meta.json").is_file())
+    with JudgementLog(folder / "judgements.jsonl") as log:
+        claim(log.path, _identity(config, judge, judging.source))
+        log.recover()
+        if log.cut:
+            _say(f"{log.path}: cut off a torn last line of {log.cut} bytes")
+        if not judge.remote:
+            return _run(config, judging, log, None)
+        assert config.server is not None
+        cache = Path(config.cache) if config.cache else folder / "replies.jsonl"
+        with RecordedClient(config.server, cache, run_id(folder), config.budget, _say) as client:
+            client.tell_versions(judge.versions())
+            return _run(config, judging, log, client)
+
+
+def _source(config: JudgeConfig, judge: Judge) -> Candidates:
+    if config.candidates is not None:
+        return CandidateSource(config.candidates, config.image_root)
+    if isinstance(judge, HumanJudge):
+        return judge.candidates(config.image_root)
+    raise ConfigError("key 'candidates' is missing; give the JSON Lines file of questions with two answers")
+
+
+def _identity(config: JudgeConfig, judge: Judge, source: Candidates) -> dict[str, Any]:
+    """Return what the judgements depend on; rules for ties and limits are applied to them afterwards."""
+    server = {"server": config.server.identity()} if judge.remote and config.server else {}
+    return {"judge": judge.identity(), "candidates": source.fingerprint(), **server}
+
+
+def _run(config: JudgeConfig, judging: Judging, log: JudgementLog, client: RecordedClient | None) -> int:
+    known = sum(candidate.id in log.done for candidate in judging.candidates())
+    concurrency = config.server.concurrency if client is not None and config.server is not None else 1
+    bar = tqdm(total=judging.total, initial=known, unit="pair", desc="judge", smoothing=0.1)
+
+    def judged() -> None:
+        bar.update()
+        _stop_unread(config, log)
+
+    try:
+        _stop_unread(config, log)
+        judging.run(log, client, concurrency, judged)
+    except KeyboardInterrupt:
+        bar.close()
+        _write_manifest(config, judging, log, client, complete=False)
+        _say(f"interrupted; {len(log.done)} judgements are in {log.path}, the same command goes on")
+        return 130
+    except BudgetSpentError:
+        bar.close()
+        _write_manifest(config, judging, log, client, complete=False)
+        raise
+    finally:
+        bar.close()
+    return _finish(config, judging, log, client)
+
+
+def _stop_unread(config: JudgeConfig, log: JudgementLog) -> None:
+    """Stop a judge that never gives scores, before it has cost more."""
+    limit, done = config.stop_after_unread, log.done.values()
+    if limit is None or len(done) < limit or any(judgement.scores is not None for judgement in done):
+        return
+    reasons = Counter(judgement.reason for judgement in done if judgement.reason not in DROPPED)
+    if reasons.total() >= limit:
+        found = ", ".join(f"{reason} {n}" for reason, n in reasons.most_common())
+        raise DataError(
+            f"none of the first {reasons.total()} judgements has scores ({found}); see docs/judges.md for what a reply "
+            "must look like, choose another prompt, model and output_dir, or set stop_after_unread=null"
+        )
+
+
+def _finish(config: JudgeConfig, judging: Judging, log: JudgementLog, client: RecordedClient | None) -> int:
+    folder = Path(config.output_dir)
+    pairs = measured(lambda: judging.pairs(log.done, config.ties, _who(config, judging.judge)))
+    write_files(folder, {"pairs.jsonl": pairs}, overwrite=True)
+    found = _write_manifest(config, judging, log, client, complete=True)
+    unread = ", ".join(f"{reason} {n}" for reason, n in found["unread"].items()) or "0"
+    if config.samples:
+        page = _page(config, judging, folder)
+        write_files(folder, {"pairs.html": page.encode()}, overwrite=True)
+    summary = f"{found['pairs']} pairs of {found['judged']} judged, {found['ties']} ties, unread: {unread}"
+    if not found["pairs"]:
+        raise DataError(f"{folder / 'pairs.jsonl'} is empty: {summary}; see {folder / 'manifest.json'}")
+    print(f"{summary}; {len(judging.skipped)} skipped; written to {folder / 'pairs.jsonl'}")
+    return 0
+
+
+def _page(config: JudgeConfig, judging: Judging, folder: Path) -> str:
+    """Return the page of the pairs; images are opened by their path, as candidates name them."""
+    from medtune.reporting.gallery import image_opener  # matplotlib takes a while to import
+    from medtune.reporting.preferences import preference_sections
+    from medtune.reporting.report import render_sections
+
+    opener = None if config.image_root is None else image_opener(config.image_root)
+    title = f"Preference pairs of {judging.source.name}"
+    return render_sections(preference_sections(folder, config.samples, opener), title=title)
+
+
+def _who(config: JudgeConfig, judge: Judge) -> dict[str, Any]:
+    """Return what every pair says of its judge."""
+    model = {"model": config.server.model} if judge.remote and config.server else {}
+    return {"judge": judge.identity(), **model}
+
+
+def _write_manifest(
+    config: JudgeConfig, judging: Judging, log: JudgementLog, client: RecordedClient | None, complete: bool
+) -> dict[str, Any]:
+    ids = [candidate.id for candidate in judging.candidates()]
+    found = counts(log.done, iter(ids), config.ties)
+    judge, folder = judging.judge, Path(config.output_dir)
+    pairs = folder / "pairs.jsonl"
+    manifest = {
+        "complete": complete,
+        **_who(config, judge),
+        "candidates": {"file": judging.source.name, "fingerprint": judging.source.fingerprint(), "rows": judging.total},
+        "ties_rule": config.ties,
+        "counts": {**found, "skipped": len(judging.skipped)},
+        "skipped": dict(list(judging.skipped.items())[:LISTED]),
+        "position_bias": bias_of(log.done, iter(ids)),
+        "agreement": judge.agreement() if isinstance(judge, HumanJudge) else None,
+        "replies": _replies(log, ids, client),
+        "pairs_sha256": file_sha256(pairs) if complete else None,
+        "versions": versions(),
+        "commit": commit(),
+    }
+    write_files(folder, {"manifest.json": json_bytes(manifest)}, overwrite=True)
+    return found
+
+
+def _replies(log: JudgementLog, ids: list[str], client: RecordedClient | None) -> dict[str, Any] | None:
+    """Return what was asked and what it cost, over all starts of this run."""
+    if client is None:
+        return None
+    spent, prices = client.ledger.spent, client.ledger.prices
+    return {
+        "asked": spent.requests,
+        "from_cache": sum(log.done[id].cached for id in ids if id in log.done),
+        "prompt_tokens": spent.prompt_tokens,
+        "completion_tokens": spent.completion_tokens,
+        "cost": round(spent.cost(prices), 6) if prices.known else None,
+        "currency": prices.currency if prices.known else None,
+        "failed_attempts": dict(client.client.failures),
+    }
+
+
+def _dry_run(config: JudgeConfig, judging: Judging) -> int:
+    """Print one request as it would be sent, and what all of them would take; nothing is sent or written."""
+    done = _judged_before(Path(config.output_dir) / "judgements.jsonl")
+    candidates = list(judging.candidates())
+    unusable = Counter(candidate.unusable for candidate in candidates if candidate.unusable)
+    dropped = ", ".join(f"{reason} {n}" for reason, n in unusable.items()) or "none"
+    known = sum(candidate.id in done for candidate in candidates)
+    print(f"candidates: {len(candidates)}; with nothing to choose: {dropped}; judged before: {known}")
+    if not judging.judge.remote or config.server is None:
+        print("this judge asks no server")
+        return 0
+    server = config.server
+    images, most, example = judging.estimate(server, done)
+    if example is not None:
+        print(f"one request, as it would be sent:\n\n{server.shown_request(example)}\n")
+    print(f"requests: {most.requests}, less those whose replies a cache already holds; nothing has been sent")
+    print(f"estimate: at most {most.prompt_tokens:,} tokens of requests and {most.completion_tokens:,} of replies")
+    if server.prices.known:
+        print(f"cost: at most {most.cost(server.prices):,.2f} {server.prices.currency}")
+    limits = {name: value for name, value in to_plain(config.budget).items() if value is not None}
+    print("budget: " + (", ".join(f"{name} {value:g}" for name, value in limits.items()) or "none"))
+    print(f"images: {images} would be sent, all to {server.base_url}" if images else "images: none would be sent")
+    return 0
+
+
+def _judged_before(path: Path) -> dict[str, Judgement]:
+    """Read a log without changing it; a torn last line is left out."""
+    found = {}
+    for line in path.read_bytes().splitlines() if path.is_file() else ():
+        try:
+            judgement = Judgement.from_dict(json.loads(line))
+        except (ValueError, KeyError, TypeError):
+            continue
+        found[judgement.id] = judgement
+    return found
+
+
+def _say(text: str) -> None:
+    print(text, file=sys.stderr)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

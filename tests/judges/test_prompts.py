@@ -1,0 +1,56 @@
+"""Prompts: packaged files keep their versions, headers are checked, what is filled in is never searched."""
+
+from pathlib import Path
+
+import pytest
+
+from medtune.errors import ConfigError
+from medtune.judges.prompts import FOLDER, read_prompt
+
+# A packaged prompt is never changed: caches and results name it. Another wording is a new file.
+VERSIONS = {"pair-v1": "247555be2685", "pair_text-v1": "c4ff205c27fd"}
+
+
+def test_packaged_prompts_are_as_they_were_released() -> None:
+    assert {path.stem: read_prompt(path.stem).version.split("@")[1] for path in FOLDER.glob("*.txt")} == VERSIONS
+    assert read_prompt("pair-v1").images and not read_prompt("pair_text-v1").images
+    assert (read_prompt("pair-v1").low, read_prompt("pair-v1").high) == (1.0, 10.0)
+    assert "#" not in read_prompt("pair-v1").text
+
+
+def test_what_is_filled_in_is_not_filled_in_again(tmp_path: Path) -> None:
+    path = tmp_path / "mine.txt"
+    path.write_text("# scale: 0 5\n# images: no\n{question}|{answer_1}|{answer_2}|{other}")
+    prompt = read_prompt(str(path))
+    values = {"question": "{answer_2}?", "answer_1": "{question}", "answer_2": r"\1 {answer_1}"}
+    assert prompt.filled(values) == r"{answer_2}?|{question}|\1 {answer_1}|{other}"
+    assert prompt.version.startswith("mine@") and (prompt.low, prompt.high, prompt.images) == (0.0, 5.0, False)
+    path.write_text(path.read_text() + " ")
+    assert read_prompt(str(path)).version != prompt.version
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("# images: no\n{question}{answer_1}{answer_2}", "'# scale: 1 10'"),
+        ("# scale: 5 5\n# images: no\n{question}{answer_1}{answer_2}", "'# scale: 1 10'"),
+        ("# scale: low high\n# images: no\n{question}{answer_1}{answer_2}", "'# scale: 1 10'"),
+        ("# scale: 1 10\n{question}{answer_1}{answer_2}", "'# images: yes' or"),
+        ("# scale: 1 10\n# images: maybe\n{question}{answer_1}{answer_2}", "'# images: yes' or"),
+        ("# scale: 1 10\n# images: no\n{question}{answer_1}", "does not contain {answer_2}"),
+        (b"\xff", "cannot be read as UTF-8"),
+    ],
+)
+def test_a_prompt_that_cannot_be_used_is_refused_by_name(text: str | bytes, says: str, tmp_path: Path) -> None:
+    path = tmp_path / "mine.txt"
+    path.write_bytes(text if isinstance(text, bytes) else text.encode())
+    with pytest.raises(ConfigError, match="mine.txt") as caught:
+        read_prompt(str(path))
+    assert says in str(caught.value)
+
+
+def test_a_prompt_that_is_not_there_names_the_nearest(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="did you mean 'pair_text-v1'"):
+        read_prompt("pair_text-v2")
+    with pytest.raises(ConfigError, match="there is no prompt"):
+        read_prompt(str(tmp_path / "none.txt"))
