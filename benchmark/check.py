@@ -92,6 +92,7 @@ FIGURES: dict[str, tuple[Figure, ...]] = {
     "dpo_step": (
         *_dpo("llava_336", *_TIMED, *_COUNTED),
         *_dpo("llava_224", *_TIMED, *_COUNTED),
+        *_dpo("llama3_2_vision_224", *_TIMED, *_COUNTED),
     ),
     "predict": (
         Figure(("speedup",), higher=True),

@@ -16,6 +16,7 @@ rounds' own ratios. Growth is the peak of the resident process over what it held
 """
 
 import argparse
+import itertools
 import json
 import os
 import random
@@ -25,7 +26,6 @@ import subprocess
 import sys
 import tempfile
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -116,10 +116,8 @@ def batches(settings: dict[str, Any], transform: Any, form: str) -> list[dict[st
     source = Pairs(size * count, settings["image_size"], tuple(settings["words"]))
     items = PairItems(FORMS[form])
     samples = TrainingSet(source, items, transform, 0)
-    made = []
-    for begin in range(0, size * count, size):
-        made.append(items.collate([samples[(0, index, True)] for index in range(begin, begin + size)], transform))
-    return made
+    groups = (range(begin, begin + size) for begin in range(0, size * count, size))
+    return [items.collate([samples[(0, index, True)] for index in group], transform) for group in groups]
 
 
 def write_for_trl(settings: dict[str, Any], folder: Path) -> None:
@@ -150,8 +148,7 @@ def trl_rows(batch: dict[str, Any], pad_id: int, model: str) -> dict[str, Tensor
     if model == "llava":
         return {**rows, "pixel_values": images.flatten(0, 2)}
     ones = torch.ones(len(tokens), 1, dtype=torch.long)
-    sees = [run["vision_mask"][:, :, :1] for run in runs]
-    sees = [pad(one, (0, 0, 0, width - one.shape[1])) for one in sees]
+    sees = [pad(run["vision_mask"][:, :, :1], (0, 0, 0, width - run["tokens"].shape[1])) for run in runs]
     return {
         **rows,
         "pixel_values": images,
@@ -201,26 +198,25 @@ def serve(settings: dict[str, Any]) -> None:
     """Be a worker of the parent."""
     torch.set_num_threads(1)
     side = OurSide(settings, settings["reference"])
-    module = SimpleNamespace(**runpy.run_path(str(FOLDER / "dpo_step_worker.py"), run_name="worker"))
-    worker = module.Worker(side.model.encoder, side.model.decoder.tok_embeddings)
-    number = 0
-    while True:
+    module = runpy.run_path(str(FOLDER / "dpo_step_worker.py"), run_name="worker")
+    worker = module["Worker"](side.model.encoder, side.model.decoder.tok_embeddings)
+    for number in itertools.count():
         worker.wait()
         worker.done(side.step(number))
-        number += 1
 
 
 def form_differences(settings: dict[str, Any]) -> dict[str, float]:
     """Largest difference of a gradient between one row per pair and two, on the first batch, and the largest one."""
     model, transform = build(settings)
     model.train()
+    objectives = {form: DPO(form=form, beta=BETA) for form in FORMS}
+    for objective in objectives.values():
+        objective.bind(model, transform, 0)
     for name, parameter in model.named_parameters():
         if "lora_b" in name:  # zero at the start, which would leave lora_a without gradients
             torch.nn.init.normal_(parameter, std=0.02)
     found = {}
-    for form in FORMS:
-        objective = DPO(form=form, beta=BETA)
-        objective.bind(model, transform, 0)
+    for form, objective in objectives.items():
         model.zero_grad()
         output = model.compute(objective, batches({**settings, "batches": 1}, transform, form)[0])
         (output.loss_sum / output.weight).backward()
@@ -253,8 +249,7 @@ class Peer:
 
     def _answer(self) -> dict[str, Any]:
         assert self.process.stdout is not None
-        line = self.process.stdout.readline()
-        if not line:
+        if not (line := self.process.stdout.readline()):
             raise RuntimeError(f"a worker ended with status {self.process.wait()}; see its message above")
         return json.loads(line)
 
@@ -298,18 +293,17 @@ def summary(
 ) -> dict[str, Any]:
     """Ratios to compact TRL, and what they come from."""
 
-    def time_ratio(ours: str, theirs: str) -> float:
-        return statistics.median(a / b for a, b in zip(times[ours], times[theirs], strict=True))
+    def rounds_of(ours: str, theirs: str) -> list[float]:
+        return [a / b for a, b in zip(times[ours], times[theirs], strict=True)]
 
     def share(values: dict[str, dict[str, Any]], key: str, ours: str = "medtune", theirs: str = "trl") -> float:
         return values[ours][key] / values[theirs][key]
 
-    by_round = [a / b for a, b in zip(times["medtune"], times["trl"], strict=True)]
     pairs = settings["batch_size"]
     return {
-        "time_ratio": time_ratio("medtune", "trl"),
-        "time_ratio_quartiles": statistics.quantiles(by_round, n=4),
-        "precomputed_time_ratio": time_ratio("precomputed", "trl"),
+        "time_ratio": statistics.median(rounds_of("medtune", "trl")),
+        "time_ratio_quartiles": statistics.quantiles(rounds_of("medtune", "trl"), n=4),
+        "precomputed_time_ratio": statistics.median(rounds_of("precomputed", "trl")),
         "memory_ratio": share(memory, "growth_bytes"),
         "precomputed_memory_ratio": share(memory, "growth_bytes", "precomputed"),
         "process_memory_ratio": share(memory, "process_bytes"),
@@ -318,8 +312,8 @@ def summary(
         "lm_tokens_ratio": share(counts, "lm_tokens"),
         "precomputed_lm_tokens_ratio": share(counts, "lm_tokens", "precomputed"),
         "as_shipped": {
-            "time_ratio": time_ratio("medtune", "trl_shipped"),
-            "precomputed_time_ratio": time_ratio("precomputed", "trl_shipped"),
+            "time_ratio": statistics.median(rounds_of("medtune", "trl_shipped")),
+            "precomputed_time_ratio": statistics.median(rounds_of("precomputed", "trl_shipped")),
             "memory_ratio": share(memory, "growth_bytes", theirs="trl_shipped"),
         },
         "max_loss_difference": max(
@@ -342,8 +336,7 @@ def environment(options: argparse.Namespace) -> str:
     """TRL's python; its environment is made if there is none."""
     if options.trl is not None:
         return str(options.trl)
-    python = options.environment / "bin" / "python"
-    if not python.is_file():
+    if not (python := options.environment / "bin" / "python").is_file():
         subprocess.run([sys.executable, "-m", "venv", str(options.environment)], check=True)
         subprocess.run([str(python), "-m", "pip", "install", "-q", "-r", str(REQUIREMENTS)], check=True)
     return str(python)
@@ -366,15 +359,12 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--trl", type=Path, help="python of an environment with benchmark/requirements-trl.txt")
     parser.add_argument("--environment", type=Path, default=Path(".venv-trl"), help="made if --trl is absent")
     parser.add_argument("--only", nargs="+", choices=CASES, default=list(CASES))
-    parser.add_argument("--rounds", type=int, default=15)
-    parser.add_argument("--batch-size", type=int, default=4)
     parser.add_argument("--batches", type=int, default=4, help="different ones, taken in turn")
     parser.add_argument("--words", type=int, nargs=2, default=(20, 40), help="fewest and most of a question or answer")
     parser.add_argument("--image-size", type=int, help="of every case")
-    parser.add_argument("--patch-size", type=int, default=14)
-    parser.add_argument("--embed-dim", type=int, default=128)
-    parser.add_argument("--vision-layers", type=int, default=6)
-    parser.add_argument("--decoder-layers", type=int, default=4)
+    sizes = {"rounds": 15, "batch-size": 4, "patch-size": 14, "embed-dim": 128, "vision-layers": 6, "decoder-layers": 4}
+    for name, default in sizes.items():
+        parser.add_argument(f"--{name}", type=int, default=default)
     parser.add_argument("--lr", type=float, default=3e-4)
     parser.add_argument("--out", type=Path, default=Path("benchmark/results/dpo_step.json"))
     parser.add_argument("--serve", help=argparse.SUPPRESS)
@@ -384,8 +374,8 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
 def settings_of(options: argparse.Namespace, case: str) -> dict[str, Any]:
     """Sizes of a case."""
     names = ("batch_size", "batches", "words", "patch_size", "embed_dim", "vision_layers", "decoder_layers", "lr")
-    settings = {**CASES[case], **{name: getattr(options, name) for name in names}}
-    return settings if options.image_size is None else {**settings, "image_size": options.image_size}
+    own = {} if options.image_size is None else {"image_size": options.image_size}
+    return {**CASES[case], **{name: getattr(options, name) for name in names}, **own}
 
 
 def main() -> int:
