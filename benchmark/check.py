@@ -26,7 +26,13 @@ FOLDER = Path(__file__).resolve().parent
 RESULTS = FOLDER / "results"
 BASELINE = FOLDER / "baseline.json"
 TOLERANCES = {"ratio": 0.10, "memory": 0.02, "seconds": 0.25, "exact": 0.0}
-UNRELATED = ("--rounds", "--out", "--output")  # options that decide nothing about what is measured
+UNRELATED = (
+    "--rounds",
+    "--out",
+    "--output",
+    "--trl",
+    "--environment",
+)  # options that decide nothing about what is measured
 PASSED, WORSE, BETTER = "passed", "worse", "better"
 
 
@@ -71,9 +77,22 @@ def _shared(model: str) -> Figure:
 
 STEP = (Figure(("time_ratio",)), Figure(("memory_ratio",), "memory"))
 CACHED = (Figure(("cached_time_ratio",)), Figure(("cached_memory_ratio",), "memory"))
+
+
+def _dpo(case: str, *names: str) -> tuple[Figure, ...]:
+    kinds = {"tensor_peak_ratio": "memory", "encodes_per_pair": "exact", "lm_tokens_ratio": "exact"}
+    return tuple(Figure(("cases", case, name), kinds.get(name, "ratio")) for name in names)
+
+
+_COUNTED = ("tensor_peak_ratio", "encodes_per_pair", "lm_tokens_ratio")
+_TIMED = ("time_ratio", "precomputed_time_ratio")
 FIGURES: dict[str, tuple[Figure, ...]] = {
     "train_step": STEP,
     "vitask_step": STEP + CACHED,
+    "dpo_step": (
+        *_dpo("llava_336", *_TIMED, *_COUNTED),
+        *_dpo("llava_224", *_TIMED, *_COUNTED),
+    ),
     "predict": (
         Figure(("speedup",), higher=True),
         Figure(("speedup_over_transformers_batched",), higher=True),
@@ -87,6 +106,7 @@ FIGURES: dict[str, tuple[Figure, ...]] = {
 COMMANDS: dict[str, tuple[str, list[str]]] = {
     "train_step": ("--out", ["--rounds", "40"]),
     "vitask_step": ("--out", []),
+    "dpo_step": ("--out", []),
     "predict": ("--output", ["--rounds", "7"]),
     "start": ("--out", []),
     "data": ("--out", []),
@@ -101,6 +121,7 @@ GPU: dict[str, tuple[Figure, ...]] = {
     "gpu_instfree_11b_no_checkpointing": _BESIDE,
     "gpu_vitask_internvl2_2b": (*_BESIDE, Figure(("cached_time_ratio",))),
     "gpu_sft_lora_llava_7b": _RATE,
+    "gpu_dpo_llava_7b": (*_BESIDE, Figure(("precomputed_time_ratio",))),
     "gpu_qlora_internvl3_8b": _RATE,
     "gpu_predict_11b": (Figure(("speedup_over_transformers_batched",), higher=True),),
     "gpu_predict_8b_shared": (Figure(("shared_prefix_speedup",), higher=True),),

@@ -11,11 +11,12 @@ from typing import Any, Literal
 from medtune.config import config_hash, recipe, to_shown
 from medtune.data.folders import claim
 from medtune.data.writing import file_sha256, write_whole
+from medtune.errors import DataError
 from medtune.evaluation.asked import Asked, what_was_asked
 from medtune.evaluation.baselines import read_majority
 from medtune.evaluation.evaluation import SCHEMA, evaluate, metric_rows, to_csv, verdict_rows
 from medtune.evaluation.prediction import Prediction, read_predictions
-from medtune.evaluation.protocols.registry import majority_of_use
+from medtune.evaluation.protocols.registry import majority_of_use, nothing_to_score
 from medtune.evaluation.provenance import commit, hardware, versions
 from medtune.evaluation.questions import read_questions
 from medtune.reporting.summary import summary_table
@@ -68,6 +69,12 @@ def main(config: EvaluateConfig) -> None:
     paths = [config.predictions] if isinstance(config.predictions, str) else config.predictions
     files = [(Path(path), read_predictions(path)) for path in paths]
     config, asked = settled(config, files)
+    if nothing_to_score(asked.protocols or []):
+        raise DataError(
+            f"there is nothing to score: {' and '.join(map(str, paths))} answers questions without a right answer "
+            f"({', '.join(asked.protocols or [])}). Read the answers in predictions.csv; to score answers, ask "
+            "questions with an 'answer', for example with protocols=[vqa]."
+        )
     majority = Path(config.majority or prepared / "training_majority.json")
     evaluation = evaluate(
         read_questions(questions),

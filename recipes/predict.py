@@ -15,6 +15,7 @@ import torch
 import torch.distributed as dist
 
 from medtune.config import Component, instantiate, recipe, to_plain
+from medtune.data.append import explained_writing
 from medtune.data.folders import claim as claim_folder
 from medtune.data.source import SampleSource
 from medtune.data.writing import json_bytes, write_files
@@ -22,6 +23,7 @@ from medtune.errors import ConfigError
 from medtune.evaluation.protocols.base import Query
 from medtune.evaluation.protocols.registry import PROTOCOLS
 from medtune.evaluation.robustness import chosen_probes
+from medtune.generation.answer_table import write_answer_table
 from medtune.generation.answering import (
     DTYPES,
     MedtuneModel,
@@ -50,9 +52,11 @@ NEUTRAL = (
     "window",
     "share_prefix",
     "on_error",
+    "csv_delimiter",
 )
 WRITES = (
     "predictions.jsonl",
+    "predictions.csv",
     "predictions.rank*.jsonl",
     "predictions.meta.json",
     "predictions.summary.json",
@@ -92,6 +96,9 @@ class PredictConfig:
         default=False,
         metadata={"help": "ask for the robustness card: true, or some of swapped, no_image, options, paraphrase"},
     )
+    question: str | None = field(
+        default=None, metadata={"help": "protocol prompt: asked of rows without words, such as new images"}
+    )
     limit: int | None = field(default=None, metadata={"help": "only the first N questions"})
     batch_size: int = field(default=16, metadata={"help": "prompts per batch; a backend has its own setting"})
     window: int = field(
@@ -109,6 +116,9 @@ class PredictConfig:
     on_error: Literal["raise", "skip"] = field(
         default="raise", metadata={"help": "what to do with a question that cannot be used"}
     )
+    csv_delimiter: Literal[",", ";", "\t"] | None = field(
+        default=",", metadata={"help": "of predictions.csv; ';' for Excel in German and the like; null: no such file"}
+    )
     seed: int = field(default=0, metadata={"help": "seed of the protocols' random choices and of the swap"})
 
     def __post_init__(self) -> None:
@@ -117,6 +127,8 @@ class PredictConfig:
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise ValueError(f"{name} must be at least 1, got {value}")
+        if self.question is not None and (self.protocols != ["prompt"] or not self.question.strip()):
+            raise ValueError("question must be a text, and is asked by the protocol prompt alone: protocols=[prompt]")
         probes = chosen_probes(self.robustness)
         if self.exemplars is not None and "no_image" in probes:
             raise ValueError(
@@ -168,6 +180,7 @@ def predict(config: PredictConfig, backend: Backend, runtime: Runtime) -> int:
         limit=config.limit,
         skipped=skipped,
         robustness=config.robustness,
+        question=config.question,
     )
     if config.backend:
         refuse_likelihoods(config.protocols, [query.task for query in queries if query.continuations])
@@ -187,6 +200,9 @@ def predict(config: PredictConfig, backend: Backend, runtime: Runtime) -> int:
                 say(f"interrupted; {len(log.answered)} answers are in {path}, the same command goes on")
             return 130
         log.finish([query.id for query in queries])
+        if runtime.is_main and config.csv_delimiter is not None:
+            with explained_writing(path):
+                write_answer_table(path, config.csv_delimiter)
     if runtime.is_main:
         write_files(path.parent, {"predictions.summary.json": json_bytes(summary)}, overwrite=True)
         print(

@@ -226,6 +226,10 @@ def tune(words: list[str], at: Workspace) -> None:
         return
     inputs = [str(value) for key, value in leaves(to_plain(config)) if key not in OUTPUTS]
     at.provide(inputs)
+    questions = getattr(config, "questions", None)
+    if not isinstance(questions, str | None) and questions["_component_"].endswith("images_dataset"):
+        (at.folder / questions["source"]).mkdir(exist_ok=True)
+        Image.new("RGB", (64, 64)).save(at.folder / questions["source"] / "1.png")
     if call.recipe == "prepare" and not owners_files(config, at):
         return
     longer = [*words, *shortened(config)]

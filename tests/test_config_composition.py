@@ -214,3 +214,13 @@ def test_a_packaged_base_is_no_config_to_run() -> None:
 
 def test_a_base_of_the_users_own_may_be_named_as_they_like(write: Write) -> None:
     assert load(write("_mine.yaml", "name: mine\n")).name == "mine"
+
+
+def test_beside_is_a_file_in_the_same_folder(write: Write) -> None:
+    part = "{_component_: " + CALL + ", kind: '${beside:${name},val.jsonl}'}"
+    text = f"name: prepared/cells/train.jsonl\npart: {part}\n"
+    path = write("a.yaml", text)
+    assert load(path).part == {"_component_": CALL, "kind": "prepared/cells/val.jsonl"}
+    assert load(path, "name=other/train.jsonl").part == {"_component_": CALL, "kind": "other/val.jsonl"}
+    with pytest.raises(ConfigError, match="needs one path"):
+        load(write("b.yaml", "items: [1]\nname: '${beside:${items},val.jsonl}'\n"))

@@ -147,3 +147,23 @@ def test_no_part_of_a_config_is_copied_from_another() -> None:
         files[path] = [line for line in lines if line.strip() and not line.lstrip().startswith("#")]
     assert copied_share(files, 6) <= 0.12
     assert copied_share(files, 4) <= 0.18
+
+
+NOT_THE_PAPERS = ("learning rate", "optimizer", "AdamW", "weight decay", "clip", "moments", "fusion")
+"""What InstFree's paper does not give."""
+
+
+@pytest.mark.parametrize("path", sorted(CONFIGS.glob("instfree/*.yaml")), ids=lambda path: path.stem)
+def test_comments_call_only_the_papers_values_the_papers(path: Path) -> None:
+    comments = " ".join(line.strip(" #\n") for line in path.open() if line.lstrip().startswith("#"))
+    for sentence in comments.replace(";", ".").split(". "):
+        if "the paper's" in sentence or sentence.startswith("Of the paper"):
+            assert not [word for word in NOT_THE_PAPERS if word in sentence], sentence
+
+
+def test_the_papers_values_are_the_papers(no_machine: None) -> None:
+    for name in ("", "_skincon", "_cbis_ddsm"):
+        tree: Any = compose(resolve_path(f"instfree/llama3_2_vision_11b{name}_single_device")).tree
+        objective = {key: tree["objective"][key] for key in ("vectors", "alpha", "warmup_epochs", "shuffle_separator")}
+        assert objective == {"vectors": 8, "alpha": 0.999, "warmup_epochs": 1, "shuffle_separator": ","}
+        assert (tree["epochs"], tree["batch_size"], tree["gradient_accumulation_steps"]) == (5, 2, 1)

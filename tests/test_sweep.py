@@ -17,6 +17,7 @@ from medtune.cli import catalog
 from medtune.config import instantiate, load_config, resolve_path
 from medtune.config.composition import compose
 from medtune.errors import ConfigError
+from medtune.reporting.averages import read_models
 from medtune.sweep.config import SweepConfig, chains, rows_of
 from medtune.sweep.report import over_seeds, write_pages
 from medtune.sweep.run import data_overrides, filled, run_sweep
@@ -32,7 +33,7 @@ ALPHAS = {"alpha_0.4": 0.99, "alpha_0.94": 0.999, "alpha_0.994": 0.9999}
 def trained(name: str) -> dict[str, TrainConfig]:
     """Every variant's training config."""
     sweep = load_config(name, SweepConfig)
-    shared = [*data_overrides(sweep, "dataset", "train.jsonl"), "seed=1", *sweep.train_overrides]
+    shared = [*data_overrides(sweep, "dataset", "train.jsonl"), "seed=1", *filled(sweep.train_overrides, sweep)]
     return {
         variant.name: load_config(sweep.train, TrainConfig, [*shared, *variant.train])
         for variant in sweep.variants
@@ -314,6 +315,10 @@ def test_other_questions_stand_on_a_page_of_their_own(tmp_path: Path) -> None:
     assert {**near, **far} == {title: over_seeds(config, every)[title] for title in ("V", "W", "V, abroad")}
     apart, lone = (json.loads(one.with_name("seed_differences.json").read_text()) for one in (page, other))
     assert list(apart) == ["W"] and lone == {} and "<h2>Differences over seeds</h2>" in page.read_text()
+    listed = {title: list(runs) for title, runs in read_models(tmp_path).items()}
+    assert listed == {"V": [0, 1], "W": [0, 1]}
+    abroad = read_models(other.parent)["V, abroad"]
+    assert list(abroad) == [0, 1] and abroad[0].folder.resolve() == (tmp_path / "v_seed0" / "far").resolve()
     one = near["V"]["response_likelihood/breast/auc"]
     assert one["seeds"] == 2 and one["values"][0] < one["values"][1]
     assert near["V"]["classification/breast/f1_macro"]["mean"] == 1.0

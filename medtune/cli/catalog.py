@@ -77,15 +77,24 @@ def configs() -> list[Entry]:
     return [Entry(path.relative_to(root).with_suffix("").as_posix(), path, _comment(path)) for path in files]
 
 
+def scripts() -> list[Entry]:
+    """Every job script for a cluster, by name: ``slurm/train``."""
+    root = PACKAGE / "assets"
+    return [
+        Entry(path.relative_to(root).with_suffix("").as_posix(), path, _comment(path).partition("\n")[2])
+        for path in sorted(root.glob("slurm/*.sh"))
+    ]
+
+
 def find(name: str) -> Entry:
-    """Return the recipe or config of this name; file suffixes and a leading ``medtune/recipes/`` are accepted.
+    """Return the recipe, config or script of this name; file suffixes and a leading ``medtune/recipes/`` are accepted.
 
     Raises:
         ConfigError: If there is none, naming the most similar name.
     """
     wanted = name.removeprefix("medtune/").removeprefix("recipes/").removeprefix("configs/")
-    wanted = wanted.removesuffix(".py").removesuffix(".yaml")
-    entries = {entry.name: entry for entry in recipes() + configs()}
+    wanted = wanted.removesuffix(".py").removesuffix(".yaml").removesuffix(".sh")
+    entries = {entry.name: entry for entry in recipes() + configs() + scripts()}
     if wanted in entries:
         return entries[wanted]
     close = difflib.get_close_matches(wanted, entries, n=1)
@@ -101,6 +110,8 @@ def describe(name: str | None = None) -> str:
     """
     if name is not None:
         entry = find(name)
+        if entry.path.suffix == ".sh":
+            return f"{entry.name}  ({entry.path})\n\n{entry.header}"
         if entry.is_config:
             return f"{entry.name}  ({entry.path})\n\n{entry.header}\n\nall its values: medtune show {entry.name}"
         chosen = [entry]
@@ -115,6 +126,8 @@ def describe(name: str | None = None) -> str:
         if not variants:
             lines.append(f"      {recipe.launch}")
         blocks.append("\n".join(lines))
+    if name is None and blocks:
+        blocks.append("\n".join(["slurm: job scripts", *(f"  {one.name}: {one.summary}" for one in scripts())]))
     return "\n\n".join(blocks) or "this installation has no recipes; `medtune doctor` says why"
 
 
@@ -147,6 +160,8 @@ def copy(name: str, destination: Path, force: bool = False) -> str:
     else:
         shutil.copyfile(entry.path, target)
     recipe = entry.name.split("/")[0]
+    if entry.path.suffix == ".sh":
+        return f"wrote {target}\nadapt its #SBATCH lines; its first lines say how it is submitted"
     if entry.is_config:
         return f"wrote {target}\nrun it: tune run medtune/recipes/{recipe}.py --config {target}"
     return f"wrote {target}\nrun it: tune run {target} --config {recipe}/NAME (from its folder, without a leading ./)"

@@ -77,10 +77,30 @@ def _export(arguments: argparse.Namespace) -> int:
     return 0
 
 
+def _data_sets(given: Sequence[str]) -> dict[str, Path]:
+    """Return the folder of each data set, from texts ``NAME=FOLDER``."""
+    folders: dict[str, Path] = {}
+    for text in given:
+        name, separator, folder = text.partition("=")
+        if not name or not separator or not folder or name in folders:
+            raise ConfigError(f"--data-set {text!r}: write NAME=FOLDER, each name once")
+        folders[name] = Path(folder)
+    return folders
+
+
 def _report(arguments: argparse.Namespace) -> int:
     from medtune.data.images import ImageRoot
+    from medtune.reporting.averages import write_averages
     from medtune.reporting.report import write_report
 
+    if bool(arguments.runs) == bool(arguments.data_set):
+        raise ConfigError("give the folders of runs, or --data-set NAME=FOLDER for each data set")
+    if arguments.data_set:
+        if arguments.samples > 0 or arguments.images is not None:
+            raise ConfigError("--data-set shows no images: leave --samples and --images out")
+        page = write_averages(_data_sets(arguments.data_set), arguments.out, title=arguments.title)
+        print(f"report: {page}")
+        return 0
     if (arguments.samples > 0) != (arguments.images is not None):
         raise ConfigError("--samples N shows images: give it together with --images FOLDER_OR_TAR")
     root = None if arguments.images is None else ImageRoot(arguments.images)
@@ -96,6 +116,23 @@ def _ask(arguments: argparse.Namespace) -> int:
     from medtune.cli.ask import run
 
     return run(arguments)
+
+
+def _add_report_arguments(report: argparse.ArgumentParser) -> None:
+    report.add_argument(
+        "runs", nargs="*", type=Path, help="folders of runs: evaluated ones, or training runs, whose curves are drawn"
+    )
+    report.add_argument(
+        "--data-set",
+        action="append",
+        default=[],
+        metavar="NAME=FOLDER",
+        help="in place of runs, twice or more: a sweep or a run on that data set; the page has the mean over data sets",
+    )
+    report.add_argument("--out", type=Path, default=Path("report/report.html"), help="default: report/report.html")
+    report.add_argument("--title", default="medtune report", help="heading of the page")
+    report.add_argument("--samples", type=int, default=0, metavar="N", help="show N questions with image and answers")
+    report.add_argument("--images", type=Path, metavar="ROOT", help="folder or .tar that the images are read from")
 
 
 def _add_ask_arguments(ask: argparse.ArgumentParser) -> None:
@@ -166,12 +203,10 @@ def parser() -> argparse.ArgumentParser:
 
     _add_export(commands)
 
-    report = commands.add_parser("report", help="write one self-contained HTML page of evaluated runs")
-    report.add_argument("runs", nargs="+", type=Path, help="folders of runs, each with its results")
-    report.add_argument("--out", type=Path, default=Path("report/report.html"), help="default: report/report.html")
-    report.add_argument("--title", default="medtune report", help="heading of the page")
-    report.add_argument("--samples", type=int, default=0, metavar="N", help="show N questions with image and answers")
-    report.add_argument("--images", type=Path, metavar="ROOT", help="folder or .tar that the images are read from")
+    report = commands.add_parser(
+        "report", help="write one self-contained HTML page of runs: results, and curves of training"
+    )
+    _add_report_arguments(report)
     _add_trust(report)
     report.set_defaults(run=_report)
     return root

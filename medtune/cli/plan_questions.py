@@ -35,6 +35,7 @@ def plan_questions(config: str, overrides: Sequence[str] = ()) -> str:
         seed=settings.seed,
         limit=settings.limit,
         robustness=settings.robustness,
+        question=settings.question,
     )
     counts = Counter(
         (query.task, "swapped" if query.meta.get("swapped") else query.meta.get("probe", "")) for query in queries

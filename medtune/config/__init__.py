@@ -78,6 +78,14 @@ def data_root() -> Path | None:
     return Path(named) if named else None
 
 
+def beside(path: Any, name: str) -> str:
+    """Return the file ``name`` in the folder of a file; ``${beside:PATH,NAME}`` in a config."""
+    if not isinstance(path, str):
+        raise ValueError(f"${{beside:...,{name}}} needs one path; several files have no common folder")
+    return str(Path(path).parent / name)
+
+
+OmegaConf.register_resolver("beside", beside, replace=True)
 OmegaConf.register_resolver("asset", lambda name: str(PACKAGE / "assets" / name), replace=True)
 OmegaConf.register_resolver("medtune_data", lambda name: str((data_root() or Path(UNSET)) / name), replace=True)
 

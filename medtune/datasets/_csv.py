@@ -6,7 +6,7 @@ from pathlib import Path
 
 from medtune.data.images import ImageRoot
 from medtune.data.reports import is_missing_report
-from medtune.data.sample import Sample, report_sample
+from medtune.data.sample import Message, Sample, report_sample
 from medtune.data.source import RecordSource, SampleSource
 from medtune.data.tables import CsvFormat, check_cells, parse_row, read_header, scan_rows
 from medtune.datasets._mixture import joined
@@ -19,7 +19,7 @@ class ReportColumns:
     """The columns of a table of reports; see :func:`report_csv_dataset`."""
 
     image: str
-    text: str
+    text: str | None
     id: str | None = None
     image_separator: str | None = None
     image_suffix: str | None = None
@@ -37,7 +37,7 @@ class ReportCsvSource(RecordSource):
         self.names, self.style = names, style
         if Path(path).suffix == ".gz":
             raise DataError(f"{path}: rows of a compressed table cannot be read one at a time; unpack it (gunzip).")
-        required = [names.image, names.text, *([names.id] if names.id else [])]
+        required = [name for name in (names.image, names.text, names.id) if name]
         self.columns = read_header(Path(path).expanduser(), required, style)
         settings: list[object] = [names.image, names.text, names.id, names.image_separator]
         settings += [] if names.image_suffix is None else [{"image_suffix": names.image_suffix}]
@@ -61,7 +61,7 @@ class ReportCsvSource(RecordSource):
         for column, value in ((names.id, id), (names.image, cells[names.image])):
             if not value:
                 raise DataError(f"{where}: the cell of column {column!r} is empty; fill it in, or remove the row.")
-        if is_missing_report(cells[names.text]):
+        if names.text and is_missing_report(cells[names.text]):
             raise DataError(
                 f"{where}: the report (column {names.text!r}) is empty, or a mark for none such as nan or ___; write "
                 "it, or remove the row."
@@ -69,6 +69,8 @@ class ReportCsvSource(RecordSource):
         paths = cells[names.image]
         images = [path.strip() for path in paths.split(names.image_separator)] if names.image_separator else [paths]
         found = [image_path(path, names.image_suffix, where, names.image, self._is_image) for path in images]
+        if not names.text:
+            return Sample(id, tuple(found), (Message("user", ""),))
         return report_sample(id, tuple(found), cells[names.text])
 
     def _is_image(self, name: str) -> bool:
@@ -86,7 +88,7 @@ def report_csv_dataset(
     source: str | Sequence[str],
     image_root: str,
     image_column: str = "image",
-    text_column: str = "text",
+    text_column: str | None = "text",
     id_column: str | None = None,
     image_separator: str | None = None,
     image_suffix: str | None = None,
@@ -102,7 +104,7 @@ def report_csv_dataset(
         source: the CSV file, or a list of files.
         image_root: folder or ``.tar`` that the image paths are relative to.
         image_column: column of the image's path.
-        text_column: column of the report.
+        text_column: column of the report; null for images without reports, which ``predict`` asks its ``question``.
         id_column: column of a unique id; without one the id of a sample is made of file and line.
         image_separator: text between the paths if a row has several images, for example ``"|"``.
         image_suffix: suffix of the files, for a column that names images without it, for example ``.png``.

@@ -119,6 +119,7 @@ class Display:
         examples: How answers are shown on sample images; None does not show them.
         retention: Title of the share of answers in the requested form; empty if the protocol has no such share.
         densities: A separate section; None for none.
+        side_by_side: Sentence above a section with all whole answers of all runs, side by side; empty for none.
     """
 
     title: str
@@ -140,6 +141,7 @@ class Display:
     examples: Examples | None = None
     retention: str = ""
     densities: Densities | None = None
+    side_by_side: str = ""
 
     @property
     def table(self) -> tuple[Column, ...]:

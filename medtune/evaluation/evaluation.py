@@ -24,8 +24,8 @@ class Evaluation:
     """Results of one model.
 
     Args:
-        results: JSON-ready tree ``{schema, name, protocols, retention, counts, vocabulary}``, and ``display`` if a
-            protocol is not a packaged one.
+        results: JSON-ready tree ``{schema, name, protocols, retention, counts, vocabulary}``, ``display`` if a
+            protocol is not a packaged one, and ``side_by_side`` with the protocols whose answers are shown whole.
         verdicts: The verdict on each answer to a question as it is, or on a swapped image.
         probed: A row for each answer to a probe of the robustness card.
     """
@@ -86,6 +86,7 @@ def evaluate(
             scored[task] = numbers
         facts |= protocol.facts(of_task)
     others = {task: protocol.display.to_dict() for task, protocol in asked.items() if task not in REGISTRY}
+    beside = [task for task, protocol in asked.items() if protocol.display.side_by_side]
     components = COMPONENTS | {task: protocol.retention for task, protocol in asked.items() if protocol.retention}
     results = {
         "schema": SCHEMA,
@@ -95,6 +96,7 @@ def evaluate(
         "counts": {"questions": len(samples), "images": len({sample.images for sample in samples}), **counts},
         "vocabulary": {"attributes": list(vocabulary.attributes), "majority": vocabulary.majority, **facts},
         **({"display": others} if others else {}),
+        **({"side_by_side": beside} if beside else {}),
     }
     probes = chosen_probes(robustness)
     if probes:

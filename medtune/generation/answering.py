@@ -19,6 +19,7 @@ from medtune.data.source import SampleSource
 from medtune.errors import ConfigError, DataError, ModelError
 from medtune.evaluation.prediction import Prediction
 from medtune.evaluation.protocols.base import Query
+from medtune.evaluation.protocols.prompt import with_question
 from medtune.evaluation.protocols.registry import plan_queries
 from medtune.evaluation.robustness import PROBES
 from medtune.generation.backends.base import Answerer, AnswerSettings
@@ -170,6 +171,7 @@ def plan(
     limit: int | None = None,
     skipped: Skipped | None = None,
     robustness: bool | Sequence[str] = (),
+    question: str | None = None,
 ) -> list[Query]:
     """Return the queries to ask. Queries on the same images are neighbours, so that each image is encoded once.
 
@@ -181,12 +183,15 @@ def plan(
         limit: Number of questions to take from the start; None takes all.
         skipped: Records questions that cannot be read; None raises their errors.
         robustness: Probes of the robustness card that are asked too; True takes all.
+        question: Asked of samples without a question of their own; None asks only their own.
 
     Raises:
         ConfigError: If there is nothing to ask.
         DataError: If a question cannot be read and may not be skipped.
     """
     samples = list(_readable(source, limit, skipped or Skipped(False)))
+    if question is not None:
+        samples = [with_question(sample, question) for sample in samples]
     queries = plan_queries(samples, protocols, swapped=swapped, seed=seed, robustness=robustness)
     if not queries:
         raise ConfigError("there is nothing to ask; check questions and protocols")

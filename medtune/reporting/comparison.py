@@ -111,7 +111,7 @@ def _pairs(base: Run, run: Run, task: str, shown: Display) -> tuple[list[Pair], 
     first, second = _true(base, task), _true(run, task)
     if not first or not second:
         return [], ""
-    why = _mismatch(first, second)
+    why = mismatch(first, second)
     if not why and task in REGISTRY:
         why = _protocol(task).mismatch(base.results.get("vocabulary", {}), run.results.get("vocabulary", {}))
     if why:
@@ -144,7 +144,7 @@ def _true(run: Run, task: str) -> dict[str, Row]:
     return {query_id: row for query_id, row in run.verdicts.items() if row["task"] == task and row["swapped"] == "0"}
 
 
-def _mismatch(first: dict[str, Row], second: dict[str, Row]) -> str:
+def mismatch(first: dict[str, Row], second: dict[str, Row]) -> str:
     """Return why two sets of verdicts cannot be paired; empty if they can."""
     if first.keys() != second.keys():
         shared = len(first.keys() & second.keys())

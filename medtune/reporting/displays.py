@@ -23,7 +23,7 @@ def displays(results: Iterable[Mapping[str, Any]]) -> dict[str, Display]:
     by_name: dict[str, Display] = {}
     for run_results in results:
         retained = [name for name in run_results.get("retention", {}) if name != "composite"]
-        for name in dict.fromkeys([*run_results["protocols"], *retained]):
+        for name in dict.fromkeys([*run_results["protocols"], *retained, *run_results.get("side_by_side", [])]):
             if name not in by_name:
                 by_name[name] = _display(name, run_results)
     return _in_order(by_name)

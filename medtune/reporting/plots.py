@@ -241,60 +241,6 @@ def density_chart(densities: Mapping[str, tuple[Sequence[float], Sequence[float]
         return svg_text(figure)
 
 
-def training_curves(runs: Sequence[Run]) -> str | None:
-    """Draw loss and learning rate over the steps, one line per run; validation losses are points.
-
-    Returns:
-        SVG text, or None if no run has a curve.
-    """
-    trained_runs = [(place, run) for place, run in enumerate(runs) if _series(run, "loss")]
-    if not trained_runs:
-        return None
-    with matplotlib.rc_context(STYLE):
-        figure = Figure(figsize=(9.6, 3.0))
-        panels: Any = figure.subplots(1, 2)
-        parts = dict(zip(_learning_rates(trained_runs), _DASHES * 3, strict=False))
-        for place, run in trained_runs:
-            _draw(panels[0], _series(run, "loss"), color=colour(place), linewidth=1.2, label=run.name)
-            _draw(
-                panels[0],
-                _series(run, "validation_loss"),
-                color=colour(place),
-                marker="D",
-                markersize=3.5,
-                linestyle="none",
-            )
-            for part, dashes in parts.items():
-                _draw(panels[1], _series(run, part), color=colour(place), linewidth=1.2, linestyle=dashes)
-        for panel, title in zip(panels, ("training loss (points: validation)", "learning rate"), strict=True):
-            panel.set_title(title, fontsize=9.5)
-            panel.set_xlabel("step")
-            panel.grid(color="#e5e5e5", linewidth=0.7)
-            panel.spines[["top", "right"]].set_visible(False)
-        panels[0].legend(frameon=False, fontsize=8)
-        for part, dashes in parts.items():
-            panels[1].plot([], [], color=GREY, linestyle=dashes, label=part.removeprefix("lr/"))
-        if parts:
-            panels[1].legend(frameon=False, fontsize=8)
-        figure.tight_layout()
-        return svg_text(figure)
-
-
-def _learning_rates(trained_runs: Sequence[tuple[int, Run]]) -> list[str]:
-    """Return the keys of the learning rates, one for each trained part."""
-    return sorted({key for _, run in trained_runs for row in run.metrics for key in row if key.split("/")[0] == "lr"})
-
-
-def _series(run: Run, key: str) -> list[tuple[float, float]]:
-    rows = [(row.get("step"), row.get(key)) for row in run.metrics]
-    return [(step, value) for step, value in rows if isinstance(step, int | float) and isinstance(value, int | float)]
-
-
-def _draw(panel: Any, series: list[tuple[float, float]], **style: Any) -> None:
-    if series:
-        panel.plot([step for step, _ in series], [value for _, value in series], **style)
-
-
 def _wrapped(name: str) -> str:
     """Break a long attribute name into two lines, at the space nearest to the middle."""
     words = name.split()

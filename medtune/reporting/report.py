@@ -14,6 +14,7 @@ from medtune.evaluation.evaluation import metric_rows, to_csv
 from medtune.reporting import plots, views
 from medtune.reporting.comparison import compare
 from medtune.reporting.confusions import confusion_rows, confusion_tables
+from medtune.reporting.curves import config_section, training_rows, training_section
 from medtune.reporting.displays import displays
 from medtune.reporting.gallery import OpenImage, choose_cards, data_uri
 from medtune.reporting.leakage import known_overlaps, leakage_text
@@ -22,6 +23,7 @@ from medtune.reporting.progress import progress_sections
 from medtune.reporting.robustness import robustness_sections
 from medtune.reporting.runs import Run, read_runs
 from medtune.reporting.sections import protocol_sections
+from medtune.reporting.side_by_side import side_by_side_sections
 from medtune.reporting.worst import WORST, worst_cards
 
 SCHEMA = "medtune-report-1"
@@ -44,7 +46,8 @@ def write_report(
     If ``samples`` is above 0, the page contains images and texts of patients. The other files never contain them.
 
     Args:
-        runs: Folders that the evaluate recipe wrote; the others are compared with the first.
+        runs: Folders that the evaluate recipe wrote; the others are compared with the first. A run that was only
+            trained has its curves beside those of the others; if none was evaluated, the page holds the curves alone.
         out: The HTML file to write; its folder is created.
         title: Heading of the page.
         note: A sentence below the heading, e.g. which data was used.
@@ -65,13 +68,27 @@ def write_report(
     for run in runs:
         if Path(run).resolve() == out.resolve().parent:  # the report's results.json would replace the run's own
             raise DataError(f"{out}: the report must not lie in the run's own folder; choose another place for it.")
-    loaded = read_runs([Path(run) for run in runs], dict(names or {}), with_answers=samples > 0)
+    every = read_runs([Path(run) for run in runs], dict(names or {}), with_answers=samples > 0, trained=True)
+    loaded = [run for run in every if run.results]
+    every = loaded + [run for run in every if not run.results]  # so that a run has one colour on the page
     results = combine(loaded, seed=seed)
+    results["training"] = training_rows(every)
     if isinstance(extra, views.Section) or extra is None:
         extra = [] if extra is None else [extra]
-    page = render(
-        loaded, results, title=title, note=note, samples=samples, open_image=open_image, seed=seed, extra=extra
-    )
+    if loaded:
+        page = render(
+            loaded,
+            results,
+            title=title,
+            note=note,
+            samples=samples,
+            open_image=open_image,
+            seed=seed,
+            extra=extra,
+            trained=every,
+        )
+    else:
+        page = render_sections([*extra, *_training(every)], title=title, note=note)
     claim(out.parent, "report", [out.name, "results.json", "results.csv", "confusion.csv"], _is_report)
     write_whole(out.with_name("results.json"), json.dumps(results, indent=2, ensure_ascii=False) + "\n")
     write_whole(out.with_name("results.csv"), to_csv([row for run in results["runs"] for row in metric_rows(run)]))
@@ -93,7 +110,7 @@ def combine(runs: Sequence[Run], *, seed: int = 0) -> dict[str, Any]:
     """Join the results of several runs into one tree, with the paired differences from the first run."""
     return {
         "schema": SCHEMA,
-        "base": runs[0].name,
+        "base": runs[0].name if runs else None,
         "runs": [{**run.results, "name": run.name} for run in runs],
         "differences": {run.name: compare(runs[0], run, seed=seed) for run in runs[1:]},
     }
@@ -109,10 +126,12 @@ def render(
     open_image: OpenImage | None,
     seed: int,
     extra: Sequence[views.Section] = (),
+    trained: Sequence[Run] = (),
 ) -> str:
     """Fill the template of the page; all text from data is escaped."""
     shown = displays(run.results for run in runs)
     radars = [(display.title, plots.radar_chart(runs, name)) for name, display in shown.items() if display.radar]
+    beside = side_by_side_sections(runs, samples, open_image)
     progress = progress_sections(runs, answers=samples > 0)
     return _template().render(
         title=title,
@@ -124,7 +143,7 @@ def render(
         overview=_svg_uri(plots.accuracy_chart(runs)),
         sections=[
             (section, _svg_uri(section.picture or None))
-            for section in [*extra, *robustness_sections(runs), *protocol_sections(runs), *progress]
+            for section in [*extra, *robustness_sections(runs), *protocol_sections(runs), *beside, *progress]
         ],
         protocols=views.protocol_tables(runs),
         protocol_help=views.protocol_help(runs),
@@ -137,11 +156,17 @@ def render(
         confusions=confusion_tables(runs),
         retention=views.retention_table(runs),
         swapped=views.swapped_table(runs),
-        curves=_svg_uri(plots.training_curves(runs)),
+        training=[(section, _svg_uri(section.picture or None)) for section in _training(trained or runs)],
         cards=choose_cards(runs, samples, open_image, seed) if samples > 0 else [],
         worst=worst_cards(runs, WORST, open_image, seed) if samples > 0 else [],
         definitions=views.definitions(runs),
     )
+
+
+def _training(runs: Sequence[Run]) -> list[views.Section]:
+    """Return the curves of trained runs, the question set's metrics if no run was evaluated, and what differs."""
+    metrics = [] if any(run.results for run in runs) else progress_sections(runs, answers=False)
+    return [section for section in (training_section(runs), *metrics, config_section(runs)) if section is not None]
 
 
 def render_sections(sections: Sequence[views.Section], *, title: str, note: str = "") -> str:

@@ -63,25 +63,47 @@ def read_run(folder: str | Path, name: str | None = None, with_answers: bool = F
     )
 
 
-def read_runs(folders: list[Path], names: dict[str, str], with_answers: bool) -> list[Run]:
+def read_trained(folder: str | Path, name: str | None = None) -> Run:
+    """Read a run that was trained and not evaluated; its ``results`` are empty and its name is the folder's.
+
+    Raises:
+        DataError: There is no ``metrics.jsonl`` either, or it cannot be read.
+    """
+    folder = Path(folder)
+    if not (folder / "metrics.jsonl").is_file():
+        raise DataError(
+            f"{folder}: there are no results and no metrics.jsonl; run the evaluate recipe with output={folder} first, "
+            "or give the output_dir of a training run."
+        )
+    metrics, config = _read_metrics(folder / "metrics.jsonl"), _read_config(folder / "config.yaml")
+    return Run(name or folder.resolve().name, folder, {}, metrics=metrics, config=config)
+
+
+def read_runs(folders: list[Path], names: dict[str, str], with_answers: bool, trained: bool = False) -> list[Run]:
     """Read several runs, whose names must differ.
 
     Args:
         folders: The runs' folders, in the order of the report; the others are compared with the first.
         names: Folder name to the name to show.
         with_answers: Read the answers' texts too.
+        trained: Also read runs that were trained and not evaluated (:func:`read_trained`).
 
     Raises:
         DataError: There is no run, a run cannot be read, or two runs have the same name.
     """
     if not folders:
         raise DataError("a report needs at least one run; give the folders that the evaluate recipe wrote.")
-    runs = [read_run(folder, names.get(Path(folder).name), with_answers) for folder in folders]
+    runs = []
+    for folder in folders:
+        name = names.get(Path(folder).name)
+        unscored = trained and not (Path(folder) / "results.json").is_file()
+        runs.append(read_trained(folder, name) if unscored else read_run(folder, name, with_answers))
     folder_by_name: dict[str, Path] = {}
     for run in runs:
         if run.name in folder_by_name:
             raise DataError(
-                f"{folder_by_name[run.name]} and {run.folder} are both named {run.name!r}; evaluate one with name=..."
+                f"{folder_by_name[run.name]} and {run.folder} are both named {run.name!r}; evaluate one with "
+                "name=..., or rename a folder."
             )
         folder_by_name[run.name] = run.folder
     return runs

@@ -10,12 +10,15 @@ import re
 from collections.abc import Collection, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Literal
 
 PLACEHOLDER = re.compile(r"\{(\w+|step:[^{}]*)\}")
 ONCE = ("sweep", "prepared", "images")
 """Placeholders in steps that run once, before the variants."""
 OF_RUN = (*ONCE, "run", "seed")
 """Placeholders in a variant and in an ask."""
+PARTS = ("before", "list")
+"""Values of ``only`` that are no runs."""
 TAKEN = (".", "..", "weights", "checkpoints")
 """Names that a folder inside a run's folder must not have."""
 
@@ -133,9 +136,18 @@ class SweepConfig:
     train_overrides: list[str] = field(default_factory=list, metadata={"help": "for every tuned variant"})
     predict_overrides: list[str] = field(default_factory=list, metadata={"help": "for every variant"})
     evaluate_overrides: list[str] = field(default_factory=list, metadata={"help": "for every variant"})
+    weights: Literal["weights", "best"] = field(
+        default="weights",
+        metadata={"help": "weights of a tuned variant to ask: the last ones, or the best by `monitor`"},
+    )
     title: str = field(default="medtune sweep", metadata={"help": "heading of the report"})
     note: str = field(default="", metadata={"help": "a sentence below the heading"})
     samples: int = field(default=8, metadata={"help": "sample questions on the page, with images and answers"})
+    only: str | None = field(
+        default=None,
+        metadata={"help": "VARIANT/SEED: do this run alone; before: the steps before them; list: print all. No report"},
+    )
+    collect: bool = field(default=False, metadata={"help": "only write the report of runs that were done with only"})
 
     def __post_init__(self) -> None:
         """Refuse invalid values and combinations."""
@@ -149,6 +161,10 @@ class SweepConfig:
         for variant in self.variants:
             self._check_steps(variant)
         self._check_placeholders()
+        if self.only is not None:
+            if self.collect:
+                raise ValueError("only does one part and collect writes the report of all; leave one of them out")
+            chosen(self)
 
     def _check_steps(self, variant: Variant) -> None:
         if variant.steps is None:
@@ -282,6 +298,25 @@ def chains(config: SweepConfig) -> list[SweepRun]:
             suffix = "" if alone else f", seed {seed}"
             runs.append(SweepRun(variant, seed, Path(config.output_dir) / name, variant.title + suffix, suffix))
     return runs
+
+
+def task_name(chain: SweepRun) -> str:
+    """Return the value of ``only`` for a run: ``VARIANT/SEED``."""
+    return f"{chain.variant.name}/{chain.seed}"
+
+
+def chosen(config: SweepConfig) -> SweepRun | None:
+    """Return the run that ``only`` names; None for ``before`` and ``list``.
+
+    Raises:
+        ValueError: If there is no such run, with the names of all.
+    """
+    if config.only in PARTS:
+        return None
+    every = {task_name(chain): chain for chain in chains(config)}
+    if config.only not in every:
+        raise ValueError(f"only: there is no run {config.only!r}; there are {', '.join([*every, *PARTS])}")
+    return every[config.only]
 
 
 def rows_of(config: SweepConfig, chain: SweepRun) -> list[ReportRow]:

@@ -1,12 +1,14 @@
 """The report of a sweep: one page per group of rows with the same questions, and statistics over seeds."""
 
 import json
+import os
 import statistics
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from medtune.data.writing import write_whole
+from medtune.reporting.averages import ROWS
 from medtune.reporting.comparison import compare_over_seeds
 from medtune.reporting.displays import displays
 from medtune.reporting.gallery import image_opener
@@ -20,7 +22,8 @@ from medtune.sweep.config import ReportRow, SweepConfig, SweepRun, data_of, row_
 def write_pages(config: SweepConfig, every: Sequence[SweepRun]) -> Path:
     """Write ``report.html`` and, for evaluation settings with a page, ``pages/<page>/report.html``.
 
-    ``seeds.json`` and ``seed_differences.json`` are written to the folder of each page.
+    ``seeds.json``, ``seed_differences.json`` and ``rows.json`` (the runs of the page's rows) are written to the folder
+    of each page.
 
     Args:
         config: The sweep.
@@ -61,6 +64,15 @@ def _write_page(config: SweepConfig, rows: Sequence[ReportRow], out: Path, page:
         open_image=image_opener(images) if config.samples > 0 else None,
         extra=[section for section in sections if section is not None],
     )
+    entries = [
+        {
+            "title": row_title(row.chain.variant, row.ask),
+            "seed": None if row.chain.variant.one_seed else row.chain.seed,
+            "folder": os.path.relpath(row.folder, out.parent),
+        }
+        for row in rows
+    ]
+    write_whole(out.with_name(ROWS), json.dumps(entries, indent=1) + "\n")
     write_whole(out.with_name("seeds.json"), json.dumps(table, indent=1) + "\n")
     write_whole(out.with_name("seed_differences.json"), json.dumps(differences, indent=1) + "\n")
     return out

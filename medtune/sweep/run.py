@@ -30,20 +30,33 @@ from medtune.sweep.config import (
     SweepRun,
     Variant,
     chains,
+    chosen,
     data_of,
     rows_of,
+    task_name,
 )
 
 # A run whose sweep was killed has this much time to write a checkpoint before it is ended.
 GRACE_SECONDS = 60
-WRITES = ("commands.txt", "seeds.json", "seed_differences.json")  # the report claims its own
+WRITES = ("commands.txt", "seeds.json", "seed_differences.json", "rows.json")  # the report claims its own
+
+
+class RecipeEnded(MedtuneError):
+    """A recipe of a sweep ended with a status other than 0: 128 + N after the signal N."""
+
+    def __init__(self, name: str, status: int) -> None:
+        super().__init__(f"the {name} step ended with status {status}")
+        self.name, self.status = name, status
+
+    def __reduce__(self) -> tuple[type, tuple[str, int]]:
+        return type(self), (self.name, self.status)  # it comes from another process
 
 
 def run_recipe(folder: Path, name: str, arguments: list[str]) -> None:
     """Run one recipe with ``--config arguments[0]`` and overrides, and record the equivalent command.
 
     Raises:
-        MedtuneError: If it fails; the recipe's own message is in its log.
+        RecipeEnded: If it fails; the recipe's own message is in its log.
     """
     line = shlex.join(["tune", "run", f"medtune/recipes/{name}.py", "--config", *arguments])
     noted = folder / "commands.txt"
@@ -53,7 +66,7 @@ def run_recipe(folder: Path, name: str, arguments: list[str]) -> None:
     print(f"$ {line}", flush=True)
     status = import_module(f"medtune.recipes.{name}").main(["--config", *arguments])
     if status:
-        raise MedtuneError(f"the {name} step ended with status {status}")
+        raise RecipeEnded(name, status)
 
 
 def data_overrides(
@@ -88,7 +101,7 @@ def run_chain(config: SweepConfig, chain: SweepRun) -> None:
             overrides = [f"seed={chain.seed}", f"output_dir={run}", *config.train_overrides, *chain.variant.train]
             data = data_overrides(config, "dataset", "train.jsonl", chain.variant)
             run_recipe(root, config.recipe, [config.train, *data, *filled(overrides, config, chain)])
-            weights = [f"checkpoint={run / 'weights'}"]
+            weights = [f"checkpoint={run / config.weights}"]
         for row in rows_of(config, chain):
             _ask(config, row, weights)
 
@@ -218,6 +231,67 @@ def run_sweep(config: SweepConfig, say: Callable[[str], None] = print) -> Path:
             chain = waiting[future]
             _wait(pool, future, chain.title, root / "logs" / f"{chain.folder.name}.log")
             say(f"{chain.title}: {_done(chain.variant)}")
+    return write_pages(config, every)
+
+
+def run_part(config: SweepConfig, say: Callable[[str], None] = print) -> int:
+    """Do the part of a sweep that ``config.only`` names, in this process; several parts may be done at the same time.
+
+    Args:
+        config: The sweep.
+        say: Called with a line for each step and run that is done, or with ``task VARIANT/SEED`` for each run.
+
+    Returns:
+        0, or 128 + N if the signal N ended it; the same command goes on.
+
+    Raises:
+        MedtuneError: Naming what failed and its log.
+    """
+    root = Path(config.output_dir)
+    if config.only == "list":
+        for run in chains(config):
+            say(f"task {task_name(run)}")
+        return 0
+    claim(root, "sweep", WRITES, _is_sweep)
+    chain = chosen(config)
+    log = root / "logs" / (f"{chain.folder.name}.log" if chain else "before.log")
+    try:
+        if chain is not None:
+            run_chain(config, chain)
+            say(f"{chain.title}: {_done(chain.variant)}")
+        for step in config.before if chain is None else []:
+            run_step(config, step)
+            say(f"{step.recipe} ({step.config}): done")
+    except RecipeEnded as error:
+        if error.status > 128:
+            say(f"{config.only}: {error}; the same command goes on")
+            return error.status
+        raise MedtuneError(f"{config.only}: {error}; see {log}") from error
+    return 0
+
+
+def collect(config: SweepConfig) -> Path:
+    """Write the report of a sweep whose runs were done one by one.
+
+    Returns:
+        As :func:`run_sweep`.
+
+    Raises:
+        MedtuneError: Naming the runs without results; nothing is written.
+    """
+    from medtune.sweep.report import write_pages
+
+    every = chains(config)
+    missing = [
+        task_name(chain)
+        for chain in every
+        if not all((row.folder / "results.json").is_file() for row in rows_of(config, chain))
+    ]
+    if missing:
+        raise MedtuneError(
+            f"{len(missing)} of {len(every)} runs have no results yet: {', '.join(missing)}; do each with only=NAME"
+        )
+    claim(Path(config.output_dir), "sweep", WRITES, _is_sweep)
     return write_pages(config, every)
 
 

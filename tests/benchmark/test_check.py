@@ -10,12 +10,20 @@ import pytest
 from tests.benchmark.scripts import FOLDER, script
 
 check = script("check")
-CPU = ["train_step", "vitask_step", "predict", "start", "data"]
+CPU = ["train_step", "vitask_step", "dpo_step", "predict", "start", "data"]
 START = {"remembered_seconds_377110": 15.0, "one_changed_seconds_377110": 15.0}
 SHARED = {name: {"shared_prefix_speedup": value} for name, value in (("internvl", 2.5), ("llava", 4.0))}
+DPO_STEP = {
+    "time_ratio": 0.4,
+    "precomputed_time_ratio": 0.3,
+    "tensor_peak_ratio": 0.4,
+    "encodes_per_pair": 1.0,
+    "lm_tokens_ratio": 0.55,
+}
 RESULTS: dict[str, dict[str, Any]] = {
     "train_step": {"time_ratio": 1.0, "memory_ratio": 1.0},
     "vitask_step": {"time_ratio": 0.4, "memory_ratio": 0.5, "cached_time_ratio": 0.3, "cached_memory_ratio": 0.5},
+    "dpo_step": {"cases": dict.fromkeys(("llava_336", "llava_224", "llama3_2_vision_224"), DPO_STEP)},
     "predict": {
         "speedup": 8.0,
         "speedup_over_transformers_batched": 1.5,

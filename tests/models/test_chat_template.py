@@ -113,6 +113,21 @@ def test_ids_and_labels_are_those_of_the_rendered_conversation(chat, system):
     assert [label for label in labels if label != -100] == [t for t, flag in zip(tokens, learned, strict=True) if flag]
 
 
+def test_supervised_headers_begin_where_the_turn_begins(chat):
+    """Every token that the assistant's turn adds is learned; the ids do not change."""
+    plain, once = lay_out(chat.template, chat.ours, sample(TURNS), [])
+    tokens, labels = lay_out(chat.template, chat.ours, sample(TURNS), [], supervise_header=True)
+    assert tokens == plain
+    more = [place for place, (a, b) in enumerate(zip(labels, once, strict=True)) if a != b]
+    asked, _ = lay_out(chat.template, chat.ours, sample(TURNS), [], inference=True)
+    header = [place for place in more if place < len(asked)][-len(more) // 2 :]
+    assert header == list(range(len(asked) - len(more) // 2, len(asked)))  # right before the last answer
+    text = chat.ours.decode([tokens[place] for place in header])
+    assert "assistant" in text.lower() and "?" not in text, text
+    assert all(label in (-100, token) for label, token in zip(labels, tokens, strict=True))
+    assert set(lay_out(chat.template, chat.ours, sample(TURNS), [], inference=True, supervise_header=True)[1]) == {-100}
+
+
 def test_an_open_answer_is_the_generation_prompt(chat):
     tokens, labels = lay_out(chat.template, chat.ours, sample(TURNS), [], inference=True)
     assert tokens == chat.rendered(TURNS[:3], add_generation_prompt=True)["input_ids"]

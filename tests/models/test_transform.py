@@ -163,6 +163,28 @@ def test_llama_layout_equals_torchtunes(tiktoken_file):
     assert (ours.pad_id, ours.image_id, sorted(ours.stop_ids)) == (128_004, 128_256, [128_001, 128_008, 128_009])
 
 
+def test_supervised_headers_are_torchtunes_labels_token_for_token(tiktoken_file):
+    """torchtune masks whole messages, so that a header is learned too; InstFree's official code uses its labels."""
+    ours = llama3_2_vision_transform(tiktoken_file, supervise_header=True)
+    turns = [Message("system", "Be short."), USER, BIG, Message("user", "Sure?"), Message("assistant", "yes")]
+    stock_turns = [StockMessage(role=turn.role, content=turn.content) for turn in turns]
+    stock_turns[1].content.insert(0, {"type": "image", "content": picture()})
+    for turn in stock_turns:
+        turn.masked = turn.role != "assistant"
+    stock, stock_mask = Llama3Tokenizer(str(tiktoken_file)).tokenize_messages(stock_turns)
+    tokens, mask = stock[:-1], stock_mask[:-1]  # without the end-of-text token, see above
+    full = sample(*turns, images=["a"])
+    item = ours(full, [picture()])
+    assert item["tokens"] == tokens
+    assert item["labels"] == [-100 if masked else token for token, masked in zip(tokens, mask, strict=True)]
+    plain = llama3_2_vision_transform(tiktoken_file)
+    header = [*ours.encode("assistant"), *ours.encode("\n\n")]
+    learned = sum(label != -100 for label in plain(full, [picture()])["labels"])
+    assert sum(label != -100 for label in item["labels"]) == learned + 2 * (len(header) + 2)
+    assert ours.token_counts(full)[1] == plain.token_counts(full)[1] + 2 * (len(header) + 2)
+    assert set(ours(full, [picture()], inference=True)["labels"]) == {-100}
+
+
 @pytest.mark.parametrize("size", [(20, 10), (90, 130), (64, 64)])
 def test_squash_is_the_official_resize(transform, size):
     image = picture(*size)

@@ -4,7 +4,8 @@ import xml.etree.ElementTree as ElementTree
 import matplotlib
 import pytest
 
-from medtune.reporting.plots import accuracy_chart, colour, radar_chart, training_curves
+from medtune.reporting.curves import training_curves
+from medtune.reporting.plots import accuracy_chart, colour, radar_chart
 from medtune.reporting.runs import Run, read_run
 
 

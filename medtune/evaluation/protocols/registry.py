@@ -9,8 +9,10 @@ from medtune.errors import ConfigError, DataError
 from medtune.evaluation.protocols.base import EvaluationProtocol, Query
 from medtune.evaluation.protocols.classification import Classification
 from medtune.evaluation.protocols.description import Description
+from medtune.evaluation.protocols.free_form import FreeForm
 from medtune.evaluation.protocols.multiple_choice import LetterLikelihood, MultipleChoice
 from medtune.evaluation.protocols.open_question import OpenQuestion
+from medtune.evaluation.protocols.prompt import Prompt
 from medtune.evaluation.protocols.response_likelihood import ResponseLikelihood
 from medtune.evaluation.protocols.vqa import Vqa
 from medtune.evaluation.protocols.yes_no import YesNo
@@ -27,6 +29,8 @@ REGISTRY: dict[str, type[EvaluationProtocol]] = {
         Classification,
         ResponseLikelihood,
         Vqa,
+        Prompt,
+        FreeForm,
     )
 }
 """The packaged protocols by name; another package may add an entry."""
@@ -77,6 +81,12 @@ def build_protocols(names: Iterable[str], seed: int = 0) -> dict[str, Evaluation
 def majority_of_use(names: Iterable[str]) -> bool:
     """Return whether any of the protocols uses the training split's most frequent values."""
     return any(protocol.majority != "none" for protocol in build_protocols(names).values())
+
+
+def nothing_to_score(names: Iterable[str]) -> bool:
+    """Return whether none of the protocols has right answers, densities or a share of answers in a requested form."""
+    asked = build_protocols(names).values()
+    return not any(one.display.headline or one.display.densities or one.retention for one in asked)
 
 
 def plan_queries(

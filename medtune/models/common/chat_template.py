@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Callable, Container, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from medtune.data.sample import IMAGE_TAG, VIRTUAL_USER, Message, Sample
 from medtune.errors import DataError, ModelError
@@ -223,6 +223,7 @@ def lay_out(
     *,
     inference: bool = False,
     learned_roles: Container[str] = LEARNED_ROLES,
+    supervise_header: bool = False,
 ) -> tuple[list[int], list[int]]:
     """Write a sample's messages in a chat format.
 
@@ -238,6 +239,7 @@ def lay_out(
         images: token ids of each image: the image token once per feature, and the tokens before and after them.
         inference: stop after the last question and open the turn of :func:`next_speaker`.
         learned_roles: roles whose words are supervised.
+        supervise_header: also supervise the text before these words, as recipes that mask whole messages do.
 
     Returns:
         tokens and labels of equal length, not shifted; labels are -100 where not supervised.
@@ -252,7 +254,7 @@ def lay_out(
         raise DataError(f"sample {sample.id} has {len(images)} images but its text has places for {tags}")
     speaker = next_speaker(sample) if inference else None
     messages = with_system(messages, template.default_system, speaker)
-    pieces = list(_pieces(template, tokenizer, messages, images, learned_roles, untagged=not tags))
+    pieces = list(_pieces(template, tokenizer, messages, images, learned_roles, not tags, supervise_header))
     if speaker is not None:
         pieces += _marked(template, tokenizer, template.turn(speaker)[0])
     bos = [tokenizer.special_id(template.bos)] if template.bos else []
@@ -291,8 +293,8 @@ def _pieces(
     messages: Sequence[Message],
     images: Sequence[Sequence[int]],
     learned_roles: Container[str],
-    *,
     untagged: bool,
+    supervise_header: bool,
 ) -> Iterator[_Piece]:
     blocks = iter(images)
     no_user_turn = not any(message.role == "user" for message in messages)
@@ -300,10 +302,11 @@ def _pieces(
         before, after = template.turn(message.role)
         if untagged and no_user_turn and message.role != "system":
             yield from _images(template, blocks)
-        yield from _marked(template, tokenizer, before)
+        header = _marked(template, tokenizer, before)
+        learned = message.role in learned_roles
+        yield from (replace(piece, learned=learned and supervise_header) for piece in header)
         if untagged and message.role == "user":
             yield from _images(template, blocks)
-        learned = message.role in learned_roles
         if message.role in LEARNED_ROLES:
             yield _Piece(template.answer_prefix + message.content.strip(), learned=learned)
         else:

@@ -63,6 +63,7 @@ class EarlyFusionTransform:
         image_end: ids after them.
         max_seq_len: maximum number of tokens of one sample, image tokens included.
         placeholder_text: one character that is one token; learned vectors replace its embedding.
+        supervise_header: whether the text before an answer is supervised too.
 
     Attributes:
         dtype: dtype of the images, bf16 or fp32; set it to the model's.
@@ -87,11 +88,13 @@ class EarlyFusionTransform:
         image_end: Sequence[int] = (),
         max_seq_len: int,
         placeholder_text: str,
+        supervise_header: bool = False,
     ) -> None:
         self.tokenizer, self.template, self.tiler = tokenizer, template, tiler
         self.image_id, self.tokens_per_tile = image_id, tokens_per_tile
         self.image_start, self.image_end = tuple(image_start), tuple(image_end)
         self.max_seq_len = max_seq_len
+        self.supervise_header = supervise_header
         self.dtype = torch.float32
         self.feature_width: int | None = None
         special_ids(tokenizer, template.special)
@@ -149,7 +152,15 @@ class EarlyFusionTransform:
         images = [
             [*self.image_start, *[self.image_id] * (self.tokens_per_tile * count), *self.image_end] for count in tiles
         ]
-        return lay_out(self.template, self.tokenizer, sample, images, inference=inference, learned_roles=learned_roles)
+        return lay_out(
+            self.template,
+            self.tokenizer,
+            sample,
+            images,
+            inference=inference,
+            learned_roles=learned_roles,
+            supervise_header=self.supervise_header,
+        )
 
     def collate(
         self, items: list[dict], pad_side: PadSide = "right", *, min_images: int = 1, min_tiles: int = 1

@@ -26,6 +26,7 @@ def internvl2_transform(
     max_num_tiles: int = 6,
     max_seq_len: int = 4096,
     system: str | None = None,
+    supervise_header: bool = False,
 ) -> EarlyFusionTransform:
     """The transform of InternVL2 with InternLM2.
 
@@ -36,9 +37,12 @@ def internvl2_transform(
             fine-tuning takes 6, its inference 12.
         max_seq_len: maximum number of tokens of one sample, including 256 per tile.
         system: system message of samples that have none; None takes the published one, an empty text leaves it out.
+        supervise_header: whether the header before an answer is supervised too, as in torchtune's own recipes.
     """
     template = chatml(INTERNVL2_SYSTEM if system is None else system, end="<|im_end|>", bos="<s>", pad="</s>")
-    return _transform(SentencePieceTokenizer(path), template, INTERNVL2_2B, max_num_tiles, max_seq_len)
+    return _transform(
+        SentencePieceTokenizer(path), template, INTERNVL2_2B, max_num_tiles, max_seq_len, supervise_header
+    )
 
 
 def internvl3_transform(
@@ -46,6 +50,7 @@ def internvl3_transform(
     max_num_tiles: int = 6,
     max_seq_len: int = 4096,
     system: str | None = None,
+    supervise_header: bool = False,
 ) -> EarlyFusionTransform:
     """The transform of InternVL3.
 
@@ -55,13 +60,19 @@ def internvl3_transform(
         max_seq_len: maximum number of tokens of one sample, including 256 per tile.
         system: system message of samples that have none. None takes that of OpenGVLab's code; an empty text leaves it
             out, as the chat template of the ``-hf`` checkpoints does.
+        supervise_header: whether the header before an answer is supervised too, as in torchtune's own recipes.
     """
     template = chatml(INTERNVL3_SYSTEM if system is None else system)
-    return _transform(FastTokenizer(path), template, INTERNVL3_8B, max_num_tiles, max_seq_len)
+    return _transform(FastTokenizer(path), template, INTERNVL3_8B, max_num_tiles, max_seq_len, supervise_header)
 
 
 def _transform(
-    tokenizer: TextTokenizer, template: ChatTemplate, shape: InternVLShape, max_num_tiles: int, max_seq_len: int
+    tokenizer: TextTokenizer,
+    template: ChatTemplate,
+    shape: InternVLShape,
+    max_num_tiles: int,
+    max_seq_len: int,
+    supervise_header: bool,
 ) -> EarlyFusionTransform:
     image_id = tokenizer.special_id(IMAGE_CONTEXT)
     if image_id != shape.image_id:
@@ -79,6 +90,7 @@ def _transform(
         image_end=[tokenizer.special_id(IMAGE_END)],
         max_seq_len=max_seq_len,
         placeholder_text=_placeholder(tokenizer),
+        supervise_header=supervise_header,
     )
 
 

@@ -19,18 +19,22 @@ def lay_out(
     *,
     inference: bool = False,
     learned_roles: Container[str] = LEARNED_ROLES,
+    supervise_header: bool = False,
 ) -> tuple[list[int], list[int]]:
     """Write a sample's messages in Llama-3's chat format.
 
     Image tokens are placed where the text says ``<image>``. Without tags they are placed at the start of the first user
     turn; in a sample without a user turn, after the first token. The words of the assistant and of a virtual user, and
-    the ``<|eot_id|>`` after them, are supervised, as in InstFree's official code; headers and everything else are not.
+    the ``<|eot_id|>`` after them, are supervised; everything else is not.
 
     Args:
         tokenizer: gives ids.
         sample: its messages, and the number of its images.
         inference: stop after the last question and open the turn of the next speaker.
         learned_roles: roles whose words are supervised.
+        supervise_header: also supervise the headers of their turns, 4 tokens for the assistant in Llama-3's vocabulary.
+            torchtune masks whole messages and therefore supervises them, as InstFree's official code does; Eq. 2 of
+            the paper sums over the report.
 
     Returns:
         tokens and labels of equal length, not shifted; labels are -100 where not supervised.
@@ -49,7 +53,9 @@ def lay_out(
         head = _header(tokenizer, message.role) + (untagged if i == first_user else [])
         body = [*_body(tokenizer, message), tokenizer.eot_id]
         tokens += head + body
-        labels += [IGNORE_INDEX] * len(head) + (body if message.role in learned_roles else [IGNORE_INDEX] * len(body))
+        learned = message.role in learned_roles
+        labels += head if learned and supervise_header else [IGNORE_INDEX] * len(head)
+        labels += body if learned else [IGNORE_INDEX] * len(body)
     if speaker is not None:
         tokens += _header(tokenizer, speaker)
         labels = [IGNORE_INDEX] * len(tokens)

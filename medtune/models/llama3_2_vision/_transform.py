@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 from PIL import Image
@@ -32,6 +33,7 @@ class DeepFusionTransform:
         max_num_tiles: maximum number of tiles of one image.
         max_seq_len: maximum number of tokens of one sample.
         resize: see :class:`ImageTiler`.
+        supervise_header: whether the header before an answer is supervised too.
 
     Attributes:
         dtype: dtype of the images, bf16 or fp32; set it to the model's.
@@ -56,11 +58,13 @@ class DeepFusionTransform:
         max_num_tiles: int = 1,
         max_seq_len: int = 8192,
         resize: ResizeMode | None = None,
+        supervise_header: bool = False,
     ) -> None:
         self.tokenizer = tokenizer
         self.tiler = ImageTiler(image_size, max_num_tiles, resize)
         self.max_num_tiles = max_num_tiles
         self.max_seq_len = max_seq_len
+        self.supervise_header = supervise_header
         self.dtype = torch.float32
         self.feature_width: int | None = None
         self.pad_id = tokenizer.pad_id
@@ -91,7 +95,7 @@ class DeepFusionTransform:
             SampleTooLong: if the sample has more than ``max_seq_len`` tokens; nothing is cut.
             DataError: if images and image tokens differ in number, or nothing in the sample is supervised.
         """
-        tokens, labels = lay_out(self.tokenizer, sample, inference=inference)
+        tokens, labels = self._lay_out(sample, inference=inference)
         if len(tokens) > self.max_seq_len:
             raise SampleTooLong(
                 f"sample {sample.id} has {len(tokens)} tokens, the limit is {self.max_seq_len}: "
@@ -108,7 +112,7 @@ class DeepFusionTransform:
             "id": sample.id,
             "tokens": tokens,
             "labels": labels,
-            **({} if inference else question_flags(sample, partial(lay_out, self.tokenizer, sample))),
+            **({} if inference else question_flags(sample, partial(self._lay_out, sample))),
             "images": [tiles.to(self.dtype) for tiles in (*encoded, *(tiles for tiles, _ in cut))],
             "aspect_ratio": [grid for _, grid in cut],
         }
@@ -153,8 +157,11 @@ class DeepFusionTransform:
 
     def token_counts(self, sample: Sample, sizes: Sizes | None = None) -> tuple[int, int]:
         """Number of tokens as in :meth:`token_count`, and how many of them are predicted and supervised."""
-        tokens, labels = lay_out(self.tokenizer, sample)
+        tokens, labels = self._lay_out(sample)
         return len(tokens), len(labels) - 1 - labels[1:].count(IGNORE_INDEX)
+
+    def _lay_out(self, sample: Sample, **options: Any) -> tuple[list[int], list[int]]:
+        return lay_out(self.tokenizer, sample, supervise_header=self.supervise_header, **options)
 
     def tile_count(self, width: int, height: int) -> int:
         """Number of tiles that an image of this size will have."""
@@ -167,6 +174,7 @@ def llama3_2_vision_transform(
     max_num_tiles: int = 1,
     max_seq_len: int = 8192,
     resize: ResizeMode | None = None,
+    supervise_header: bool = False,
 ) -> DeepFusionTransform:
     """The transform of Llama-3.2-Vision.
 
@@ -176,6 +184,7 @@ def llama3_2_vision_transform(
         max_num_tiles: 1 to 4; InstFree's official code uses 1.
         max_seq_len: maximum number of tokens of one sample.
         resize: ``squash`` (default for one tile) or ``pad`` (default for several).
+        supervise_header: whether the header before an answer is supervised too, as in torchtune's own recipes.
     """
     return DeepFusionTransform(
         llama3_chat_tokenizer(path),
@@ -184,4 +193,5 @@ def llama3_2_vision_transform(
         max_num_tiles=max_num_tiles,
         max_seq_len=max_seq_len,
         resize=resize,
+        supervise_header=supervise_header,
     )

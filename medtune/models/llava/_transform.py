@@ -59,6 +59,7 @@ def llava1_5_transform(
     resize: SquareMode = "pad",
     system: str = VICUNA_SYSTEM,
     image_size: int = IMAGE_SIZE,
+    supervise_header: bool = False,
 ) -> EarlyFusionTransform:
     """The transform of LLaVA-1.5.
 
@@ -70,6 +71,7 @@ def llava1_5_transform(
         system: system message of samples that have none. The default is Vicuna's, which the authors trained with; an
             empty text leaves it out.
         image_size: side of the image in pixels; the weights were made for 336.
+        supervise_header: whether the header before an answer is supervised too, as in torchtune's own recipes.
     """
     tokenizer = llava_tokenizer(path)
     return EarlyFusionTransform(
@@ -80,4 +82,5 @@ def llava1_5_transform(
         tokens_per_tile=(image_size // PATCH_SIZE) ** 2,
         max_seq_len=max_seq_len,
         placeholder_text=placeholder_of(tokenizer),
+        supervise_header=supervise_header,
     )

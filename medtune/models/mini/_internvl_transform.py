@@ -16,6 +16,7 @@ def mini_internvl_transform(
     max_num_tiles: int = 1,
     max_seq_len: int = 1024,
     patch_size: int = 8,
+    supervise_header: bool = False,
 ) -> EarlyFusionTransform:
     """The transform of a mini InternVL.
 
@@ -25,6 +26,7 @@ def mini_internvl_transform(
         max_num_tiles: maximum number of tiles of one image; with more than one a thumbnail is added.
         max_seq_len: maximum number of tokens of one sample, image tokens included.
         patch_size: side of a patch in pixels.
+        supervise_header: whether the header before an answer is supervised too, as in torchtune's own recipes.
     """
     tokenizer = MiniTokenizer(path)
     return EarlyFusionTransform(
@@ -35,4 +37,5 @@ def mini_internvl_transform(
         tokens_per_tile=(image_size // patch_size // SHUFFLE) ** 2,
         max_seq_len=max_seq_len,
         placeholder_text=PLACEHOLDER,
+        supervise_header=supervise_header,
     )

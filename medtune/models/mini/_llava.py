@@ -133,6 +133,7 @@ def mini_llava_transform(
     max_seq_len: int = 1024,
     patch_size: int = 8,
     resize: SquareMode = "pad",
+    supervise_header: bool = False,
 ) -> EarlyFusionTransform:
     """The transform of a mini LLaVA: the mini tokenizer, whose special tokens are Llama-3's, and its chat format.
 
@@ -142,6 +143,7 @@ def mini_llava_transform(
         max_seq_len: maximum number of tokens of one sample, image tokens included.
         patch_size: side of a patch in pixels.
         resize: see :class:`medtune.models.llava.SquareTiler`.
+        supervise_header: whether the header before an answer is supervised too, as in torchtune's own recipes.
     """
     tokenizer = MiniTokenizer(path)
     return EarlyFusionTransform(
@@ -152,4 +154,5 @@ def mini_llava_transform(
         tokens_per_tile=(image_size // patch_size) ** 2,
         max_seq_len=max_seq_len,
         placeholder_text=PLACEHOLDER,
+        supervise_header=supervise_header,
     )

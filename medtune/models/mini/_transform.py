@@ -14,6 +14,7 @@ def mini_transform(
     max_seq_len: int = 1024,
     patch_size: int = 8,
     resize: ResizeMode | None = None,
+    supervise_header: bool = False,
 ) -> DeepFusionTransform:
     """The transform of a mini model.
 
@@ -24,6 +25,7 @@ def mini_transform(
         max_seq_len: maximum number of tokens of one sample.
         patch_size: side of a patch in pixels.
         resize: ``squash`` (default for one tile) or ``pad`` (default for several).
+        supervise_header: whether the header before an answer is supervised too, as in torchtune's own recipes.
     """
     return DeepFusionTransform(
         MiniTokenizer(path),
@@ -32,4 +34,5 @@ def mini_transform(
         max_num_tiles=max_num_tiles,
         max_seq_len=max_seq_len,
         resize=resize,
+        supervise_header=supervise_header,
     )
