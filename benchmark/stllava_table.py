@@ -66,13 +66,14 @@ def win_rate(
     by_seed: dict[str, float] = {}
     counts = {"wins": 0, "ties": 0, "losses": 0}
     for seed, of_seed in pairs.items():
-        judge, values = AttributeJudge(truth=str(truth), noise=noise, seed=seed, optional=OPTIONAL), []
+        judge = AttributeJudge(truth=str(truth), noise=noise, seed=seed, optional=OPTIONAL)
+        values: list[float] = []
         for name, (first, second) in of_seed.items():
             shown = tuple(first.meta["images"])
             asked = Candidate(
                 name, shown, (Message("user", first.prompt),), {}, answers=(first.prediction, second.prediction)
             )
-            judged = judge.judge(asked, lambda sample: [], None).scores
+            judged = judge.judge(asked, list, None).scores
             assert judged is not None
             value = 0.5 if judged[0] == judged[1] else float(judged[1] > judged[0])
             counts[{0.0: "losses", 0.5: "ties", 1.0: "wins"}[value]] += 1

@@ -7,6 +7,7 @@ import signal
 import time
 from collections import Counter
 from collections.abc import Callable
+from functools import partial
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 
@@ -118,7 +119,7 @@ def test_a_sweep_that_is_killed_at_every_step_asks_the_judge_nothing_twice(tmp_p
                 state["child"] = begun(config)
                 state["child"].join(120)
                 assert state["child"].exitcode == -signal.SIGKILL and not (run / "judge/pairs.jsonl").exists()
-            killed_when(config, lambda path=run / file: filled_file(path))
+            killed_when(config, partial(filled_file, run / file))
         run_sweep(config, lambda line: None)
         in_flight = json.dumps(server.bodies[2], sort_keys=True)
         asked = bodies(server.bodies)
