@@ -64,7 +64,7 @@ format: $(STAMP) ## reformat the files and apply lint fixes
 docs: $(STAMP) ## write the API reference as HTML into build/docs
 	$(BIN)/python docs/api.py
 
-bench-check: $(STAMP) ## run the benchmarks and compare their figures with benchmark/baseline.json (some minutes each)
+bench-check: $(STAMP) ## run the benchmarks and compare their figures with benchmark/baseline.json (some minutes each; dpo_step first installs TRL into .venv-trl)
 	$(BIN)/python benchmark/check.py
 
 clean: ## remove the environment, the caches and the builds (keeps runs/)
