@@ -129,8 +129,11 @@ def _spread(one: dict[str, Any] | None) -> str:
 
 
 def _difference(one: dict[str, Any]) -> str:
+    value = f"{100 * one['value']:+.1f}"
+    if one["interval"] is None:  # a class has too few images for one
+        return value
     low, high = one["interval"]
-    return f"{100 * one['value']:+.1f} [{100 * low:+.1f}, {100 * high:+.1f}]"
+    return f"{value} [{100 * low:+.1f}, {100 * high:+.1f}]"
 
 
 def parse(arguments: Sequence[str] | None) -> tuple[argparse.Namespace, SweepConfig]:

@@ -100,7 +100,15 @@ def test_a_file_is_on_the_disk_before_it_takes_its_place(tmp_path, monkeypatch):
     assert len(seen) == 1 and seen[0].startswith(".a.")
 
 
-ONE_OF_EACH = {"data/writing.py", "data/folders.py", "data/locks.py", "evaluation/prediction.py"}
+ONE_OF_EACH = {
+    "data/writing.py",
+    "data/folders.py",
+    "data/locks.py",
+    "data/append.py",
+    "evaluation/prediction.py",
+    "clients/cache.py",
+    "judges/judging.py",
+}
 
 
 def test_files_are_replaced_and_locked_in_one_place():
