@@ -120,6 +120,11 @@ def test_a_base_of_another_shape_or_damaged_is_refused(recipe: Recipe, tmp_path:
     assert recipe("instfree", "max_steps=1", "export=hf")[0] == 0
     base = tmp_path / "run" / "weights"
     status, said = recipe("instfree", f"checkpoint={base}", "model.decoder_layers=4", f"output_dir={tmp_path / 'a'}")
+    assert status == 2 and f"{base / 'config.json'} describes another model" in said
+    status, said = recipe("instfree", f"checkpoint={base}", "model.embed_dim=32", f"output_dir={tmp_path / 'a'}")
+    assert status == 2 and f"{base / 'config.json'} describes another model" in said
+    (base / "config.json").unlink()
+    status, said = recipe("instfree", f"checkpoint={base}", "model.decoder_layers=4", f"output_dir={tmp_path / 'a'}")
     assert status == 2 and "missing" in said and str(base) in said
     status, said = recipe("instfree", f"checkpoint={base}", "model.embed_dim=32", f"output_dir={tmp_path / 'a'}")
     assert status == 2 and f"{base} does not hold the weights of mini_vlm" in said

@@ -84,9 +84,7 @@ def majority_of_use(names: Iterable[str]) -> bool:
 
 
 def nothing_to_score(names: Iterable[str]) -> bool:
-    """Return whether none of the protocols has anything for a report: right answers, densities, a form, or answers to
-    be read side by side.
-    """
+    """Return whether a report would show nothing of the protocols: no score, and no answers side by side."""
     asked = [one.display for one in build_protocols(names).values()]
     shown = any(one.headline or one.densities or one.side_by_side for one in asked)
     return not shown and not any(one.retention for one in build_protocols(names).values())
