@@ -26,7 +26,7 @@ def test_the_base_is_rounded_exactly_as_a_qlora_model_holds_it():
     held = {key: value for key, value in model.state_dict().items() if not is_adapter_key(key)}
     with torch.device("meta"):
         empty = half(qlora_mini_vlm, 300, ["q_proj"], apply_lora_to_mlp=True, **SIZES)
-    rounded = round_to_nf4(dict(base), empty)
+    rounded = round_to_nf4(dict(base), empty, torch.bfloat16)
     assert rounded.keys() == held.keys() and all(torch.equal(rounded[key], held[key]) for key in held)
     changed = {key for key in base if not torch.equal(rounded[key], base[key])}
     assert len(changed) == sum(isinstance(p, NF4Tensor) for p in model.parameters()) > 10
@@ -34,7 +34,7 @@ def test_the_base_is_rounded_exactly_as_a_qlora_model_holds_it():
 
 def test_without_nf4_nothing_is_rounded():
     state = mini_vlm(300, **SIZES).state_dict()
-    rounded = round_to_nf4(state, lora_mini_vlm(300, ["q_proj"], **SIZES))
+    rounded = round_to_nf4(state, lora_mini_vlm(300, ["q_proj"], **SIZES), torch.float32)
     assert all(rounded[key] is state[key] for key in state)
 
 

@@ -265,6 +265,9 @@ def test_unknown_layout_parts_and_modules_are_refused():
 def test_weights_of_another_decoder_or_size_are_refused(tmp_path):
     qwen, other = tiny("qwen2", layout="original"), tiny("internlm2", layout="original")
     save_hf(qwen.state_dict(), qwen.family, tmp_path)
+    with pytest.raises(ModelError, match="describes another model than tiny: template is 'internvl2_5'"):
+        load_weights(tmp_path, other)
+    (tmp_path / "config.json").unlink()
     with pytest.raises(ModelError, match="not of this model in the layout 'original'"):
         load_weights(tmp_path, other)
     packed = other.family.tune_to_hf(other.state_dict())

@@ -34,7 +34,7 @@ class FreeForm(EvaluationProtocol):
     name: ClassVar[str] = "free_form"
     display = Display(
         "Free-form prompts",
-        rank=60,
+        rank=100,
         side_by_side="Answers to prompts without a right answer. Nothing is scored; read them.",
     )
 
