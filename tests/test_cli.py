@@ -134,7 +134,8 @@ def test_show_tells_where_each_block_is_from(capsys: pytest.CaptureFixture[str],
         "  lora_attn_modules: [q_proj, k_proj, v_proj, output_proj]\n",
         "\n# from instfree/_paper, instfree/_short_reports, override 'objective.alpha=0.9'\nobjective:\n",
         "\n# from _shared/llama3_2_vision_11b, override 'transform.max_num_tiles=4'\ntransform:\n",
-        "\n# from instfree/_lora\n# The learning rate of the proxy is the official code's; the paper gives none.\nlearning_rates: {proxy: 2.0e-5}\n",
+        "\n# from instfree/_lora\n# The learning rate of the proxy is the official code's; the paper gives none.\n"
+        "learning_rates: {proxy: 2.0e-5}\n",
         "  path: ${checkpoint}\n",
     ):
         assert block in text

@@ -4,6 +4,7 @@ import dataclasses
 import hashlib
 import random
 from collections.abc import Callable, Sequence
+from os import PathLike
 from typing import Any
 
 import numpy as np
@@ -92,7 +93,7 @@ class MixtureSource:
         return self._parts[name], dataclasses.replace(sample, id=part_id)
 
 
-def joined(paths: str | Sequence[str], build: Callable[[str], SampleSource]) -> SampleSource:
+def joined(paths: str | PathLike[str] | Sequence[str], build: Callable[[str], SampleSource]) -> SampleSource:
     """Build the source of one file, or of several files one after the other, as a mixture with weight 1.
 
     Args:
@@ -102,8 +103,8 @@ def joined(paths: str | Sequence[str], build: Callable[[str], SampleSource]) -> 
     Raises:
         ConfigError: for an empty list.
     """
-    if isinstance(paths, str):
-        return build(paths)
+    if isinstance(paths, str | PathLike):
+        return build(str(paths))
     if not paths:
         raise ConfigError("source: the list of files is empty; name at least one.")
     return build(paths[0]) if len(paths) == 1 else MixtureSource([(build(path), 1.0) for path in paths], seed=0)

@@ -182,6 +182,7 @@ LACKS = (
     "the task-specific model is not here: ",
     "the pretrained weights are not here: ",
     "The data file prepared/",
+    "The data file runs/",
     "The image root ",
     "medtune.datasets.jsonl_dataset: image_root lies in the data folder, but $MEDTUNE_DATA is not set",
 )

@@ -19,7 +19,9 @@ def planned(folder: Path, *overrides: str, gpus: int | None = None) -> Plan:
 def test_parts_data_steps_and_memory(tmp_path: Path) -> None:
     found = planned(tmp_path, "epochs=3", "batch_size=16")
     text = found.text()
-    assert found.problems == [] and "vision" in text and "tokens" not in text
+    assert "vision" in text and "tokens" not in text
+    (problem,) = found.problems
+    assert "files that are the data of train and of val: 1" in problem, "the test validates on its training data"
     assert "training rows        36" in text and "(36 rows measured, 0 unusable)" in text
     assert "steps                train 9; 9 in all" in text
     assert set(found.memory) == {"weights", "gradients", "optimizer", "activations", "allowance"}

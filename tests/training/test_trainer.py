@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 
-from medtune.training import feature_cache
+from medtune.training import beforehand
 from medtune.training.data import BatchLoader
 from medtune.training.trainer import Trainer
 from tests.runs import TINY, tiny
@@ -93,15 +93,17 @@ def test_each_stage_begins_for_training_and_for_validation_data(
     assert seen == [(feed, stage) for stage in ("warmup", "tune") for feed in both]
 
 
-def test_features_are_kept_of_the_data_that_there_are(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_features_are_kept_of_each_data_set(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     made: list[tuple[object, Path]] = []
-    monkeypatch.setattr(feature_cache, "check_frozen", lambda *_: None)
-    monkeypatch.setattr(feature_cache, "use_features", lambda feed, folder, *_: made.append((feed, folder)))
-    trainer: Any = object.__new__(Trainer)
-    trainer.config, trainer.feed, trainer.held_out = SimpleNamespace(feature_cache=str(tmp_path)), "training", None
-    trainer.parts = trainer.transform = trainer.model = trainer.objective = trainer.runtime = None
-    trainer._use_features(())
-    assert made == [("training", tmp_path / "train")]
-    trainer.held_out = "held out"
-    trainer._use_features(())
-    assert made[1:] == [("training", tmp_path / "train"), ("held out", tmp_path / "validation")]
+    monkeypatch.setattr(beforehand, "check_frozen", lambda *_: None)
+    monkeypatch.setattr(beforehand, "use_features", lambda feed, folder, *_: made.append((feed, folder)))
+    feed: Any = SimpleNamespace(
+        config=SimpleNamespace(feature_cache=str(tmp_path)), dataset=SimpleNamespace(transform=None)
+    )
+    other: Any = SimpleNamespace(config=SimpleNamespace(feature_cache=None), dataset=feed.dataset)
+    parts: Any = SimpleNamespace(model=None, objective=SimpleNamespace(precompute=lambda: None))
+    runtime: Any = None
+    beforehand.compute_beforehand({"train": feed, "validation": feed}, parts, [], runtime, print)
+    assert made == [(feed, tmp_path / "train"), (feed, tmp_path / "validation")]
+    beforehand.compute_beforehand({"train": other}, parts, [], runtime, print)
+    assert len(made) == 2, "without a folder nothing is kept"
