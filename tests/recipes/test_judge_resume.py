@@ -85,6 +85,7 @@ def forked(words: list[str], dying: bool = False) -> BaseProcess:
     def run() -> None:
         if dying:
             judging.JudgementLog.append = lambda *_: os.kill(os.getpid(), signal.SIGKILL)  # type: ignore[assignment]
+        signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job ignores it otherwise
         os._exit(judge(*words))
 
     child = multiprocessing.get_context("fork").Process(target=run)
