@@ -1,6 +1,5 @@
 """``medtune export``: writes a run's weights, merged or as an adapter, from its checkpoint and its base weights."""
 
-import dataclasses
 import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -8,12 +7,11 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from omegaconf import OmegaConf
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torchtune.training import set_default_dtype
 
-from medtune.config import Component, build, instantiate
+from medtune.config import Component, build, instantiate, saved_keys
 from medtune.conversion import is_plain, read_plain, writer
 from medtune.errors import CheckpointError, ConfigError, ModelError
 from medtune.models.common.family import ModelFamily, StateDict
@@ -209,23 +207,11 @@ def _read(checkpoint: Path) -> Trained:
 def _config(file: Path) -> RunConfig:
     if not file.is_file():
         raise ConfigError(f"{file} is missing: a checkpoint is exported with the config of its run beside it")
-    return build(RunConfig, _fields(file, RunConfig), str(file))
+    return build(RunConfig, saved_keys(file, RunConfig), str(file))
 
 
 def _content(trained: Trained, kind: type) -> dict[str, Any]:
-    return _fields(trained.checkpoint.parent.parent / "config.yaml", kind)
-
-
-def _fields(file: Path, kind: Any) -> dict[str, Any]:
-    """The keys of a dataclass that a config has; the others are not looked at."""
-    try:
-        content = OmegaConf.to_container(OmegaConf.load(file), resolve=True)
-    except Exception as error:  # errors of YAML and of OmegaConf
-        raise ConfigError(f"{file} cannot be read: {error}") from error
-    if not isinstance(content, dict):
-        raise ConfigError(f"{file}: a config is a mapping of keys to values")
-    names = [field.name for field in dataclasses.fields(kind)]
-    return {name: content[name] for name in names if name in content}
+    return saved_keys(trained.checkpoint.parent.parent / "config.yaml", kind)
 
 
 def _check_base(trained: Trained, base: str | None) -> None:

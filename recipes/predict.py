@@ -4,22 +4,16 @@ The proxy instruction of InstFree is not used here: the prompt contains only the
 """
 
 import json
-import os
 import sys
 from dataclasses import dataclass, field
-from datetime import timedelta
 from pathlib import Path
 from typing import Any, Literal
-
-import torch
-import torch.distributed as dist
 
 from medtune.config import Component, instantiate, recipe, to_plain
 from medtune.data.append import explained_writing
 from medtune.data.folders import claim as claim_folder
 from medtune.data.source import SampleSource
 from medtune.data.writing import json_bytes, write_files
-from medtune.errors import ConfigError
 from medtune.evaluation.protocols.base import Query
 from medtune.evaluation.protocols.registry import PROTOCOLS
 from medtune.evaluation.robustness import chosen_probes
@@ -29,8 +23,9 @@ from medtune.generation.answering import (
     MedtuneModel,
     Skipped,
     answer,
-    choose_device,
+    check_one_model,
     device_name,
+    device_of,
     plan,
     query_counts,
     summarize,
@@ -62,10 +57,6 @@ WRITES = (
     "predictions.summary.json",
 )
 """All files that a prediction writes into its folder."""
-# Keys of medtune's own models; a backend replaces them.
-OWN = ("model", "transform", "checkpoint")
-# A finished process waits for the slowest one. If that one dies, its closed connection is noticed at once.
-PATIENCE = timedelta(days=7)
 
 
 @dataclass
@@ -134,17 +125,8 @@ class PredictConfig:
             raise ValueError(
                 "exemplars are made from an image; name probes without no_image: robustness=[swapped, ...]"
             )
-        self._check_who_answers()
-
-    def _check_who_answers(self) -> None:
-        given = [name for name in OWN if getattr(self, name) is not None]
-        if self.backend is None:
-            for name in OWN:
-                if name not in given:
-                    raise ValueError(f"key {name!r} is missing; give {', '.join(OWN)}, or a backend instead")
-        elif given:
-            raise ValueError(f"backend and {given[0]} are both given, but only one can answer; leave the other out")
-        elif self.exemplars is not None:
+        check_one_model(self, "answer")
+        if self.backend is not None and self.exemplars is not None:
             raise ValueError("a backend answers without exemplars; leave exemplars out")
 
 
@@ -152,20 +134,8 @@ class PredictConfig:
 def main(config: PredictConfig) -> int:
     """Answer the questions and write the summary."""
     backend = chosen_backend(config)
-    world = int(os.environ.get("WORLD_SIZE", "1"))
-    if world > 1 and backend.remote:
-        raise ConfigError(
-            "a server is asked by one process, with backend.concurrency requests in flight; start predict without "
-            "--nproc_per_node"
-        )
-    if world > 1 and not dist.is_initialized():
-        dist.init_process_group("gloo", timeout=PATIENCE)  # only ids and counts are exchanged, on the CPU
-    runtime = Runtime(torch.device("cpu"), world, int(os.environ.get("RANK", "0")))
-    try:
-        with runtime.explained():
-            return predict(config, backend, runtime)
-    finally:
-        runtime.stop()
+    with Runtime.answering("predict", backend.remote) as runtime:
+        return predict(config, backend, runtime)
 
 
 def predict(config: PredictConfig, backend: Backend, runtime: Runtime) -> int:
@@ -257,8 +227,7 @@ def answer_share(
 ) -> dict[str, Any]:
     """Answer this process's queries, wait for the other processes, and summarize."""
     rank, world = log.world.rank, log.world.world
-    local_rank = int(os.environ.get("LOCAL_RANK", rank)) if world > 1 else None
-    device = choose_device("cpu" if backend.remote else config.device, local_rank)
+    device = device_of(backend, config.device, rank, world)
     settings = AnswerSettings(config.max_new_tokens, device, DTYPES[config.dtype], skipped.add_request, config.sampling)
     known = len(log.done & {query.id for query in queries})
     progress = Progress(log.path, log.world, len(queries), known)

@@ -8,22 +8,17 @@ and ``manifest.json``. ``dry_run=true`` prints the amount of work and the prompt
 """
 
 import json
-import os
 import sys
 from dataclasses import dataclass, field
-from datetime import timedelta
 from pathlib import Path
 from typing import Any, Literal
-
-import torch
-import torch.distributed as dist
 
 from medtune.config import Component, instantiate, recipe, to_plain
 from medtune.data.folders import claim as claim_folder
 from medtune.data.source import SampleSource
-from medtune.errors import ConfigError, DataError
+from medtune.errors import DataError
 from medtune.evaluation.prediction import iterate_predictions
-from medtune.generation.answering import DTYPES, Skipped, choose_device
+from medtune.generation.answering import DTYPES, Skipped, check_one_model, device_of
 from medtune.generation.backends.base import AnswerSettings, Backend
 from medtune.generation.requests import Request
 from medtune.generation.self_questioning.output import plan_lines, write_candidates
@@ -41,10 +36,6 @@ from medtune.training.runtime import Runtime
 NEUTRAL = ("output_dir", "checkpoint", "backend", "device", "batch_size", "wave", "share_prefix", "on_error", "dry_run")
 LOG = "generations.jsonl"
 WRITES = (LOG, "generations.rank*.jsonl", "generations.meta.json", "candidates.jsonl", "manifest.json")
-# Keys of medtune's own models; a backend replaces them.
-OWN = ("model", "transform", "checkpoint")
-# A finished process waits for the slowest one. If that one dies, its closed connection is noticed at once.
-PATIENCE = timedelta(days=7)
 
 
 @dataclass
@@ -83,14 +74,8 @@ class SelfQuestionConfig:
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise ValueError(f"{name} must be at least 1, got {value}")
-        given = [name for name in OWN if getattr(self, name) is not None]
-        if self.backend is None:
-            for name in OWN:
-                if name not in given:
-                    raise ValueError(f"key {name!r} is missing; give {', '.join(OWN)}, or a backend instead")
-        elif given:
-            raise ValueError(f"backend and {given[0]} are both given, but only one can write; leave the other out")
-        elif self.ask.prompt is None:
+        check_one_model(self, "write")
+        if self.backend is not None and self.ask.prompt is None:
             raise ValueError("a backend has no virtual user; give ask.prompt, a request for a question in words")
 
     @property
@@ -117,20 +102,8 @@ class Refusals(Skipped):
 def main(config: SelfQuestionConfig) -> int:
     """Write the candidates."""
     backend = chosen_backend(config)
-    world = int(os.environ.get("WORLD_SIZE", "1"))
-    if world > 1 and backend.remote:
-        raise ConfigError(
-            "a server is asked by one process, with backend.concurrency requests in flight; start self_question "
-            "without --nproc_per_node"
-        )
-    if world > 1 and not dist.is_initialized():
-        dist.init_process_group("gloo", timeout=PATIENCE)  # only ids and counts are exchanged, on the CPU
-    runtime = Runtime(torch.device("cpu"), world, int(os.environ.get("RANK", "0")))
-    try:
-        with runtime.explained():
-            return question(config, backend, runtime)
-    finally:
-        runtime.stop()
+    with Runtime.answering("self_question", backend.remote) as runtime:
+        return question(config, backend, runtime)
 
 
 def question(config: SelfQuestionConfig, backend: Backend, runtime: Runtime) -> int:
@@ -202,9 +175,7 @@ def write_share(
 ) -> tuple[int, int]:
     """Write this process's texts and wait for the other processes; the texts and encoded images of all of them."""
     rank, world, settings = log.world.rank, log.world.world, config.settings
-    device = choose_device(
-        "cpu" if backend.remote else config.device, int(os.environ.get("LOCAL_RANK", rank)) if world > 1 else None
-    )
+    device = device_of(backend, config.device, rank, world)
     share = chosen.pictures[rank::world]  # no two pictures show the same image
     known = known_texts(log, {name for picture in share for name in every_id(picture, settings)})
     answering = AnswerSettings(settings.answer.max_new_tokens, device, DTYPES[config.dtype], refusals.add_request)

@@ -3,22 +3,20 @@
 import argparse
 import os
 import sys
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from omegaconf import OmegaConf
-from omegaconf.errors import OmegaConfBaseException
 from PIL import Image
 
-from medtune.config import Component, build
-from medtune.data.crops import CenterCropped, PaddedToSquare
+from medtune.config import Component, build, load_config, saved_keys
+from medtune.data.crops import changed_images
 from medtune.data.images import ImageRoot
 from medtune.data.sample import Message, Sample
 from medtune.data.source import SampleSource
 from medtune.errors import ConfigError, DataError, MedtuneError
-from medtune.generation.answering import DTYPES, MedtuneModel, choose_device
+from medtune.generation.answering import DTYPES, MedtuneModel, device_of
 from medtune.generation.backends.base import Answerer, AnswerSettings, Backend
 from medtune.generation.backends.openai_api import OpenAIServer
 from medtune.generation.backends.transformers_local import TransformersCheckpoint
@@ -101,9 +99,7 @@ class Opened:
 
     def source(self, paths: Sequence[Path]) -> SampleSource:
         """Return the images, changed as in training."""
-        source: SampleSource = NamedImages(paths)
-        source = source if self.center_crop == 1.0 else CenterCropped(source, self.center_crop)
-        return source if self.pad_to_square is None else PaddedToSquare(source, self.pad_to_square)
+        return changed_images(NamedImages(paths), self.center_crop, self.pad_to_square)
 
 
 @dataclass
@@ -232,14 +228,10 @@ def _run(folder: Path, arguments: argparse.Namespace) -> Opened:
             f"`medtune export {folder} --to hf --out DIR`"
         )
     path = folder / "config.yaml"
-    try:
-        values = OmegaConf.to_container(OmegaConf.load(path), resolve=True)
-    except (OmegaConfBaseException, OSError, ValueError) as error:
-        raise ConfigError(f"{path} is unreadable: {error}") from error
-    keys: Iterable[str] = RunModel.__dataclass_fields__
-    if not isinstance(values, dict) or not {"model", "transform"} <= values.keys():
+    values = saved_keys(path, RunModel)
+    if not {"model", "transform"} <= values.keys():
         raise ConfigError(f"{path} is not the config of a model that answers questions: model or transform is missing")
-    config = build(RunModel, {key: values[key] for key in keys if key in values}, str(path))
+    config = build(RunModel, values, str(path))
     own = MedtuneModel(without_adapters(config.model), config.transform, str(weights), batch_size=1, window=1)
     crop, side = config.dataset.get("center_crop", 1.0), config.dataset.get("pad_to_square")
     return Opened(_opened(own, arguments, config.dtype), str(folder), crop, side)
@@ -247,7 +239,6 @@ def _run(folder: Path, arguments: argparse.Namespace) -> Opened:
 
 def _config(name: str, arguments: argparse.Namespace) -> Opened:
     """The model of a predict config, such as the untuned base of ``predict/mini``."""
-    from medtune.config import load_config
     from medtune.recipes.predict import PredictConfig, chosen_backend
 
     config = load_config(name, PredictConfig)
@@ -260,5 +251,5 @@ def _opened(backend: Backend, arguments: argparse.Namespace, dtype: str) -> Answ
     if arguments.max_new_tokens < 1:
         raise ConfigError(f"--max-new-tokens must be at least 1, not {arguments.max_new_tokens}")
     sampling = Sampling(temperature=arguments.temperature, seed=arguments.seed) if arguments.temperature else None
-    device = choose_device("cpu" if backend.remote else arguments.device)
+    device = device_of(backend, arguments.device)
     return backend.open(AnswerSettings(arguments.max_new_tokens, device, DTYPES[dtype], None, sampling))

@@ -283,6 +283,22 @@ def save_config(config: Any, path: Path) -> None:
     write_whole(path, OmegaConf.to_yaml(OmegaConf.create(to_shown(config))))
 
 
+def saved_keys(file: Path, config_class: Any) -> dict[str, Any]:
+    """Read the keys of a dataclass from a saved config, resolved; its other keys are not looked at.
+
+    Raises:
+        ConfigError: If the file is unreadable or not a mapping.
+    """
+    try:
+        content = OmegaConf.to_container(OmegaConf.load(file), resolve=True)
+    except Exception as error:  # errors of YAML and of OmegaConf
+        raise ConfigError(f"{file} cannot be read: {error}") from error
+    if not isinstance(content, dict):
+        raise ConfigError(f"{file}: a config is a mapping of keys to values")
+    names = [field.name for field in dataclasses.fields(config_class)]
+    return {name: content[name] for name in names if name in content}
+
+
 def config_hash(config: Any, ignore: Sequence[str] = ()) -> str:
     """Return the SHA-256 of a config's resolved values; ``ignore`` names top-level keys that do not affect results."""
     plain = {key: value for key, value in to_plain(config).items() if key not in ignore}

@@ -5,6 +5,8 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from types import TracebackType
+from typing import Self
 
 from medtune.errors import DataError
 
@@ -81,3 +83,43 @@ def cut_torn_tail(path: Path) -> int:
         if keep != end:
             file.truncate(keep)
     return end - keep
+
+
+class LineLog:
+    """A file that one run at a time appends lines to.
+
+    The lock is taken before anything is read or written, and released when the log is closed or the process ends.
+
+    Args:
+        path: The file; it is created if it does not exist.
+
+    Raises:
+        DataError: Another run holds the lock, or the file cannot be opened.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._descriptor = open_locked(path)
+
+    def write(self, line: str) -> None:
+        """Append one line; it is passed to the operating system before this returns."""
+        write_line(self.path, self._descriptor, line.encode())
+
+    def sync(self) -> None:
+        """Wait until all lines are on the disk."""
+        with explained_writing(self.path):
+            os.fsync(self._descriptor)
+
+    def close(self) -> None:
+        """Close the file and release its lock."""
+        if self._descriptor >= 0:
+            os.close(self._descriptor)
+        self._descriptor = -1
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()

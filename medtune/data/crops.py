@@ -5,9 +5,9 @@ from abc import ABC, abstractmethod
 
 from PIL import Image
 
-from medtune.data.features import picture_keys
+from medtune.data.passing import PassingSource
 from medtune.data.sample import Sample
-from medtune.data.source import SampleSource, image_files, image_roots, place
+from medtune.data.source import SampleSource
 from medtune.errors import ConfigError
 
 
@@ -26,16 +26,12 @@ def padded_box(width: int, height: int, side: int) -> tuple[int, int, int, int]:
     return left, upper, left + fitted_width, upper + fitted_height
 
 
-class ChangedImages(ABC):
-    """A source that crops or pads its images when they are opened; everything else is passed through unchanged.
+class ChangedImages(PassingSource, ABC):
+    """A source that crops or pads its images when they are opened; every image gets the same change.
 
     Args:
         source: the samples.
     """
-
-    def __init__(self, source: SampleSource) -> None:
-        self.source = source
-        self.name = source.name
 
     @abstractmethod
     def change(self, image: Image.Image) -> Image.Image:
@@ -50,14 +46,6 @@ class ChangedImages(ABC):
     def change_key(self) -> str:
         """Text that identifies the change, for the fingerprint."""
 
-    def __len__(self) -> int:
-        """Return the number of samples."""
-        return len(self.source)
-
-    def __getitem__(self, index: int) -> Sample:
-        """Return a sample."""
-        return self.source[index]
-
     def open_images(self, sample: Sample) -> list[Image.Image]:
         """Decode a sample's images and change them."""
         return [self.change(image) for image in self.source.open_images(sample)]
@@ -65,22 +53,6 @@ class ChangedImages(ABC):
     def image_sizes(self, sample: Sample) -> list[tuple[int, int]]:
         """Sizes after the change."""
         return [self.changed_size(width, height) for width, height in self.source.image_sizes(sample)]
-
-    def picture_keys(self, sample: Sample) -> list[str]:
-        """Return the keys of the underlying source; every image gets the same change."""
-        return picture_keys(self.source, sample)
-
-    def image_roots(self) -> list[str] | None:
-        """Return the roots of the underlying source."""
-        return image_roots(self.source)
-
-    def image_files(self, sample: Sample) -> list[str]:
-        """Return the files of the underlying source."""
-        return image_files(self.source, sample)
-
-    def where(self, sample: Sample) -> str:
-        """Return the text that names a sample in a message."""
-        return place(self.source, sample)
 
     def fingerprint(self) -> str:
         """Return a SHA-256 of the source's fingerprint and the change."""
@@ -153,3 +125,18 @@ class PaddedToSquare(ChangedImages):
     def change_key(self) -> str:
         """The side, written so that it cannot equal a share."""
         return f"square {self.side}"
+
+
+def changed_images(source: SampleSource, center_crop: float = 1.0, pad_to_square: int | None = None) -> SampleSource:
+    """Return a source whose images are cropped to their centre and then padded, or the source itself without a change.
+
+    Args:
+        source: the samples.
+        center_crop: see :class:`CenterCropped`; 1 keeps the whole image.
+        pad_to_square: see :class:`PaddedToSquare`; None leaves the images as they are.
+
+    Raises:
+        ConfigError: if ``center_crop`` is not above 0 and at most 1, or ``pad_to_square`` is below 1.
+    """
+    source = source if center_crop == 1.0 else CenterCropped(source, center_crop)
+    return source if pad_to_square is None else PaddedToSquare(source, pad_to_square)

@@ -7,7 +7,7 @@ from pathlib import Path, PurePosixPath
 
 from PIL import Image
 
-from medtune.data.crops import CenterCropped, PaddedToSquare
+from medtune.data.crops import changed_images
 from medtune.data.image_names import hidden_part, safe_path
 from medtune.data.images import ImageRoot
 from medtune.data.opening import open_regular
@@ -108,6 +108,4 @@ def images_dataset(
         ConfigError: for a ``center_crop``, ``pad_to_square`` or ``grey_bits`` that cannot be used.
         DataError: if the folder is absent or holds no image.
     """
-    samples: SampleSource = ImageFilesSource(ImageRoot(source, grey_bits), by_folder)
-    samples = samples if center_crop == 1.0 else CenterCropped(samples, center_crop)
-    return samples if pad_to_square is None else PaddedToSquare(samples, pad_to_square)
+    return changed_images(ImageFilesSource(ImageRoot(source, grey_bits), by_folder), center_crop, pad_to_square)

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from medtune.data.crops import CenterCropped, PaddedToSquare
+from medtune.data.crops import changed_images
 from medtune.data.images import image_root_of
 from medtune.data.source import JsonlSource, RepeatedIds, SampleSource
 from medtune.datasets._mixture import joined
@@ -40,5 +40,4 @@ def jsonl_dataset(
     """
     images = image_root_of(image_root, grey_bits)
     samples = joined(source, lambda path: JsonlSource(path, images, repeated_ids, ignore_keys))
-    samples = samples if center_crop == 1.0 else CenterCropped(samples, center_crop)
-    return samples if pad_to_square is None else PaddedToSquare(samples, pad_to_square)
+    return changed_images(samples, center_crop, pad_to_square)

@@ -8,12 +8,10 @@ import hashlib
 from collections.abc import Sequence
 from dataclasses import replace
 
-from PIL import Image
-
-from medtune.data.features import picture_keys
+from medtune.data.passing import PassingSource
 from medtune.data.reports import attribute_report
 from medtune.data.sample import Message, Sample
-from medtune.data.source import RepeatedIds, SampleSource, image_files, image_roots, place
+from medtune.data.source import RepeatedIds, SampleSource
 from medtune.datasets._jsonl import jsonl_dataset
 from medtune.errors import ConfigError, DataError
 
@@ -21,7 +19,7 @@ VALUE_ONLY = ("label",)
 """Attributes whose value alone is the phrase of a report."""
 
 
-class Conversations:
+class Conversations(PassingSource):
     """Conversations of the rows that show the same images, in the order of the rows; see :func:`conversation_dataset`.
 
     Args:
@@ -31,7 +29,7 @@ class Conversations:
     """
 
     def __init__(self, source: SampleSource, turns: int | None, phrases: bool) -> None:
-        self.source, self.name = source, source.name
+        super().__init__(source)
         self.turns, self.phrases = turns, phrases
         self._rows = self._parts()
 
@@ -74,30 +72,6 @@ class Conversations:
                 "the answer; set phrases=false for other data."
             )
         return (*row.messages[:-1], Message("assistant", phrase(name, value)))
-
-    def open_images(self, sample: Sample) -> list[Image.Image]:
-        """Decode a conversation's images."""
-        return self.source.open_images(sample)
-
-    def image_sizes(self, sample: Sample) -> list[tuple[int, int]]:
-        """Read the headers of a conversation's images."""
-        return self.source.image_sizes(sample)
-
-    def picture_keys(self, sample: Sample) -> list[str]:
-        """Return the keys of the rows' source."""
-        return picture_keys(self.source, sample)
-
-    def image_roots(self) -> list[str] | None:
-        """Return the roots of the rows' source."""
-        return image_roots(self.source)
-
-    def image_files(self, sample: Sample) -> list[str]:
-        """Return the files of the rows' source."""
-        return image_files(self.source, sample)
-
-    def where(self, sample: Sample) -> str:
-        """Return file, row and id of a conversation's first row."""
-        return place(self.source, sample)
 
     def fingerprint(self) -> str:
         """Return a SHA-256 of the rows' source and of how they are joined."""

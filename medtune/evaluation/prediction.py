@@ -9,10 +9,9 @@ import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
-from medtune.data.append import cut_torn_tail, explained_writing, open_locked, write_line
+from medtune.data.append import LineLog, cut_torn_tail, explained_writing, open_locked, write_line
 from medtune.data.sample import printable
 from medtune.errors import DataError
 
@@ -128,7 +127,7 @@ def write_predictions(path: str | Path, rows: list[Prediction]) -> None:
     os.replace(aside, path)
 
 
-class PredictionLog:
+class PredictionLog(LineLog):
     """An append-only prediction file. If a run is killed, the next run continues where it stopped.
 
     While it is open, no other run can write the file: the lock is taken before anything is read or written, and it is
@@ -149,11 +148,12 @@ class PredictionLog:
     """
 
     def __init__(self, path: str | Path, recover: bool = True) -> None:
-        self.path, self.cut = Path(path), 0
+        path = Path(path)
+        with explained_writing(path):
+            path.parent.mkdir(parents=True, exist_ok=True)
+        super().__init__(path)
+        self.cut = 0
         self.done: set[str] = set()
-        with explained_writing(self.path):
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-        self._descriptor = open_locked(self.path)
         if recover:
             self.recover()
 
@@ -174,13 +174,8 @@ class PredictionLog:
         """
         if row.id in self.done:
             raise DataError(f"{self.path}: the query {row.id!r} was answered before.")
-        write_line(self.path, self._descriptor, _line(row).encode())
+        self.write(_line(row))
         self.done.add(row.id)
-
-    def sync(self) -> None:
-        """Wait until all written data is on the disk."""
-        with explained_writing(self.path):
-            os.fsync(self._descriptor)
 
     def arrange(self, ids: Sequence[str]) -> None:
         """Sort the lines by the order of their queries, in a new file that replaces the old one atomically.
@@ -211,20 +206,6 @@ class PredictionLog:
             raise
         os.close(self._descriptor)
         self._descriptor = descriptor
-
-    def close(self) -> None:
-        """Close the file and release its lock."""
-        if self._descriptor >= 0:
-            os.close(self._descriptor)
-        self._descriptor = -1
-
-    def __enter__(self) -> "PredictionLog":
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
 
 
 def _lines(path: Path) -> Iterator[tuple[str, int, int]]:

@@ -3,6 +3,7 @@
 All functions take plain arguments, so that a recipe, a command or a server can call them.
 """
 
+import os
 import time
 from collections import Counter
 from collections.abc import Callable, Container, Iterator, Mapping, Sequence
@@ -22,7 +23,7 @@ from medtune.evaluation.protocols.base import Query
 from medtune.evaluation.protocols.prompt import with_question
 from medtune.evaluation.protocols.registry import plan_queries
 from medtune.evaluation.robustness import PROBES
-from medtune.generation.backends.base import Answerer, AnswerSettings
+from medtune.generation.backends.base import Answerer, AnswerSettings, Backend
 from medtune.generation.engine.generator import Generator
 from medtune.generation.exemplars import ExemplarSource
 from medtune.generation.identity import weights_identity
@@ -31,6 +32,27 @@ from medtune.generation.requests import Generation, Request
 from medtune.models.weights import load_weights
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
+OWN = ("model", "transform", "checkpoint")
+"""Keys of medtune's own models in a recipe's config; a ``backend`` replaces them."""
+
+
+def check_one_model(config: Any, verb: str) -> None:
+    """Check that a config names one of medtune's own models or a backend, and not both.
+
+    Args:
+        config: A recipe's config with the keys of ``OWN`` and ``backend``.
+        verb: What the model does, for the message.
+
+    Raises:
+        ValueError: If a key is missing or one too many.
+    """
+    given = [name for name in OWN if getattr(config, name) is not None]
+    if config.backend is None:
+        for name in OWN:
+            if name not in given:
+                raise ValueError(f"key {name!r} is missing; give {', '.join(OWN)}, or a backend instead")
+    elif given:
+        raise ValueError(f"backend and {given[0]} are both given, but only one can {verb}; leave the other out")
 
 
 class Skipped:
@@ -81,6 +103,22 @@ def choose_device(name: str, local_rank: int | None = None) -> torch.device:
         )
     torch.cuda.set_device(local_rank)
     return torch.device("cuda", local_rank)
+
+
+def device_of(backend: Backend, name: str, rank: int = 0, world: int = 1) -> torch.device:
+    """Return the device on which a backend's model answers on this process; a server needs none.
+
+    Args:
+        backend: The backend.
+        name: Name of the device in a config.
+        rank: Number of this process.
+        world: Number of processes.
+
+    Raises:
+        ConfigError: See :func:`choose_device`.
+    """
+    local_rank = int(os.environ.get("LOCAL_RANK", rank)) if world > 1 else None
+    return choose_device("cpu" if backend.remote else name, local_rank)
 
 
 def device_name(device: torch.device) -> str:

@@ -1,12 +1,10 @@
 """From candidates to preference pairs: a log of judgements that a killed run continues, the pairs, and a manifest."""
 
 import json
-import os
 import uuid
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from types import TracebackType
 from typing import Any, Literal, Protocol
 
 from PIL import Image
@@ -15,7 +13,7 @@ from medtune.clients.budget import Spent
 from medtune.clients.concurrency import in_order
 from medtune.clients.messages import ChatRequest
 from medtune.clients.served import RecordedClient, ServedModel
-from medtune.data.append import cut_torn_tail, explained_writing, open_locked, write_line
+from medtune.data.append import LineLog, cut_torn_tail
 from medtune.data.sample import Sample
 from medtune.data.writing import json_bytes, write_files
 from medtune.errors import ConfigError, DataError
@@ -50,7 +48,7 @@ class Candidates(Protocol):
         ...
 
 
-class JudgementLog:
+class JudgementLog(LineLog):
     """An append-only file of judgements; one run at a time writes it.
 
     Args:
@@ -65,9 +63,9 @@ class JudgementLog:
     """
 
     def __init__(self, path: Path) -> None:
-        self.path, self.cut = path, 0
+        super().__init__(path)
+        self.cut = 0
         self.done: dict[str, Judgement] = {}
-        self._descriptor = open_locked(path)
 
     def recover(self) -> None:
         """Remove a torn last line and read what was judged.
@@ -88,28 +86,8 @@ class JudgementLog:
 
     def append(self, judgement: Judgement) -> None:
         """Append a judgement."""
-        line = json.dumps(judgement.to_dict(), ensure_ascii=False) + "\n"
-        write_line(self.path, self._descriptor, line.encode())
+        self.write(json.dumps(judgement.to_dict(), ensure_ascii=False) + "\n")
         self.done[judgement.id] = judgement
-
-    def sync(self) -> None:
-        """Wait until all judgements are on the disk."""
-        with explained_writing(self.path):
-            os.fsync(self._descriptor)
-
-    def close(self) -> None:
-        """Close the file and release its lock."""
-        if self._descriptor >= 0:
-            os.close(self._descriptor)
-        self._descriptor = -1
-
-    def __enter__(self) -> "JudgementLog":
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
 
 
 class Judging:

@@ -20,6 +20,8 @@ T = TypeVar("T")
 # At the start the others wait while the first process checks the data; later, while it writes a checkpoint.
 SETUP_TIMEOUT = timedelta(hours=2)
 STEP_TIMEOUT = timedelta(minutes=30)
+# A finished process waits for the slowest one. If that one dies, its closed connection is noticed at once.
+ANSWERING_TIMEOUT = timedelta(days=7)
 
 
 @dataclass(frozen=True)
@@ -61,6 +63,34 @@ class Runtime:
             backend = "cuda:nccl,cpu:gloo" if device == "cuda" else "gloo"
             dist.init_process_group(backend, timeout=SETUP_TIMEOUT)
         return Runtime(place, world, rank)
+
+    @staticmethod
+    @contextmanager
+    def answering(recipe: str, remote: bool) -> Iterator["Runtime"]:
+        """Join torchrun's processes to exchange ids and counts, on the CPU; leave them at the end of the block.
+
+        Args:
+            recipe: Name of the recipe, for the message.
+            remote: Whether a server answers; it is asked by one process.
+
+        Raises:
+            ConfigError: If several processes would ask a server.
+            TrainingError: See :meth:`explained`.
+        """
+        world = int(os.environ.get("WORLD_SIZE", "1"))
+        if world > 1 and remote:
+            raise ConfigError(
+                f"a server is asked by one process, with backend.concurrency requests in flight; start {recipe} "
+                "without --nproc_per_node"
+            )
+        if world > 1 and not dist.is_initialized():
+            dist.init_process_group("gloo", timeout=ANSWERING_TIMEOUT)
+        runtime = Runtime(torch.device("cpu"), world, int(os.environ.get("RANK", "0")))
+        try:
+            with runtime.explained():
+                yield runtime
+        finally:
+            runtime.stop()
 
     def settle(self) -> None:
         """Call after the setup: from now on the timeout for a process that does not answer is much shorter."""

@@ -107,7 +107,6 @@ ONE_OF_EACH = {
     "data/append.py",
     "evaluation/prediction.py",
     "clients/cache.py",
-    "judges/judging.py",
 }
 
 

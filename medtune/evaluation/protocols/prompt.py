@@ -1,34 +1,22 @@
 """The row's own question, without a right answer: reports and answers for new images."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
-from typing import Any, ClassVar
+from dataclasses import replace
+from typing import ClassVar
 
 from medtune.data.sample import Sample
 from medtune.errors import ConfigError, DataError
 from medtune.evaluation.display import Display
-from medtune.evaluation.prediction import Prediction
-from medtune.evaluation.protocols.base import EvaluationProtocol, Query, Verdict, Vocabulary, query_frame, verdict_frame
+from medtune.evaluation.protocols.base import Query
 from medtune.evaluation.protocols.conversation import conversation, user_turn
+from medtune.evaluation.protocols.unscored import Unscored
 
 
-@dataclass(frozen=True)
-class Unjudged(Verdict):
-    """An answer without a right one; it has no row in ``verdicts.csv``."""
-
-    tabulated: ClassVar[bool] = False
-
-
-class Prompt(EvaluationProtocol):
+class Prompt(Unscored):
     """Asks the sample's last user turn, after the turns before it. Nothing is compared with the answer."""
 
     name: ClassVar[str] = "prompt"
     display = Display("Own question", rank=90, help="the question of each row, without a right answer")
-
-    @staticmethod
-    def topic(sample: Sample) -> None:
-        """Return None: no attribute or answer is known."""
-        return None
 
     @staticmethod
     def other_images(samples: Sequence[Sample], seed: int) -> list[Sample]:
@@ -52,19 +40,7 @@ class Prompt(EvaluationProtocol):
             raise DataError(f"row {sample.id!r} has no question; give one for all such rows: question='...'.")
         if not sample.images:
             raise DataError(f"row {sample.id!r} has no image; a question needs one.")
-        query_id, shown = query_frame(self.name, sample)
-        asked = Sample(id=query_id, images=sample.images, messages=conversation(sample, question), meta={})
-        return [Query(query_id, self.name, asked, (), (), {"attribute": "", "answer": "", **shown})]
-
-    def judge(self, row: Prediction, vocabulary: Vocabulary) -> Unjudged:
-        """Return a verdict that is neither right nor wrong."""
-        return Unjudged(**verdict_frame(row), predicted=None, in_format=False)
-
-    def score(
-        self, verdicts: Sequence[Verdict], vocabulary: Vocabulary, *, resamples: int, seed: int
-    ) -> dict[str, Any] | None:
-        """Return None: there is no right answer."""
-        return None
+        return [self.query(sample, question)]
 
 
 def with_question(sample: Sample, question: str) -> Sample:

@@ -85,9 +85,8 @@ def majority_of_use(names: Iterable[str]) -> bool:
 
 def nothing_to_score(names: Iterable[str]) -> bool:
     """Return whether a report would show nothing of the protocols: no score, and no answers side by side."""
-    asked = [one.display for one in build_protocols(names).values()]
-    shown = any(one.headline or one.densities or one.side_by_side for one in asked)
-    return not shown and not any(one.retention for one in build_protocols(names).values())
+    asked = [(one.display, one.retention) for one in build_protocols(names).values()]
+    return not any(show.headline or show.densities or show.side_by_side or form for show, form in asked)
 
 
 def plan_queries(

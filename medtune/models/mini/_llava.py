@@ -53,11 +53,15 @@ def mini_shape(
     )
 
 
-def _initialise(model: EarlyFusionVLM) -> EarlyFusionVLM:
-    """Initial weights for training: image features begin about as large as embedded words; neither dominates."""
+def initialise(model: EarlyFusionVLM, mlp: Any) -> EarlyFusionVLM:
+    """Initial weights for training: image features begin about as large as embedded words; neither dominates.
+
+    Args:
+        model: the model, whose embeddings are drawn anew.
+        mlp: the two linear layers of its projection with the GELU between them, which are drawn anew too.
+    """
     nn.init.normal_(model.decoder.tok_embeddings.weight, std=EMBEDDING_STD)
-    projection: Any = model.encoder.projection
-    first, _, second = projection
+    first, _, second = mlp
     nn.init.normal_(first.weight, std=first.weight.shape[1] ** -0.5)
     nn.init.normal_(second.weight, std=EMBEDDING_STD * (GELU_POWER * second.weight.shape[1]) ** -0.5)
     nn.init.zeros_(first.bias)
@@ -90,7 +94,8 @@ def mini_llava(
     shape = mini_shape(
         vocab_size, image_size, patch_size, embed_dim, vision_layers, decoder_layers, heads, max_seq_len
     )  # fmt: skip
-    return _initialise(llava_vlm("mini_llava", shape))
+    model = llava_vlm("mini_llava", shape)
+    return initialise(model, model.encoder.projection)
 
 
 def lora_mini_llava(
@@ -120,7 +125,8 @@ def lora_mini_llava(
         vocab_size, image_size, patch_size, embed_dim, vision_layers, decoder_layers, heads, max_seq_len
     )  # fmt: skip
     lora = LoraOptions.from_arguments(locals())
-    return _initialise(llava_vlm("mini_llava", shape, lora=lora))
+    model = llava_vlm("mini_llava", shape, lora=lora)
+    return initialise(model, model.encoder.projection)
 
 
 qlora_mini_llava = partial(lora_mini_llava, quantize_base=True)

@@ -4,11 +4,9 @@ from dataclasses import asdict
 from functools import partial
 from typing import Any
 
-from torch import nn
-
 from medtune.models.common.early_fusion import EarlyFusionVLM
 from medtune.models.lora.options import LoraParts
-from medtune.models.mini._llava import EMBEDDING_STD, GELU_POWER, mini_shape
+from medtune.models.mini._llava import initialise, mini_shape
 from medtune.models.sq_llava._component_builders import LoraOptions, sq_llava_vlm
 from medtune.models.sq_llava._shape import SqLlavaShape
 
@@ -18,15 +16,8 @@ def _shape(prototypes: int, **sizes: int) -> SqLlavaShape:
 
 
 def _initialise(model: EarlyFusionVLM) -> EarlyFusionVLM:
-    """Initial weights for training: image features begin about as large as embedded words; neither dominates."""
-    nn.init.normal_(model.decoder.tok_embeddings.weight, std=EMBEDDING_STD)
-    projection: Any = model.encoder.projection
-    first, _, second = projection.mlp
-    nn.init.normal_(first.weight, std=first.weight.shape[1] ** -0.5)
-    nn.init.normal_(second.weight, std=EMBEDDING_STD * (GELU_POWER * second.weight.shape[1]) ** -0.5)
-    nn.init.zeros_(first.bias)
-    nn.init.zeros_(second.bias)
-    return model
+    extractor: Any = model.encoder.projection
+    return initialise(model, extractor.mlp)
 
 
 def mini_sq_llava(
