@@ -98,13 +98,31 @@ def bootstrap_interval(
         Lower and upper end. None for fewer than two clusters, and if all resamples are equal although the values are
         not 0 and 1: an interval without width would claim certainty.
     """
-    cell_names, cell = np.unique(np.asarray([repr(key) for key in cells]), return_inverse=True)
-    cluster_names, cluster = np.unique(np.asarray([repr(key) for key in clusters]), return_inverse=True)
-    k, c = len(cluster_names), len(cell_names)
+    k = len({repr(key) for key in clusters})
     if k < 2:
         return None
     if binary and len({float(value) for value in values}) == 1:
         return proportion([bool(values[0])] * k, "").interval
+    return quantile_ends(drawn_statistic(values, cells, clusters, reduce, resamples, seed))
+
+
+def drawn_statistic(
+    values: Sequence[float] | NDArray[np.float64],
+    cells: Sequence[object],
+    clusters: Sequence[object],
+    reduce: Reduce,
+    resamples: int,
+    seed: int,
+) -> NDArray[np.float64]:
+    """Return a statistic of cell means in each bootstrap resample of the clusters, ``[resamples]``.
+
+    Arguments as for :func:`bootstrap_interval`. NaN for fewer than two clusters.
+    """
+    cell_names, cell = np.unique(np.asarray([repr(key) for key in cells]), return_inverse=True)
+    cluster_names, cluster = np.unique(np.asarray([repr(key) for key in clusters]), return_inverse=True)
+    k, c = len(cluster_names), len(cell_names)
+    if k < 2:
+        return np.full(resamples, np.nan)
     flat = cluster * c + cell
     total = np.bincount(flat, weights=np.asarray(values, dtype=np.float64), minlength=k * c).reshape(k, c)
     count = np.bincount(flat, minlength=k * c).reshape(k, c).astype(np.float64)
@@ -113,7 +131,7 @@ def bootstrap_interval(
         with np.errstate(invalid="ignore", divide="ignore"):
             means = (weights @ total) / (weights @ count)
         statistics.append(reduce(means))
-    return quantile_ends(np.concatenate(statistics))
+    return np.concatenate(statistics)
 
 
 def quantile_ends(drawn: NDArray[np.float64]) -> tuple[float, float] | None:

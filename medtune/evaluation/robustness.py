@@ -20,7 +20,7 @@ from medtune.errors import ConfigError
 from medtune.evaluation.protocols.base import EvaluationProtocol, Verdict, question_meta
 from medtune.evaluation.protocols.conversation import user_turn
 from medtune.evaluation.result import Metric
-from medtune.evaluation.scoring import paired_difference, share_of, unread
+from medtune.evaluation.scoring import accuracy_drop, share_of, unread
 
 PROBES = ("swapped", "no_image", "options", "paraphrase")
 STAY = ("options", "paraphrase")
@@ -167,13 +167,6 @@ def _numbers(probe: str, pairs: Sequence[tuple[Verdict, Verdict]], resamples: in
             own, lambda verdict: verdict.correct, "share of right answers to the probe", resamples, seed,
             True if probe in STAY else None,
         ),
-        "drop": paired_difference(
-            [float(before.correct) - float(after.correct) for before, after in pairs],
-            [before.attribute for before, _ in pairs],
-            [before.images for before, _ in pairs],
-            "accuracy as asked minus that of the probe",
-            resamples,
-            seed,
-        ),
+        "drop": accuracy_drop(pairs, "accuracy as asked minus that of the probe", resamples, seed),
         "unread": unread(own, resamples, seed),
     }  # fmt: skip

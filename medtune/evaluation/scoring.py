@@ -134,6 +134,25 @@ def images_of_values(rows: Iterable[Verdict]) -> dict[str, int]:
     return {value: len(shown) for value, shown in images.items()}
 
 
+def accuracy_drop(pairs: Sequence[tuple[Verdict, Verdict]], definition: str, resamples: int, seed: int) -> Metric:
+    """Return the accuracy of the first verdicts minus that of the second, over attributes and paired by question.
+
+    Args:
+        pairs: Two verdicts on each question; its images are those of the first.
+        definition: Text in the results.
+        resamples: Number of bootstrap resamples.
+        seed: Seed of the resampling.
+    """
+    return paired_difference(
+        [float(first.correct) - float(second.correct) for first, second in pairs],
+        [first.attribute for first, _ in pairs],
+        [first.images for first, _ in pairs],
+        definition,
+        resamples,
+        seed,
+    )
+
+
 def swap_numbers(
     true: Sequence[Verdict], swapped: Sequence[Verdict], overall: Numbers, resamples: int, seed: int
 ) -> Numbers:
@@ -151,14 +170,7 @@ def swap_numbers(
     return {
         "accuracy_macro": overall["accuracy_macro"],
         "accuracy_micro": overall["accuracy_micro"],
-        "drop_macro": paired_difference(
-            [float(first.correct) - float(second.correct) for first, second in pairs],
-            [first.attribute for first, _ in pairs],
-            [first.images for first, _ in pairs],
-            "accuracy on true images minus on swapped ones",
-            resamples,
-            seed,
-        ),
+        "drop_macro": accuracy_drop(pairs, "accuracy on true images minus on swapped ones", resamples, seed),
         "answer_differs": share_of(swapped, lambda verdict: verdict.shown_differs, DIFFERS, resamples, seed, None),
     }
 

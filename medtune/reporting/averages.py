@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from medtune.data.folders import claim
 from medtune.data.writing import write_whole
 from medtune.errors import DataError
-from medtune.evaluation.metrics import drawn_weights, macro, quantile_ends
+from medtune.evaluation.metrics import drawn_statistic, macro, quantile_ends
 from medtune.reporting.comparison import mismatch
 from medtune.reporting.displays import displays
 from medtune.reporting.report import render_sections
@@ -197,7 +197,7 @@ def _of_statistic(
         if len(of_model) == len(tables):
             drawn = np.mean(
                 [
-                    _drawn(of.mean, of.cells(statistic), of.images, resamples, seed + place)
+                    drawn_statistic(of.mean, of.cells(statistic), of.images, macro, resamples, seed + place)
                     for place, of in enumerate(of_model.values())
                 ],
                 axis=0,
@@ -254,25 +254,6 @@ def _spread(of: _Answers, statistic: str) -> dict[str, Any]:
 def _value(right: NDArray[np.float64], cells: Sequence[str]) -> float:
     names = np.asarray(cells)
     return float(np.mean([right[names == name].mean() for name in np.unique(names)]))
-
-
-def _drawn(
-    right: NDArray[np.float64], cells: Sequence[str], images: Sequence[str], resamples: int, seed: int
-) -> NDArray[np.float64]:
-    """Return the mean over cells in each resample of the images, ``[resamples]``; NaN for fewer than two images."""
-    cell_names, cell = np.unique(np.asarray(cells), return_inverse=True)
-    image_names, image = np.unique(np.asarray(images), return_inverse=True)
-    shape = len(image_names), len(cell_names)
-    if shape[0] < 2:
-        return np.full(resamples, np.nan)
-    flat = image * shape[1] + cell
-    total = np.bincount(flat, weights=right, minlength=shape[0] * shape[1]).reshape(shape)
-    count = np.bincount(flat, minlength=shape[0] * shape[1]).reshape(shape).astype(np.float64)
-    drawn = []
-    for weights in drawn_weights(shape[0], resamples, seed):
-        with np.errstate(invalid="ignore", divide="ignore"):
-            drawn.append(macro((weights @ total) / (weights @ count)))
-    return np.concatenate(drawn)
 
 
 def _set_cell(spread: Mapping[str, Any] | None) -> Cell:
