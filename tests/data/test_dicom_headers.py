@@ -115,6 +115,37 @@ def test_no_message_and_no_log_holds_a_value_of_the_file(
     assert all(message.startswith(f"{WHERE}: the image a.dcm is") for message in said)
 
 
+@pytest.mark.parametrize("keyword", ["NumberOfFrames", "WindowCenter", "RescaleSlope"])
+@pytest.mark.filterwarnings("ignore:Invalid value:UserWarning")
+def test_a_text_in_the_place_of_a_number_is_not_logged(
+    tmp_path: Path, keyword: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """pydicom logs an element whose value does not fit its type, with the value."""
+    tag = pydicom.datadict.tag_for_keyword(keyword)
+    dataset = pydicom.dcmread(packaged("MR_small.dcm"))
+    dataset[tag] = pydicom.DataElement(tag, "LO", SECRET)
+    buffer = io.BytesIO()
+    dataset.save_as(buffer)
+    head = (tag >> 16).to_bytes(2, "little") + (tag & 0xFFFF).to_bytes(2, "little")
+    type_of_a_number = pydicom.datadict.dictionary_VR(tag).encode()
+    (tmp_path / "a.dcm").write_bytes(buffer.getvalue().replace(head + b"LO", head + type_of_a_number))
+    logging.getLogger("pydicom").setLevel(logging.NOTSET)
+    caplog.clear()
+    caplog.set_level(logging.DEBUG)
+    for message in [*both(tmp_path / "a.dcm"), caplog.text]:
+        assert "DOE" not in message
+
+
+def test_the_text_of_an_exception_of_pydicom_is_not_repeated(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object, **__: object) -> None:
+        raise ValueError(f"cannot read {SECRET}")
+
+    path = changed("MR_small.dcm", tmp_path / "a.dcm")
+    monkeypatch.setattr(pydicom, "dcmread", refuse)
+    for message in both(path):
+        assert "a.dcm is truncated or damaged (ValueError); replace it" in message and "DOE" not in message
+
+
 def test_a_frame_of_every_encoding() -> None:
     root = ImageRoot(FILES)
     for name, frames in (("SC_rgb_rle_2frame.dcm", 2), ("examples_ybr_color.dcm", 30)):

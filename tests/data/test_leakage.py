@@ -1,11 +1,14 @@
 """The leakage gate: what one split knows of another is counted, listed, and refused unless it is allowed by name."""
 
+import dataclasses
+import os
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 
+from medtune.data import picture_digests
 from medtune.data.images import ImageRoot
 from medtune.data.labels import Target
 from medtune.data.leakage import check_allowed, find_leaks, group_of, refuse, shown
@@ -62,6 +65,43 @@ def test_an_image_with_two_labels_is_found_also_within_a_split() -> None:
     assert leaks(rows, pixels(a=1, b=2, c=2)) == {}
 
 
+def test_a_file_with_two_classes_is_a_conflict_and_a_class_without_an_image_is_none() -> None:
+    twice = [labelled("train", "a.png"), labelled("train", "a.png", "b")]
+    assert leaks([shown("train", one) for one in twice], pixels(a=1)) == {"conflicting_labels": {"train-train": 1}}
+    blind = [dataclasses.replace(one, images=()) for one in twice]
+    assert leaks([shown("train", one) for one in blind], {}) == {}
+
+
+def test_labels_conflict_only_as_answers_to_the_same_question_or_in_the_same_set() -> None:
+    def answered(name: str, attribute: str, words: str, answer: str) -> Sample:
+        turns = (Message("user", words), Message("assistant", answer))
+        return Sample(name, (f"{name}.png",), turns, {"attribute": attribute, "answer": answer})
+
+    same = pixels(a=1, b=1)
+    first = answered("a", "size", "Is it?", "big")
+    for other, conflicts in (
+        (answered("b", "size", "Is it?", "small"), {"conflicting_labels": {"train-train": 1}}),
+        (answered("b", "size", "Was it?", "small"), {}),
+        (answered("b", "shape", "Is it?", "small"), {}),
+    ):
+        assert leaks([shown("train", one) for one in (first, other)], same) == conflicts
+    skin = Target("skin", "multi_class", ("a", "b"), (1,)).to_meta()
+    sets = [labelled("train", "a.png"), dataclasses.replace(labelled("train", "b.png", "b"), meta=skin)]
+    assert leaks([shown("train", one) for one in sets], same) == {}
+
+
+def test_a_conflict_between_files_of_two_splits_is_named_by_the_splits() -> None:
+    rows = [shown("train_reports", report_sample("1", ("a.png",), "round")),
+            shown("test_reports", report_sample("2", ("b.png",), "oval"))]  # fmt: skip
+    assert leaks(rows, pixels(a=1, b=1))["conflicting_labels"] == {"train-test": 1}
+
+
+def test_a_label_with_half_a_character_is_compared_too() -> None:
+    rows = [shown("train", report_sample(name, (f"{name}.png",), text)) for name, text in
+            (("a", "round \ud83d"), ("b", "round \ud83e"))]  # fmt: skip
+    assert leaks(rows, pixels(a=1, b=1)) == {"conflicting_labels": {"train-train": 1}}
+
+
 def test_two_reports_of_one_file_are_no_conflict_but_two_files_with_the_same_pixels_are() -> None:
     twice = [shown("train", report_sample(str(n), (name,), text)) for n, (name, text) in
              enumerate([("a.png", "round"), ("a.png", "oval"), ("b.png", "flat")])]  # fmt: skip
@@ -85,6 +125,19 @@ def test_a_patient_in_two_splits_is_found_by_any_usual_key_and_never_named() -> 
     assert leaks([shown("train", labelled("train", "a.png")), shown("test", labelled("test", "b.png"))], {}) == {}
 
 
+def test_a_patient_of_two_files_of_one_split_is_no_leak_and_an_empty_key_gives_way_to_the_next() -> None:
+    rows = [shown(split, labelled(split, f"{split}.png", patient="p")) for split in ("test", "test_reports")]
+    assert leaks(rows, {}) == {}
+    keyed = [Sample(split, (f"{split}.png",), (Message("assistant", "x"),), {"patient": "", "subject_id": "p"})
+             for split in ("train", "test")]  # fmt: skip
+    assert leaks([shown(one.id, one) for one in keyed], {}) == {"shared_patients": {"train-test": 1}}
+
+
+def test_samples_without_images_are_not_said_to_be_compared_by_names() -> None:
+    talk = Sample("t", (), (Message("user", "Q"), Message("assistant", "A")), {})
+    assert find_leaks([shown("train", talk)], {}).compared == "pixels"
+
+
 def test_similar_images_are_found_where_their_hashes_differ_in_few_bits() -> None:
     rows = [shown(split, labelled(split, f"{name}.png")) for split, name in
             (("train", "a"), ("test", "b"), ("test", "c"), ("val", "d"))]  # fmt: skip
@@ -93,6 +146,8 @@ def test_similar_images_are_found_where_their_hashes_differ_in_few_bits() -> Non
     assert leaks(rows, pictures, near=2)["similar_images"] == {"train-test": 1, "train-val": 1, "val-test": 1}
     assert leaks(rows, pictures, near=1)["similar_images"] == {"train-val": 1}
     assert leaks(rows, pictures) == {}
+    alike = {"a.png": Picture(b"1", 5), "b.png": Picture(b"1", 5)}
+    assert leaks(rows[:2], alike, near=2) == {"identical_images": {"train-test": 1}}, "not also as similar ones"
 
 
 def test_bands_find_every_close_pair_that_a_comparison_of_all_pairs_finds() -> None:
@@ -160,6 +215,59 @@ def test_an_image_is_read_once_and_again_only_if_its_file_changed(folder: Path, 
         path.write_bytes(path.read_bytes()[:-1])
     assert digests(folder, tmp_path / "cache").of(names) == second, "a damaged file is the same as none"
     assert len(loads) == 7
+
+
+def test_an_image_that_got_damaged_is_left_out_although_its_digest_was_kept(folder: Path, tmp_path: Path) -> None:
+    assert len(digests(folder, tmp_path / "cache").of(["a.png", "b.png"])) == 2
+    (folder / "b.png").write_bytes(b"no image")
+    assert digests(folder, tmp_path / "cache").of(["a.png", "b.png"]).keys() == {"a.png"}
+
+
+def test_digests_of_other_code_or_of_another_root_are_not_used(folder: Path, tmp_path: Path, monkeypatch) -> None:
+    cache, names = tmp_path / "cache", ["a.bmp"]
+    roots = [tmp_path / side / "images" for side in "lr"]
+    for root, seed in zip(roots, (1, 2), strict=True):  # files of the same name, size and time
+        root.mkdir(parents=True)
+        drawn(seed).save(root / "a.bmp")
+        os.utime(root / "a.bmp", (1, 1))
+    digests(roots[0], cache).of(names)
+    assert digests(roots[1], cache).of(names)["a.bmp"] == picture(drawn(2))
+    assert digests(roots[0], cache).unread(names) == digests(roots[1], cache).unread(names) == 0
+    left, right = (digests(root, cache)._path for root in roots)
+    right.write_bytes(left.read_bytes())
+    assert digests(roots[1], cache).unread(names) == 1, "the file says whose digests it holds"
+    monkeypatch.setattr(picture_digests, "_CODE", ("images.py",))
+    assert digests(roots[0], cache).unread(names) == 1
+
+
+def test_only_the_digests_that_were_used_last_are_kept(tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setattr(picture_digests, "KEPT_FILES", 2)
+    cache, kept = tmp_path / "cache", []
+    for number in range(3):
+        root = tmp_path / f"root{number}"
+        root.mkdir()
+        drawn(number).save(root / "a.png")
+        digests(root, cache).of(["a.png"])
+        kept.append(digests(root, cache)._path)
+        if number < 2:
+            os.utime(kept[-1], (number, number))
+    assert [path.exists() for path in kept] == [False, True, True]
+
+
+def test_digests_that_cannot_be_kept_are_returned_all_the_same(folder: Path, tmp_path: Path, monkeypatch) -> None:
+    def full(*_: object, **__: object) -> None:
+        raise DataError("no space left")
+
+    (tmp_path / "file").touch()
+    assert digests(folder, tmp_path / "file" / "cache").of(["a.png"]) == {"a.png": picture(drawn(1))}
+    monkeypatch.setattr(picture_digests, "write_files", full)
+    assert digests(folder, tmp_path / "cache").of(["a.png"]) == {"a.png": picture(drawn(1))}
+
+
+def test_the_last_block_of_images_may_be_smaller(folder: Path, monkeypatch) -> None:
+    monkeypatch.setattr(picture_digests, "_BLOCK", 2)
+    names = ["a.png", "b.png", "c.png"]
+    assert list(digests(folder, None).of(names)) == names  # type: ignore[arg-type]
 
 
 def test_hashes_of_the_look_are_added_to_digests_that_were_kept_without(folder: Path, tmp_path: Path) -> None:

@@ -31,14 +31,14 @@ def whole(names: tuple[str, ...] = ("a.png", "b.png"), format: int = tarfile.UST
     return buffer.getvalue()
 
 
-def with_size(data: bytes, field: bytes, kind: bytes | None = None) -> bytes:
-    """Write another size (and type) into the first header, with a right checksum."""
-    header = bytearray(data[:512])
+def with_size(data: bytes, field: bytes, kind: bytes | None = None, at: int = 0) -> bytes:
+    """Write another size (and type) into the header at a byte, with a right checksum."""
+    header = bytearray(data[at : at + 512])
     header[124:136] = field
     header[156:157] = kind or header[156:157]
     header[148:156] = b" " * 8
     header[148:156] = b"%06o\0 " % sum(header)
-    return bytes(header) + data[512:]
+    return data[:at] + bytes(header) + data[at + 512 :]
 
 
 NEGATIVE = b"\xff" * 11 + b"\x00"  # base 256: -256
@@ -66,6 +66,25 @@ def test_a_member_of_impossible_size(tmp_path: Path, field: bytes, kind: bytes) 
         assert kind in (b"5", b"S")
         with suppress(DataError):
             assert root.size("b.png", "w") == (3, 2)
+
+
+def test_a_sparse_member_that_leads_back_to_an_earlier_one(tmp_path: Path) -> None:
+    """The size of its data is negative, and that of the file which it stands for is not; each member takes 1024 bytes."""
+    back = (-1536).to_bytes(12, "big", signed=True)  # from the data of the third member to the header of the second
+    (tmp_path / "a.tar").write_bytes(with_size(whole(("a.png", "b.png", "c.png")), back, b"S", at=2048))
+    with pytest.raises(DataError, match="is not a plain tar file"):
+        ImageRoot(tmp_path / "a.tar")
+
+
+def test_an_extended_header_that_makes_a_member_larger_than_the_file(tmp_path: Path) -> None:
+    """This key changes the size alone: the next header is where it was, so reading goes on as if nothing were wrong."""
+    with tarfile.open(tmp_path / "a.tar", "w", format=tarfile.PAX_FORMAT) as archive:
+        for name in ("a.png", "b.png"):
+            member = tarfile.TarInfo(name)
+            member.size, member.pax_headers = len(picture()), {"GNU.sparse.realsize": "1000000"}
+            archive.addfile(member, io.BytesIO(picture()))
+    with pytest.raises(DataError, match="is not a plain tar file"):
+        ImageRoot(tmp_path / "a.tar")
 
 
 @pytest.mark.parametrize("share", [0.2, 0.5, 0.75])

@@ -1,18 +1,20 @@
 """The robustness card on models of known behaviour: one that looks, one that picks a position, one that is blind."""
 
+import dataclasses
 import json
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
+from medtune.data.sample import Message
 from medtune.errors import ConfigError
 from medtune.evaluation.asked import Asked, what_was_asked
 from medtune.evaluation.evaluation import evaluate, metric_rows
 from medtune.evaluation.prediction import Prediction
-from medtune.evaluation.protocols.base import Query
-from medtune.evaluation.protocols.registry import plan_queries
-from medtune.evaluation.robustness import PROBES, chosen_probes, probed
+from medtune.evaluation.protocols.base import Query, Verdict
+from medtune.evaluation.protocols.registry import build_protocols, plan_queries
+from medtune.evaluation.robustness import PROBES, chosen_probes, probed, robustness_card, robustness_rows
 from medtune.reporting.robustness import robustness_sections
 from medtune.reporting.runs import Run
 from tests.evaluation.classes import CHEST, MAJORITY, class_questions
@@ -145,6 +147,69 @@ def test_a_paraphrase_of_the_data_is_asked_in_place_of_a_made_one() -> None:
     free = type(free)("f", free.images, (type(free.messages[0])("user", "<image> Name it."),), free.meta)
     assert "Name it." in probed(free, "paraphrase", 0).messages[0].content
     assert probed(free, "no_image", 0).images == () and "<image>" not in probed(free, "no_image", 0).messages[0].content
+
+
+def test_options_are_moved_by_more_than_one_place_too() -> None:
+    orders = {tuple(probed(one, "options", 0).meta["option_order"]) for one in questions()}
+    assert orders == {("round", "spindle", "oval"), ("spindle", "oval", "round")}
+
+
+def test_paraphrases_of_the_data_that_are_no_texts_are_passed_over() -> None:
+    plain = questions(1)[0]
+    some, none = (dataclasses.replace(plain, meta={**plain.meta, "paraphrases": given})
+                  for given in ([5, " ", "Which form?"], [5, " "]))  # fmt: skip
+    assert {probed(some, "paraphrase", seed).messages[0].content for seed in range(9)} == {"Which form?"}
+    assert probed(none, "paraphrase", 0).messages == probed(plain, "paraphrase", 0).messages
+
+
+def test_a_row_without_a_question_is_asked_about_its_attribute() -> None:
+    plain = questions(1)[0]
+    bare = dataclasses.replace(plain, messages=plain.messages[1:])
+    asked = probed(bare, "paraphrase", 0).messages
+    assert [turn.role for turn in asked] == ["user", "assistant"]
+    assert asked[0] == probed(plain, "paraphrase", 0).messages[0] and "cell shape" in asked[0].content
+    assert probed(bare, "no_image", 0).messages == (Message("user", ""), *bare.messages)
+
+
+def verdict(sample: int, predicted: str | None, probe: str = "", differs: bool = True) -> Verdict:
+    """An answer about an image of its own; the gold value of all is oval, and swapped questions show image 0."""
+    name, swapped = f"q{sample}", probe == "swapped"
+    shown = {"swapped": ("0.png",), "no_image": ()}.get(probe, (f"{sample}.png",))
+    return Verdict(
+        f"{name}/{probe}", "multiple_choice", name, "cell shape", shown, "oval", predicted, True, swapped,
+        shown_differs=swapped and differs, probe="" if swapped else probe,
+    )  # fmt: skip
+
+
+def numbers_of(verdicts: list[Verdict], probe: str) -> dict:
+    protocols = build_protocols(["multiple_choice"])
+    return robustness_card(verdicts, [probe], protocols, resamples=200)["multiple_choice"][probe]
+
+
+def test_a_swap_to_an_image_with_the_same_answer_is_no_chance_to_change_it() -> None:
+    asked = [verdict(n, "oval") for n in range(4)]
+    after = [verdict(n, "round" if n < 2 else "oval", "swapped", differs=n < 3) for n in range(4)]
+    numbers = numbers_of([*asked, *after], "swapped")
+    assert numbers["flip_rate"].n == 3 and numbers["flip_rate"].value == pytest.approx(2 / 3)
+    assert numbers["accuracy"].n == 4 and numbers["accuracy"].value == 0.5
+
+
+@pytest.mark.parametrize(("probe", "better"), [("swapped", None), ("no_image", None), ("options", True)])
+def test_intervals_of_probes_are_over_the_images_of_the_questions(probe: str, better: bool | None) -> None:
+    asked = [verdict(n, "oval") for n in range(20)]
+    after = [verdict(n, ["oval", "round"][n % 2], probe) for n in range(20)]
+    accuracy = numbers_of([*asked, *after], probe)["accuracy"]
+    assert accuracy.higher_is_better is better
+    assert accuracy.interval is not None and 0.1 < accuracy.interval[1] - accuracy.interval[0] < 0.6
+
+
+def test_rows_of_the_card_hold_what_was_read_and_whether_it_changed() -> None:
+    given = [verdict(0, None), verdict(0, "round", "paraphrase"), verdict(1, "round"), verdict(1, None, "swapped"),
+             verdict(2, "round"), verdict(2, "round", "no_image"), verdict(3, "oval", "no_image")]  # fmt: skip
+    rows = robustness_rows(given)
+    assert [(row["probe"], row["before"], row["after"], row["flipped"]) for row in rows] == [
+        ("paraphrase", "", "round", 1), ("swapped", "round", "", 1), ("no_image", "round", "round", 0)
+    ]  # fmt: skip
 
 
 def test_classification_and_multi_label_sets_have_a_card_too() -> None:
