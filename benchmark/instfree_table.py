@@ -10,13 +10,16 @@ of the sweep.
 """
 
 import argparse
-import json
 import statistics
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
+
+sys.path.append(str(Path(__file__).resolve().parent))
+
+from paper_tables import estimate, heading, line, over_seeds, percent, write
 
 from medtune.config import load_config
 from medtune.errors import DataError, MedtuneError
@@ -240,14 +243,13 @@ def markdown(result: dict[str, Any]) -> str:
         f"n = {result['n']['questions']:,} questions. Percent, mean ± standard deviation over seeds. Letters, yes/no: "
         f"over questions. Retention: of {', '.join(result['retention_of']) or 'nothing'}. Paper: letters, 11B.",
         "",
-        "| model | seeds | " + " | ".join(COLUMNS[name] for name in names) + " | paper |",
-        "|---|---|" + "---|" * (len(names) + 1),
+        *heading(["model", "seeds", *(COLUMNS[name] for name in names), "paper"]),
     ]
     for row in result["models"].values():
-        cells = [_spread_text(row["measures"][name]) for name in names]
-        seeds = row["measures"][names[0]]["seeds"]
-        paper = _percent(row["paper"]["accuracy"], row["paper"]["deviation"], unit=1.0)
-        lines.append(f"| {row['title']} | {seeds} | " + " | ".join(cells) + f" | {paper} |")
+        cells = [over_seeds(row["measures"][name]) for name in names]
+        seeds = str(row["measures"][names[0]]["seeds"])
+        paper = percent(row["paper"]["accuracy"], row["paper"]["deviation"], unit=1.0)
+        lines.append(line([row["title"], seeds, *cells, paper]))
     for kind, title in (("majority", "majority of training"), ("chance", "chance")):
         cells = [_baseline_text(result["baselines"], name, kind) for name in names]
         lines.append(f"| {title} | | " + " | ".join(cells) + " | |")
@@ -267,32 +269,13 @@ def _differences_text(result: dict[str, Any], reference: str, names: list[str]) 
     if not rows:
         return []
     title = result["models"][reference]["title"]
-    head = [f"| minus {title} | " + " | ".join(COLUMNS[name] for name in names) + " |"]
-    body = [
-        f"| {name} | " + " | ".join(_difference_text(numbers[one]) for one in names) + " |"
-        for name, numbers in rows.items()
-    ]
-    return ["", *head, "|---|" + "---|" * len(names), *body]
-
-
-def _percent(mean: float | None, deviation: float | None, unit: float = 100.0) -> str:
-    if mean is None:
-        return ""
-    return f"{unit * mean:.1f}" + ("" if deviation is None else f" ± {unit * deviation:.1f}")
-
-
-def _spread_text(one: dict[str, Any]) -> str:
-    return _percent(one["mean"], one["deviation"])
-
-
-def _difference_text(one: dict[str, Any]) -> str:
-    low, high = one["interval"]
-    return f"{100 * one['value']:+.1f} [{100 * low:+.1f}, {100 * high:+.1f}]"
+    body = [line([name, *(estimate(numbers[one], "+") for one in names)]) for name, numbers in rows.items()]
+    return ["", *heading([f"minus {title}", *(COLUMNS[name] for name in names)]), *body]
 
 
 def _baseline_text(baselines: dict[str, dict[str, float]], name: str, kind: str) -> str:
     task, _, metric = name.partition("/")
-    return _percent(baselines[task][metric.replace("accuracy", kind)], None) if metric else ""
+    return percent(baselines[task][metric.replace("accuracy", kind)]) if metric else ""
 
 
 def prepare(config: SweepConfig) -> None:
@@ -341,8 +324,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "sweep": SWEEP,
         **result,
     }
-    options.out.parent.mkdir(parents=True, exist_ok=True)
-    options.out.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+    write(options.out, result)
     print(markdown(result))
     return 0
 

@@ -14,6 +14,10 @@ import sys
 from pathlib import Path
 from typing import Any
 
+sys.path.append(str(Path(__file__).resolve().parent))
+
+from paper_tables import estimate, heading, line
+
 from medtune.data.writing import json_bytes, write_whole
 from medtune.datasets.vqa import prepare_vqa_rad
 from medtune.errors import DataError, MedtuneError
@@ -102,18 +106,12 @@ def _read(path: Path) -> list[dict[str, Any]]:
 def markdown(result: dict[str, Any]) -> str:
     """Return the table: a row for each model, percent with 95% intervals, then n."""
     models = result["models"]
-    lines = [f"| answers | {' | '.join(COLUMNS.values())} |", "|---|" + "---|" * len(COLUMNS)]
+    lines = heading(["answers", *COLUMNS.values()])
     for name, model in models.items():
-        cells = [_cell(model["overall"][key]) for key in COLUMNS]
-        lines.append(f"| {name} | {' | '.join(cells)} |")
+        lines.append(line([name, *(estimate(model["overall"][key]) for key in COLUMNS)]))
     first = next(iter(models.values()))["overall"]
-    lines.append(f"| n | {' | '.join(str(first[key]['n']) for key in COLUMNS)} |")
+    lines.append(line(["n", *(str(first[key]["n"]) for key in COLUMNS)]))
     return "\n".join(lines)
-
-
-def _cell(number: dict[str, Any]) -> str:
-    low, high = number["interval"]
-    return f"{100 * number['value']:.1f} [{100 * low:.1f}, {100 * high:.1f}]"
 
 
 if __name__ == "__main__":

@@ -17,6 +17,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+sys.path.append(str(Path(__file__).resolve().parent))
+
+from paper_tables import estimate, heading, line, over_seeds, scored, write
+
 from medtune.config import load_config
 from medtune.data.sample import Message
 from medtune.errors import DataError, MedtuneError
@@ -104,10 +108,7 @@ def table(config: SweepConfig) -> dict[str, Any]:
     """
     every = chains(config)
     rows = [row for chain in every for row in rows_of(config, chain)]
-    missing = sorted({str(row.folder) for row in rows if not (row.folder / "results.json").is_file()})
-    if missing:
-        raise DataError(f"not scored yet: {', '.join(missing)}; start without --collect-only.")
-    results = [json.loads((row.folder / "results.json").read_text(encoding="utf-8")) for row in rows]
+    results = scored(rows)
     runs = {(chain.variant.name, chain.seed): chain for chain in every}
     pairs = {seed: _paired(runs[BASE, seed], runs[TUNED, seed]) for seed in config.seeds}
     truth = Path(config.prepared_dir) / "test_reports.jsonl"
@@ -139,32 +140,17 @@ def _judged(folder: Path) -> dict[str, Any]:
 
 def markdown(result: dict[str, Any]) -> str:
     """Two Markdown tables, in percent: both models' numbers, and win rates."""
-    lines = [_line(["model", "seeds", *COLUMNS.values()]), "|---" * (len(COLUMNS) + 2) + "|"]
+    lines = heading(["model", "seeds", *COLUMNS.values()])
     for title, numbers in result["rows"].items():
         seeds = str(numbers["open/accuracy_macro"]["seeds"])
-        lines.append(_line([title, seeds, *(_spread(numbers.get(name)) for name in COLUMNS)]))
+        lines.append(line([title, seeds, *(over_seeds(numbers.get(name)) for name in COLUMNS)]))
     for title, one in result["differences"].items():
-        lines += ["", *(f"{title}, {task}: {_interval(one[task])}" for task in (TASK, "vqa") if task in one)]
-    lines += ["", _line(["judge's noise", "win rate", "wins, ties, losses"]), "|---|---|---|"]
+        lines += ["", *(f"{title}, {task}: {estimate(one[task])}" for task in (TASK, "vqa") if task in one)]
+    lines += ["", *heading(["judge's noise", "win rate", "wins, ties, losses"])]
     for name, one in result["win_rate"].items():
         counts = ", ".join(str(one[key]) for key in ("wins", "ties", "losses"))
-        lines.append(_line([name, _interval(one), counts]))
+        lines.append(line([name, estimate(one), counts]))
     return "\n".join(lines)
-
-
-def _line(cells: Sequence[str]) -> str:
-    return f"| {' | '.join(cells)} |"
-
-
-def _spread(one: dict[str, Any] | None) -> str:
-    if one is None:
-        return ""
-    return f"{100 * one['mean']:.1f}" + ("" if one["deviation"] is None else f" ± {100 * one['deviation']:.1f}")
-
-
-def _interval(one: Mapping[str, Any]) -> str:
-    ends = one["interval"]
-    return f"{100 * one['value']:.1f}" + ("" if ends is None else f" [{100 * ends[0]:.1f}, {100 * ends[1]:.1f}]")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -183,8 +169,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"{type(error).__name__}: {error}", file=sys.stderr)
         return 2
     result = {**stamp("benchmark/stllava_table.py", arguments or sys.argv[1:]), "sweep": SWEEP, **result}
-    options.out.parent.mkdir(parents=True, exist_ok=True)
-    options.out.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+    write(options.out, result)
     print(markdown(result))
     return 0
 

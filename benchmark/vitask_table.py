@@ -10,14 +10,17 @@ arguments override keys of the sweep.
 """
 
 import argparse
-import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+sys.path.append(str(Path(__file__).resolve().parent))
+
+from paper_tables import estimate, heading, line, over_seeds, percent, scored, write
+
 from medtune.config import load_config
-from medtune.errors import DataError, MedtuneError
+from medtune.errors import MedtuneError
 from medtune.evaluation.provenance import stamp
 from medtune.sweep.config import SweepConfig, chains, row_title, rows_of
 from medtune.sweep.report import seed_differences, seeds_table
@@ -63,11 +66,8 @@ def table(config: SweepConfig) -> dict[str, Any]:
         DataError: If a row has not been scored.
     """
     rows = [row for chain in chains(config) for row in rows_of(config, chain)]
-    missing = sorted({str(row.folder) for row in rows if not (row.folder / "results.json").is_file()})
-    if missing:
-        raise DataError(f"not scored yet: {', '.join(missing)}; start without --collect-only.")
     titles = [row_title(row.chain.variant, row.ask) for row in rows]
-    results = [json.loads((row.folder / "results.json").read_text(encoding="utf-8")) for row in rows]
+    results = scored(rows)
     first = results[0]
     return {
         "rows": seeds_table(rows),
@@ -95,45 +95,23 @@ def markdown(result: dict[str, Any]) -> str:
     lines = [
         f"n = {sum(counts.values()):,} images ({held}). Percent, mean over sets, ± deviation over seeds.",
         "",
-        *_heading(["model", "seeds", *COLUMNS.values()]),
+        *heading(["model", "seeds", *COLUMNS.values()]),
     ]
     for title, numbers in rows.items():
         seeds = str(numbers["classification/accuracy_macro"]["seeds"])
-        lines.append(_line([title, seeds, *(_spread(numbers.get(name)) for name in COLUMNS)]))
-    baseline = [f"{100 * majority[name]:.1f}" for name in ("majority_macro", "majority_f1_macro")]
-    lines.append(_line(["majority of training", "", *baseline, "", ""]))
+        lines.append(line([title, seeds, *(over_seeds(numbers.get(name)) for name in COLUMNS)]))
+    baseline = [percent(majority[name]) for name in ("majority_macro", "majority_f1_macro")]
+    lines.append(line(["majority of training", "", *baseline, "", ""]))
     keys = {f"{one}/{what}": f"{one}, {title}" for one in counts for what, title in OF_SETS.items()}
-    lines += ["", *_heading(["model", *keys.values()])]
+    lines += ["", *heading(["model", *keys.values()])]
     for title, numbers in rows.items():
-        lines.append(_line([title, *(_spread(numbers.get(f"classification/{key}")) for key in keys)]))
+        lines.append(line([title, *(over_seeds(numbers.get(f"classification/{key}")) for key in keys)]))
     for base, differences in result["differences"].items():
-        lines += ["", *_heading([f"minus {base}", "accuracy", "macro-F1"])]
+        lines += ["", *heading([f"minus {base}", "accuracy", "macro-F1"])]
         for title, one in differences.items():
             number = one["classification"]
-            lines.append(_line([title, _difference(number), _difference(number["f1_macro"])]))
+            lines.append(line([title, estimate(number, "+"), estimate(number["f1_macro"], "+")]))
     return "\n".join(lines)
-
-
-def _heading(cells: Sequence[str]) -> list[str]:
-    return [_line(cells), "|---" * len(cells) + "|"]
-
-
-def _line(cells: Sequence[str]) -> str:
-    return f"| {' | '.join(cells)} |"
-
-
-def _spread(one: dict[str, Any] | None) -> str:
-    if one is None:
-        return ""
-    return f"{100 * one['mean']:.1f}" + ("" if one["deviation"] is None else f" ± {100 * one['deviation']:.1f}")
-
-
-def _difference(one: dict[str, Any]) -> str:
-    value = f"{100 * one['value']:+.1f}"
-    if one["interval"] is None:  # a class has too few images for one
-        return value
-    low, high = one["interval"]
-    return f"{value} [{100 * low:+.1f}, {100 * high:+.1f}]"
 
 
 def parse(arguments: Sequence[str] | None) -> tuple[argparse.Namespace, SweepConfig]:
@@ -162,8 +140,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "sweep": options.sweep,
         **result,
     }
-    options.out.parent.mkdir(parents=True, exist_ok=True)
-    options.out.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+    write(options.out, result)
     print(markdown(result))
     return 0
 

@@ -5,7 +5,8 @@ import multiprocessing
 import os
 import signal
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
@@ -103,12 +104,17 @@ def launch(
     children = [context.Process(target=_child, args=(config, rank, world, port, harm)) for rank in range(world)]
     for child in children:
         child.start()
+    return [code or 0 for code in ended(children, kill_after if kill_after is not None else 240)]
+
+
+def ended(children: Sequence[BaseProcess], seconds: float = 120) -> list[int | None]:
+    """Exit codes, negative for a signal; a process that still runs after so many seconds is killed."""
     for child in children:
-        child.join(kill_after if kill_after is not None else 240)
+        child.join(seconds)
         if child.is_alive():
             child.kill()
             child.join()
-    return [child.exitcode or 0 for child in children]
+    return [child.exitcode for child in children]
 
 
 def _child(config: TrainConfig, rank: int, world: int, port: int, harm: Callable[[], None] | None) -> None:

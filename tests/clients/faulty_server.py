@@ -1,13 +1,12 @@
 """A real HTTP server on loopback whose replies to chat requests are written out one by one."""
 
 import json
-import threading
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
+
+from tests.loopback import LoopbackHandler, LoopbackServer, serving
 
 GOOD = {
     "id": "x",
@@ -41,7 +40,7 @@ class Reply:
 
 
 @dataclass
-class FaultyServer:
+class FaultyServer(LoopbackServer):
     """What it says, and what it was asked.
 
     Attributes:
@@ -52,11 +51,9 @@ class FaultyServer:
     """
 
     replies: list[Reply]
-    url: str = ""
     bodies: list[dict] = field(default_factory=list)
     headers: list[dict[str, str]] = field(default_factory=list)
     times: list[float] = field(default_factory=list)
-    lock: threading.Lock = field(default_factory=threading.Lock)
 
     def take(self, body: dict, headers: dict[str, str]) -> Reply:
         """The next reply."""
@@ -67,50 +64,28 @@ class FaultyServer:
             return self.replies[min(len(self.bodies), len(self.replies)) - 1]
 
 
-@contextmanager
-def serve(*replies: Reply) -> Iterator[FaultyServer]:
+def serve(*replies: Reply) -> AbstractContextManager[FaultyServer]:
     """Run a server in threads for the length of a block."""
     told = FaultyServer(list(replies) or [Reply()])
-    server = ThreadingHTTPServer(("127.0.0.1", 0), _handler(told))
-    told.url = f"http://127.0.0.1:{server.server_port}/v1"
-    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True)
-    thread.start()
-    try:
-        yield told
-    finally:
-        server.shutdown()
-        server.server_close()
-        thread.join()
+    return serving(told, _handler(told))
 
 
-def _handler(told: FaultyServer) -> type[BaseHTTPRequestHandler]:
-    class Handler(BaseHTTPRequestHandler):
-        protocol_version = "HTTP/1.1"
-
+def _handler(told: FaultyServer) -> type[LoopbackHandler]:
+    class Handler(LoopbackHandler):
         def do_POST(self) -> None:
-            body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+            body = self.read_json()
             headers = {name.lower(): value for name, value in self.headers.items()}
             reply = told.take(body, headers)
             time.sleep(reply.wait)
-            more, content = dict(reply.headers), reply.body
+            more, content = {"Content-Type": "application/json", **reply.headers}, reply.body
             if reply.echo:
                 words = f"{headers['authorization']} {json.dumps(body['messages'])}"
                 key = headers["authorization"].removeprefix("Bearer ")
                 content = {"error": {"message": words, "type": key, "code": key, "param": words}}
                 more["x-request-id"] = key
             raw = content if isinstance(content, bytes) else json.dumps(content).encode()
-            self.send_response(reply.status, more.pop("reason", None))
-            for name, value in {"Content-Type": "application/json", **more}.items():
-                self.send_header(name, value)
-            self.send_header("Content-Length", str(len(raw) + reply.missing))
-            self.end_headers()
-            try:
-                self.wfile.write(raw)
-            except OSError:  # the client has given up waiting
-                pass
+            reason = more.pop("reason", None)
+            self.send(reply.status, raw, more, reason, reply.missing)
             self.close_connection = bool(reply.missing)
-
-        def log_message(self, format: str, *args: object) -> None:
-            pass
 
     return Handler

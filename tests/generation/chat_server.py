@@ -3,22 +3,21 @@
 import base64
 import io
 import json
-import threading
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
 import numpy as np
 from PIL import Image
 
+from tests.loopback import LoopbackHandler, LoopbackServer, serving
+
 MODEL = "tiny-vlm"
 
 
 @dataclass
-class ChatServer:
+class ChatServer(LoopbackServer):
     """What it was told to do, and what it saw.
 
     Attributes:
@@ -27,13 +26,11 @@ class ChatServer:
         status: If set, each chat request gets this status.
         page, page_type: If set, what is sent for everything.
         models: Names on the list of models; None for a server without the list.
-        url: Its address.
         say: If set, the answer to everything.
         bodies: Bodies of the chat requests that were answered.
         heads: Authorization headers of all requests.
         attempts: Number of chat requests.
         failed: Number of requests that were failed on purpose.
-        running, most: Requests in flight now, and the most there were at once.
     """
 
     fail_every: int = 0
@@ -43,15 +40,11 @@ class ChatServer:
     page: bytes | None = None
     page_type: str = "text/html"
     models: tuple[str, ...] | None = (MODEL,)
-    url: str = ""
     say: str | None = None
     bodies: list[dict] = field(default_factory=list)
     heads: list[str | None] = field(default_factory=list)
     attempts: int = 0
     failed: int = 0
-    running: int = 0
-    most: int = 0
-    lock: threading.Lock = field(default_factory=threading.Lock)
 
     def reply(self, body: dict) -> tuple[int, dict]:
         """Status and body of the answer to one chat request."""
@@ -104,26 +97,14 @@ def answer_to(body: dict) -> str:
     return f"pixels {total} prompt {len(prompt_of(body))} done"
 
 
-@contextmanager
-def serve(**options: Any) -> Iterator[ChatServer]:
+def serve(**options: Any) -> AbstractContextManager[ChatServer]:
     """Run a server in threads for the length of a block."""
     told = ChatServer(**options)
-    server = ThreadingHTTPServer(("127.0.0.1", 0), _handler(told))
-    told.url = f"http://127.0.0.1:{server.server_port}/v1"
-    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True)
-    thread.start()
-    try:
-        yield told
-    finally:
-        server.shutdown()
-        server.server_close()
-        thread.join()
+    return serving(told, _handler(told))
 
 
-def _handler(told: ChatServer) -> type[BaseHTTPRequestHandler]:
-    class Handler(BaseHTTPRequestHandler):
-        protocol_version = "HTTP/1.1"
-
+def _handler(told: ChatServer) -> type[LoopbackHandler]:
+    class Handler(LoopbackHandler):
         def do_GET(self) -> None:
             told.heads.append(self.headers["Authorization"])
             assert self.path == "/v1/models"
@@ -136,31 +117,15 @@ def _handler(told: ChatServer) -> type[BaseHTTPRequestHandler]:
         def do_POST(self) -> None:
             assert self.path == "/v1/chat/completions"
             told.heads.append(self.headers["Authorization"])
-            body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-            with told.lock:
-                told.running += 1
-                told.most = max(told.most, told.running)
-            try:
+            body = self.read_json()
+            with told.in_flight():
                 self._send(*told.reply(body))
-            finally:
-                with told.lock:
-                    told.running -= 1
 
         def _send(self, status: int, body: dict) -> None:
-            raw = told.page or json.dumps(body).encode()
-            self.send_response(status)
-            self.send_header("Content-Type", told.page_type if told.page else "application/json")
-            self.send_header("Content-Length", str(len(raw)))
-            self.send_header("retry-after-ms", "1")  # the client's pauses, made short
+            headers = {"Content-Type": told.page_type if told.page else "application/json"}
+            headers["retry-after-ms"] = "1"  # the client's pauses, made short
             if status in (307, 308):
-                self.send_header("Location", "http://127.0.0.1:9/v1/chat/completions")
-            self.end_headers()
-            try:
-                self.wfile.write(raw)
-            except OSError:  # the client has given up waiting
-                self.close_connection = True
-
-        def log_message(self, format: str, *args: object) -> None:
-            pass
+                headers["Location"] = "http://127.0.0.1:9/v1/chat/completions"
+            self.send(status, told.page or json.dumps(body).encode(), headers)
 
     return Handler

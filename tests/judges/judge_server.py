@@ -5,18 +5,17 @@ import io
 import json
 import random
 import re
-import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
 from PIL import Image
 
 from medtune.clients.messages import pixels_sha256
+from tests.loopback import LoopbackHandler, LoopbackServer, serving
 
 MODEL = "rule"
 FAULTS = ("429", "500", "timeout", "half")
@@ -30,7 +29,7 @@ def fewer_letters(question: str, first: str, second: str) -> str:
 
 
 @dataclass
-class JudgeServer:
+class JudgeServer(LoopbackServer):
     """What it is told, and what it saw.
 
     Attributes:
@@ -39,13 +38,11 @@ class JudgeServer:
         foreign: Share of the requests that are answered in another language.
         hang: Seconds that a request takes which times out.
         on_request: Called with the number of a chat request before it is answered.
-        url: Its address.
         asked: How often each (question, first answer) was answered with status 200 and a whole body.
         failed: Kinds of failures that were sent.
         images: SHA-256 of the pixels of each image that came, in order.
         bodies: Bodies of all chat requests.
         authorizations: Of all chat requests.
-        running, most: Requests in flight now, and the most there were at once.
     """
 
     say: Callable[[str, str, str], str] = fewer_letters
@@ -54,16 +51,12 @@ class JudgeServer:
     hang: float = 0.0
     delay: float = 0.0
     on_request: Callable[[int], None] | None = None
-    url: str = ""
     asked: Counter = field(default_factory=Counter)
     failed: Counter = field(default_factory=Counter)
     images: list[str] = field(default_factory=list)
     bodies: list[dict] = field(default_factory=list)
     authorizations: list[str | None] = field(default_factory=list)
-    running: int = 0
-    most: int = 0
     rng: random.Random = field(default_factory=lambda: random.Random(0))
-    lock: threading.Lock = field(default_factory=threading.Lock)
 
     def reply(self, body: dict) -> tuple[int, bytes]:
         """Status and body for one chat request; a body of no bytes is for one that hangs."""
@@ -109,54 +102,26 @@ def decoded(uri: str) -> str:
     return pixels_sha256(image)
 
 
-@contextmanager
-def serve(**options: Any) -> Iterator[JudgeServer]:
+def serve(**options: Any) -> AbstractContextManager[JudgeServer]:
     """Run a server in threads for the length of a block."""
     told = JudgeServer(**options)
-    server = ThreadingHTTPServer(("127.0.0.1", 0), _handler(told))
-    server.daemon_threads = True
-    told.url = f"http://127.0.0.1:{server.server_port}/v1"
-    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True)
-    thread.start()
-    try:
-        yield told
-    finally:
-        server.shutdown()
-        server.server_close()
-        thread.join()
+    return serving(told, _handler(told))
 
 
-def _handler(told: JudgeServer) -> type[BaseHTTPRequestHandler]:
-    class Handler(BaseHTTPRequestHandler):
-        protocol_version = "HTTP/1.1"
-
+def _handler(told: JudgeServer) -> type[LoopbackHandler]:
+    class Handler(LoopbackHandler):
         def do_GET(self) -> None:
             self._send(200, json.dumps({"object": "list", "data": [{"id": MODEL}]}).encode())
 
         def do_POST(self) -> None:
-            body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+            body = self.read_json()
             with told.lock:
                 told.authorizations.append(self.headers["Authorization"])
-                told.running += 1
-                told.most = max(told.most, told.running)
-            try:
+            with told.in_flight():
                 self._send(*told.reply(body))
-            finally:
-                with told.lock:
-                    told.running -= 1
 
         def _send(self, status: int, raw: bytes) -> None:
-            try:
-                self.send_response(status)
-                self.send_header("Content-Type", "application/json")
-                self.send_header("Content-Length", str(len(raw)))
-                self.send_header("retry-after-ms", "1")  # the client's pauses, made short
-                self.end_headers()
-                self.wfile.write(raw)
-            except OSError:  # the client has given up waiting, or is dead
-                self.close_connection = True
-
-        def log_message(self, format: str, *args: object) -> None:
-            pass
+            # The client's pauses are made short.
+            self.send(status, raw, {"Content-Type": "application/json", "retry-after-ms": "1"})
 
     return Handler

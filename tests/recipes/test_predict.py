@@ -9,20 +9,17 @@ import sys
 from collections import Counter
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
-from PIL import Image
 from safetensors.torch import save_file
-from torch import nn
 
 from medtune.config import load_config
 from medtune.config.composition import packaged_configs
 from medtune.generation.engine.generator import Generator
-from medtune.models.mini import mini_vlm, train_mini_tokenizer
+from medtune.models.mini import mini_vlm
+from tests.recipes.small_inputs import of_model, write_model, write_pictures, write_questions
 
 CHECKOUT = Path(__file__).resolve().parents[2]
-SHAPES = ["round", "oval", "lobed"]
 
 
 def load_recipe(checkout: Path):
@@ -42,32 +39,15 @@ def recipe(checkout: Path):
 def world(tmp_path_factory) -> Path:
     """Tokenizer, random weights, and six questions on three pictures."""
     folder = tmp_path_factory.mktemp("world")
-    vocab_size = train_mini_tokenizer(
-        ["What is the cell size? big small nucleus"], 300, folder / "tokenizer"
-    ).vocab_size
-    assert vocab_size == 300
-    torch.manual_seed(2)
-    model = mini_vlm(vocab_size, image_size=16, embed_dim=32, vision_layers=2)
-    for parameter in model.parameters():
-        nn.init.normal_(parameter, std=0.4)
-    save_file(model.state_dict(), folder / "weights.safetensors")
-    rows = []
-    for i in range(6):
-        pixels = np.random.default_rng(i // 2).integers(0, 256, (20, 20, 3), dtype=np.uint8)
-        Image.fromarray(pixels).save(folder / f"cell{i // 2}.png")
-        attribute = ("cell shape", "nucleus shape")[i % 2]
-        meta = {"attribute": attribute, "options": SHAPES, "answer": SHAPES[i // 2]}
-        messages = [{"role": "user", "content": "?"}, {"role": "assistant", "content": SHAPES[i // 2]}]
-        rows.append({"id": f"q{i}", "images": [f"cell{i // 2}.png"], "messages": messages, "meta": meta})
-    (folder / "test.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    write_model(folder)
+    write_pictures(folder, 3)
+    write_questions(folder, 3)
     return folder
 
 
 def arguments(world: Path, output: Path, *more: str) -> list[str]:
     return [
-        "--config", "predict/mini", f"output_dir={output}", f"checkpoint={world}/weights.safetensors",
-        "model.vocab_size=300", "model.image_size=16", "model.embed_dim=32", "model.vision_layers=2",
-        f"transform.path={world}/tokenizer", "transform.image_size=16", f"questions.source={world}/test.jsonl",
+        "--config", "predict/mini", f"output_dir={output}", *of_model(world), f"questions.source={world}/test.jsonl",
         f"questions.image_root={world}", "batch_size=3", "window=2", "max_new_tokens=5", "device=cpu", *more,
     ]  # fmt: skip
 

@@ -12,23 +12,15 @@ from medtune.generation.backends.openai_api import ServerAnswers
 from medtune.recipes import evaluate, predict
 from tests.generation.chat_server import images_of, prompt_of, serve
 from tests.generation.tiny_llava import save_tiny_llava
-
-SHAPES = ["round", "oval", "lobed"]
+from tests.recipes.small_inputs import write_pictures, write_questions
 
 
 @pytest.fixture(scope="module")
 def world(tmp_path_factory) -> Path:
     """Six questions on three pictures, and what evaluate needs beside them."""
     folder = tmp_path_factory.mktemp("world")
-    rows = []
-    for i in range(6):
-        pixels = np.random.default_rng(i // 2).integers(0, 256, (20, 24, 3), dtype=np.uint8)
-        Image.fromarray(pixels).save(folder / f"cell{i // 2}.png")
-        attribute = ("cell shape", "nucleus shape")[i % 2]
-        meta = {"attribute": attribute, "options": SHAPES, "answer": SHAPES[i // 2]}
-        messages = [{"role": "user", "content": "?"}, {"role": "assistant", "content": SHAPES[i // 2]}]
-        rows.append({"id": f"q{i}", "images": [f"cell{i // 2}.png"], "messages": messages, "meta": meta})
-    (folder / "test.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    write_pictures(folder, 3, width=24)
+    write_questions(folder, 3)
     (folder / "training_majority.json").write_text(json.dumps({"cell shape": "round", "nucleus shape": "oval"}))
     return folder
 

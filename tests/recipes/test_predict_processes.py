@@ -1,28 +1,22 @@
 """The predict recipe on several processes: the same answers, kills, other numbers of processes, failures."""
 
-import contextlib
 import json
-import multiprocessing
 import os
 import signal
 import subprocess
 import sys
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 
-import numpy as np
 import pytest
-import torch
-from PIL import Image
-from safetensors.torch import save_file
-from torch import nn
 
-from medtune.models.mini import mini_vlm, train_mini_tokenizer
 from medtune.recipes import predict
 from tests.recipes.dying import VARIABLE, wait_for_answers
-from tests.runs import _free_port
+from tests.recipes.processes import start as start_processes
+from tests.recipes.small_inputs import of_model, write_model, write_pictures, write_questions
+from tests.runs import ended
 
 CHECKOUT = Path(__file__).resolve().parents[2]
-SHAPES = ["round", "oval", "lobed"]
 IMAGES = 7
 
 
@@ -30,64 +24,24 @@ IMAGES = 7
 def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Tokenizer, random weights, and two questions on each of seven images."""
     folder = tmp_path_factory.mktemp("world")
-    train_mini_tokenizer(["What is the cell size? big small nucleus"], 300, folder / "tokenizer")
-    torch.manual_seed(2)
-    model = mini_vlm(300, image_size=16, embed_dim=32, vision_layers=2)
-    for parameter in model.parameters():
-        nn.init.normal_(parameter, std=0.4)
-    save_file(model.state_dict(), folder / "weights.safetensors")
-    rows = []
-    for i in range(2 * IMAGES):
-        pixels = np.random.default_rng(i // 2).integers(0, 256, (20, 20, 3), dtype=np.uint8)
-        Image.fromarray(pixels).save(folder / f"cell{i // 2}.png")
-        answer = SHAPES[i // 2 % 3]
-        meta = {"attribute": ("cell shape", "nucleus shape")[i % 2], "options": SHAPES, "answer": answer}
-        messages = [{"role": "user", "content": "?"}, {"role": "assistant", "content": answer}]
-        rows.append({"id": f"q{i}", "images": [f"cell{i // 2}.png"], "messages": messages, "meta": meta})
-    (folder / "test.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    write_model(folder)
+    write_pictures(folder, IMAGES)
+    write_questions(folder, IMAGES)
     return folder
 
 
 def arguments(world: Path, output: Path, *more: str) -> list[str]:
     return [
-        "--config", "predict/mini", f"output_dir={output}", f"checkpoint={world}/weights.safetensors",
-        "model.vocab_size=300", "model.image_size=16", "model.embed_dim=32", "model.vision_layers=2",
-        f"transform.path={world}/tokenizer", "transform.image_size=16",
+        "--config", "predict/mini", f"output_dir={output}", *of_model(world),
         "questions._component_=tests.recipes.dying.dying_dataset", f"questions.source={world}/test.jsonl",
         f"questions.image_root={world}", "batch_size=1", "window=2", "max_new_tokens=5", "device=cpu",
         "protocols=[open, letter_likelihood]", "swapped=[open]", *more,
     ]  # fmt: skip
 
 
-def start(folder: Path, processes: int, words: list[str], die: str = "") -> list[multiprocessing.Process]:
-    """Start forked processes that find what torchrun would tell them; what each says goes to ``said<rank>``."""
-    context, port = multiprocessing.get_context("fork"), _free_port()
-    folder.mkdir(parents=True, exist_ok=True)
-
-    def live(rank: int) -> None:
-        torch.set_num_threads(1)
-        told = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": processes, "MASTER_PORT": port}
-        os.environ.update(
-            {name: str(value) for name, value in told.items()}, MASTER_ADDR="127.0.0.1", **{VARIABLE: die}
-        )
-        with (folder / f"said{rank}").open("w") as said:
-            with contextlib.redirect_stdout(said), contextlib.redirect_stderr(said):
-                status = predict.main(words)
-        os._exit(status)
-
-    children = [context.Process(target=live, args=(rank,)) for rank in range(processes)]
-    for child in children:
-        child.start()
-    return children
-
-
-def ended(children: list[multiprocessing.Process]) -> list[int | None]:
-    for child in children:
-        child.join(120)
-        if child.is_alive():
-            child.kill()
-            child.join()
-    return [child.exitcode for child in children]
+def start(folder: Path, processes: int, words: list[str], die: str = "") -> list[BaseProcess]:
+    """Start the recipe; ``die`` is what :func:`tests.recipes.dying.dying_dataset` is told."""
+    return start_processes(predict.main, folder, processes, words, lambda rank: os.environ.update({VARIABLE: die}))
 
 
 def run(folder: Path, processes: int, words: list[str], die: str = "") -> list[int | None]:

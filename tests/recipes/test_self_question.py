@@ -1,26 +1,20 @@
 """The self_question recipe: whole runs, kills, several processes, real images, a server, and what it refuses."""
 
-import contextlib
 import json
-import multiprocessing
 import os
 import signal
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
-import torch
-from PIL import Image
-from safetensors.torch import save_file
-from torch import nn
 
 from medtune.evaluation.prediction import PredictionLog
-from medtune.models.mini import mini_vlm, train_mini_tokenizer
 from medtune.recipes import self_question
 from tests.generation.chat_server import prompt_of, serve
-from tests.runs import _free_port
+from tests.recipes.processes import start
+from tests.recipes.small_inputs import of_model, write_model, write_pictures, write_rows
+from tests.runs import ended
 
 IMAGES = 5
 FILES = ("generations.jsonl", "candidates.jsonl", "manifest.json")
@@ -30,19 +24,11 @@ FILES = ("generations.jsonl", "candidates.jsonl", "manifest.json")
 def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Tokenizer, random weights that often write a stop token, and two rows on each of five images."""
     folder = tmp_path_factory.mktemp("world")
-    train_mini_tokenizer(["What is the cell size? big small nucleus"], 300, folder / "tokenizer")
-    torch.manual_seed(2)
-    model = mini_vlm(300, image_size=16, embed_dim=32, vision_layers=2)
-    for parameter in model.parameters():
-        nn.init.normal_(parameter, std=0.25)
-    save_file(model.state_dict(), folder / "weights.safetensors")
-    rows = []
-    for i in range(2 * IMAGES):
-        pixels = np.random.default_rng(i // 2).integers(0, 256, (20, 20, 3), dtype=np.uint8)
-        Image.fromarray(pixels).save(folder / f"cell{i // 2}.png")
-        turns = [{"role": "user", "content": "never shown"}, {"role": "assistant", "content": "nor this"}]
-        rows.append({"id": f"q{i}", "images": [f"cell{i // 2}.png"], "messages": turns, "meta": {}})
-    (folder / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    write_model(folder, std=0.25)
+    write_pictures(folder, IMAGES)
+    turns = [{"role": "user", "content": "never shown"}, {"role": "assistant", "content": "nor this"}]
+    rows = [{"id": f"q{i}", "images": [f"cell{i // 2}.png"], "messages": turns, "meta": {}} for i in range(2 * IMAGES)]
+    write_rows(folder / "rows.jsonl", rows)
     write_config(folder, folder / "rows.jsonl", folder)
     return folder
 
@@ -57,46 +43,14 @@ def write_config(folder: Path, rows: Path, images: Path) -> Path:
 
 def arguments(world: Path, output: Path, *more: str) -> list[str]:
     return [
-        "--config", f"{world}/mini.yaml", f"output_dir={output}", f"checkpoint={world}/weights.safetensors",
-        "model.vocab_size=300", "model.image_size=16", "model.embed_dim=32", "model.vision_layers=2",
-        f"transform.path={world}/tokenizer", "transform.image_size=16", "batch_size=4", "wave=2",
+        "--config", f"{world}/mini.yaml", f"output_dir={output}", *of_model(world), "batch_size=4", "wave=2",
         "describe.max_new_tokens=8", "ask.max_new_tokens=60", "ask.sampling.temperature=2.0",
         "answer.max_new_tokens=60", "answer.sampling.temperature=2.0", *more,
     ]  # fmt: skip
 
 
-def start(
-    folder: Path, processes: int, words: list[str], harm: Callable[[int], None] | None = None
-) -> list[multiprocessing.Process]:
-    """Start forked processes that find what torchrun would tell them; what each says goes to ``said<rank>``."""
-    context, port = multiprocessing.get_context("fork"), _free_port()
-    folder.mkdir(parents=True, exist_ok=True)
-
-    def live(rank: int) -> None:
-        torch.set_num_threads(1)
-        told = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": processes, "MASTER_PORT": port}
-        os.environ.update({name: str(value) for name, value in told.items()}, MASTER_ADDR="127.0.0.1")
-        if harm is not None:
-            harm(rank)
-        with (folder / f"said{rank}").open("w") as said:
-            with contextlib.redirect_stdout(said), contextlib.redirect_stderr(said):
-                status = self_question.main(words)
-        os._exit(status)
-
-    children = [context.Process(target=live, args=(rank,)) for rank in range(processes)]
-    for child in children:
-        child.start()
-    return children
-
-
 def run(folder: Path, processes: int, words: list[str], harm: Callable[[int], None] | None = None) -> list[int | None]:
-    children = start(folder, processes, words, harm)
-    for child in children:
-        child.join(120)
-        if child.is_alive():
-            child.kill()
-            child.join()
-    return [child.exitcode for child in children]
+    return ended(start(self_question.main, folder, processes, words, harm))
 
 
 def killed_after(rows: int, rank: int = 0) -> Callable[[int], None]:
@@ -233,7 +187,7 @@ def test_a_dry_run_tells_the_amount_and_writes_nothing(
 def test_an_image_that_is_gone(world: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     rows = [json.loads(line) for line in (world / "rows.jsonl").read_text().splitlines()]
     rows[2]["images"] = rows[3]["images"] = ["gone.png"]
-    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    write_rows(tmp_path / "rows.jsonl", rows)
     words = [f"dataset.source={tmp_path}/rows.jsonl"]
     assert self_question.main(arguments(world, tmp_path / "raise", *words, "on_error=raise")) == 2
     assert "gone.png" in capsys.readouterr().err
@@ -307,7 +261,7 @@ def test_real_radiographs(medtune_data: Path, tmp_path: Path) -> None:
     names = sorted(path.name for path in (folder / "images").glob("*.jpg"))[:4]
     turn = [{"role": "user", "content": "?"}]
     rows = [{"id": name, "images": [name], "messages": turn, "meta": {}} for name in names]
-    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    write_rows(tmp_path / "rows.jsonl", rows)
     config = write_config(tmp_path, tmp_path / "rows.jsonl", folder / "images")
     words = ["--config", str(config), "checkpoint=${asset:mini_base}", "ask.count=3"]
     assert self_question.main([*words, f"output_dir={tmp_path}/out"]) == 0
