@@ -1,0 +1,1 @@
+"""Routing of questions to adapters: a classifier of the question's task chooses the adapter that answers (ME-VLIP)."""
