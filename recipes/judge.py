@@ -1,7 +1,7 @@
 """Let a judge choose the better of two answers to each question, and write preference pairs; a killed run continues.
 
 The judge is a served model, a rule of known truth, or people whose choices are in a file. Nothing is asked twice: every
-reply is kept in a cache.
+reply is kept in a cache. With ``compare`` the two answers are those of two models, and the win rate is measured.
 """
 
 import json
@@ -23,6 +23,7 @@ from medtune.evaluation.provenance import commit, versions
 from medtune.generation.identity import claim
 from medtune.judges.base import Judge, Judgement
 from medtune.judges.candidates import CandidateSource
+from medtune.judges.comparison import ComparedAnswers, win_rate
 from medtune.judges.human_judge import HumanJudge
 from medtune.judges.judging import DROPPED, Candidates, JudgementLog, Judging, bias_of, counts, run_id
 
@@ -50,6 +51,10 @@ class JudgeConfig:
     candidates: str | None = field(
         default=None, metadata={"help": "JSON Lines of questions with two answers; null takes a human judge's own"}
     )
+    compare: list[str] | None = field(
+        default=None,
+        metadata={"help": "in place of candidates, answers of two models (predictions.jsonl): the second's win rate"},
+    )
     image_root: str | None = field(default=None, metadata={"help": "folder or .tar of the images"})
     server: ServedModel | None = field(default=None, metadata={"help": "the served model that a ModelJudge asks"})
     budget: Budget = field(default_factory=Budget, metadata={"help": "max_cost, max_tokens, max_requests; null: none"})
@@ -72,7 +77,9 @@ class JudgeConfig:
     dry_run: bool = field(default=False, metadata={"help": "print one request and the estimate; ask nothing"})
 
     def __post_init__(self) -> None:
-        """Refuse invalid sizes."""
+        """Refuse invalid sizes, and two kinds of candidates."""
+        if self.compare is not None and (len(self.compare) != 2 or self.candidates is not None):
+            raise ValueError("compare takes two files of answers, and then candidates must be null")
         for name in ("limit", "stop_after_unread"):
             value = getattr(self, name)
             if value is not None and value < 1:
@@ -105,6 +112,8 @@ def main(config: JudgeConfig) -> int:
 
 
 def _source(config: JudgeConfig, judge: Judge) -> Candidates:
+    if config.compare is not None:
+        return ComparedAnswers(*config.compare, image_root=config.image_root)
     if config.candidates is not None:
         return CandidateSource(config.candidates, config.image_root)
     if isinstance(judge, HumanJudge):
@@ -162,15 +171,23 @@ def _finish(config: JudgeConfig, judging: Judging, log: JudgementLog, client: Re
     folder = Path(config.output_dir)
     pairs = measured(lambda: judging.pairs(log.done, config.ties, _who(config, judging.judge)))
     write_files(folder, {"pairs.jsonl": pairs}, overwrite=True)
-    found = _write_manifest(config, judging, log, client, complete=True)
+    manifest = _write_manifest(config, judging, log, client, complete=True)
+    found, won = manifest["counts"], manifest["win_rate"]
     unread = ", ".join(f"{reason} {n}" for reason, n in found["unread"].items()) or "0"
     if config.samples:
         page = _page(config, judging, folder)
         write_files(folder, {"pairs.html": page.encode()}, overwrite=True)
     summary = f"{found['pairs']} pairs of {found['judged']} judged, {found['ties']} ties, unread: {unread}"
-    if not found["pairs"]:
+    if not found["pairs"] and config.compare is None:
         raise DataError(f"{folder / 'pairs.jsonl'} is empty: {summary}; see {folder / 'manifest.json'}")
     print(f"{summary}; {len(judging.skipped)} skipped; written to {folder / 'pairs.jsonl'}")
+    if won is not None and won["rate"]["value"] is not None:
+        ends = won["rate"]["interval"]
+        span = "" if ends is None else f" [{100 * ends[0]:.1f}, {100 * ends[1]:.1f}]"
+        tied = won["ties"] + won["identical"]
+        print(
+            f"win rate {100 * won['rate']['value']:.1f}%{span}: {won['wins']} wins, {tied} ties, {won['losses']} losses"
+        )
     return 0
 
 
@@ -206,6 +223,7 @@ def _write_manifest(
         "counts": {**found, "skipped": len(judging.skipped)},
         "skipped": dict(list(judging.skipped.items())[:LISTED]),
         "position_bias": bias_of(log.done, iter(ids)),
+        "win_rate": None if config.compare is None else win_rate(log.done, judging.candidates()),
         "agreement": judge.agreement() if isinstance(judge, HumanJudge) else None,
         "replies": _replies(log, ids, client),
         "pairs_sha256": file_sha256(pairs) if complete else None,
@@ -213,7 +231,7 @@ def _write_manifest(
         "commit": commit(),
     }
     write_files(folder, {"manifest.json": json_bytes(manifest)}, overwrite=True)
-    return found
+    return manifest
 
 
 def _replies(log: JudgementLog, ids: list[str], client: RecordedClient | None) -> dict[str, Any] | None:

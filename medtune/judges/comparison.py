@@ -1,0 +1,141 @@
+"""Two models' answers to the same questions as candidates of a judge, and how often the judge prefers the second's."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from medtune.data.images import ImageRoot
+from medtune.data.sample import Message, Sample
+from medtune.data.writing import file_sha256, sha256
+from medtune.errors import DataError
+from medtune.evaluation.metrics import bootstrap_interval
+from medtune.evaluation.prediction import Prediction, read_predictions
+from medtune.evaluation.result import Metric
+from medtune.judges.base import Judgement
+from medtune.judges.candidates import Candidate
+
+_DEFINITION = (
+    "share of the questions for which the judge prefers the second model's answer; a tie counts half, and so do two "
+    "equal answers; unread judgements and empty answers are left out; interval by a bootstrap over images"
+)
+
+
+class ComparedAnswers:
+    """Answers of two models as candidates: the first model's answer to each question, and the second's.
+
+    Questions that were asked on other images than their own are left out.
+
+    Args:
+        first: Answers (``predictions.jsonl``) of the model to compare with.
+        second: Answers of the other model.
+        image_root: Folder or ``.tar`` of the images; None if they are not opened.
+
+    Raises:
+        DataError: A file cannot be read, or the two models were not asked the same.
+    """
+
+    def __init__(self, first: str | Path, second: str | Path, image_root: str | Path | None = None) -> None:
+        self.paths = (Path(first).expanduser(), Path(second).expanduser())
+        self.name = " and ".join(str(path) for path in self.paths)
+        one, other = (_own(path) for path in self.paths)
+        _check_same(self.paths, one, other)
+        self._rows = [(row, other[name]) for name, row in one.items()]
+        self._images = None if image_root is None else ImageRoot(image_root)
+
+    def __len__(self) -> int:
+        """Return the number of questions."""
+        return len(self._rows)
+
+    def __getitem__(self, index: int) -> Candidate:
+        """Return a question with both answers."""
+        first, second = self._rows[index]
+        answers = (first.prediction, second.prediction)
+        return Candidate(first.id, _images(first), (Message("user", first.prompt),), {}, answers=answers)
+
+    def open_images(self, sample: Sample) -> list[Image.Image]:
+        """Return a question's images, decoded to RGB.
+
+        Raises:
+            DataError: There is no image root, or an image cannot be opened.
+        """
+        where = f"{self.paths[0]} (id {sample.id!r})"
+        if self._images is None and sample.images:
+            raise DataError(f"{where}: the row names images, but no image_root was given; set it in the config.")
+        return [] if self._images is None else [self._images.load(name, where) for name in sample.images]
+
+    def fingerprint(self) -> str:
+        """Return a SHA-256 of both files."""
+        return sha256("".join(file_sha256(path) for path in self.paths).encode())
+
+
+def win_rate(judgements: Mapping[str, Judgement], asked: Iterable[Candidate]) -> dict[str, Any]:
+    """Return how often the second answer wins.
+
+    Args:
+        judgements: Judgements by id of the candidate.
+        asked: The candidates; those without a judgement are left out.
+
+    Returns:
+        ``rate`` (a :class:`~medtune.evaluation.result.Metric` as plain values) and the counts ``wins``, ``ties``,
+        ``identical`` (equal answers, which count as ties), ``losses`` and ``left_out``.
+    """
+    counts = dict.fromkeys(("wins", "ties", "identical", "losses", "left_out"), 0)
+    values: list[float] = []
+    images: list[str] = []
+    for candidate in asked:
+        judgement = judgements.get(candidate.id)
+        if judgement is None:
+            continue
+        outcome, value = _outcome(judgement)
+        counts[outcome] += 1
+        if value is not None:
+            values.append(value)
+            images.append("+".join(candidate.images) or candidate.id)
+    return {"rate": _rate(values, images).to_dict(), **counts}
+
+
+def _outcome(judgement: Judgement) -> tuple[str, float | None]:
+    """Return the name of the count that a judgement belongs to, and its part of a win; None if it has none."""
+    if judgement.scores is None:
+        return ("identical", 0.5) if judgement.reason == "identical_answers" else ("left_out", None)
+    if judgement.preferred is None:
+        return "ties", 0.5
+    return ("wins", 1.0) if judgement.preferred else ("losses", 0.0)
+
+
+def _rate(values: Sequence[float], images: Sequence[str]) -> Metric:
+    if not values:
+        return Metric(None, "fraction", True, 0, None, _DEFINITION)
+    binary = set(values) <= {0.0, 1.0}
+    interval = bootstrap_interval(values, [""] * len(values), images, lambda means: means[:, 0], binary=binary)
+    return Metric(float(np.mean(values)), "fraction", True, len(values), interval, _DEFINITION)
+
+
+def _own(path: Path) -> dict[str, Prediction]:
+    """Return the answers to questions on their own images, by id."""
+    rows = [row for row in read_predictions(path) if not row.meta.get("swapped") and not row.meta.get("probe")]
+    if not rows:
+        raise DataError(f"{path}: there are no answers to compare; run the predict recipe first.")
+    return {row.id: row for row in rows}
+
+
+def _check_same(paths: Sequence[Path], one: Mapping[str, Prediction], other: Mapping[str, Prediction]) -> None:
+    if one.keys() != other.keys():
+        shared = len(one.keys() & other.keys())
+        raise DataError(
+            f"{paths[0]} answers {len(one)} questions and {paths[1]} {len(other)}, {shared} of them the same; ask both "
+            "models with the same questions, protocols and limit."
+        )
+    for name, row in one.items():
+        if (row.prompt, _images(row)) != (other[name].prompt, _images(other[name])):
+            raise DataError(
+                f"question {name!r} has another prompt or other images in {paths[1]} than in {paths[0]}; ask both "
+                "models with the same questions."
+            )
+
+
+def _images(row: Prediction) -> tuple[str, ...]:
+    return tuple(row.meta.get("images") or ())
