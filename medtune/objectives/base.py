@@ -108,10 +108,13 @@ class Objective(nn.Module):
         rows: The largest number of rows that the language model runs for one sample of a micro-batch.
         beside: The frozen models that the method named, after :meth:`attach` was called.
         higher_is_better: For the metrics of ``StepOutput`` that a run may monitor: whether higher values are better.
+        panels: How a report draws the metrics of ``StepOutput``: title of a panel -> names of the metrics in it. A
+            metric that no panel names gets a panel of its own.
     """
 
     rows: int = 1
     higher_is_better: Mapping[str, bool] = MappingProxyType({})
+    panels: Mapping[str, tuple[str, ...]] = MappingProxyType({})
     beside: Companions = MappingProxyType({})
 
     def companions(self) -> dict[str, Companion]:

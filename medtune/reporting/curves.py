@@ -29,8 +29,13 @@ _DASHES = ["-", "--", ":", "-."]
 _ACROSS, _LONGEST = 3, 80
 
 
-def training_section(runs: Sequence[Run]) -> Section | None:
-    """Return the curves of all trained runs, and a table of the last values; None if no run was trained."""
+def training_section(runs: Sequence[Run], step: str = "") -> Section | None:
+    """Return the curves of all trained runs, and a table of the last values; None if no run was trained.
+
+    Args:
+        runs: Runs; a run's colour is that of its place.
+        step: Name of the step that the runs are, for the title; empty for whole runs.
+    """
     curves = training_curves(runs)
     if curves is None:
         return None
@@ -41,11 +46,18 @@ def training_section(runs: Sequence[Run]) -> Section | None:
         "loss the lowest one; gradient norm and speed are medians, memory is the maximum."
     )
     alt = "Loss, learning rates, gradient norm, memory and speed over the steps, one line for each run"
-    return Section("Training", text, Table("", columns, rows), curves, alt, first="Run")
+    return Section(
+        f"Training: {step}" if step else "Training", text, Table("", columns, rows), curves, alt, first="Run"
+    )
 
 
-def config_section(runs: Sequence[Run]) -> Section | None:
-    """Return the keys in which the configs of the trained runs differ; None with fewer than two such runs."""
+def config_section(runs: Sequence[Run], step: str = "") -> Section | None:
+    """Return the keys in which the configs of the trained runs differ; None with fewer than two such runs.
+
+    Args:
+        runs: Runs.
+        step: Name of the step that the runs are, for the title; empty for whole runs.
+    """
     configs = {
         run.name: dict(_leaves(OmegaConf.to_container(OmegaConf.create(run.config)))) for run in runs if run.config
     }
@@ -58,9 +70,8 @@ def config_section(runs: Sequence[Run]) -> Section | None:
         for key in differing
     ]
     text = "Keys that differ between the saved configs; where a run lies and how it is watched is left out."
-    return Section(
-        "Differences of the configs", text if rows else "The configs are equal.", _table(configs, rows), first="Key"
-    )
+    title = f"Differences of the configs: {step}" if step else "Differences of the configs"
+    return Section(title, text if rows else "The configs are equal.", _table(configs, rows), first="Key")
 
 
 def training_rows(runs: Sequence[Run]) -> list[dict[str, Any]]:

@@ -2,6 +2,7 @@
 
 import csv
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -26,6 +27,7 @@ class Run:
         verdicts: Rows of ``verdicts.csv`` by query id; empty without that file.
         metrics: Rows of ``metrics.jsonl``; empty if the run was not trained.
         config: Text of ``config.yaml``; empty if the run was not trained.
+        panels: Content of ``panels.json``: title of a panel of curves -> names of the method's metrics in it.
         predictions: Answers by query id; empty unless they were requested.
     """
 
@@ -35,6 +37,7 @@ class Run:
     verdicts: dict[str, dict[str, str]] = field(default_factory=dict)
     metrics: list[dict[str, Any]] = field(default_factory=list)
     config: str = ""
+    panels: dict[str, list[str]] = field(default_factory=dict)
     predictions: dict[str, Prediction] = field(default_factory=dict)
 
 
@@ -43,7 +46,7 @@ def read_run(folder: str | Path, name: str | None = None, with_answers: bool = F
 
     Args:
         folder: Holds ``results.json`` and, optionally, ``verdicts.csv``, ``metrics.jsonl``, ``config.yaml`` and
-            ``predictions.jsonl``.
+            ``predictions.jsonl`` and ``panels.json``.
         name: Name of the run; the default is the name in its results.
         with_answers: Read the answers' texts too.
 
@@ -59,6 +62,7 @@ def read_run(folder: str | Path, name: str | None = None, with_answers: bool = F
         verdicts=_read_verdicts(folder / "verdicts.csv"),
         metrics=_read_metrics(folder / "metrics.jsonl"),
         config=_read_config(folder / "config.yaml"),
+        panels=_read_panels(folder / "panels.json"),
         predictions=_read_answers(folder, results) if with_answers else {},
     )
 
@@ -75,8 +79,32 @@ def read_trained(folder: str | Path, name: str | None = None) -> Run:
             f"{folder}: there are no results and no metrics.jsonl; run the evaluate recipe with output={folder} first, "
             "or give the output_dir of a training run."
         )
+    return _trained(name or folder.resolve().name, folder)
+
+
+def step_runs(runs: Sequence[Run]) -> dict[str, list[Run]]:
+    """Return the training runs that lie one folder below the runs, as those of a sweep's variants with steps do.
+
+    Returns:
+        Name of the folder -> one run for each of ``runs``, in their order and with their names; a run without this
+        folder has no metrics.
+    """
+    folders = {run.name: [path.parent for path in sorted(run.folder.glob("*/metrics.jsonl"))] for run in runs}
+    names = dict.fromkeys(folder.name for found in folders.values() for folder in found)
+    return {
+        name: [
+            _trained(run.name, run.folder / name)
+            if run.folder / name in folders[run.name]
+            else Run(run.name, run.folder / name, {})
+            for run in runs
+        ]
+        for name in names
+    }
+
+
+def _trained(name: str, folder: Path) -> Run:
     metrics, config = _read_metrics(folder / "metrics.jsonl"), _read_config(folder / "config.yaml")
-    return Run(name or folder.resolve().name, folder, {}, metrics=metrics, config=config)
+    return Run(name, folder, {}, metrics=metrics, config=config, panels=_read_panels(folder / "panels.json"))
 
 
 def read_runs(folders: list[Path], names: dict[str, str], with_answers: bool, trained: bool = False) -> list[Run]:
@@ -150,6 +178,15 @@ def _read_answers(folder: Path, results: dict[str, Any]) -> dict[str, Prediction
     own = folder / "predictions.jsonl"
     paths = [own] if own.is_file() else [Path(path) for path in ([scored] if isinstance(scored, str) else scored)]
     return {row.id: row for path in paths if path.is_file() for row in read_predictions(path)}
+
+
+def _read_panels(path: Path) -> dict[str, list[str]]:
+    """Return titles and metrics; those that a run of another version wrote in another form are left out."""
+    try:
+        found = json.loads(_read_text(path) or "{}")
+        return {str(title): [str(name) for name in names] for title, names in found.items()}
+    except (ValueError, AttributeError, TypeError):
+        return {}
 
 
 def _read_config(path: Path) -> str:

@@ -20,6 +20,7 @@ NAMES = (
     "exemplar",
     "config.yaml",
     "metrics.jsonl",
+    "panels.json",
     "nonfinite_step_*.json",
     "summary.json",
 )

@@ -97,6 +97,7 @@ class Trainer:
         )
         if runtime.is_main:
             save_config(config, self.folder / "config.yaml")
+            write_whole(self.folder / "panels.json", json.dumps(dict(self.objective.panels), indent=1) + "\n")
 
     def _feed(self, component: Any, stages: tuple[Stage, ...], shuffle: bool = True) -> BatchLoader:
         return BatchLoader(component, self.objective, self.transform, self.config, self.runtime, stages, shuffle)

@@ -20,6 +20,9 @@ def test_a_mini_config_trains_and_validates(config: str, tmp_path: Path) -> None
     lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
     assert lines[0]["loss"] == pytest.approx(math.log(2), abs=1e-6)
     assert "validation_rewards/accuracies" in lines[-1] and (tmp_path / "weights" / "config.json").is_file()
+    panels = json.loads((tmp_path / "panels.json").read_text())
+    measured = {key for key in lines[0] if key.startswith(("rewards/", "logps/"))}
+    assert len(measured) == 6 and measured == {name for names in panels.values() for name in names} - {"sft"}
     assert (tmp_path / "reference" / "validation" / "manifest.json").is_file() == (config == "mini_llava")
 
 

@@ -48,6 +48,15 @@ class DPO(Objective):
     higher_is_better = MappingProxyType(
         {"rewards/accuracies": True, "rewards/margins": True, "rewards/chosen": True, "logps/chosen": True}
     )
+    panels = MappingProxyType(
+        {
+            "reward margin, chosen minus rejected": ("rewards/margins",),
+            "share of pairs with a margin above 0": ("rewards/accuracies",),
+            "implicit rewards": ("rewards/chosen", "rewards/rejected"),
+            "log-probabilities of the answers": ("logps/chosen", "logps/rejected"),
+            "negative log-likelihood of chosen answers, per token": ("sft",),
+        }
+    )
 
     def __init__(
         self,
