@@ -120,7 +120,10 @@ def _ask(arguments: argparse.Namespace) -> int:
 
 def _add_report_arguments(report: argparse.ArgumentParser) -> None:
     report.add_argument(
-        "runs", nargs="*", type=Path, help="folders of runs: evaluated ones, or training runs, whose curves are drawn"
+        "runs",
+        nargs="*",
+        type=Path,
+        help="folders of runs: evaluated ones, training runs, whose curves are drawn, or those of a judge",
     )
     report.add_argument(
         "--data-set",

@@ -1,7 +1,8 @@
-"""Preference pairs and their judge: what was counted, and pairs with images side by side."""
+"""Preference pairs and their judge: scores, ties, bias and cost, pairs with images side by side, and win rates."""
 
+import heapq
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -9,8 +10,16 @@ from medtune.data.randomness import sample_rng
 from medtune.data.sample import IMAGE_TAG
 from medtune.errors import DataError
 from medtune.reporting.gallery import OpenImage, thumbnail
+from medtune.reporting.judge_charts import judge_chart, win_rate_chart
+from medtune.reporting.runs import Run
 from medtune.reporting.summary import interval, percent
-from medtune.reporting.views import Cell, Example, Option, Row, Section, Table
+from medtune.reporting.views import Cell, Example, Option, Row, Section, Table, cell
+
+_KEYS = {"judge", "counts", "position_bias", "replies"}
+_ALT = (
+    "For each judge: a histogram of the differences of the scores with the ties, the numbers of pairs, ties, unread "
+    "and dropped candidates, and the numbers of choices of the first and the second place"
+)
 
 
 def preference_sections(
@@ -20,72 +29,176 @@ def preference_sections(
 
     Args:
         folder: Folder with ``manifest.json`` and ``pairs.jsonl``.
-        samples: Number of pairs to show with images and texts; 0 shows none, and then nothing of a patient.
+        samples: Number of pairs to show with images and texts, and half as many with the largest and the smallest
+            differences of the scores; 0 shows none, and then nothing of a patient.
         open_image: Opens an image by its path in the pairs; None shows no images.
         seed: Seed of the choice of pairs.
 
     Raises:
         DataError: The folder holds no finished judging.
     """
-    manifest = _manifest(folder)
-    sections = [Section("The judge", _words(manifest), _table(manifest), first="Judge")]
-    if samples > 0:
-        rows = _chosen(folder / "pairs.jsonl", samples, seed)
-        sections.append(
-            Section(
-                "Preference pairs",
-                "Chosen by a seed, not by their scores. Green is the chosen answer, red the rejected one.",
-                examples=[_example(row, open_image) for row in rows],
-            )
-        )
+    return judging_sections({"": folder}, samples, open_image, seed)
+
+
+def judging_sections(
+    folders: Mapping[str, Path], samples: int = 0, open_image: OpenImage | None = None, seed: int = 0
+) -> list[Section]:
+    """Return the sections of several judgings: the judges beside each other, win rates, then the pairs of each.
+
+    Args:
+        folders: Name -> folder; a name is empty if there is only one.
+        samples: As for :func:`preference_sections`.
+        open_image: Opens an image by its path in the pairs; None shows no images.
+        seed: Seed of the choice of pairs.
+
+    Raises:
+        DataError: A folder holds no finished judging.
+    """
+    if not folders:
+        return []
+    manifests = {name: _manifest(folder) for name, folder in folders.items()}
+    words = " ".join(_words(name, manifest) for name, manifest in manifests.items())
+    rows = [_row(name, manifest) for name, manifest in manifests.items()]
+    chart = judge_chart({name: (manifests[name], _differences(folders[name])) for name in folders})
+    sections = [Section("The judge", words, _table(rows), chart, _ALT, first="Judge"), *_win_rates(manifests)]
+    for name, folder in folders.items():
+        if samples > 0 and manifests[name].get("win_rate") is None:
+            sections += _pair_sections(name, folder / "pairs.jsonl", samples, open_image, seed)
     return sections
 
 
-def _manifest(folder: Path) -> dict[str, Any]:
+def is_judging(folder: Path) -> bool:
+    """Return whether the judge recipe wrote a folder, finished or not."""
+    return _KEYS <= _read(folder).keys()
+
+
+def judged_folders(runs: Sequence[Run], folders: Iterable[Path] = ()) -> dict[str, Path]:
+    """Return the finished judgings among the steps of some runs, and further folders, by a name to show.
+
+    Args:
+        runs: Runs, whose steps lie one folder below them.
+        folders: Further folders that the judge recipe wrote.
+    """
+    found = {
+        f"{run.name}: {path.parent.name}": path.parent
+        for run in runs
+        for path in sorted(run.folder.glob("*/manifest.json"))
+        if is_judging(path.parent) and _read(path.parent).get("complete")
+    }
+    for folder in folders:
+        name = folder.resolve().name
+        found[name if name not in found else str(folder)] = folder
+    return found
+
+
+def _read(folder: Path) -> dict[str, Any]:
     try:
         manifest = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
-        complete = manifest["complete"] and {"judge", "counts", "position_bias"} <= manifest.keys()
-    except (OSError, ValueError, KeyError, TypeError):
-        complete = False
-    if not complete:
+    except (OSError, ValueError):
+        return {}
+    return manifest if isinstance(manifest, dict) else {}
+
+
+def _manifest(folder: Path) -> dict[str, Any]:
+    manifest = _read(folder)
+    if not (manifest.get("complete") and _KEYS <= manifest.keys()):
         raise DataError(f"{folder} holds no finished judging; run the judge recipe, the same command goes on.")
-    return dict(manifest)
+    return manifest
 
 
-def _words(manifest: Mapping[str, Any]) -> str:
+def _words(name: str, manifest: Mapping[str, Any]) -> str:
     judge = manifest["judge"]
     asked = f" with the prompt {judge['prompt']}" if "prompt" in judge else ""
     unread = ", ".join(f"{name.replace('_', ' ')} {n}" for name, n in manifest["counts"]["unread"].items())
     bias = manifest["position_bias"]
-    texts = [f"{manifest.get('model') or judge['name']}{asked}.", f"Unread: {unread or 'none'}."]
+    texts = [f"{name}: " * bool(name) + f"{_model(manifest)}{asked}.", f"Unread: {unread or 'none'}."]
     if bias is not None:
         texts.append(f"Position bias: {bias['rate']['definition']}.")
         texts.append(f"First place {bias['first']}, second place {bias['second']}, tied {bias['tied']}.")
     return " ".join(texts)
 
 
-def _table(manifest: Mapping[str, Any]) -> Table:
+def _model(manifest: Mapping[str, Any]) -> str:
+    return str(manifest.get("model") or manifest["judge"]["name"])
+
+
+def _row(name: str, manifest: Mapping[str, Any]) -> tuple[str, dict[str, Cell]]:
+    """Return a judge's name and its cells by the title of their column."""
     counts, bias, replies = manifest["counts"], manifest["position_bias"], manifest["replies"]
-    columns, cells = ["judged", "pairs", "ties", "unread"], []
-    for value in (counts["judged"], counts["pairs"], counts["ties"], sum(counts["unread"].values())):
-        cells.append(Cell(str(value)))
+    unread = sum(counts["unread"].values())
+    numbers = {"judged": counts["judged"], "pairs": counts["pairs"], "ties": counts["ties"], "unread": unread}
+    cells = {title: Cell(str(value)) for title, value in numbers.items()}
     if bias is not None:
-        columns.append("position bias, %")
         rate = bias["rate"]
-        cells.append(Cell(percent(rate), interval(rate), f"n={rate['n']}", title=rate["definition"]))
+        cells["position bias, %"] = Cell(percent(rate), interval(rate), f"n={rate['n']}", title=rate["definition"])
     agreement = manifest.get("agreement")
     if agreement is not None and agreement["observed"] is not None:
         kappa = "" if agreement["kappa"] is None else f"kappa {agreement['kappa']:.2f}"
-        columns.append("agreement, %")
-        cells.append(Cell(f"{100 * agreement['observed']:.1f}", n=f"n={agreement['compared']}", note=kappa))
+        cells["agreement, %"] = Cell(f"{100 * agreement['observed']:.1f}", n=f"n={agreement['compared']}", note=kappa)
     if replies is not None:
-        columns += ["asked", "from cache", "tokens"]
         tokens = replies["prompt_tokens"] + replies["completion_tokens"]
-        cells += [Cell(str(replies["asked"])), Cell(str(replies["from_cache"])), Cell(f"{tokens:,}")]
+        cells |= {"asked": Cell(str(replies["asked"])), "from cache": Cell(str(replies["from_cache"]))}
+        cells["tokens"] = Cell(f"{tokens:,}")
         if replies["cost"] is not None:
-            columns.append(f"cost, {replies['currency']}")
-            cells.append(Cell(f"{replies['cost']:.2f}"))
-    return Table("", columns, [Row(manifest.get("model") or manifest["judge"]["name"], cells)])
+            cells[f"cost, {replies['currency']}"] = Cell(f"{replies['cost']:.2f}")
+    return name or _model(manifest), cells
+
+
+def _table(rows: Sequence[tuple[str, Mapping[str, Cell]]]) -> Table:
+    columns = list(dict.fromkeys(title for _, cells in rows for title in cells))
+    return Table("", columns, [Row(name, [cells.get(title, Cell("")) for title in columns]) for name, cells in rows])
+
+
+def _win_rates(manifests: Mapping[str, Mapping[str, Any]]) -> list[Section]:
+    """Return a section with the win rates of the comparisons, if there are any."""
+    named = {name or _model(one): one for name, one in manifests.items() if one.get("win_rate") is not None}
+    if not named:
+        return []
+    rates = {name: one["win_rate"] for name, one in named.items()}
+    counts = {"wins": "wins", "ties": "ties", "identical": "equal answers", "losses": "losses", "left_out": "left out"}
+    rows = [
+        Row(name, [cell(won["rate"], against=0.5), *(Cell(str(won[key])) for key in counts)])
+        for name, won in rates.items()
+    ]
+    compared = [f"{name}: {one['candidates']['file']}." for name, one in named.items()]
+    text = (
+        "A judge chose between two models' answers to the same questions; the win rate is that of the second model. "
+        "Two equally good models have 50%. Green lies above 50% with its whole interval, red below. The files of "
+        "answers, those of the first model first: "
+    )
+    known = {name: won for name, won in rates.items() if won["rate"]["value"] is not None}
+    chart, alt = (win_rate_chart(known), "Wins, ties and losses of each comparison") if known else ("", "")
+    table = Table("", ["win rate, %", *counts.values()], rows)
+    return [Section("Win rate", text + " ".join(compared), table, chart, alt, first="Judge")]
+
+
+def _pair_sections(name: str, path: Path, samples: int, open_image: OpenImage | None, seed: int) -> list[Section]:
+    half, of = (samples + 1) // 2, f": {name}" if name else ""
+    colours = "Green is the chosen answer, red the rejected one."
+    chosen = {
+        "Preference pairs": (f"Chosen by a seed, not by their scores. {colours}", _chosen(path, samples, seed)),
+        "Pairs with the largest differences": (
+            f"The judge's scores lie furthest apart. {colours}",
+            heapq.nlargest(half, _rows(path), key=_difference),
+        ),
+        "Pairs with the smallest differences": (
+            f"The judge is least sure; ties make no pair unless the config says so. {colours}",
+            heapq.nsmallest(half, _rows(path), key=_difference),
+        ),
+    }
+    return [
+        Section(title + of, text, examples=[_example(row, open_image) for row in rows])
+        for title, (text, rows) in chosen.items()
+    ]
+
+
+def _difference(row: Mapping[str, Any]) -> float:
+    first, second = row["scores"]
+    return float(first) - float(second)
+
+
+def _differences(folder: Path) -> list[float]:
+    return [_difference(row) for row in _rows(folder / "pairs.jsonl")]
 
 
 def _chosen(path: Path, samples: int, seed: int) -> list[dict[str, Any]]:
@@ -106,9 +219,12 @@ def _chosen(path: Path, samples: int, seed: int) -> list[dict[str, Any]]:
 
 
 def _rows(path: Path) -> Iterator[dict[str, Any]]:
-    with path.open("rb") as file:
-        for line in file:
-            yield json.loads(line)
+    try:
+        with path.open("rb") as file:
+            for line in file:
+                yield json.loads(line)
+    except (OSError, ValueError):
+        raise DataError(f"{path} cannot be read; run the judge recipe again, it asks nothing twice.") from None
 
 
 def _example(row: Mapping[str, Any], open_image: OpenImage | None) -> Example:

@@ -18,10 +18,12 @@ from medtune.reporting.curves import config_section, training_rows, training_sec
 from medtune.reporting.displays import displays
 from medtune.reporting.gallery import OpenImage, choose_cards, data_uri
 from medtune.reporting.leakage import known_overlaps, leakage_text
+from medtune.reporting.method_curves import method_section
 from medtune.reporting.pairs import paired_skips, paired_tables
+from medtune.reporting.preferences import is_judging, judged_folders, judging_sections
 from medtune.reporting.progress import progress_sections
 from medtune.reporting.robustness import robustness_sections
-from medtune.reporting.runs import Run, read_runs
+from medtune.reporting.runs import Run, read_runs, step_runs
 from medtune.reporting.sections import protocol_sections
 from medtune.reporting.side_by_side import side_by_side_sections
 from medtune.reporting.worst import WORST, worst_cards
@@ -48,6 +50,8 @@ def write_report(
     Args:
         runs: Folders that the evaluate recipe wrote; the others are compared with the first. A run that was only
             trained has its curves beside those of the others; if none was evaluated, the page holds the curves alone.
+            Folders of the judge recipe may be among them. Steps of a run that lie one folder below it, training runs
+            and judgings, are on the page too.
         out: The HTML file to write; its folder is created.
         title: Heading of the page.
         note: A sentence below the heading, e.g. which data was used.
@@ -68,13 +72,18 @@ def write_report(
     for run in runs:
         if Path(run).resolve() == out.resolve().parent:  # the report's results.json would replace the run's own
             raise DataError(f"{out}: the report must not lie in the run's own folder; choose another place for it.")
-    every = read_runs([Path(run) for run in runs], dict(names or {}), with_answers=samples > 0, trained=True)
+    judged = [Path(run) for run in runs if is_judging(Path(run))]
+    folders = [Path(run) for run in runs if Path(run) not in judged]
+    every = [] if judged and not folders else read_runs(folders, dict(names or {}), samples > 0, trained=True)
     loaded = [run for run in every if run.results]
     every = loaded + [run for run in every if not run.results]  # so that a run has one colour on the page
     results = combine(loaded, seed=seed)
     results["training"] = training_rows(every)
+    for step, of_step in step_runs(every).items():
+        results["training"] += [{**row, "step": step} for row in training_rows(of_step)]
     if isinstance(extra, views.Section) or extra is None:
         extra = [] if extra is None else [extra]
+    extra = [*extra, *judging_sections(judged_folders(every, judged), samples, open_image, seed)]
     if loaded:
         page = render(
             loaded,
@@ -166,7 +175,10 @@ def render(
 def _training(runs: Sequence[Run]) -> list[views.Section]:
     """Return the curves of trained runs, the question set's metrics if no run was evaluated, and what differs."""
     metrics = [] if any(run.results for run in runs) else progress_sections(runs, answers=False)
-    return [section for section in (training_section(runs), *metrics, config_section(runs)) if section is not None]
+    found = [training_section(runs), method_section(runs), *metrics, config_section(runs)]
+    for step, of_step in step_runs(runs).items():
+        found += [make(of_step, step) for make in (training_section, method_section, config_section)]
+    return [section for section in found if section is not None]
 
 
 def render_sections(sections: Sequence[views.Section], *, title: str, note: str = "") -> str:

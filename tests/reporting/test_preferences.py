@@ -2,16 +2,22 @@
 
 import json
 import re
+import shutil
 from pathlib import Path
+from typing import Any
+from xml.etree import ElementTree
 
 import pytest
 
+from medtune.cli.main import main
 from medtune.errors import DataError
 from medtune.reporting.gallery import image_opener
-from medtune.reporting.preferences import preference_sections
+from medtune.reporting.judge_charts import judge_chart, win_rate_chart
+from medtune.reporting.preferences import judging_sections, preference_sections
 from medtune.reporting.report import render_sections
-from tests.judges.candidate_files import manifest_of, rows_of, served, write_candidates
+from tests.judges.candidate_files import judge, manifest_of, rows_of, served, write_candidates
 from tests.judges.judge_server import serve
+from tests.judges.test_comparison import compared, write_answers
 from tests.recipe_modules import load_recipe
 
 PRICES = "server.prices={input: 1000, output: 1000}"
@@ -49,7 +55,7 @@ def test_the_table_says_what_the_judge_did(folder: Path) -> None:
 
 
 def test_pairs_stand_side_by_side_with_their_images_and_scores(folder: Path) -> None:
-    _, shown = preference_sections(folder / "out", 4, image_opener(folder / "images"), seed=1)
+    _, shown, _, _ = preference_sections(folder / "out", 4, image_opener(folder / "images"), seed=1)
     assert len(shown.examples) == 4
     pairs = {f"Question {row['id'][1:]}?": row for row in rows_of(folder / "out/pairs.jsonl")}
     for example in shown.examples:
@@ -76,7 +82,7 @@ def test_each_pair_is_as_likely_to_be_shown(folder: Path) -> None:
 
 def test_the_page_is_whole_escaped_and_written_only_when_asked_for(folder: Path, tmp_path: Path) -> None:
     page = (folder / "out/pairs.html").read_text()
-    assert page.count('<div class="option good">') == 4 and page.count("<img src=") == 4
+    assert page.count('<div class="option good">') == 4 + 2 + 2 and page.count("<img src=") == 1 + 8
     assert "http-equiv" in page and not re.search(r'(?:src|href)="(?!data:)', page)
     every = render_sections(preference_sections(folder / "out", 99, None), title="All <pairs>")
     assert "Sh &lt;b&gt;3&lt;/b&gt;." in every and "<b>3</b>" not in every and "All &lt;pairs&gt;" in every
@@ -93,3 +99,99 @@ def test_an_unfinished_judging_is_no_report(folder: Path, tmp_path: Path) -> Non
     (tmp_path / "manifest.json").write_text(json.dumps({**manifest_of(folder), "complete": False}))
     with pytest.raises(DataError, match="the same command goes on"):
         preference_sections(tmp_path)
+
+
+def test_the_pairs_with_the_largest_and_the_smallest_differences_are_shown(folder: Path) -> None:
+    """Question 5 is unread and question 0 a tie; the shown scores give differences of 1.75 for all others."""
+    path, kept = folder / "out/pairs.jsonl", (folder / "out/pairs.jsonl").read_text()
+    rows = [{**row, "scores": [10.0, 10.0 - number]} for number, row in enumerate(rows_of(path), start=1)]
+    try:
+        path.write_text("".join(json.dumps(row) + "\n" for row in [*rows[5:], *rows[:5]]))
+        _, _, most, least = preference_sections(folder / "out", 3, None)
+    finally:
+        path.write_text(kept)
+    assert most.title == "Pairs with the largest differences" and least.title == "Pairs with the smallest differences"
+    assert [one.options[1].note for one in most.examples] == ["score 0", "score 1"]
+    assert [one.options[1].note for one in least.examples] == ["score 9", "score 8"]
+
+
+def _texts(svg: str) -> set[str]:
+    """What a plot says; matplotlib writes each text into a comment before its letters."""
+    ElementTree.fromstring(svg)
+    return {text.strip() for text in re.findall(r"<!--(.*?)-->", svg)}
+
+
+def test_the_plot_says_what_became_of_the_candidates_and_which_place_won(folder: Path) -> None:
+    said = _texts(preference_sections(folder / "out")[0].picture)
+    assert {"what became of 12 candidates", "pairs", "10", "1 tied", "unread: prose", "first place"} <= said
+    manifest = manifest_of(folder)
+    manifest["counts"] = {**manifest["counts"], "dropped": {"empty_answer": 3}, "pairs": 0}
+    said = _texts(judge_chart({"a": (manifest, []), "b": ({**manifest, "position_bias": None}, [])}))
+    assert {"empty answer (not asked)", "3", "a", "b"} <= said
+
+
+@pytest.fixture
+def comparison(tmp_path: Path) -> Path:
+    """Two models' answers to four questions, of which the second model wins three."""
+    write_candidates(tmp_path, 4)
+    write_answers(tmp_path / "one.jsonl", {0: "A long answer.", 1: "A long answer.", 2: "A long answer.", 3: "No."})
+    write_answers(tmp_path / "two.jsonl", {0: "<i>S</i>.", 1: "Short.", 2: "Short.", 3: "A long answer."})
+    with serve() as server:
+        assert judge(*compared(tmp_path, server.url)) == 0
+    return tmp_path
+
+
+def test_a_win_rate_has_its_interval_a_plot_and_no_pairs(comparison: Path) -> None:
+    sections = preference_sections(comparison / "out", 4, None)
+    assert [one.title for one in sections] == ["The judge", "Win rate"]
+    assert sections[1].table is not None
+    cells = sections[1].table.rows[0].cells
+    assert [one.value for one in cells] == ["75.0", "3", "0", "0", "1", "0"]
+    assert " to " in cells[0].span and cells[0].n == "n=4" and "one.jsonl and " in sections[1].help
+    won = manifest_of(comparison)["win_rate"]
+    assert {"wins", "losses", "3", "1"} <= _texts(win_rate_chart({"rule": won}))
+    nothing = {**won, "rate": {**won["rate"], "value": None, "interval": None, "n": 0}}
+    (comparison / "out/manifest.json").write_text(json.dumps({**manifest_of(comparison), "win_rate": nothing}))
+    _, without = preference_sections(comparison / "out")
+    assert without.picture == "" and without.table is not None and without.table.rows[0].cells[0].value == "–"
+
+
+def test_the_report_takes_folders_of_judges(folder: Path, comparison: Path, tmp_path: Path, capsys: Any) -> None:
+    out = tmp_path / "page" / "report.html"
+    words = ["report", str(folder / "out"), str(comparison / "out"), "--out", str(out)]
+    assert main(words) == 0
+    page = out.read_text()
+    assert "<h2>The judge</h2>" in page and "<h2>Win rate</h2>" in page and "Preference pairs" not in page
+    assert page.count("image/svg+xml") == 2 and "Headline" not in page
+    assert main([*words, "--samples", "2", "--images", str(folder / "images")]) == 0
+    page = out.read_text()
+    assert "<h2>Pairs with the largest differences: out</h2>" in page and "data:image/png" in page
+
+
+def test_steps_of_a_run_are_on_its_page(folder: Path, comparison: Path, runs: list[Path], tmp_path: Path) -> None:
+    """As a sweep writes them: judge, comparison and training lie one folder below the run."""
+    run = tmp_path / "sweep" / "tuned"
+    shutil.copytree(runs[0], run)
+    shutil.copytree(folder / "out", run / "judge")
+    shutil.copytree(comparison / "out", run / "win_rate")
+    broken = run / "unfinished"
+    broken.mkdir()
+    (broken / "manifest.json").write_text(json.dumps({**manifest_of(folder), "complete": False}))
+    (run / "dpo").mkdir()
+    lines = [{"step": step, "loss": 0.7, "rewards/margins": 0.1 * step} for step in range(1, 5)]
+    (run / "dpo/metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    out = tmp_path / "page" / "report.html"
+    assert main(["report", str(run), "--out", str(out)]) == 0
+    page = out.read_text()
+    for text in ("untuned: judge", "untuned: win_rate", "Training: dpo", "Metrics of the method: dpo", "Headline"):
+        assert text in page, text
+    assert "unfinished" not in page
+    (row,) = json.loads((out.parent / "results.json").read_text())["training"]
+    assert (row["run"], row["step"], row["steps"]) == ("untuned", "dpo", 4)
+
+
+def test_pairs_that_cannot_be_read_are_an_error_with_the_file(folder: Path, tmp_path: Path) -> None:
+    shutil.copy(folder / "out/manifest.json", tmp_path)
+    with pytest.raises(DataError, match=r"pairs.jsonl cannot be read"):
+        preference_sections(tmp_path)
+    assert judging_sections({}) == []
