@@ -76,11 +76,10 @@ def win_rate_chart(rates: Mapping[str, Mapping[str, Any]]) -> str:
 
 def _differences(panel: Any, differences: Sequence[float], ties: int) -> None:
     apart = [difference for difference in differences if difference > 0]
-    if apart:
-        panel.hist(apart, bins=_BINS, range=(0, max(apart)), color=COLOURS[2], alpha=0.7)
-    width = max(apart, default=1.0) / _BINS
-    panel.bar(-width, ties, width=0.8 * width, color=GREY)
-    panel.text(-width, ties, f"{ties} tied", ha="center", va="bottom", fontsize=8)
+    width = max(apart, default=1.0) / _BINS  # a tie has the bar at 0
+    panel.hist(apart, bins=_BINS, range=(width / 2, _BINS * width + width / 2), color=COLOURS[2], alpha=0.7)
+    panel.bar(0, ties, width=0.8 * width, color=GREY)
+    panel.text(0, ties, f"{ties} tied", ha="center", va="bottom", fontsize=8)
     panel.set_title("difference of the two scores", fontsize=9.5)
     panel.grid(axis="y", color="#e5e5e5", linewidth=0.7)
 

@@ -37,8 +37,8 @@ def method_section(runs: Sequence[Run], step: str = "") -> Section | None:
         if own_metrics([run])
     ]
     text = (
-        "From metrics.jsonl. Lines are training steps, diamonds validations. The table has the mean over the last "
-        "tenth of the logged steps and, beneath it, the last validation."
+        "From metrics.jsonl. Thin lines are training steps, thick ones their running mean over a tenth of the run, "
+        "diamonds validations. The table has the mean over the last tenth of the logged steps and the last validation."
     )
     alt = f"One panel for each of {', '.join(panels(runs))} over the training steps, one colour for each run"
     title = f"Metrics of the method: {step}" if step else "Metrics of the method"
@@ -76,7 +76,7 @@ def panels(runs: Sequence[Run]) -> dict[str, list[str]]:
 
 
 def method_curves(runs: Sequence[Run]) -> str:
-    """Draw the panels: a colour for each run, a line style for each metric, diamonds for validations.
+    """Draw the panels: a colour for each run, a line style for each metric, a running mean, diamonds for validations.
 
     Returns:
         SVG text.
@@ -106,18 +106,23 @@ def method_curves(runs: Sequence[Run]) -> str:
 def _fill(panel: Any, runs: Sequence[Run], names: Sequence[str]) -> None:
     for name, dashes in zip(names, _DASHES * len(names), strict=False):
         for place, run in enumerate(runs):
-            ink = colour(place)
-            for points, style in (
-                (series(run, name), {"linewidth": 1.0, "alpha": 0.75}),
-                (series(run, VALIDATION + name), {"linewidth": 1.4, "marker": "D", "markersize": 3.5}),
-            ):
-                if points:
-                    steps, values = zip(*points, strict=True)
-                    panel.plot(steps, values, color=ink, linestyle=dashes, **style)
+            ink, each, held_out = colour(place), series(run, name), series(run, VALIDATION + name)
+            if each:
+                steps, values = zip(*each, strict=True)
+                panel.plot(steps, values, color=ink, linestyle=dashes, linewidth=0.7, alpha=0.3)
+                panel.plot(steps, running_mean(values), color=ink, linestyle=dashes, linewidth=1.5)
+            if held_out:
+                panel.plot(*zip(*held_out, strict=True), color=ink, linestyle="none", marker="D", markersize=4)
         if len(names) > 1:
             panel.plot([], [], color=GREY, linestyle=dashes, label=name.rpartition("/")[2])
     if len(names) > 1:
         panel.legend(frameon=False, fontsize=8)
+
+
+def running_mean(values: Sequence[float]) -> list[float]:
+    """Return the mean around each value, over a tenth of all values; at the ends over those that are there."""
+    half = len(values) // 20
+    return [statistics.fmean(values[max(0, at - half) : at + half + 1]) for at in range(len(values))]
 
 
 def _validated(key: str) -> bool:

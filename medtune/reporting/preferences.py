@@ -111,7 +111,7 @@ def _words(name: str, manifest: Mapping[str, Any]) -> str:
     asked = f" with the prompt {judge['prompt']}" if "prompt" in judge else ""
     unread = ", ".join(f"{name.replace('_', ' ')} {n}" for name, n in manifest["counts"]["unread"].items())
     bias = manifest["position_bias"]
-    texts = [f"{name}: " * bool(name) + f"{_model(manifest)}{asked}.", f"Unread: {unread or 'none'}."]
+    texts = [f"{name}, " * bool(name) + f"{_model(manifest)}{asked}.", f"Unread: {unread or 'none'}."]
     if bias is not None:
         texts.append(f"Position bias: {bias['rate']['definition']}.")
         texts.append(f"First place {bias['first']}, second place {bias['second']}, tied {bias['tied']}.")

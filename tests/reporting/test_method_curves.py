@@ -8,7 +8,7 @@ from xml.etree import ElementTree
 
 import pytest
 
-from medtune.reporting.method_curves import method_curves, method_section, own_metrics, panels
+from medtune.reporting.method_curves import method_curves, method_section, own_metrics, panels, running_mean
 from medtune.reporting.plots import colour
 from medtune.reporting.runs import Run, read_trained, step_runs
 
@@ -92,3 +92,10 @@ def test_steps_of_runs_stand_under_their_folder_with_the_runs_names(tmp_path: Pa
     assert [(one.name, len(one.metrics)) for one in found["sft"]] == [("first", 22), ("second", 22)]
     assert [(one.name, len(one.metrics)) for one in found["dpo"]] == [("first", 0), ("second", 22)]
     assert found["dpo"][1].panels == PANELS
+
+
+def test_the_running_mean_takes_a_tenth_around_each_value_and_less_at_the_ends() -> None:
+    assert running_mean([1.0, 5.0, 3.0]) == [1.0, 5.0, 3.0]
+    means = running_mean([float(value) for value in range(40)])
+    assert (means[0], means[1], means[20], means[39]) == (1.0, 1.5, 20.0, 38.0) and len(means) == 40
+    assert running_mean([0.0] * 10 + [40.0] + [0.0] * 9)[9:12] == [40 / 3] * 3
