@@ -27,7 +27,7 @@ def judge_chart(judged: Mapping[str, tuple[Mapping[str, Any], Sequence[float]]])
         for (name, (manifest, differences)), (left, middle, right) in zip(judged.items(), rows, strict=True):
             _differences(left, differences, manifest["counts"]["ties"])
             _outcomes(middle, manifest["counts"])
-            _places(right, manifest["position_bias"])
+            _places(right, manifest["position_bias"], manifest["judge"].get("orders") == "given")
             left.set_ylabel(name if len(judged) > 1 else "pairs", fontsize=9)
             for panel in (left, middle, right):
                 panel.spines[["top", "right"]].set_visible(False)
@@ -93,13 +93,16 @@ def _outcomes(panel: Any, counts: Mapping[str, Any]) -> None:
     panel.set_title(f"what became of {counts['judged']} candidates", fontsize=9.5)
 
 
-def _places(panel: Any, bias: Mapping[str, Any] | None) -> None:
+def _places(panel: Any, bias: Mapping[str, Any] | None, one_order: bool) -> None:
     if bias is None:
         panel.set_visible(False)
         return
-    names = {"consistent": "the same answer", "first": "first place", "second": "second place", "tied": "a tie"}
-    _bars(panel, {title: bias[name] for name, title in names.items()}, [GOOD, BAD, BAD, GREY])
-    panel.set_title("preferred when both orders were asked", fontsize=9.5)
+    bars = {"first place": bias["first"], "second place": bias["second"], "a tie": bias["tied"]}
+    inks = [BAD, BAD, GREY]
+    if not one_order:
+        bars, inks = {"same answer in both orders": bias["consistent"], **bars}, [GOOD, *inks]
+    _bars(panel, bars, inks)
+    panel.set_title("what the judge preferred", fontsize=9.5)
 
 
 def _bars(panel: Any, bars: Mapping[str, int], inks: Sequence[str]) -> None:

@@ -124,10 +124,14 @@ def _texts(svg: str) -> set[str]:
 def test_the_plot_says_what_became_of_the_candidates_and_which_place_won(folder: Path) -> None:
     said = _texts(preference_sections(folder / "out")[0].picture)
     assert {"what became of 12 candidates", "pairs", "10", "1 tied", "unread: prose", "first place"} <= said
+    assert "same answer in both orders" in said
     manifest = manifest_of(folder)
     manifest["counts"] = {**manifest["counts"], "dropped": {"empty_answer": 3}, "pairs": 0}
     said = _texts(judge_chart({"a": (manifest, []), "b": ({**manifest, "position_bias": None}, [])}))
     assert {"empty answer (not asked)", "3", "a", "b"} <= said
+    once = {**manifest_of(folder), "judge": {"name": "model", "orders": "given"}}
+    said = _texts(judge_chart({"": (once, [1.0])}))
+    assert "second place" in said and "same answer in both orders" not in said
 
 
 @pytest.fixture
