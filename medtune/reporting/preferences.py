@@ -57,7 +57,9 @@ def judging_sections(
     if not folders:
         return []
     manifests = {name: _manifest(folder) for name, folder in folders.items()}
-    words = " ".join(_words(name, manifest) for name, manifest in manifests.items())
+    biases = [one["position_bias"] for one in manifests.values() if one["position_bias"] is not None]
+    meant = dict.fromkeys(f"Position bias: {bias['rate']['definition']}." for bias in biases)
+    words = " ".join([*(_words(name, manifest) for name, manifest in manifests.items()), *meant])
     rows = [_row(name, manifest) for name, manifest in manifests.items()]
     chart = judge_chart({name: (manifests[name], _differences(folders[name])) for name in folders})
     sections = [Section("The judge", words, _table(rows), chart, _ALT, first="Judge"), *_win_rates(manifests)]
@@ -113,7 +115,6 @@ def _words(name: str, manifest: Mapping[str, Any]) -> str:
     bias = manifest["position_bias"]
     texts = [f"{name}, " * bool(name) + f"{_model(manifest)}{asked}.", f"Unread: {unread or 'none'}."]
     if bias is not None:
-        texts.append(f"Position bias: {bias['rate']['definition']}.")
         texts.append(f"First place {bias['first']}, second place {bias['second']}, tied {bias['tied']}.")
     return " ".join(texts)
 

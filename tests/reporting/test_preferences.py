@@ -166,7 +166,7 @@ def test_the_report_takes_folders_of_judges(folder: Path, comparison: Path, tmp_
     assert main(words) == 0
     page = out.read_text()
     assert "<h2>The judge</h2>" in page and "<h2>Win rate</h2>" in page and "Preference pairs" not in page
-    assert page.count("image/svg+xml") == 2 and "Headline" not in page
+    assert page.count("Position bias: ") == 1 and page.count("image/svg+xml") == 2 and "Headline" not in page
     assert main([*words, "--samples", "2", "--images", str(folder / "images")]) == 0
     page = out.read_text()
     assert "<h2>Pairs with the largest differences: out</h2>" in page and "data:image/png" in page
