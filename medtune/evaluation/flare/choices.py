@@ -21,7 +21,7 @@ COMMA_LABELS = ("Endodontic Treatment, Restorative Treatment, and Complications"
 NO_LABELS = frozenset(("none", "no finding", "no findings", "none of the above", "no abnormality", "no abnormalities"))
 """Answers that name the empty set of labels, if the set has no such label."""
 _ALPHABET = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
-_OPTION = re.compile(r"(?<![A-Za-z0-9])\(?([A-Z])\s?[:).]\s+")
+_OPTION = re.compile(r"(?<![A-Za-z0-9])\(?([A-Z])\s?(?:[:)]\s*|\.\s+)")
 _MARKS = r"[\s*_$\\({\[\"'`<]*"
 _LONE = re.compile(rf"{_MARKS}([A-Za-z])[\W_]*")
 _HEAD = re.compile(rf"{_MARKS}([A-Z])[*_\"'`\])]*\s?[:.)\]][*_]*\s+(\S.*)")
@@ -43,14 +43,13 @@ def question_options(question: str) -> dict[str, str]:
     A question without A and B has none.
     """
     found: dict[str, str] = {}
-    marks = [match for match in _OPTION.finditer(question)]
     chain: list[re.Match[str]] = []
-    for match in marks:
-        if match[1] == _ALPHABET[len(chain)]:
+    for match in _OPTION.finditer(question):
+        if match[1] == _ALPHABET[len(chain) : len(chain) + 1]:
             chain.append(match)
-    for match, following in zip(chain, [*chain[1:], None], strict=True):
-        text = question[match.end() : following.start() if following else len(question)]
-        found[match[1]] = text.strip(" \n\t,;.")
+    ends = [*(match.start() for match in chain[1:]), len(question)]
+    for match, end in zip(chain, ends[: len(chain)], strict=True):
+        found[match[1]] = question[match.end() : end].strip(" \n\t,;.")
     return found if len(found) > 1 else {}
 
 
