@@ -1,5 +1,4 @@
-"""Real answers of MedGemma 1.5, untuned and tuned, to FLARE 2026's questions: how many are read, and why others are
-not.
+"""How many real answers of MedGemma 1.5, untuned and tuned, to FLARE 2026's questions are read, and why others are not.
 
     MEDTUNE_DATA=/data python benchmark/flare_answers.py
 

@@ -99,25 +99,27 @@ def _letter(letter: str, options: Mapping[str, str]) -> Reading:
 
 def _named(text: str, options: Mapping[str, str], labels: Sequence[str]) -> Reading:
     """Read the text of an option or label."""
-    texts = {plain(value): key for key, value in options.items() if plain(value)}
-    if not options:
-        texts = {plain(label): plain(label) for label in labels if plain(label)}
+    said = [(plain(value), key) for key, value in options.items()] or [(plain(label), plain(label)) for label in labels]
+    texts = {value: key for value, key in said if any(letter.isalnum() for letter in value)}
+    for value, key in said:
+        if texts.get(value, key) != key:  # two options of one text: it names neither
+            del texts[value]
     if plain(text) in texts:
         return Reading(texts[plain(text)])
     if not texts:
         return _short(text)
     folded = normalise(text)
     found = [match for match in phrase_pattern(tuple(texts)).finditer(folded)]
-    named = {texts[_known(match["value"], texts)] for match in found if not is_denied(folded, *match.span())}
+    named = {_known(match["value"], texts) for match in found if not is_denied(folded, *match.span())} - {""}
     if len(named) == 1:
         return Reading(named.pop())
     return Reading(reason=SEVERAL_OPTIONS if named else NO_OPTION)
 
 
 def _known(value: str, texts: Mapping[str, str]) -> str:
-    """Return the text that a found phrase stands for; inside a phrase a space and a hyphen are equal."""
+    """Return what a found phrase stands for, or empty text; inside a phrase a space and a hyphen are equal."""
     spaced = re.sub(r"[\s-]+", " ", value)
-    return next(text for text in texts if re.sub(r"[\s-]+", " ", text) == spaced)
+    return next((key for text, key in texts.items() if re.sub(r"[\s-]+", " ", text) == spaced), "")
 
 
 def _short(text: str) -> Reading:
@@ -142,6 +144,7 @@ def split_labels(text: str, known: Iterable[str] = ()) -> list[str]:
     """
     labels = {plain(label) for label in (*known, *COMMA_LABELS)}
     whole = [label for label in (*known, *COMMA_LABELS) if "," in label]
+    text = text.replace("\x00", "")
     for number, label in enumerate(whole):
         text = re.sub(re.escape(label), f"\x00{number}\x00", text, flags=re.IGNORECASE)
 

@@ -64,7 +64,7 @@ _DISPLAY = Display(
     "FLARE",
     rank=85,
     help="seven tasks; an answer that cannot be read is wrong, finds nothing, or is left out of an error and counted",
-    headline=tuple(Column(name, _TITLES[name]) for name in _HEADLINE),
+    headline=tuple(Column(name, f"FLARE, {_TITLES[name]}") for name in _HEADLINE),
     columns=tuple(Column(name, title) for name, title in _TITLES.items()),
     attribute=Column("main", "main number"),
     notes=(Column("unread", "unread"),),

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from sklearn.metrics import balanced_accuracy_score
 
+from medtune.cli.main import main as cli
 from medtune.config import import_path
 from medtune.data.sample import Message, Sample
 from medtune.errors import ConfigError, DataError, MedtuneError
@@ -261,7 +262,14 @@ def test_from_the_official_files_to_scores_by_the_recipes(world, tmp_path, capsy
     results = json.loads((out / "results.json").read_text())
     assert results["vocabulary"]["flare"]["questions"] == dict.fromkeys(sorted(tasks), 1)
     assert results["protocols"]["flare"]["attributes"].keys() == {f"BUSI/{task}" for task in tasks}
-    assert "FLARE" in capsys.readouterr().out
+    assert "FLARE, Counting, MAE" in capsys.readouterr().out
+    told = [*told[:2], f"output={tmp_path}/again", "name=again"]
+    assert not evaluate_recipe.main(["--config", "evaluate/flare", *told, "bootstrap_draws=20"])
+    assert not cli(["report", str(out), str(tmp_path / "again"), "--out", str(tmp_path / "report/report.html")])
+    page = (tmp_path / "report/report.html").read_text()
+    assert "FLARE, Counting, MAE" in page and "BUSI/detection" in page
+    differences = json.loads((tmp_path / "report/results.json").read_text())["differences"]["again"]["flare"]
+    assert "counting_mae_zero" in differences and differences["detection_f1_50"]["value"] in (0, None)
 
 
 def test_the_reader_can_be_named_in_a_config():
