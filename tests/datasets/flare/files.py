@@ -29,6 +29,13 @@ def row(task: str, image: Any = "imagesTr/0.png", **changes: Any) -> dict[str, A
     return {key: value for key, value in fields.items() if value is not None}
 
 
+def write_flare(root: Path) -> None:
+    """Write a training and a test split of all seven tasks, with images of their own."""
+    write_set(root, *(row(task) for task in ROWS))
+    rows = [row(task, "imagesTr/2.png", Split="test") for task in ROWS]
+    write_set(root, *rows, folder="testing/Ultrasound", part="test", first=2)
+
+
 def write_set(
     root: Path,
     *rows: dict[str, Any],
@@ -36,10 +43,11 @@ def write_set(
     folder: str = "training/Ultrasound",
     part: str = "train",
     images: int = 2,
+    first: int = 0,
 ) -> Path:
-    """Write one data set of a split with its images; return the question file."""
+    """Write one data set of a split with its images, numbered from ``first`` on; return the question file."""
     place = root / folder / dataset
-    for number in range(images):
+    for number in range(first, first + images):
         write_picture(place / "imagesTr" / f"{number}.png", number, SIZE)
     place.mkdir(parents=True, exist_ok=True)
     path = place / f"{dataset}_questions_{part}.json"

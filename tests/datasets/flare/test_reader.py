@@ -5,11 +5,14 @@ import re
 
 import pytest
 
+from medtune.data.items import SampleItems
+from medtune.data.preflight import preflight
 from medtune.data.sample import Message
 from medtune.data.source import SampleSource
 from medtune.datasets.flare import TASKS, flare, prepare_flare, task_type
 from medtune.errors import ConfigError, DataError
 from medtune.recipes.prepare import main
+from tests.data.tools import LetterTransform, unchanged
 from tests.datasets.flare.files import ROWS, row, write_set
 
 
@@ -303,6 +306,22 @@ def test_images_that_are_gone_are_counted_and_listed_by_the_recipe(tmp_path, cap
     assert not main(["--config", "prepare/flare", *told, "on_error=skip"])
     assert "imagesTr/9.png" in (tmp_path / "out/unusable_images.csv").read_text()
     assert json.loads((tmp_path / "out/manifest.json").read_text())["skipped"] == {"train": ["BUSI/train/2"]}
+
+
+def test_the_check_before_training_counts_bad_rows_and_leaves_them_out(tmp_path):
+    bad = [
+        row("detection", Answer=[[0, 0, 99, 99]]),
+        row("detection", Answer=[[9, 0, 1, 1]]),
+        row("counting", "x/9.png"),
+    ]
+    write_set(tmp_path, row("detection"), *bad, row("report_generation", ["imagesTr/0.png", "imagesTr/1.png"]))
+    source = flare(str(tmp_path), "train")
+    with pytest.raises(DataError, match="3 of 5 rows of flare cannot be used") as caught:
+        preflight(source, LetterTransform(), lambda: [SampleItems(unchanged)], progress=False)
+    said = str(caught.value)
+    assert all(f"BUSI_questions_train.json, item {number}" in said for number in (2, 3, 4))
+    found = preflight(source, LetterTransform(), lambda: [SampleItems(unchanged)], "skip", progress=False)
+    assert found.indices.tolist() == [0, 4] and len(found.problems) == 3
 
 
 def test_the_real_questions(medtune_data):
