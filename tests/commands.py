@@ -27,6 +27,7 @@ from medtune.cli import main as cli
 from medtune.config import load_config, to_plain
 from medtune.datasets.medmnist import FACTS
 from medtune.datasets.wbcatt import ATTRIBUTES
+from tests.datasets.flare.files import write_flare
 from tests.datasets.medmnist_files import write_medmnist
 from tests.datasets.owners import Mimic, skincon_rows, write_picture, write_skincon, write_vqa
 
@@ -260,6 +261,7 @@ def write_data(folder: Path) -> Path:
     for name in FACTS:
         write_medmnist(folder / "medmnist", name)
     write_vqa(folder)
+    write_flare(folder / "flare")
     Mimic(60).write(folder / "mimic-cxr-jpg", images=True)
     for name, file in (
         ("chexmask/OriginalResolution", "MIMIC-CXR-JPG.csv"),
