@@ -93,6 +93,33 @@ class Densities:
 
 
 @dataclass(frozen=True)
+class Scatter:
+    """Two per-sample numbers drawn against each other: a panel for each run, a point for each answer.
+
+    An answer that has the first number and lacks the second was not read: it is counted below its panel.
+
+    Attributes:
+        across: Per-sample number of the horizontal axis, for example the true value.
+        up: Per-sample number of the vertical axis, for example the value that was read.
+        title: Heading of the section.
+        help: Sentences below the heading.
+        across_title: Title of the horizontal axis.
+        up_title: Title of the vertical axis.
+        identity: Whether both have one unit: both axes have the same range, with the line on which they are equal.
+        by_attribute: Whether each attribute has a section of its own, because their units differ.
+    """
+
+    across: str
+    up: str
+    title: str
+    help: str
+    across_title: str
+    up_title: str
+    identity: bool = False
+    by_attribute: bool = False
+
+
+@dataclass(frozen=True)
 class Display:
     """How one protocol is shown.
 
@@ -119,6 +146,7 @@ class Display:
         examples: How answers are shown on sample images; None does not show them.
         retention: Title of the share of answers in the requested form; empty if the protocol has no such share.
         densities: A separate section; None for none.
+        scatter: Sections with two per-sample numbers drawn against each other.
         side_by_side: Sentence above a section with all whole answers of all runs, side by side; empty for none.
     """
 
@@ -141,6 +169,7 @@ class Display:
     examples: Examples | None = None
     retention: str = ""
     densities: Densities | None = None
+    scatter: tuple[Scatter, ...] = ()
     side_by_side: str = ""
 
     @property
@@ -196,6 +225,7 @@ class Display:
                 known[name] = tuple(known.get(name, ()))
             for name, kind in (("attribute", Column), ("examples", Examples)):
                 known[name] = kind(**_known(kind, known[name])) if known.get(name) else None
+            known["scatter"] = tuple(Scatter(**_known(Scatter, one)) for one in known.get("scatter", ()))
             known["densities"] = _densities(known.get("densities"))
             return cls(**known)
         except (TypeError, KeyError, AttributeError):

@@ -22,6 +22,7 @@ from medtune.reporting.pairs import paired_skips, paired_tables
 from medtune.reporting.progress import progress_sections
 from medtune.reporting.robustness import robustness_sections
 from medtune.reporting.runs import Run, read_runs
+from medtune.reporting.scatter import scatter_sections
 from medtune.reporting.sections import protocol_sections
 from medtune.reporting.side_by_side import side_by_side_sections
 from medtune.reporting.worst import WORST, worst_cards
@@ -143,7 +144,14 @@ def render(
         overview=_svg_uri(plots.accuracy_chart(runs)),
         sections=[
             (section, _svg_uri(section.picture or None))
-            for section in [*extra, *robustness_sections(runs), *protocol_sections(runs), *beside, *progress]
+            for section in [
+                *extra,
+                *robustness_sections(runs),
+                *protocol_sections(runs),
+                *scatter_sections(runs),
+                *beside,
+                *progress,
+            ]
         ],
         protocols=views.protocol_tables(runs),
         protocol_help=views.protocol_help(runs),

@@ -175,7 +175,10 @@ def protocol_tables(runs: Sequence[Run]) -> list[Table]:
     shown = displays(results)
     tables = []
     for name in asked_protocols(results):
-        columns = shown[name].table
+        every = shown[
+            name
+        ].table  # a number that no run has, such as a judge's score that was not asked for, has no column
+        columns = [column for column in every if any(overall(run, name, column.key) for run in results)] or every
         rows = [
             Row(
                 run.name,
