@@ -12,6 +12,8 @@ from medtune.data.writing import write_whole
 from medtune.errors import DataError
 from medtune.evaluation.evaluation import metric_rows, to_csv
 from medtune.reporting import plots, views
+from medtune.reporting.beside import beside_sections
+from medtune.reporting.boxes import overlay_sections
 from medtune.reporting.comparison import compare
 from medtune.reporting.confusions import confusion_rows, confusion_tables
 from medtune.reporting.curves import config_section, training_rows, training_section
@@ -69,7 +71,9 @@ def write_report(
     for run in runs:
         if Path(run).resolve() == out.resolve().parent:  # the report's results.json would replace the run's own
             raise DataError(f"{out}: the report must not lie in the run's own folder; choose another place for it.")
-    every = read_runs([Path(run) for run in runs], dict(names or {}), with_answers=samples > 0, trained=True)
+    every = []
+    if runs or not extra:  # a page may hold its own sections alone
+        every = read_runs([Path(run) for run in runs], dict(names or {}), with_answers=samples > 0, trained=True)
     loaded = [run for run in every if run.results]
     every = loaded + [run for run in every if not run.results]  # so that a run has one colour on the page
     results = combine(loaded, seed=seed)
@@ -132,7 +136,7 @@ def render(
     """Fill the template of the page; all text from data is escaped."""
     shown = displays(run.results for run in runs)
     radars = [(display.title, plots.radar_chart(runs, name)) for name, display in shown.items() if display.radar]
-    beside = side_by_side_sections(runs, samples, open_image)
+    beside = [*side_by_side_sections(runs, samples, open_image), *overlay_sections(runs, samples, open_image, seed)]
     progress = progress_sections(runs, answers=samples > 0)
     return _template().render(
         title=title,
@@ -146,6 +150,7 @@ def render(
             (section, _svg_uri(section.picture or None))
             for section in [
                 *extra,
+                *beside_sections(runs),
                 *robustness_sections(runs),
                 *protocol_sections(runs),
                 *scatter_sections(runs),

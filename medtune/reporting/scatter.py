@@ -54,11 +54,27 @@ def scatter_sections(runs: Sequence[Run]) -> list[Section]:
 
 def _rows(run: Run, task: str, one: Scatter) -> list[Mapping[str, str]]:
     """Return the verdicts on true images that have the first number."""
+    rows = (row for row in run.verdicts.values() if row["task"] == task and row["swapped"] == "0")
     return [
         row
-        for row in run.verdicts.values()
-        if row["task"] == task and row["swapped"] == "0" and row.get(MEASURE + one.across)
+        for row in rows
+        if (not one.endings or row["attribute"].endswith(one.endings)) and _number(row, one.across) is not None
     ]
+
+
+def _number(row: Mapping[str, str], name: str) -> float | None:
+    """Return a per-sample number of an answer, or its right or read value; None if it has none."""
+    if name == "gold":
+        text = row["gold"]
+    elif name == "predicted":
+        text = row["predicted"] if row["read"] == "1" else ""
+    else:
+        text = row.get(MEASURE + name, "")
+    try:
+        value = float(text)
+    except ValueError:
+        return None
+    return value if math.isfinite(value) else None
 
 
 def _groups(runs: Sequence[Run], task: str, one: Scatter) -> list[str]:
@@ -69,9 +85,8 @@ def _groups(runs: Sequence[Run], task: str, one: Scatter) -> list[str]:
 
 def _cloud(run: Run, place: int, task: str, one: Scatter, group: str) -> Cloud:
     rows = [row for row in _rows(run, task, one) if not group or row["attribute"] == group]
-    points = [
-        (float(row[MEASURE + one.across]), float(row[MEASURE + one.up])) for row in rows if row.get(MEASURE + one.up)
-    ]
+    pairs = [(_number(row, one.across), _number(row, one.up)) for row in rows]
+    points = [(x, y) for x, y in pairs if x is not None and y is not None]
     return Cloud(run.name, place, points, len(rows) - len(points))
 
 

@@ -52,12 +52,7 @@ def folder(tmp_path: Path) -> Path:
     record = {"config": {"protocols": [NAME], "swapped": [], "limit": None, "seed": 0}}
     (tmp_path / "predict" / "predictions.meta.json").write_text(json.dumps(record))
     (tmp_path / "prepared").mkdir()
-    lines = [
-        {"id": one.id, "images": list(one.images), "meta": one.meta,
-         "messages": [{"role": turn.role, "content": turn.content} for turn in one.messages]}
-        for one in questions()
-    ]  # fmt: skip
-    (tmp_path / "prepared" / "test.jsonl").write_bytes(jsonl_bytes(lines))
+    (tmp_path / "prepared" / "test.jsonl").write_bytes(jsonl_bytes(questions()))
     return tmp_path
 
 
@@ -161,7 +156,7 @@ def test_what_cannot_be_graded_is_said_in_one_sentence(folder: Path, capsys: pyt
 
 def test_the_answers_of_another_protocol_to_a_report_question_are_graded_too(folder: Path) -> None:
     path = folder / "predict" / "predictions.jsonl"
-    meta = {"task": NAME, "answer": RIGHT[0], "sample_id": "f", "images": ["a.png"]}
+    meta = {"flare_task": NAME, "answer": RIGHT[0], "sample_id": "f", "images": ["a.png"]}
     rows = [Prediction("f/flare", "flare", "?", STRONG[0], (), meta)]
     write_predictions(path, [*rows, Prediction("f/flare/swapped", "flare", "?", "x", (), {**meta, "swapped": True})])
     with serve(counted(0, 0, 1)) as server:

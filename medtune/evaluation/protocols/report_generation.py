@@ -6,12 +6,9 @@ GREEN is shown beside ROUGE-L and the findings, never alone: it can rank an untu
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
-import numpy as np
-
 from medtune.data.sample import Message, Sample
 from medtune.errors import DataError
 from medtune.evaluation.display import Column, Display, Examples, Scatter
-from medtune.evaluation.measures import verdict_of
 from medtune.evaluation.prediction import Prediction
 from medtune.evaluation.protocols.base import (
     EvaluationProtocol,
@@ -25,18 +22,8 @@ from medtune.evaluation.protocols.base import (
 )
 from medtune.evaluation.protocols.conversation import user_turn
 from medtune.evaluation.protocols.vqa import free_answer
-from medtune.evaluation.reports.green import GreenCounts
-from medtune.evaluation.reports.scores import (
-    COLUMNS,
-    DEFINITIONS,
-    Counts,
-    counts_row,
-    differences,
-    finding_numbers,
-    report_labels,
-    report_measures,
-    score_counts,
-)
+from medtune.evaluation.reports.scores import Counts, differences, finding_numbers, report_labels, score_counts
+from medtune.evaluation.reports.verdicts import differences_of, measures_of, table_of
 from medtune.evaluation.result import Metric
 from medtune.evaluation.scoring import DIFFERS, share_of
 
@@ -146,35 +133,18 @@ class ReportGeneration(EvaluationProtocol):
         seed: int,
     ) -> dict[str, Metric]:
         """Return the paired differences of BLEU, of the findings, and of GREEN where both were graded."""
-        sides = [[pair[side] for of_seed in pairs.values() for pair in of_seed] for side in (0, 1)]
-        if not sides[0]:
-            return {}
-        first, second = (table_of([verdict_of(row) for row in rows]) for rows in sides)
-        names = [name for name in DEFINITIONS if name != "rouge_l"]
-        found = differences(first, second, base, names=names, resamples=resamples, seed=seed)
-        return {f"{name}_macro": number for name, number in found.items()}
+        found = differences_of(pairs, base, resamples=resamples, seed=seed)
+        return {f"{name}_macro": number for name, number in found.items() if name != "rouge_l"}
 
 
 def judge_report(row: Prediction) -> Verdict:
     """Return the verdict on one generated report: its findings as labels, its word counts and GREEN as measures."""
-    reference, empty = row.meta["answer"], not row.prediction.strip()
-    given = row.meta.get("green")
-    green = None if given is None else GreenCounts.from_dict(given, f"prediction {row.id!r}")
+    empty = not row.prediction.strip()
     return Verdict(
-        **{**verdict_frame(row), "gold": report_labels(reference)},
+        **{**verdict_frame(row), "gold": report_labels(row.meta["answer"])},
         predicted=None if empty else report_labels(row.prediction),
         in_format=not empty,
-        measures=report_measures(row.prediction, reference, green),
-    )
-
-
-def table_of(verdicts: Sequence[Verdict]) -> Counts:
-    """Return the verdicts on reports as the matrix that is scored."""
-    rows = [counts_row(verdict.measures, verdict.gold, verdict.predicted) for verdict in verdicts]
-    return Counts(
-        np.array(rows).reshape(len(rows), len(COLUMNS)),
-        [verdict.attribute for verdict in verdicts],
-        [verdict.images for verdict in verdicts],
+        measures=measures_of(row),
     )
 
 

@@ -23,7 +23,7 @@ TASK = "report_generation"
 
 def is_report(row: Prediction) -> bool:
     """Return whether a prediction is a report on its own images: by its protocol, or by the task of its question."""
-    asked = row.task == TASK or row.meta.get("task") == TASK
+    asked = TASK in (row.task, row.meta.get("flare_task"))
     return asked and not row.meta.get("swapped") and not row.meta.get("probe")
 
 
