@@ -30,7 +30,7 @@ def beside_sections(runs: Sequence[Run]) -> list[Section]:
                 f"{shown.title}: models beside each other",
                 "A panel for each task's number. The line is the 95% interval. An arrow in the title says whether "
                 "higher or lower is better; GREEN is to be read beside ROUGE-L and the findings.",
-                picture=beside_chart(runs, name, columns),
+                picture=beside_chart(runs, name, columns, shown.title),
                 alt=f"Bars of {', '.join(column.title for column in columns)} for {names}; the table of the protocol "
                 "has the numbers.",
             )
@@ -43,13 +43,14 @@ def _number(run: Run, protocol: str, column: Column) -> dict[str, Any] | None:
     return None if number is None or number["value"] is None else number
 
 
-def beside_chart(runs: Sequence[Run], protocol: str, columns: Sequence[Column]) -> str:
+def beside_chart(runs: Sequence[Run], protocol: str, columns: Sequence[Column], title: str = "") -> str:
     """Draw one number of each task for every run.
 
     Args:
         runs: The runs, in the order of bars.
         protocol: Name of the protocol.
         columns: The numbers, in the order of panels.
+        title: The protocol's title, which panels do not repeat.
 
     Returns:
         SVG text.
@@ -60,7 +61,7 @@ def beside_chart(runs: Sequence[Run], protocol: str, columns: Sequence[Column]) 
         figure = Figure(figsize=(2.5 * across + 1.0, down * (0.34 * len(runs) + 1.0)))
         panels: Any = figure.subplots(down, across, squeeze=False, sharey=True).ravel()
         for panel, column in zip(panels, columns, strict=False):
-            _fill(panel, runs, protocol, column)
+            _fill(panel, runs, protocol, column, title)
         for panel in panels[len(columns) :]:
             panel.set_visible(False)
         for panel in panels[::across]:
@@ -70,7 +71,7 @@ def beside_chart(runs: Sequence[Run], protocol: str, columns: Sequence[Column]) 
         return svg_text(figure)
 
 
-def _fill(panel: Any, runs: Sequence[Run], protocol: str, column: Column) -> None:
+def _fill(panel: Any, runs: Sequence[Run], protocol: str, column: Column, title: str) -> None:
     most, arrow, unit = 0.0, "", "fraction"
     for place, run in enumerate(runs):
         number = _number(run, protocol, column)
@@ -88,7 +89,7 @@ def _fill(panel: Any, runs: Sequence[Run], protocol: str, column: Column) -> Non
         most = max(most, value, *ends)
         at = max([value, *ends])
         panel.text(at, place, f" {written(number['value'], unit)}", va="center", fontsize=7.5)
-    panel.set_title(column.title + arrow, fontsize=8.5)
+    panel.set_title(column.title.removeprefix(f"{title}, ") + arrow, fontsize=8.5)
     panel.set_xlim(0, 118 if is_share(unit) else 1.3 * most or 1.0)
     panel.set_xlabel("%" if is_share(unit) else unit, fontsize=8)
     panel.grid(axis="x", color="#e5e5e5", linewidth=0.7)

@@ -25,7 +25,7 @@ def as_value(text: str) -> Any:
 
 def as_box(value: Any) -> Box | None:
     """Return four finite numbers as a box; None for anything else."""
-    if not isinstance(value, Sequence) or isinstance(value, str) or len(value) != 4:
+    if not isinstance(value, list | tuple) or len(value) != 4:
         return None
     if not all(isinstance(number, int | float) and not isinstance(number, bool) for number in value):
         return None
@@ -45,7 +45,7 @@ def as_boxes(value: Any) -> list[Box] | None:
     flat = as_box(value)
     if flat is not None:
         return [flat]
-    if not isinstance(value, Sequence) or isinstance(value, str):
+    if not isinstance(value, list | tuple):
         return None
     boxes = [as_box(item) for item in value]
     return None if None in boxes else [box for box in boxes if box is not None]

@@ -1,6 +1,7 @@
 """Right answers and read answers of FLARE's tasks in one written form, which ``verdicts.csv`` holds."""
 
 import json
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -62,6 +63,7 @@ def right_value(task: str, answer: str, options: Mapping[str, str], labels: Sequ
             value = float(answer)
         except ValueError:
             value = None
+        value = value if value is not None and math.isfinite(value) else None
     else:
         value = report_labels(answer)
     if value is None:

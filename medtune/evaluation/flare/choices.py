@@ -21,7 +21,7 @@ COMMA_LABELS = ("Endodontic Treatment, Restorative Treatment, and Complications"
 NO_LABELS = frozenset(("none", "no finding", "no findings", "none of the above", "no abnormality", "no abnormalities"))
 """Answers that name the empty set of labels, if the set has no such label."""
 _ALPHABET = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
-_OPTION = re.compile(r"(?<![A-Za-z0-9])\(?([A-Z])\s?[:).]\s+")
+_OPTION = re.compile(r"(?<![A-Za-z0-9])\(?([A-Z])\s?(?:[:)]\s*|\.\s+)")
 _MARKS = r"[\s*_$\\({\[\"'`<]*"
 _LONE = re.compile(rf"{_MARKS}([A-Za-z])[\W_]*")
 _HEAD = re.compile(rf"{_MARKS}([A-Z])[*_\"'`\])]*\s?[:.)\]][*_]*\s+(\S.*)")
@@ -43,14 +43,13 @@ def question_options(question: str) -> dict[str, str]:
     A question without A and B has none.
     """
     found: dict[str, str] = {}
-    marks = [match for match in _OPTION.finditer(question)]
     chain: list[re.Match[str]] = []
-    for match in marks:
-        if match[1] == _ALPHABET[len(chain)]:
+    for match in _OPTION.finditer(question):
+        if match[1] == _ALPHABET[len(chain) : len(chain) + 1]:
             chain.append(match)
-    for match, following in zip(chain, [*chain[1:], None], strict=True):
-        text = question[match.end() : following.start() if following else len(question)]
-        found[match[1]] = text.strip(" \n\t,;.")
+    ends = [*(match.start() for match in chain[1:]), len(question)]
+    for match, end in zip(chain, ends[: len(chain)], strict=True):
+        found[match[1]] = question[match.end() : end].strip(" \n\t,;.")
     return found if len(found) > 1 else {}
 
 
@@ -100,25 +99,27 @@ def _letter(letter: str, options: Mapping[str, str]) -> Reading:
 
 def _named(text: str, options: Mapping[str, str], labels: Sequence[str]) -> Reading:
     """Read the text of an option or label."""
-    texts = {plain(value): key for key, value in options.items() if plain(value)}
-    if not options:
-        texts = {plain(label): plain(label) for label in labels if plain(label)}
+    said = [(plain(value), key) for key, value in options.items()] or [(plain(label), plain(label)) for label in labels]
+    texts = {value: key for value, key in said if any(letter.isalnum() for letter in value)}
+    for value, key in said:
+        if texts.get(value, key) != key:  # two options of one text: it names neither
+            del texts[value]
     if plain(text) in texts:
         return Reading(texts[plain(text)])
     if not texts:
         return _short(text)
     folded = normalise(text)
     found = [match for match in phrase_pattern(tuple(texts)).finditer(folded)]
-    named = {texts[_known(match["value"], texts)] for match in found if not is_denied(folded, *match.span())}
+    named = {_known(match["value"], texts) for match in found if not is_denied(folded, *match.span())} - {""}
     if len(named) == 1:
         return Reading(named.pop())
     return Reading(reason=SEVERAL_OPTIONS if named else NO_OPTION)
 
 
 def _known(value: str, texts: Mapping[str, str]) -> str:
-    """Return the text that a found phrase stands for; inside a phrase a space and a hyphen are equal."""
+    """Return what a found phrase stands for, or empty text; inside a phrase a space and a hyphen are equal."""
     spaced = re.sub(r"[\s-]+", " ", value)
-    return next(text for text in texts if re.sub(r"[\s-]+", " ", text) == spaced)
+    return next((key for text, key in texts.items() if re.sub(r"[\s-]+", " ", text) == spaced), "")
 
 
 def _short(text: str) -> Reading:
@@ -143,6 +144,7 @@ def split_labels(text: str, known: Iterable[str] = ()) -> list[str]:
     """
     labels = {plain(label) for label in (*known, *COMMA_LABELS)}
     whole = [label for label in (*known, *COMMA_LABELS) if "," in label]
+    text = text.replace("\x00", "")
     for number, label in enumerate(whole):
         text = re.sub(re.escape(label), f"\x00{number}\x00", text, flags=re.IGNORECASE)
 

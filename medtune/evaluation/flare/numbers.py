@@ -17,12 +17,13 @@ from medtune.evaluation.flare.reading import (
 LARGEST = 1_000_000.0
 """Numbers beyond it are no count and no measure of a 2D image (FLARE's counts end at 1,664): they come from run-ons."""
 _SPACES = "\u00a0\u202f\u2009"  # the spaces that group digits
-_NUMBER = rf"[-+\u2212]?(?:\d[\d.,{_SPACES}]*\d|\d)(?:[eE][-+]?\d{{1,4}})?|[-+\u2212]?\.\d+"
+# Digits are matched possessively, so that a run-on of digits is read once.
+_NUMBER = rf"(?:[-+\u2212]?\d++(?:[.,{_SPACES}]\d++)*+(?:[eE][-+]?\d{{1,4}})?|[-+\u2212]?\.\d++)"
 _FIND = re.compile(rf"(?<![\w.])(?:{_NUMBER})(?![\w]*\d)")
 _FIRST_LINE = re.compile(
     rf"[\s*_$\\({{\[\"'`~]*({_NUMBER}|[-+]?\d{{1,3}}(?: \d{{3}})+)\s?(?:%|[A-Za-z]{{1,12}}\.?)?[\W_]*"
 )
-_RANGE = re.compile(rf"(?:{_NUMBER})\s?%?\s?(?:-|\u2013|\u2014|\bto\b)\s?(?:{_NUMBER})")
+_RANGE = re.compile(rf"(?<![\w.])(?:{_NUMBER})\s?%?\s?(?:-|\u2013|\u2014|\bto\b)\s?(?:{_NUMBER})")
 _CLAIM = re.compile(rf"(?i:\b(?:answer|total|boxed))[^\d\n+\-.]{{0,24}}({_NUMBER})")
 _WORDS = (
     "zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen seventeen "

@@ -9,7 +9,7 @@ import ast
 import json
 import math
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
 from sklearn.metrics import recall_score
@@ -62,7 +62,7 @@ def official_detection_f1(pairs: Sequence[Pair]) -> float:
 
 def _detection_counts(gold: Any, said: Any) -> Counts:
     right, read = _literal(gold), _literal(said)
-    if right is _UNREADABLE or read is _UNREADABLE or not isinstance(right, Sequence | Mapping):
+    if right is _UNREADABLE or read is _UNREADABLE or not isinstance(right, Collection):
         return Counts(0, 0, 0)
     if not isinstance(read, list):
         return Counts(0, 0, len(right))

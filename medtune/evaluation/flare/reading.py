@@ -58,4 +58,5 @@ class Reading:
 
 def cleaned(answer: str) -> str:
     """Return an answer without a model's special tokens, the marks of code blocks and spaces around it."""
-    return _FENCE.sub("", _SPECIAL.sub("", answer[:LONGEST])).strip()
+    whole = answer[:LONGEST].encode("utf-8", "replace").decode()  # halves of characters cannot be written to a file
+    return _FENCE.sub("", _SPECIAL.sub("", whole)).strip()

@@ -76,8 +76,8 @@ _HEADLINE = (
 _DISPLAY = Display(
     "FLARE",
     rank=85,
-    help="seven tasks; an unread answer is wrong, misses everything, or is left out of an error and counted",
-    headline=tuple(Column(name, _TITLES[name]) for name in _HEADLINE),
+    help="seven tasks; an answer that cannot be read is wrong, finds nothing, or is left out of an error and counted",
+    headline=tuple(Column(name, f"FLARE, {_TITLES[name]}") for name in _HEADLINE),
     columns=tuple(Column(name, title) for name, title in _TITLES.items()),
     attribute=Column("main", "main number"),
     notes=(Column("unread", "unread"),),
