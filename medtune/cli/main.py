@@ -93,7 +93,9 @@ def _report(arguments: argparse.Namespace) -> int:
     from medtune.reporting.averages import write_averages
     from medtune.reporting.report import write_report
 
-    if bool(arguments.runs) == bool(arguments.data_set):
+    if arguments.questions is not None and arguments.data_set:
+        raise ConfigError("--questions shows the questions of one folder: leave --data-set out")
+    if arguments.questions is None and bool(arguments.runs) == bool(arguments.data_set):
         raise ConfigError("give the folders of runs, or --data-set NAME=FOLDER for each data set")
     if arguments.data_set:
         if arguments.samples > 0 or arguments.images is not None:
@@ -103,10 +105,20 @@ def _report(arguments: argparse.Namespace) -> int:
         return 0
     if (arguments.samples > 0) != (arguments.images is not None):
         raise ConfigError("--samples N shows images: give it together with --images FOLDER_OR_TAR")
+    extra = []
+    if arguments.questions is not None:
+        from medtune.reporting.distribution import count_questions, distribution_sections
+
+        extra = distribution_sections(count_questions(arguments.questions))
     root = None if arguments.images is None else ImageRoot(arguments.images)
     opener = None if root is None else lambda path: root.load(path, "report")
     page = write_report(
-        arguments.runs, arguments.out, title=arguments.title, samples=arguments.samples, open_image=opener
+        arguments.runs,
+        arguments.out,
+        title=arguments.title,
+        samples=arguments.samples,
+        open_image=opener,
+        extra=extra,
     )
     print(f"report: {page}")
     return 0
@@ -131,6 +143,12 @@ def _add_report_arguments(report: argparse.ArgumentParser) -> None:
         default=[],
         metavar="NAME=FOLDER",
         help="in place of runs, twice or more: a sweep or a run on that data set; the page has the mean over data sets",
+    )
+    report.add_argument(
+        "--questions",
+        type=Path,
+        metavar="FOLDER",
+        help="a folder of questions in FLARE's layout: modalities and tasks by split, alone or with runs",
     )
     report.add_argument("--out", type=Path, default=Path("report/report.html"), help="default: report/report.html")
     report.add_argument("--title", default="medtune report", help="heading of the page")

@@ -93,6 +93,35 @@ class Densities:
 
 
 @dataclass(frozen=True)
+class Scatter:
+    """Two per-sample numbers drawn against each other: a panel for each run, a point for each answer.
+
+    An answer that has the first number and lacks the second was not read: it is counted below its panel.
+
+    Attributes:
+        across: Per-sample number of the horizontal axis; ``gold`` takes the right value where it is a number.
+        up: Per-sample number of the vertical axis; ``predicted`` takes the value that was read.
+        title: Heading of the section.
+        help: Sentences below the heading.
+        across_title: Title of the horizontal axis.
+        up_title: Title of the vertical axis.
+        identity: Whether both have one unit: both axes have the same range, with the line on which they are equal.
+        by_attribute: Whether each attribute has a section of its own, because their units differ.
+        endings: Ends of the attributes whose answers are drawn; empty draws all.
+    """
+
+    across: str
+    up: str
+    title: str
+    help: str
+    across_title: str
+    up_title: str
+    identity: bool = False
+    by_attribute: bool = False
+    endings: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
 class Display:
     """How one protocol is shown.
 
@@ -119,6 +148,10 @@ class Display:
         examples: How answers are shown on sample images; None does not show them.
         retention: Title of the share of answers in the requested form; empty if the protocol has no such share.
         densities: A separate section; None for none.
+        scatter: Sections with two per-sample numbers drawn against each other.
+        tasks: Whether the numbers of the headline are of different tasks; they get a chart with a panel for each.
+        boxes: Ends of the attributes whose right and read values are boxes in pixels, as JSON: a list of boxes, or
+            ``{class: boxes}``. They are drawn on sample images.
         side_by_side: Sentence above a section with all whole answers of all runs, side by side; empty for none.
     """
 
@@ -141,6 +174,9 @@ class Display:
     examples: Examples | None = None
     retention: str = ""
     densities: Densities | None = None
+    scatter: tuple[Scatter, ...] = ()
+    tasks: bool = False
+    boxes: tuple[str, ...] = ()
     side_by_side: str = ""
 
     @property
@@ -196,6 +232,8 @@ class Display:
                 known[name] = tuple(known.get(name, ()))
             for name, kind in (("attribute", Column), ("examples", Examples)):
                 known[name] = kind(**_known(kind, known[name])) if known.get(name) else None
+            known["scatter"] = tuple(_scatter(one) for one in known.get("scatter", ()))
+            known["boxes"] = tuple(known.get("boxes", ()))
             known["densities"] = _densities(known.get("densities"))
             return cls(**known)
         except (TypeError, KeyError, AttributeError):
@@ -205,6 +243,11 @@ class Display:
 def _known(kind: Any, node: Mapping[str, Any]) -> dict[str, Any]:
     names = {field.name for field in fields(kind)}
     return {key: value for key, value in node.items() if key in names}
+
+
+def _scatter(node: Mapping[str, Any]) -> Scatter:
+    known = _known(Scatter, node)
+    return Scatter(**{**known, "endings": tuple(known.get("endings", ()))})
 
 
 def _densities(node: Mapping[str, Any] | None) -> Densities | None:

@@ -157,7 +157,7 @@ def _place(path: tuple[str, ...]) -> tuple[str, str, str]:
         return "", "retention", ""
     if path[0] == "robustness":
         return path[1], f"robustness, {path[2]}", ""
-    return path[1], path[2], path[3] if path[2] == "attributes" else ""
+    return path[1], path[2], path[3] if len(path) > 4 else ""
 
 
 def to_csv(rows: Sequence[dict[str, Any]]) -> str:

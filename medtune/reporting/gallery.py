@@ -181,9 +181,14 @@ def thumbnail(path: str, open_image: OpenImage | None) -> tuple[str, str]:
     except (OSError, MedtuneError) as error:
         return "", f"the image could not be opened ({type(error).__name__})"
     image.thumbnail((224, 224))
+    return encoded(image), ""
+
+
+def encoded(image: Image.Image) -> str:
+    """Return an image as the data URI of a PNG file."""
     buffer = io.BytesIO()
     image.save(buffer, format="PNG", optimize=True)
-    return data_uri(buffer.getvalue(), "image/png"), ""
+    return data_uri(buffer.getvalue(), "image/png")
 
 
 def data_uri(content: bytes, kind: str) -> str:

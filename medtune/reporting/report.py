@@ -12,6 +12,8 @@ from medtune.data.writing import write_whole
 from medtune.errors import DataError
 from medtune.evaluation.evaluation import metric_rows, to_csv
 from medtune.reporting import plots, views
+from medtune.reporting.beside import beside_sections
+from medtune.reporting.boxes import overlay_sections
 from medtune.reporting.comparison import compare
 from medtune.reporting.confusions import confusion_rows, confusion_tables
 from medtune.reporting.curves import config_section, training_rows, training_section
@@ -24,6 +26,7 @@ from medtune.reporting.preferences import is_judging, judged_folders, judging_se
 from medtune.reporting.progress import progress_sections
 from medtune.reporting.robustness import robustness_sections
 from medtune.reporting.runs import Run, read_runs, step_runs
+from medtune.reporting.scatter import scatter_sections
 from medtune.reporting.sections import protocol_sections
 from medtune.reporting.side_by_side import side_by_side_sections
 from medtune.reporting.worst import WORST, worst_cards
@@ -74,7 +77,9 @@ def write_report(
             raise DataError(f"{out}: the report must not lie in the run's own folder; choose another place for it.")
     judged = [Path(run) for run in runs if is_judging(Path(run))]
     folders = [Path(run) for run in runs if Path(run) not in judged]
-    every = [] if judged and not folders else read_runs(folders, dict(names or {}), samples > 0, trained=True)
+    every = []
+    if folders or not (judged or extra):  # a page may hold its own sections alone
+        every = read_runs(folders, dict(names or {}), with_answers=samples > 0, trained=True)
     loaded = [run for run in every if run.results]
     every = loaded + [run for run in every if not run.results]  # so that a run has one colour on the page
     results = combine(loaded, seed=seed)
@@ -140,7 +145,7 @@ def render(
     """Fill the template of the page; all text from data is escaped."""
     shown = displays(run.results for run in runs)
     radars = [(display.title, plots.radar_chart(runs, name)) for name, display in shown.items() if display.radar]
-    beside = side_by_side_sections(runs, samples, open_image)
+    beside = [*side_by_side_sections(runs, samples, open_image), *overlay_sections(runs, samples, open_image, seed)]
     progress = progress_sections(runs, answers=samples > 0)
     return _template().render(
         title=title,
@@ -152,7 +157,15 @@ def render(
         overview=_svg_uri(plots.accuracy_chart(runs)),
         sections=[
             (section, _svg_uri(section.picture or None))
-            for section in [*extra, *robustness_sections(runs), *protocol_sections(runs), *beside, *progress]
+            for section in [
+                *extra,
+                *beside_sections(runs),
+                *robustness_sections(runs),
+                *protocol_sections(runs),
+                *scatter_sections(runs),
+                *beside,
+                *progress,
+            ]
         ],
         protocols=views.protocol_tables(runs),
         protocol_help=views.protocol_help(runs),

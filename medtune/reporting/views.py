@@ -101,6 +101,21 @@ class Example:
 
 
 @dataclass(frozen=True)
+class Picture:
+    """A picture of a section, larger than those of an example.
+
+    Args:
+        uri: Data URI of the picture; empty if there is none.
+        alt: What it shows, in words.
+        caption: The line below it.
+    """
+
+    uri: str
+    alt: str
+    caption: str
+
+
+@dataclass(frozen=True)
 class Section:
     """A further section of the page, below the headline.
 
@@ -112,6 +127,8 @@ class Section:
         alt: What the plot shows, in words.
         first: Heading of the table's first column.
         examples: Images with texts, below the table. A page with examples contains data of patients.
+        pictures: Further pictures, side by side below the table.
+        across: Number of pictures in a row.
     """
 
     title: str
@@ -121,6 +138,8 @@ class Section:
     alt: str = ""
     first: str = "Model"
     examples: Sequence[Example] = ()
+    pictures: Sequence[Picture] = ()
+    across: int = 3
 
 
 def cell(number: dict[str, Any] | None, *, against: float | None = None, sign: bool = False, change: str = "") -> Cell:
@@ -175,7 +194,10 @@ def protocol_tables(runs: Sequence[Run]) -> list[Table]:
     shown = displays(results)
     tables = []
     for name in asked_protocols(results):
-        columns = shown[name].table
+        every = shown[
+            name
+        ].table  # a number that no run has, such as a judge's score that was not asked for, has no column
+        columns = [column for column in every if any(overall(run, name, column.key) for run in results)] or every
         rows = [
             Row(
                 run.name,

@@ -11,11 +11,10 @@ from medtune.evaluation.flare.box_answers import read_boxes, read_instances
 from medtune.evaluation.flare.choices import plain, read_choice, read_labels, split_labels
 from medtune.evaluation.flare.numbers import read_number
 from medtune.evaluation.flare.reading import EMPTY, Reading, cleaned
+from medtune.evaluation.reports.scores import report_labels
 
 SCORED = ("classification", "multi_label_classification", "detection", "instance_detection", "counting", "regression")
-"""Tasks whose answers are read into values; reports are texts."""
-REPORT = "*"
-"""Written in place of a report, whose text is never in ``verdicts.csv``."""
+"""Tasks whose answers are read into values; of a report, whose text is never in ``verdicts.csv``, the findings are."""
 
 
 def read_answer(task: str, answer: str, options: Mapping[str, str], labels: Sequence[str]) -> Reading:
@@ -37,7 +36,7 @@ def read_answer(task: str, answer: str, options: Mapping[str, str], labels: Sequ
         return read_instances(answer)
     if task in ("counting", "regression"):
         return read_number(answer, count=task == "counting")
-    return Reading(REPORT) if cleaned(answer) else Reading(reason=EMPTY)
+    return Reading(report_labels(answer)) if cleaned(answer) else Reading(reason=EMPTY)
 
 
 def right_value(task: str, answer: str, options: Mapping[str, str], labels: Sequence[str], where: str) -> Any:
@@ -66,7 +65,7 @@ def right_value(task: str, answer: str, options: Mapping[str, str], labels: Sequ
             value = None
         value = value if value is not None and math.isfinite(value) else None
     else:
-        value = REPORT
+        value = report_labels(answer)
     if value is None:
         raise DataError(f"{where}: meta.answer is no answer to {task}; prepare the questions again.")
     return value

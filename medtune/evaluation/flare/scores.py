@@ -34,6 +34,7 @@ MAIN = {
     "instance_detection": "instance_f1_50",
     "counting": "counting_mae",
     "regression": "regression_mae",
+    "report_generation": "report_rouge_l",
 }
 """Task to the number that stands for it in a table with one number per data set."""
 

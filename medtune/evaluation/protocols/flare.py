@@ -6,7 +6,7 @@ from typing import Any, ClassVar
 from medtune.data.sample import Message, Sample
 from medtune.datasets.flare.task_types import TASKS
 from medtune.errors import ConfigError, DataError
-from medtune.evaluation.display import Column, Display, Examples
+from medtune.evaluation.display import Column, Display, Examples, Scatter
 from medtune.evaluation.flare.answers import read_answer, right_value, written
 from medtune.evaluation.flare.choices import question_options, split_labels
 from medtune.evaluation.flare.estimates import difference
@@ -35,6 +35,7 @@ from medtune.evaluation.protocols.base import (
     verdict_frame,
 )
 from medtune.evaluation.protocols.conversation import user_turn
+from medtune.evaluation.protocols.report_generation import SCATTER
 from medtune.evaluation.protocols.unscored import Unjudged
 from medtune.evaluation.result import Metric
 
@@ -58,8 +59,20 @@ _TITLES = {
     "regression_mae": "Regression, MAE",
     "regression_rmse": "Regression, RMSE",
     "regression_official": "Regression, official",
+    "report_rouge_l": "Reports, ROUGE-L",
+    "report_bleu_4": "Reports, BLEU-4",
+    "report_findings_f1": "Reports, findings F1",
+    "report_green": "Reports, GREEN",
+    "report_green_official": "Reports, GREEN, official",
+    "report_green_unread": "Reports, GREEN, unread",
 }
-_HEADLINE = ("accuracy_macro", "balanced_accuracy", *list(MAIN.values())[1:])
+_HEADLINE = (
+    "accuracy_macro",
+    "balanced_accuracy",
+    *list(MAIN.values())[1:],
+    "report_findings_f1",
+    "report_green",
+)
 _DISPLAY = Display(
     "FLARE",
     rank=85,
@@ -69,12 +82,28 @@ _DISPLAY = Display(
     attribute=Column("main", "main number"),
     notes=(Column("unread", "unread"),),
     notes_help="Of a FLARE data set and task the large number is the task's main one: balanced accuracy, micro-F1, F1 "
-    "of boxes at an IoU of 0.5, or the mean absolute error.",
+    "of boxes at an IoU of 0.5, the mean absolute error, or ROUGE-L.",
     titles=_TITLES,
     followed=_HEADLINE,
     followed_of_sets=("main",),
     paired="measure:right",
     examples=Examples("{prompt}", mark="none"),
+    scatter=(
+        Scatter(
+            "gold",
+            "predicted",
+            "Predicted against right values",
+            "Each point is an answer to a counting or regression question.",
+            "right value",
+            "value read from the answer",
+            identity=True,
+            by_attribute=True,
+            endings=("/counting", "/regression"),
+        ),
+        SCATTER,
+    ),
+    tasks=True,
+    boxes=("/detection", "/instance_detection"),
 )
 
 
@@ -88,6 +117,7 @@ class Flare(EvaluationProtocol):
 
     name: ClassVar[str] = "flare"
     display = _DISPLAY
+    answer_keys: ClassVar[tuple[str, ...]] = ("green",)
     compares_every_pair: ClassVar[bool] = True
 
     @staticmethod

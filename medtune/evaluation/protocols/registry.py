@@ -14,6 +14,7 @@ from medtune.evaluation.protocols.free_form import FreeForm
 from medtune.evaluation.protocols.multiple_choice import LetterLikelihood, MultipleChoice
 from medtune.evaluation.protocols.open_question import OpenQuestion
 from medtune.evaluation.protocols.prompt import Prompt
+from medtune.evaluation.protocols.report_generation import ReportGeneration
 from medtune.evaluation.protocols.response_likelihood import ResponseLikelihood
 from medtune.evaluation.protocols.vqa import Vqa
 from medtune.evaluation.protocols.yes_no import YesNo
@@ -30,6 +31,7 @@ REGISTRY: dict[str, type[EvaluationProtocol]] = {
         Classification,
         ResponseLikelihood,
         Vqa,
+        ReportGeneration,
         Flare,
         Prompt,
         FreeForm,

@@ -1,0 +1,1 @@
+"""Scores of generated reports: shared words, findings, and a served model that counts errors."""
