@@ -113,7 +113,8 @@ def main(config: JudgeConfig) -> int:
 
 def _source(config: JudgeConfig, judge: Judge) -> Candidates:
     if config.compare is not None:
-        return ComparedAnswers(*config.compare, image_root=config.image_root)
+        first, second = config.compare
+        return ComparedAnswers(first, second, config.image_root)
     if config.candidates is not None:
         return CandidateSource(config.candidates, config.image_root)
     if isinstance(judge, HumanJudge):

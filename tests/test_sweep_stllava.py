@@ -159,7 +159,8 @@ def few_questions(data: Path, folder: Path, images: int = 4) -> list[str]:
 
 def on_vqa_rad(data: Path, folder: Path, url: str) -> SweepConfig:
     """The packaged sweep on VQA-RAD with four images and few steps; only the variant with DPO."""
-    config = load_config("sweep/stllava_med_vqa_rad_mini", SweepConfig, [f"output_dir={folder}", "processes=1"])
+    places = [f"output_dir={folder}", f"prepared_dir={folder}/prepared", "processes=1"]
+    config = load_config("sweep/stllava_med_vqa_rad_mini", SweepConfig, places)
     config.samples = 2
     config.before[0].overrides += few_questions(data, folder.parent)
     config.train_overrides += ["max_steps=4", "batch_size=2"]
