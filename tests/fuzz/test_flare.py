@@ -56,7 +56,7 @@ OPTIONS = st.sampled_from([{}, {"A": "benign", "B": "malignant"}, {"A": "", "B":
 LABELS = st.sampled_from([(), ("benign", "malignant"), ("Mass, large", "none", "Nodule"), ("", ";", "(")])
 
 
-@bounded(1500)
+@bounded(800)
 @given(st.sampled_from(TASKS), ANSWERS, OPTIONS, LABELS)
 def test_any_answer_is_a_value_or_has_a_named_reason(
     task: str, answer: str, options: dict[str, str], labels: tuple[str, ...]
@@ -72,7 +72,7 @@ def test_any_answer_is_a_value_or_has_a_named_reason(
     assert written(value_of(task, text)) == text
 
 
-@bounded(500)
+@bounded(300)
 @given(st.sampled_from(sorted(OFFICIAL)), st.lists(st.tuples(ANSWERS, ANSWERS), max_size=3))
 def test_the_published_numbers_of_any_answers_are_numbers(task: str, pairs: list[tuple[str, str]]) -> None:
     value = OFFICIAL[task](pairs)
@@ -86,7 +86,7 @@ def test_any_question_has_options_or_none(question: str) -> None:
     assert len(options) != 1 and list(options) == list("ABCDEFGHIJKLMNOPQRSTUVWXYZ")[: len(options)]
 
 
-@bounded(250)
+@bounded(150)
 @given(st.lists(st.tuples(st.sampled_from(TASKS), ANSWERS, st.booleans()), min_size=1, max_size=4))
 def test_any_answers_are_scored_as_plain_json(rows: list[tuple[str, str, bool]]) -> None:
     samples = []
@@ -120,7 +120,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_set(tmp_path_factory.mktemp("flare"), {}).parent
 
 
-@bounded(500)
+@bounded(300)
 @given(
     st.lists(QUESTIONS | VALUES, min_size=1, max_size=4),
     st.just([]) | DAMAGE,
