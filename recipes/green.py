@@ -88,9 +88,8 @@ def main(config: GreenConfig) -> int:
 
 def _stop_unread(config: GreenConfig, grading: Grading) -> None:
     """Stop a model that never gives counts, before it has cost more."""
-    limit = config.stop_after_unread
-    reasons = grading.unread()
-    if limit is not None and reasons.total() >= limit and reasons.total() == len(grading.graded):
+    limit, reasons = config.stop_after_unread, grading.unread()
+    if limit is not None and reasons.total() >= limit and not grading.read:
         found = ", ".join(f"{reason} {count}" for reason, count in reasons.most_common())
         raise DataError(
             f"none of the first {reasons.total()} replies has GREEN's counts ({found}); docs/evaluation.md says what a "

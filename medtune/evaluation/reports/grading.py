@@ -115,6 +115,11 @@ class Grading:
             for row in self.rows
         ]
 
+    @property
+    def read(self) -> int:
+        """Replies whose counts could be read; an empty report, for which none is asked, does not count."""
+        return sum(counts is not EMPTY and counts.score is not None for counts in self.graded.values())
+
     def unread(self) -> Counter[str]:
         """Return how many replies could not be read, by reason."""
         return Counter(counts.reason for counts in self.graded.values() if counts.reason)
