@@ -163,7 +163,8 @@ def test_the_recipes_fit_evaluate_and_write_a_page(tmp_path, monkeypatch, capsys
 @pytest.mark.parametrize(
     ("overrides", "said"),
     [
-        (["routers={}"], "routers must name one"),
+        (["orders=0"], "routers must name one, orders be at least 1"),
+        (["~routers"], "key 'routers' is missing"),
         (["thresholds=[1.5]"], "thresholds lie from 0 to 1"),
         (["routers={a: absent}"], "holds no task router"),
     ],

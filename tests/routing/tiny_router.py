@@ -59,7 +59,7 @@ def run_values(questions: Path, **changes: Any) -> dict[str, Any]:
             "max_seq_len": SIZES["max_seq_len"],
         },
         "dataset": dataset,
-        "dataset_val": dataset,
+        "dataset_val": {**dataset, "files": [], "no_task": ["letters", "everyday"], "made_up": 6},
         "objective": {"_component_": "medtune.objectives.TaskRouting"},
         "optimizer": {"_component_": "torch.optim.AdamW", "lr": 1e-3},
         "trainable": ["encoder", "head"],
