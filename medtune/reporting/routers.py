@@ -34,11 +34,10 @@ def number_cell(number: Mapping[str, Any] | None, percent: bool = True) -> Cell:
     if number is None or number["value"] is None:
         return _NO_NUMBER
     scale, digits = (100.0, 1) if percent else (1.0, 3)
-    low, high = number["interval"] or (None, None)
-    span = "" if low is None else f"{scale * low:.{digits}f} to {scale * high:.{digits}f}"
+    ends = [f"{scale * end:.{digits}f}" for end in number["interval"] or ()]
     return Cell(
         f"{scale * number['value']:.{digits}f}",
-        span,
+        " to ".join(ends),
         f"n = {number['n']}",
         title=number["definition"],
         caution=number.get("caution", ""),
@@ -148,14 +147,14 @@ def reliability_chart(bins: Mapping[str, Sequence[Mapping[str, Any]]]) -> str:
         return svg_text(figure)
 
 
-def threshold_chart(thresholds: Mapping[str, Sequence[Mapping[str, Any]]]) -> str | None:
-    """Draw what falls back against the threshold, one panel for each router; None for fewer than two thresholds.
+def threshold_chart(thresholds: Mapping[str, Sequence[Mapping[str, Any]]]) -> str:
+    """Draw what falls back against the threshold, one panel for each router; empty for fewer than two thresholds.
 
     Args:
         thresholds: router -> its numbers at each threshold.
     """
     if min((len(rows) for rows in thresholds.values()), default=0) < 2:
-        return None
+        return ""
     lines = (("known_fall_back", "known tasks", "-"), ("no_task_falls_back", "no task", "--"),
              ("unseen_falls_back", "unseen tasks", ":"))  # fmt: skip
     with matplotlib.rc_context(STYLE):
