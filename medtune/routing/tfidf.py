@@ -192,7 +192,7 @@ class TfidfRouter:
             shapes = [(len(vocabulary),), (len(labels), len(vocabulary)), (len(labels),)]
             if [array.shape for array in arrays] != shapes or not all(np.isfinite(array).all() for array in arrays):
                 raise ValueError("its weights do not fit its labels and tokens")
-            return cls(labels, vocabulary, *arrays, max_ngram=config["max_ngram"])
+            return cls(labels, vocabulary, arrays[0], arrays[1], arrays[2], max_ngram=config["max_ngram"])
         except (OSError, ValueError, KeyError, TypeError, SafetensorError, ConfigError) as error:
             what = f"no {error}" if isinstance(error, KeyError) else error
             raise ModelError(f"{folder} holds no TF-IDF router ({what}); fit it again") from error
