@@ -2,17 +2,20 @@
 
     python benchmark/stllava_table.py [--out FILE] [--collect-only] [seeds=[0] processes=1 ...]
 
-Runs ``sweep/demo_dpo`` with three seeds (a second start goes on where the first one stopped) and writes one file: mean
-and standard deviation over seeds of both models' numbers, their paired differences, and the win rate of DPO over SFT on
-the test questions. The win rate is that of the judge, which knows the test images' attributes; it is given without
-noise and with that of the pairs, 20%. ``--collect-only`` trains nothing and reads a finished sweep. Further arguments
-override keys of the sweep.
+Runs ``sweep/stllava_med_wbcatt`` (three seeds; a second start goes on where the first one stopped) and writes one
+file: mean and standard deviation over seeds of both models' numbers, the paired gains of DPO over SFT, and the win rate
+of DPO over SFT on the test questions. The win rate is that of the judge, which knows the test images' attributes; it is
+given without noise and with that of the pairs, 20%. What was learned from stands beside them: how many pairs are about
+each attribute, how often the chosen answer is the right one, and how far the margins moved. ``--collect-only`` trains
+nothing and reads a finished sweep. Further arguments override keys of the sweep.
 """
 
 import argparse
+import csv
 import json
 import statistics
 import sys
+from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -20,6 +23,7 @@ from typing import Any
 sys.path.append(str(Path(__file__).resolve().parent))
 
 from paper_tables import estimate, heading, line, over_seeds, scored, write
+from scipy import stats
 
 from medtune.config import load_config
 from medtune.data.sample import Message
@@ -33,12 +37,14 @@ from medtune.sweep.config import SweepConfig, SweepRun, chains, row_title, rows_
 from medtune.sweep.report import seed_differences, seeds_table
 from medtune.sweep.run import run_sweep
 
-SWEEP = "sweep/demo_dpo"
+SWEEP = "sweep/stllava_med_wbcatt"
 DEFAULTS = ("output_dir=runs/stllava_table", "seeds=[0,1,2]")
 OUTPUT = Path(__file__).parent / "results" / "stllava_table.json"
 BASE, TUNED = "sft", "dpo"
 TASK = "open"
 NOISES = (0.0, 0.2)
+GAINS = {"open recall": ("vqa", "measure:open_recall"), "open accuracy": ("open", "correct")}
+METRICS = ("loss", "rewards/accuracies", "rewards/margins", "rewards/chosen", "rewards/rejected")
 OPTIONAL = ["granularity", "cytoplasm vacuole"]
 COLUMNS = {
     "open/accuracy_macro": "open accuracy",
@@ -100,6 +106,51 @@ def win_rate(
     }
 
 
+def gain(verdicts: Mapping[int, Sequence[Mapping[str, Mapping[str, str]]]], task: str, column: str) -> dict[str, Any]:
+    """The mean difference of a column of ``verdicts.csv``, second model minus first, on the same questions.
+
+    Args:
+        verdicts: Seed -> rows of the two models by the question's id.
+        task: The protocol.
+        column: The column; questions where it is empty are left out.
+
+    Returns:
+        ``value``, ``interval`` (95%, images resampled with the answers of all seeds), ``by_seed``, and
+        ``seed_interval`` (95%, Student's t over the seeds' means; None for one seed).
+    """
+    found: dict[str, list[float]] = defaultdict(list)
+    images: dict[str, str] = {}
+    by_seed: dict[str, float] = {}
+    for seed, (first, second) in verdicts.items():
+        values = []
+        for name, row in first.items():
+            if row["task"] == task and row["swapped"] == "0" and row[column] != "":
+                values.append(float(second[name][column]) - float(row[column]))
+                found[name].append(values[-1])
+                images[name] = row["images"]
+        by_seed[str(seed)] = statistics.fmean(values)
+    means = [statistics.fmean(values) for values in found.values()]
+    interval = bootstrap_interval(
+        means, [""] * len(means), [images[name] for name in found], lambda cells: cells[:, 0], binary=False
+    )
+    return {
+        "value": statistics.fmean(means),
+        "interval": interval,
+        "seed_interval": seed_interval(list(by_seed.values())),
+        "by_seed": by_seed,
+        "questions": len(means),
+        "images": len(set(images.values())),
+    }
+
+
+def seed_interval(values: Sequence[float]) -> list[float] | None:
+    """The 95% interval of a mean over seeds by Student's t; None for one seed."""
+    if len(values) < 2:
+        return None
+    half = stats.t.ppf(0.975, len(values) - 1) * statistics.stdev(values) / len(values) ** 0.5
+    return [statistics.fmean(values) - half, statistics.fmean(values) + half]
+
+
 def table(config: SweepConfig) -> dict[str, Any]:
     """Everything that a finished sweep says, as plain JSON values.
 
@@ -113,12 +164,17 @@ def table(config: SweepConfig) -> dict[str, Any]:
     pairs = {seed: _paired(runs[BASE, seed], runs[TUNED, seed]) for seed in config.seeds}
     truth = Path(config.prepared_dir) / "test_reports.jsonl"
     base = next(variant.title for variant in config.variants if variant.name == BASE)
+    verdicts = {seed: [_verdicts(runs[name, seed].folder) for name in (BASE, TUNED)] for seed in config.seeds}
     return {
         "rows": seeds_table(rows),
         "differences": seed_differences(rows, base),
         "titles": list(dict.fromkeys(row_title(row.chain.variant, row.ask) for row in rows)),
+        "gains": {title: gain(verdicts, task, column) for title, (task, column) in GAINS.items()},
         "win_rate": {f"noise {noise:g}": win_rate(pairs, truth, noise) for noise in NOISES},
         "pairs": {str(seed): _judged(runs[TUNED, seed].folder) for seed in config.seeds},
+        "learned_from": {
+            str(seed): learned_from(runs[TUNED, seed].folder, Path(config.prepared_dir)) for seed in config.seeds
+        },
         "commits_of_runs": sorted({str(one["provenance"]["commit"]) for one in results}),
     }
 
@@ -128,6 +184,54 @@ def _paired(first: SweepRun, second: SweepRun) -> dict[str, tuple[Prediction, Pr
     if one.keys() != other.keys():
         raise DataError(f"{first.folder} and {second.folder} answered different questions; run the sweep again.")
     return {name: (row, other[name]) for name, row in one.items()}
+
+
+def _verdicts(folder: Path) -> dict[str, dict[str, str]]:
+    with (folder / "verdicts.csv").open(encoding="utf-8", newline="") as file:
+        return {row["id"]: row for row in csv.DictReader(file)}
+
+
+def learned_from(folder: Path, prepared: Path) -> dict[str, Any]:
+    """What the pairs of a run are about, how often the chosen answer is the right one, and how far the margins moved.
+
+    Args:
+        folder: The run's folder, with the steps ``judge`` and ``dpo``.
+        prepared: The prepared data; the reports of its training images are the truth.
+
+    Returns:
+        ``pairs``, ``chosen_is_right`` (the share of pairs whose chosen answer names more right attributes), both again
+        ``by_attribute`` (of the asked attribute; ``other`` if the question names none), and ``metrics``: name ->
+        [mean of the first fifth of the steps, of the last fifth].
+    """
+    judge = AttributeJudge(truth=str(prepared / "train.jsonl"), optional=OPTIONAL)
+    asked: Counter[str] = Counter()
+    right: Counter[str] = Counter()
+    names = json.loads((prepared / "training_majority.json").read_text(encoding="utf-8"))
+    for row in map(json.loads, (folder / "judge" / "pairs.jsonl").read_text(encoding="utf-8").splitlines()):
+        question = row["messages"][-1]["content"]
+        pair = Candidate(
+            row["id"], tuple(row["images"]), (Message("user", question),), {}, answers=(row["chosen"], row["rejected"])
+        )
+        scores = judge.judge(pair, list, None).scores
+        assert scores is not None
+        about = next((name for name in names if f"What is the {name}?" in question), "other")
+        asked[about] += 1
+        right[about] += scores[0] > scores[1]
+    lines = (folder / "dpo" / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
+    steps = [row for row in map(json.loads, lines) if "rewards/margins" in row]
+    fifth = max(1, len(steps) // 5)
+    return {
+        "pairs": asked.total(),
+        "chosen_is_right": right.total() / asked.total(),
+        "by_attribute": {
+            name: {"pairs": count, "chosen_is_right": right[name] / count} for name, count in asked.most_common()
+        },
+        "steps": len(steps),
+        "metrics": {
+            name: [statistics.fmean(row[name] for row in part) for part in (steps[:fifth], steps[-fifth:])]
+            for name in METRICS
+        },
+    }
 
 
 def _judged(folder: Path) -> dict[str, Any]:
@@ -144,8 +248,11 @@ def markdown(result: dict[str, Any]) -> str:
     for title, numbers in result["rows"].items():
         seeds = str(numbers["open/accuracy_macro"]["seeds"])
         lines.append(line([title, seeds, *(over_seeds(numbers.get(name)) for name in COLUMNS)]))
-    for title, one in result["differences"].items():
-        lines += ["", *(f"{title}, {task}: {estimate(one[task])}" for task in (TASK, "vqa") if task in one)]
+    lines += ["", *heading(["DPO minus SFT", "95% over images", "95% over seeds", "by seed"])]
+    for title, one in result["gains"].items():
+        seeds = ", ".join(f"{100 * value:+.1f}" for value in one["by_seed"].values())
+        over = estimate({**one, "interval": one["seed_interval"]}, "+")
+        lines.append(line([title, estimate(one, "+"), over, seeds]))
     lines += ["", *heading(["judge's noise", "win rate", "wins, ties, losses"])]
     for name, one in result["win_rate"].items():
         counts = ", ".join(str(one[key]) for key in ("wins", "ties", "losses"))
@@ -158,17 +265,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--collect-only", action="store_true", help="train nothing; read a finished sweep")
     parser.add_argument("--out", type=Path, default=OUTPUT, help="the JSON file")
+    parser.add_argument("--sweep", default=SWEEP, help="the sweep's config")
     parser.add_argument("overrides", nargs="*", help="key=value of the sweep's config")
     options = parser.parse_args(arguments)
     try:
-        config = load_config(SWEEP, SweepConfig, [*DEFAULTS, *options.overrides])
+        config = load_config(options.sweep, SweepConfig, [*DEFAULTS, *options.overrides])
         if not options.collect_only:
             run_sweep(config)
         result = table(config)
     except MedtuneError as error:
         print(f"{type(error).__name__}: {error}", file=sys.stderr)
         return 2
-    result = {**stamp("benchmark/stllava_table.py", arguments or sys.argv[1:]), "sweep": SWEEP, **result}
+    result = {**stamp("benchmark/stllava_table.py", arguments or sys.argv[1:]), "sweep": options.sweep, **result}
     write(options.out, result)
     print(markdown(result))
     return 0

@@ -1,13 +1,14 @@
 """Sweeps of InstFree's tables and figures on the paper's model: the paper's variants, one data set each."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from medtune.config import load_config
 from medtune.errors import ConfigError
 from medtune.sweep.config import SweepConfig, chains
-from medtune.sweep.run import run_chain
+from medtune.sweep.run import run_chain, run_step
 from medtune.training.config import TrainConfig
 from tests.test_sweep import config_class, trained
 
@@ -76,3 +77,84 @@ def test_a_sweep_may_ask_the_best_weights(tmp_path: Path, monkeypatch: pytest.Mo
         calls.clear()
     with pytest.raises(ConfigError, match="weights"):
         load_config("sweep/mini_wbcatt", SweepConfig, ["weights=first"])
+
+
+STLLAVA = {"table2": "virtual_user_single_device", "table4": "virtual_user_benchmarks"}
+"""STLLaVA-Med's tables, and the ends of the names of their stage 1."""
+BENCHMARKS = ("vqa_rad", "slake", "path_vqa")
+
+
+@pytest.mark.parametrize("table", STLLAVA)
+def test_stllava_meds_tables_score_one_stage_1_and_its_dpo_on_three_benchmarks(
+    table: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ran: list[tuple[str, Any]] = []
+
+    def run(_: Path, name: str, arguments: list[str]) -> None:
+        """Read the config with its overrides, and write what later steps look for."""
+        ran.append((name, load_config(arguments[0], config_class(name), arguments[1:])))
+        folder = Path(getattr(ran[-1][1], "output" if name == "evaluate" else "output_dir"))
+        folder.mkdir(parents=True, exist_ok=True)
+        if name == "dpo":
+            (folder / "weights").mkdir()
+        if name == "predict":
+            (folder / "predictions.jsonl").touch()
+
+    monkeypatch.setattr("medtune.sweep.run.run_recipe", run)
+    sweep = load_config(f"sweep/stllava_med_{table}", SweepConfig, [f"output_dir={tmp_path}"])
+    for step in sweep.before:
+        run_step(sweep, step)
+    assert [name for name, _ in ran] == ["prepare", "prepare", "prepare", "sft"] and ran[1][1].data["languages"] == [
+        "en"
+    ]
+    assert [Path(one.output_dir).name for _, one in ran[:3]] == list(BENCHMARKS)
+    stage_1 = Path(ran[3][1].output_dir) / "weights"
+    assert sweep.train == f"sft/sq_llava_7b_{STLLAVA[table]}"
+    assert ran[3][1].objective["virtual_user"] == "sampled", "it learns to ask"
+
+    without, tuned = chains(sweep)
+    for chain in (without, tuned):
+        ran.clear()
+        run_chain(sweep, chain)
+        if chain is tuned:
+            asked, judged, pairs = (ran.pop(0) for _ in range(3))
+            assert [name for name, _ in (asked, judged, pairs)] == ["self_question", "judge", "dpo"]
+            assert asked[1].checkpoint == pairs[1].checkpoint == str(stage_1)
+            assert Path(judged[1].candidates).parent == Path(asked[1].output_dir)
+            assert Path(pairs[1].dataset["source"]).parent == Path(judged[1].output_dir)
+            assert pairs[1].dataset["image_root"] == judged[1].image_root == asked[1].dataset["image_root"]
+            stage_2 = str(Path(pairs[1].output_dir) / "weights")
+        answered, scored = ([one for name, one in ran if name == wanted] for wanted in ("predict", "evaluate"))
+        assert {one.checkpoint for one in answered} == {str(stage_1) if chain is without else stage_2}
+        for prediction, score in zip(answered, scored, strict=True):
+            assert Path(score.predictions).parent == Path(prediction.output_dir)
+            assert Path(prediction.questions["source"]).parent == Path(score.prepared_dir)
+        assert sorted(Path(one.prepared_dir).name for one in scored) == sorted(BENCHMARKS)
+        assert (scored[-1].output, Path(scored[-1].prepared_dir).name) == (str(chain.folder), "vqa_rad")
+
+
+def test_table_4_trains_on_the_benchmarks_questions_too_and_differs_in_nothing_else() -> None:
+    zero_shot, tuned = (load_config(f"sft/sq_llava_7b_{name}", TrainConfig) for name in STLLAVA.values())
+    parts = tuned.dataset["parts"]
+    assert parts[0] == zero_shot.dataset
+    assert [Path(part["source"]) for part in parts[1:]] == [
+        Path("prepared") / name / "train.jsonl" for name in BENCHMARKS
+    ]
+    same = {**vars(zero_shot), "dataset": None, "output_dir": None}
+    assert same == {**vars(tuned), "dataset": None, "output_dir": None}
+
+
+def test_dpo_on_sq_llava_has_the_values_of_dpo_on_llava_and_a_reference_of_its_own() -> None:
+    single, four = (
+        load_config(f"dpo/sq_llava_7b_lora_{name}", TrainConfig) for name in ("single_device", "distributed")
+    )
+    llava = load_config("dpo/llava1_5_7b_lora_single_device", TrainConfig)
+    for key in ("trainable", "learning_rates", "optimizer", "schedule", "epochs", "dataset", "batch_size"):
+        assert getattr(single, key) == getattr(four, key) == getattr(llava, key), key
+    assert (
+        single.batch_size * single.gradient_accumulation_steps == 4 * four.batch_size * four.gradient_accumulation_steps
+    )
+    for one in (single, four):
+        assert one.model == {**llava.model, "_component_": "medtune.models.sq_llava.lora_sq_llava_7b"}
+        assert "projection" in one.trainable and one.objective["reference"] == "precomputed", "adapters_off is refused"
+        assert Path(one.objective["reference_cache"]).parent == Path(one.output_dir)

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from medtune.data.passing import PassingSource
+from medtune.data.randomness import sample_rng
 from medtune.data.reports import attribute_report
 from medtune.data.sample import Message, Sample
 from medtune.data.source import RepeatedIds, SampleSource
@@ -20,17 +21,18 @@ VALUE_ONLY = ("label",)
 
 
 class Conversations(PassingSource):
-    """Conversations of the rows that show the same images, in the order of the rows; see :func:`conversation_dataset`.
+    """Conversations of the rows that show the same images; see :func:`conversation_dataset`.
 
     Args:
         source: rows of a question and its answer.
         turns: most questions in a conversation.
         phrases: whether answers are written as phrases of a report.
+        shuffle: seed of the order of the questions about an image; None keeps the order of the rows.
     """
 
-    def __init__(self, source: SampleSource, turns: int | None, phrases: bool) -> None:
+    def __init__(self, source: SampleSource, turns: int | None, phrases: bool, shuffle: int | None = None) -> None:
         super().__init__(source)
-        self.turns, self.phrases = turns, phrases
+        self.turns, self.phrases, self.shuffle = turns, phrases, shuffle
         self._rows = self._parts()
 
     def _parts(self) -> list[list[int]]:
@@ -42,6 +44,9 @@ class Conversations(PassingSource):
             except DataError:
                 images = ()
             groups.setdefault(images or (f"\n{index}",), []).append(index)
+        if self.shuffle is not None:
+            for images, rows in groups.items():
+                sample_rng(self.shuffle, 0, 0, "conversations/" + "\n".join(images)).shuffle(rows)
         size = self.turns
         return [
             rows[start : start + (size or len(rows))]
@@ -75,7 +80,9 @@ class Conversations(PassingSource):
 
     def fingerprint(self) -> str:
         """Return a SHA-256 of the rows' source and of how they are joined."""
-        how = (self.source.fingerprint(), self.turns, self.phrases)
+        how: tuple[object, ...] = (self.source.fingerprint(), self.turns, self.phrases)
+        if self.shuffle is not None:
+            how += (self.shuffle,)
         return hashlib.sha256(repr(how).encode()).hexdigest()
 
 
@@ -94,6 +101,7 @@ def conversation_dataset(
     phrases: bool = False,
     center_crop: float = 1.0,
     repeated_ids: RepeatedIds = "refuse",
+    shuffle: int | None = None,
 ) -> Conversations:
     """Conversations from JSON Lines with one question in each row: rows that show the same images are joined.
 
@@ -105,6 +113,9 @@ def conversation_dataset(
             ``meta.answer``, so that :class:`medtune.judges.AttributeJudge` finds it in reports.
         center_crop: share of each image's sides that is kept around the centre.
         repeated_ids: as for :func:`medtune.datasets.jsonl_dataset`.
+        shuffle: seed from which the order of the questions about an image is drawn; absent keeps the order of the
+            rows. A virtual user never learns to ask the first question of a conversation. If the same question is
+            always first, the model will never ask it.
 
     Raises:
         ConfigError: if ``turns`` is below 1.
@@ -113,4 +124,4 @@ def conversation_dataset(
     if turns is not None and turns < 1:
         raise ConfigError(f"turns is {turns}; it must be at least 1, or absent for all questions about an image.")
     rows = jsonl_dataset(source, image_root, center_crop, repeated_ids=repeated_ids)
-    return Conversations(rows, turns, phrases)
+    return Conversations(rows, turns, phrases, shuffle)

@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
+from medtune.data.crops import changed_images
 from medtune.data.images import image_root_of
 from medtune.data.json_text import decode_json
 from medtune.data.rows import sample_of
@@ -95,6 +96,8 @@ def preference_dataset(
     repeated_ids: RepeatedIds = "refuse",
     ignore_keys: Sequence[str] = (),
     grey_bits: int | None = None,
+    center_crop: float = 1.0,
+    pad_to_square: int | None = None,
 ) -> SampleSource:
     """Pairs from JSON Lines: ``{"id", "images": [...], "messages": [...], "chosen": "...", "rejected": "..."}``.
 
@@ -107,12 +110,16 @@ def preference_dataset(
         repeated_ids: as for :func:`medtune.datasets.jsonl_dataset`.
         ignore_keys: names of keys that are not read.
         grey_bits: as for :func:`medtune.datasets.jsonl_dataset`.
+        center_crop: share of each image's sides that is kept around the centre, as in the policy's other stages.
+        pad_to_square: side in pixels of a black square that each image is fitted into, as in the policy's other stages.
 
     Raises:
+        ConfigError: for a ``center_crop``, ``pad_to_square`` or ``grey_bits`` that cannot be used.
         DataError: if a file is absent or empty, or the image root is absent.
     """
     images = image_root_of(image_root, grey_bits)
-    return joined(source, lambda path: PreferenceSource(path, images, repeated_ids, ignore_keys))
+    samples = joined(source, lambda path: PreferenceSource(path, images, repeated_ids, ignore_keys))
+    return changed_images(samples, center_crop, pad_to_square)
 
 
 def preference_json_dataset(
@@ -121,6 +128,8 @@ def preference_json_dataset(
     repeated_ids: RepeatedIds = "number",
     ignore_keys: Sequence[str] = (),
     grey_bits: int | None = None,
+    center_crop: float = 1.0,
+    pad_to_square: int | None = None,
 ) -> SampleSource:
     """Pairs from a JSON array ``[{"image", "chosen_conversations": [...], "reject_conversations": [...]}]``.
 
@@ -132,12 +141,16 @@ def preference_json_dataset(
         repeated_ids: as for :func:`medtune.datasets.llava_json_dataset`.
         ignore_keys: names of keys that are not read.
         grey_bits: as for :func:`medtune.datasets.jsonl_dataset`.
+        center_crop: share of each image's sides that is kept around the centre, as in the policy's other stages.
+        pad_to_square: side in pixels of a black square that each image is fitted into, as in the policy's other stages.
 
     Raises:
+        ConfigError: for a ``center_crop``, ``pad_to_square`` or ``grey_bits`` that cannot be used.
         DataError: if a file is absent or neither a JSON array nor JSON Lines, or the image root is absent.
     """
     images = image_root_of(image_root, grey_bits)
-    return joined(source, lambda path: PreferenceJsonSource(path, images, repeated_ids, ignore_keys))
+    samples = joined(source, lambda path: PreferenceJsonSource(path, images, repeated_ids, ignore_keys))
+    return changed_images(samples, center_crop, pad_to_square)
 
 
 def _check_fields(row: Mapping[str, Any], where: str) -> None:

@@ -14,6 +14,7 @@ from medtune.clients.served import RecordedClient
 from medtune.data.randomness import sample_rng
 from medtune.data.source import JsonlSource
 from medtune.data.writing import file_sha256
+from medtune.datasets.conversations import VALUE_ONLY
 from medtune.errors import ConfigError, DataError
 from medtune.judges.base import Judgement, OpenImages
 from medtune.judges.candidates import Candidate
@@ -36,6 +37,9 @@ class AttributeJudge:
         optional: Findings that a report names only where they are present, such as "granularity". The right phrase is
             "yes granularity" where the report names it, and "no granularity" where it does not, so that a right "no"
             counts as much as a right "yes".
+        asked: Names of attributes. If the question names some of them, only the right phrases about these count, so
+            that a right answer to another question is not preferred to a wrong one to this question. A phrase is about
+            the attribute that it ends in ("big cell size"); one that ends in none of the names is about the label.
 
     Raises:
         ValueError: ``noise`` is not between 0 and 1.
@@ -49,6 +53,7 @@ class AttributeJudge:
     noise: float = 0.0
     seed: int = 0
     optional: list[str] = field(default_factory=list)
+    asked: list[str] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         if not 0 <= self.noise <= 1:
@@ -77,7 +82,8 @@ class AttributeJudge:
         truth = None if self.truth is None else file_sha256(JsonlSource(self.truth, None).path)
         how = {"separator": self.separator, "key": self.key, "noise": self.noise, "seed": self.seed}
         optional = {"optional": self.optional} if self.optional else {}
-        return {"name": "attributes", "truth": truth, **how, **optional}
+        asked = {"asked": self.asked} if self.asked else {}
+        return {"name": "attributes", "truth": truth, **how, **optional, **asked}
 
     def versions(self) -> Sequence[str]:
         """Return nothing: it has no prompt."""
@@ -89,7 +95,7 @@ class AttributeJudge:
 
     def judge(self, candidate: Candidate, open_images: OpenImages, client: RecordedClient | None) -> Judgement:
         """Count the right attributes in each answer; exchange the counts if the noise says so."""
-        phrases = self.attributes(candidate)
+        phrases = self._about(candidate.question, self.attributes(candidate))
         first, second = (float(count_named(answer, phrases)) for answer in candidate.answers)
         if sample_rng(self.seed, 0, 0, f"judge/{candidate.id}").random() < self.noise:
             first, second = second, first
@@ -113,6 +119,12 @@ class AttributeJudge:
             raise DataError(f"{where}: {self.truth} has no report of its images; add one, or remove the candidate.")
         return self._with_optional(tuple(found))
 
+    def _about(self, question: str, phrases: tuple[str, ...]) -> tuple[str, ...]:
+        """Return the phrases about the attributes that the question names; all if it names none."""
+        named = [name for name in self.asked if _words(name) in _words(question)]
+        about = {phrase: _subject(phrase, self.asked) for phrase in phrases}
+        return tuple(phrase for phrase in phrases if not named or about[phrase] in named)
+
     def _with_optional(self, phrases: tuple[str, ...]) -> tuple[str, ...]:
         """Replace each optional finding by whether it is present."""
         said = tuple(f"{'yes' if name in phrases else 'no'} {name}" for name in self.optional)
@@ -123,6 +135,11 @@ def count_named(answer: str, phrases: Sequence[str]) -> int:
     """Return how many of the phrases an answer names, as whole words and regardless of case and spaces."""
     text = _words(answer)
     return sum(_words(phrase) in text for phrase in dict.fromkeys(phrases))
+
+
+def _subject(phrase: str, names: Sequence[str]) -> str:
+    """Return the name of the attribute that a phrase ends in; a value alone is that of the label."""
+    return next((name for name in names if _words(phrase).endswith(_words(name))), *VALUE_ONLY)
 
 
 def _words(text: str) -> str:

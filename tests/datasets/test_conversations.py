@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -58,6 +59,25 @@ def test_no_conversation_has_more_turns_than_asked_for(path: Path) -> None:
         conversation_dataset(str(path), turns=0)
 
 
+def test_a_drawn_order_lets_every_question_be_a_later_one(tmp_path: Path) -> None:
+    names = ["cell size", "cell shape", "granularity"]
+    rows = [row(f"{image}/{name}", f"{image}.png", name, "x") for image in range(40) for name in names]
+    path = rows_at(tmp_path, rows)
+
+    def asked(**options: Any) -> list[tuple[str, ...]]:
+        found = conversation_dataset(str(path), str(tmp_path), **options)
+        texts = [[turn.content for turn in found[index].messages[::2]] for index in range(len(found))]
+        return [tuple(text.removeprefix("What is the ").removesuffix("?") for text in one) for one in texts]
+
+    assert set(asked()) == {tuple(names)}
+    drawn = asked(shuffle=3)
+    assert all(sorted(one) == sorted(names) for one in drawn) and len(drawn) == 40
+    assert all({one[place] for one in drawn} == set(names) for place in range(3))
+    assert asked(shuffle=3) == drawn != asked(shuffle=4)
+    rows_at(tmp_path, [row("first", "new.png", "label", "x"), *rows])
+    assert asked(shuffle=3)[1:] == drawn  # an image's order does not depend on the other images
+
+
 def test_answers_as_phrases_of_a_report(path: Path) -> None:
     found = conversation_dataset(str(path), str(path.parent), phrases=True)
     texts = [message.content for message in found[0].messages[1::2]]
@@ -69,9 +89,9 @@ def test_answers_as_phrases_of_a_report(path: Path) -> None:
 
 
 def test_what_decides_a_conversation_is_in_the_fingerprint(path: Path) -> None:
-    ways = ({}, {"turns": 2}, {"phrases": True}, {"center_crop": 0.5})
+    ways = ({}, {"turns": 2}, {"phrases": True}, {"center_crop": 0.5}, {"shuffle": 0})
     prints = {conversation_dataset(str(path), str(path.parent), **way).fingerprint() for way in ways}
-    assert len(prints) == 4
+    assert len(prints) == 5
 
 
 def test_a_row_that_cannot_be_read_is_alone_and_named(path: Path) -> None:

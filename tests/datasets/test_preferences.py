@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 
 from medtune.data.source import SampleSource
-from medtune.datasets import preference_dataset, preference_json_dataset, rendered_cells_dataset
+from medtune.datasets import jsonl_dataset, preference_dataset, preference_json_dataset, rendered_cells_dataset
 from medtune.datasets.preferences import rejected_answer
 from medtune.errors import DataError
 
@@ -59,6 +59,31 @@ def test_the_authors_layout_gives_the_same_pair(tmp_path: Path) -> None:
     assert [source[0].id, source[1].id] == ["dpo:1", "named"]
     assert [turn.content for turn in source[0].messages] == ["<image>\nWhat is shown?", "A monocyte."]
     assert source[0].images == ("a.png",) and rejected_answer(source, source[0]) == "A dog."
+
+
+@pytest.mark.parametrize("layout", ["json_lines", "authors"])
+def test_images_are_cropped_and_padded_as_those_of_the_other_datasets(layout: str, tmp_path: Path) -> None:
+    picture = Image.new("RGB", (8, 4), "red")
+    picture.paste("blue", (2, 1, 6, 3))
+    picture.save(tmp_path / "a.png")
+    read, row = (preference_dataset, ROW) if layout == "json_lines" else (preference_json_dataset, OFFICIAL)
+    path, root = tmp_path / "pairs.jsonl", str(tmp_path)
+    path.write_text(json.dumps(row) + "\n")
+    whole, cropped, square = (
+        read(str(path), root, **change)
+        for change in ({}, {"center_crop": 0.5}, {"center_crop": 0.5, "pad_to_square": 4})
+    )
+    plain = tmp_path / "plain.jsonl"
+    plain.write_text(json.dumps({key: ROW[key] for key in ("id", "images", "messages")}) + "\n")
+    other = jsonl_dataset(str(plain), root, 0.5, 4)
+    expected = other.open_images(other[0])[0]
+    assert square.open_images(square[0])[0].tobytes() == expected.tobytes()
+    assert expected.size == (4, 4) and set(expected.get_flattened_data()) == {(0, 0, 0), (0, 0, 255)}
+    sizes = [source.image_sizes(source[0]) for source in (whole, cropped, square)]
+    assert sizes == [[(8, 4)], [(4, 2)], [(4, 4)]]
+    assert sizes == [[source.open_images(source[0])[0].size] for source in (whole, cropped, square)]
+    assert rejected_answer(square, square[0]) == "A dog."
+    assert len({source.fingerprint() for source in (whole, cropped, square)}) == 3
 
 
 @pytest.mark.parametrize(

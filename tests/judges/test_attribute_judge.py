@@ -64,6 +64,29 @@ def test_an_optional_finding_is_answered_by_yes_or_no() -> None:
     assert judge.identity() != AttributeJudge().identity() and "optional" not in AttributeJudge().identity()
 
 
+@pytest.mark.parametrize(
+    ("question", "first", "second", "scores"),
+    [
+        ("What is the cell shape?", "irregular cell shape", "big cell size", (0.0, 0.0)),
+        ("What is the cell shape?", "round cell shape", "round cell shape, big cell size", (1.0, 1.0)),
+        ("What is the label?", "Neutrophil", "big cell size", (1.0, 0.0)),
+        ("What is the granularity?", "yes, granularity", "round cell shape", (1.0, 0.0)),
+        ("What is the granule colour?", "Neutrophil", "big cell size", (0.0, 0.0)),
+        ("Name cell size and shape, the cell shape.", "big cell size, round cell shape", "Neutrophil", (2.0, 0.0)),
+        ("What do you see?", "round cell shape", "big cell size, Neutrophil", (1.0, 2.0)),
+    ],
+)
+def test_only_what_was_asked_counts_where_the_names_of_attributes_are_given(
+    question: str, first: str, second: str, scores: tuple[float, float]
+) -> None:
+    names = ["cell size", "cell shape", "granularity", "granule colour", "label"]
+    judge = AttributeJudge(optional=["granularity"], asked=names)
+    truth = ["big cell size", "round cell shape", "granularity", "Neutrophil"]
+    item = Candidate("q", ("a.png",), (Message("user", question),), {"attributes": truth}, answers=(first, second))
+    assert judged(judge, item) == scores
+    assert judge.identity() != AttributeJudge(optional=["granularity"]).identity()
+
+
 def test_noise_turns_a_known_share_round_by_seed_and_id() -> None:
     items = [candidate(f"q{number}", "big cell size", "nothing", attributes=TRUE) for number in range(2000)]
     turned = {

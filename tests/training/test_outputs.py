@@ -1,14 +1,19 @@
 """Outputs that a method asks for before training: for any method, in every stage, with the model in its first state."""
 
+import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 from torch import Tensor
 
 from medtune.data.items import SampleItems
+from medtune.data.shards import Shards
+from medtune.errors import DataError
 from medtune.objectives.base import Precompute, Stage, StepOutput, image_features, keep_sample
 from medtune.objectives.sft import SFT
 from medtune.training.trainer import Trainer
@@ -84,6 +89,35 @@ def test_a_resumed_run_reads_what_the_untrained_model_gave(tmp_path: Path) -> No
     assert losses(tmp_path / "killed") == losses(tmp_path / "whole")
     moved = [[line["moved"] for line in metrics(tmp_path / name) if "loss" in line] for name in ("killed", "whole")]
     assert moved[0] == moved[1]
+
+
+def test_a_sample_that_could_not_be_read_has_a_reason_in_place_of_outputs(tmp_path: Path) -> None:
+    """Its place in the batch is taken by another sample, whose outputs must not become its own when it is mended."""
+    rows = []
+    for number in range(6):
+        Image.effect_noise((16, 16), 90).convert("RGB").save(tmp_path / f"{number}.png")
+        turns = [("user", f"Question {number}?"), ("assistant", f"Answer {number}.")]
+        messages = [{"role": role, "content": text} for role, text in turns]
+        rows.append({"id": f"row-{number}", "images": [f"{number}.png"], "messages": messages})
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    broken = tmp_path / "3.png"
+    whole = broken.read_bytes()
+    broken.write_bytes(whole[: len(whole) // 2])  # its header can be read, and so its size
+    dataset = {"_component_": "medtune.datasets.jsonl_dataset", "source": str(tmp_path / "rows.jsonl")}
+    for name in ("broken", "mended"):
+        config = run(tmp_path / name, tmp_path / "cache")
+        config.dataset, config.on_error = {**dataset, "image_root": str(tmp_path)}, "skip"
+        assert launch(config) == [0]
+        skipped = json.loads((tmp_path / name / "summary.json").read_text())["skipped"]
+        assert [one["id"] for one in skipped] == ["row-3"] and "3.png is truncated" in skipped[0]["reason"]
+        moved = [line["moved"] for line in metrics(tmp_path / name) if "loss" in line]
+        assert moved[0] < 1e-4
+        broken.write_bytes(whole)
+    outputs = Shards(tmp_path / "cache" / "train", np.array([0, 6]), key="objective.folder")
+    with pytest.raises(DataError, match="3.png is truncated"):
+        outputs.item(3)
+    means = [outputs.item(number)["mean"] for number in (0, 1, 2, 4, 5)]
+    assert len({float(mean) for mean in means}) == 5
 
 
 def test_items_that_change_with_the_stage_are_an_error_of_the_method(tmp_path: Path) -> None:
