@@ -20,8 +20,8 @@ def write_answer_table(predictions: Path, delimiter: str = ",") -> Path:
     """Write ``NAME.csv`` next to ``NAME.jsonl``, one row per answer in the same order; an older table is replaced.
 
     The encoding is UTF-8 with a byte order mark, by which Excel knows it. A text that a spreadsheet would take for a
-    formula gets an apostrophe in front. Rows of likelihoods, which have no answer, are left out. If answers carry notes,
-    such as the adapter that gave them, each note is a further column.
+    formula gets an apostrophe in front. Rows of likelihoods, which have no answer, are left out. Each note
+    that answers carry, such as the adapter that gave them, is a further column.
 
     Args:
         predictions: The prediction file.

@@ -111,7 +111,7 @@ class Generator:
         self.device, self.dtype = torch.device(device), dtype
         self.sampling, self.on_error = sampling, on_error
         self.extension = extension or NoExtension()
-        self.features = FeatureStore(model, at_once=ENCODED_AT_ONCE)
+        self.features = FeatureStore(model, ENCODED_AT_ONCE, self.extension)
         self._prompts = PromptMaker(transform, self.extension)
         self._beginnings: dict[int, int] = {}
         self.keeps_images = False
