@@ -1,5 +1,4 @@
-"""The ``medtune`` command: ``ls``, ``cp``, ``show``, ``plan``, ``doctor``, ``ask``, ``serve``, ``export`` and
-``report``.
+"""The ``medtune`` command: ``ls``, ``cp``, ``show``, ``plan``, ``doctor``, ``ask``, ``serve``, ``export``, ``report``.
 
 This module only parses arguments. Each command imports what it needs when it runs, so that ``medtune --help`` is fast.
 Training, prediction and evaluation are recipes, launched by ``tune run medtune/recipes/NAME.py --config NAME``.
@@ -230,8 +229,8 @@ def _add_serve(commands: Any) -> None:
         help="answer OpenAI's chat completions API with a model and its adapters",
         description="Answers OpenAI's chat completions API, with images and streaming. Requests enter and leave the "
         "batch between two decoding steps; each names an adapter as its model, or is routed.",
-        epilog="Keys: adapters.NAME=FOLDER, router=FOLDER, host, port, api_key_env, slots, max_new_tokens, limits.KEY and "
-        "others; `medtune show serve/mini` prints them. Stop with Ctrl-C or SIGTERM: running requests end first.",
+        epilog="Keys: adapters.NAME=FOLDER, router=FOLDER, host, port, api_key_env, slots, max_new_tokens, limits.KEY "
+        "and others; `medtune show serve/mini` prints them. Stop with Ctrl-C or SIGTERM: running requests end first.",
     )
     serve.add_argument(
         "source", help="a serve config (serve/mini), a run's folder, an exported folder, or a predict config"

@@ -1,6 +1,8 @@
 """Requests to a generator, and its answers."""
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
 
 from medtune.data.sample import Sample
 from medtune.data.source import SampleSource
@@ -22,6 +24,8 @@ class Request:
             decoding even if the generator samples.
         draws_as: Name that its random numbers depend on, in addition to the seed; None takes the id. Requests with
             different ids, but with equal prompts, settings and ``draws_as``, get the same answer.
+        notes: What was decided about the request before it was asked, such as the adapter that answers it, by name.
+            A prompt extension may read them; the answer carries them. Values of JSON.
     """
 
     id: str
@@ -31,6 +35,7 @@ class Request:
     max_new_tokens: int | None = None
     sampling: Sampling | None = None
     draws_as: str | None = None
+    notes: Mapping[str, Any] = field(default_factory=dict, hash=False)
 
     @property
     def draws_name(self) -> str:
@@ -54,6 +59,7 @@ class Generation:
         stopped: True if the model wrote a stop token, False if the answer reached the maximum length.
         scores: Sum of the log-probabilities of each continuation's tokens.
         score_tokens: Number of tokens of each continuation, so that ``score / tokens`` is the mean per token.
+        notes: The notes of the request.
     """
 
     id: str
@@ -62,3 +68,4 @@ class Generation:
     stopped: bool
     scores: tuple[float, ...] = ()
     score_tokens: tuple[int, ...] = ()
+    notes: Mapping[str, Any] = field(default_factory=dict, hash=False)

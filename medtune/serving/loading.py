@@ -11,14 +11,18 @@ from torchtune import training
 
 from medtune.config import instantiate, load_config
 from medtune.data.crops import changed_images
-from medtune.errors import ConfigError
-from medtune.generation.answering import DTYPES, choose_device, load_model
+from medtune.errors import ConfigError, ModelError
+from medtune.generation.answering import DTYPES, choose_device
 from medtune.generation.engine.continuous import Engine
 from medtune.generation.exemplars import ExemplarSource
+from medtune.generation.interfaces import AnswerModel
 from medtune.generation.prompt_extension import PromptExtension
 from medtune.generation.run_model import read_run
+from medtune.models.common.names import is_adapter_key
 from medtune.models.published_config import CONFIG_NAME, builder_of
 from medtune.models.weight_files import read_json
+from medtune.models.weights import load_weights
+from medtune.serving.adapters import open_adapters
 from medtune.serving.config import ServeConfig
 from medtune.serving.images import ReceivedImages
 from medtune.serving.prompts import CountedPrompts, Models, OneModel, Served
@@ -128,7 +132,7 @@ def load(config: ServeConfig) -> Served:
     """
     source = source_of(config)
     device, dtype = choose_device(config.device), DTYPES[source.dtype]
-    model = load_model(source.model, source.checkpoint, device=device, dtype=dtype)
+    model = _loaded(source, device, dtype)
     transform = CountedPrompts(instantiate(source.transform))
     models, extension = _models(config, source, model, transform, device)
     images = ReceivedImages(config.limits.pixels)
@@ -158,7 +162,22 @@ def _models(
     config: ServeConfig, source: Source, model: Any, transform: Any, device: torch.device
 ) -> tuple[Models, PromptExtension | None]:
     """The names of what is served, and what the engine needs to tell them apart."""
-    return OneModel(source.name), source.exemplars.open(transform, device) if source.exemplars else None
+    if not config.adapters:
+        return OneModel(source.name), source.exemplars.open(transform, device) if source.exemplars else None
+    if source.exemplars:
+        raise ConfigError("adapters and exemplars cannot be served together; leave one out")
+    return open_adapters(model, config.adapters, config.router, config.threshold, config.fallback)
+
+
+def _loaded(source: Source, device: torch.device, dtype: torch.dtype) -> AnswerModel:
+    """The model with its weights. A base in 4 bits has adapters of its own, which a bank switches off."""
+    with training.set_default_dtype(dtype), torch.device(device):
+        built = instantiate(source.model)
+    missing, _ = built.load_state_dict(load_weights(source.checkpoint, built), strict=False)
+    lacking = [name for name in missing if not is_adapter_key(name)]
+    if lacking:
+        raise ModelError(f"{source.checkpoint} lacks {len(lacking)} tensors of the model (first: {lacking[0]})")
+    return built
 
 
 def separator_of(transform: Any) -> str:

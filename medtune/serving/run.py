@@ -7,7 +7,6 @@ import socket
 import sys
 from collections.abc import Iterator
 from types import FrameType
-from typing import Any
 
 import uvicorn
 from starlette.types import ASGIApp
@@ -20,6 +19,7 @@ from medtune.serving.guard import check_exposure, is_loopback
 from medtune.serving.loading import load, separator_of
 from medtune.serving.memory import dry_run
 from medtune.serving.metrics import Metrics
+from medtune.serving.prompts import Served
 from medtune.serving.worker import Worker
 
 log = logging.getLogger("medtune.serving")
@@ -93,12 +93,13 @@ def opened(config: ServeConfig) -> Iterator[Server]:
     worker = Worker(served.open_engine, config.limits, metrics)
     try:
         print(f"serving {served.summary}", file=sys.stderr)
-        yield _server(config, served, worker, metrics, token)
+        yield server_of(config, served, worker, metrics, token)
     finally:
         worker.close()
 
 
-def _server(config: ServeConfig, served: Any, worker: Worker, metrics: Metrics, token: str | None) -> Server:
+def server_of(config: ServeConfig, served: Served, worker: Worker, metrics: Metrics, token: str | None) -> Server:
+    """Return the server of a loaded model; it listens when it is run."""
     defaults = Defaults(config.max_new_tokens, config.sampling, config.images, separator_of(served.prompts))
     hosts = ("localhost", "127.0.0.1", "::1", config.host.lower()) if is_loopback(config.host) and not token else ()
     return Server(create_app(Parts(served, worker, config.limits, defaults, metrics), token, hosts), worker, config)
