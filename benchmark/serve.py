@@ -48,13 +48,11 @@ from medtune.serving.chat import Defaults, read_call
 from medtune.serving.config import ServeConfig
 from medtune.serving.images import ReceivedImages
 from medtune.serving.limits import Limits
-from medtune.serving.loading import load
-from medtune.serving.metrics import Metrics
-from medtune.serving.run import server_of
-from medtune.serving.worker import Worker
+from medtune.serving.run import open_engine, server_of
 
 ROLES = ("medtune", "transformers")
 VOCABULARY = 1024
+SIZES = {"vocab_size": VOCABULARY, "embed_dim": 256}
 WORDS = ("What", "is", "the", "cell", "size", "shape", "nucleus", "colour", "of", "this", "large", "white", "blood")
 
 
@@ -67,16 +65,20 @@ def build(folder: Path) -> None:
     """Write tokenizer and weights."""
     train_mini_tokenizer([" ".join(WORDS)], VOCABULARY, folder / "tokenizer")
     torch.manual_seed(0)
-    model = mini_llava(VOCABULARY)
+    model, transform = mini_llava(**SIZES), instantiate(transform_of(folder))
     for parameter in model.parameters():
         torch.nn.init.normal_(parameter, std=0.1)
+    # Tokens that are no text of their own are never the most likely ones, so that every token is sent.
+    silent = [token for token in range(VOCABULARY) if not transform.decode([token]).isalnum()]
+    with torch.no_grad():
+        model.decoder.output.weight[silent] = 0
     save_hf(model.state_dict(), model.family, folder / "hf")
 
 
 def serve_medtune(folder: Path, slots: int) -> None:
     """Run medtune's server in this process."""
     config = ServeConfig(
-        model=Component(_component_="medtune.models.mini.mini_llava", vocab_size=VOCABULARY),
+        model=Component(_component_="medtune.models.mini.mini_llava", **SIZES),
         transform=transform_of(folder),
         checkpoint=str(folder / "hf"),
         name="mini",
@@ -85,13 +87,12 @@ def serve_medtune(folder: Path, slots: int) -> None:
         dtype="fp32",
         device="cpu",
     )
-    served, metrics = load(config), Metrics()
-    served.prompts.stop_ids = []
-    worker = Worker(served.open_engine, config.limits, metrics)
+    api = open_engine(config)
+    api.served.prompts.stop_ids = []
     try:
-        server_of(config, served, worker, metrics, None).run()
+        server_of(config, api, None).run()
     finally:
-        worker.close()
+        api.close()
 
 
 class Streamer:
@@ -316,7 +317,7 @@ def main() -> None:
     parser.add_argument("--requests", type=int, default=2, help="of each client, in each round")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--new-tokens", type=int, default=32)
-    parser.add_argument("--slots", type=int, default=32, help="requests that medtune answers at the same time")
+    parser.add_argument("--slots", type=int, default=50, help="requests that medtune answers at the same time")
     parser.add_argument("--output", type=Path, default=Path(__file__).parent / "results" / "serve.json")
     parser.add_argument("--role", choices=ROLES, help=argparse.SUPPRESS)
     parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)

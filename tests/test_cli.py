@@ -9,7 +9,7 @@ import pytest
 
 from medtune import __version__
 from medtune.cli import catalog, doctor
-from medtune.cli.main import main
+from medtune.cli.main import main, parser
 from medtune.config.composition import compose, resolve_path
 from medtune.errors import ConfigError
 
@@ -124,6 +124,15 @@ def test_cp_of_a_config_holds_all_its_values_and_needs_no_base(name: str, tmp_pa
     written = compose(target)
     assert written.files == [target] and "base" not in written.tree
     assert written.tree == compose(resolve_path(name)).tree
+
+
+def test_overrides_may_follow_options(capsys: pytest.CaptureFixture[str]) -> None:
+    found = parser().parse_args(["serve", "serve/mini", "a=1", "--dry-run", "b=2"])
+    assert (found.source, found.overrides, found.dry_run) == ("serve/mini", ["a=1", "b=2"], True)
+    for wrong in (["serve", "x", "--dry-run", "y"], ["serve", "x", "--colour=red"], ["ls", "x", "a=1"]):
+        with pytest.raises(SystemExit, match="2"):
+            parser().parse_args(wrong)
+        assert "unrecognized arguments" in capsys.readouterr().err
 
 
 def test_cp_of_a_command_s_config_says_how_it_is_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

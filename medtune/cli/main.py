@@ -166,9 +166,23 @@ def _add_ask_arguments(ask: argparse.ArgumentParser) -> None:
     ask.add_argument("--api-key-env", metavar="VARIABLE", help="environment variable that holds a server's key")
 
 
+class _Parser(argparse.ArgumentParser):
+    """Takes ``key=value`` also after options; argparse alone would call it unrecognized there."""
+
+    def parse_args(self, args: Any = None, namespace: Any = None) -> Any:
+        """Parse, and add what is left over to the overrides."""
+        found, rest = self.parse_known_args(args, namespace)
+        late = [word for word in rest if hasattr(found, "overrides") and not word.startswith("-") and "=" in word]
+        if len(late) < len(rest):
+            self.error(f"unrecognized arguments: {' '.join(word for word in rest if word not in late)}")
+        if late:
+            found.overrides = [*found.overrides, *late]
+        return found
+
+
 def parser() -> argparse.ArgumentParser:
     """The command's arguments."""
-    root = argparse.ArgumentParser(
+    root = _Parser(
         prog="medtune",
         description="Post-training of vision-language models on medical images.",
         epilog="Recipes are launched with: tune run medtune/recipes/NAME.py --config NAME_OR_PATH [key=value ...]",
@@ -236,6 +250,9 @@ def _add_serve(commands: Any) -> None:
         "source", help="a serve config (serve/mini), a run's folder, an exported folder, or a predict config"
     )
     serve.add_argument("overrides", nargs="*", metavar="key=value", help="changes of the config")
+    serve.add_argument(
+        "--upstream", metavar="URL", help="route questions to the adapters of a vLLM server in place of an engine here"
+    )
     serve.add_argument("--dry-run", action="store_true", help="print what would be served and its memory, and end")
     _add_trust(serve)
     serve.set_defaults(run=_serve)

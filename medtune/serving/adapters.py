@@ -1,7 +1,7 @@
 """Several adapters on one base as the models of a server: a request names one, or a router chooses."""
 
 import threading
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -74,7 +74,19 @@ def open_adapters(
     """
     read = {name: read_peft(folder, model.family) for name, folder in folders.items()}
     bank = AdapterBank(model, read)
-    chooser = None if router is None else load_router(router)
-    if chooser is not None:
-        require_tasks(chooser.labels, [name for name in folders if name != fallback])
-    return RoutedModels(tuple(folders), chooser, threshold, fallback), RoutedAdapters(bank)
+    return RoutedModels(tuple(folders), open_router(router, folders, fallback), threshold, fallback), RoutedAdapters(
+        bank
+    )
+
+
+def open_router(folder: str | None, adapters: Collection[str], fallback: str | None) -> TaskRouter | None:
+    """Load a router; None without a folder.
+
+    Raises:
+        MedtuneError: If it cannot be read, or lacks the task of an adapter other than the fallback.
+    """
+    if folder is None:
+        return None
+    router = load_router(folder)
+    require_tasks(router.labels, [name for name in adapters if name != fallback])
+    return router

@@ -1,11 +1,7 @@
 """The application: ``/v1/chat/completions``, ``/v1/models``, ``/health`` and ``/metrics``."""
 
 import asyncio
-import logging
-import time
-from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 from fastapi import FastAPI, Request
 from fastapi.responses import JSONResponse, Response
@@ -13,39 +9,65 @@ from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp
 
-from medtune.errors import MedtuneError
-from medtune.generation.requests import Request as EngineRequest
-from medtune.serving.chat import ChatCall, Defaults, read_call
-from medtune.serving.errors import ApiError, internal, of_engine
+from medtune.serving.errors import ApiError, internal, unknown_model
 from medtune.serving.guard import Guard
 from medtune.serving.limits import Limits
 from medtune.serving.metrics import CONTENT_TYPE, Metrics
-from medtune.serving.prompts import Served
-from medtune.serving.replies import EventStream, Form
-from medtune.serving.ticket import ClientGone, Ticket
-from medtune.serving.worker import Worker
+from medtune.serving.ticket import ClientGone
 
-log = logging.getLogger("medtune.serving")
-NO_MODEL = "-"
 _CLOSE = {"Connection": "close"}
 
 
-@dataclass(frozen=True)
-class Parts:
-    """What the application is made of."""
+class Api(Protocol):
+    """What answers behind the application: an engine in this process, or another server."""
 
-    served: Served
-    worker: Worker
-    limits: Limits
-    defaults: Defaults
-    metrics: Metrics
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Names of the models."""
+        ...
+
+    @property
+    def created(self) -> int:
+        """When it was loaded, in seconds since 1970."""
+        ...
+
+    @property
+    def metrics(self) -> Metrics:
+        """Where it counts."""
+        ...
+
+    @property
+    def limits(self) -> Limits:
+        """What one client may ask."""
+        ...
+
+    def status(self) -> str:
+        """Return ``ok``, ``stopping`` or ``failed``."""
+        ...
+
+    async def chat(self, request: Request) -> Response:
+        """Answer a chat request.
+
+        Raises:
+            ApiError: If it cannot be answered.
+            ClientGone: If the client has hung up.
+        """
+        ...
+
+    def stop(self) -> None:
+        """Take no new requests."""
+        ...
+
+    def close(self) -> None:
+        """End everything."""
+        ...
 
 
-def create_app(parts: Parts, token: str | None = None, hosts: tuple[str, ...] = ()) -> ASGIApp:
+def create_app(api: Api, token: str | None = None, hosts: tuple[str, ...] = ()) -> ASGIApp:
     """Return the application.
 
     Args:
-        parts: The model and its settings.
+        api: Answers the requests.
         token: The bearer token; None for none.
         hosts: Names of the host that are accepted; empty accepts any.
     """
@@ -57,32 +79,32 @@ def create_app(parts: Parts, token: str | None = None, hosts: tuple[str, ...] = 
 
     @app.get("/health")
     async def health() -> JSONResponse:
-        worker = parts.worker
-        status = "failed" if worker.failed else "ok" if worker.accepting else "stopping"
+        status = api.status()
         return JSONResponse({"status": status}, 200 if status == "ok" else 503)
 
     @app.get("/metrics")
     async def metrics() -> Response:
-        return Response(parts.metrics.text(), media_type=CONTENT_TYPE)
+        return Response(api.metrics.text(), media_type=CONTENT_TYPE)
 
     @app.get("/v1/models")
     async def models() -> JSONResponse:
-        return JSONResponse({"object": "list", "data": [_entry(parts, name) for name in parts.served.models.names]})
+        return JSONResponse({"object": "list", "data": [_entry(api, name) for name in api.names]})
 
     @app.get("/v1/models/{name:path}")
     async def model(name: str) -> JSONResponse:
-        parts.served.check(name)
-        return JSONResponse(_entry(parts, name))
+        if name not in api.names:
+            raise unknown_model(api.names)
+        return JSONResponse(_entry(api, name))
 
     @app.post("/v1/chat/completions")
     async def chat(request: Request) -> Response:
-        return await _Chat(parts, request).reply()
+        return await api.chat(request)
 
-    return Guard(app, token, hosts, parts.limits.write_seconds)
+    return Guard(app, token, hosts, api.limits.write_seconds)
 
 
-def _entry(parts: Parts, name: str) -> dict[str, Any]:
-    return {"id": name, "object": "model", "created": parts.served.created, "owned_by": "medtune"}
+def _entry(api: Api, name: str) -> dict[str, Any]:
+    return {"id": name, "object": "model", "created": api.created, "owned_by": "medtune"}
 
 
 async def _told(_: Request, error: Exception) -> JSONResponse:
@@ -100,100 +122,16 @@ async def _failed(_: Request, error: Exception) -> JSONResponse:
     return JSONResponse(internal().body(), 500)  # the guard logs it
 
 
-class _Chat:
-    """One request to ``/v1/chat/completions``."""
-
-    def __init__(self, parts: Parts, request: Request) -> None:
-        self.parts, self.request, self.arrived = parts, request, time.monotonic()
-        self.model, self.name, self.ticket = NO_MODEL, NO_MODEL, None
-        self.images = 0
-
-    async def reply(self) -> Response:
-        """Answer."""
-        try:
-            call, made = await self._read()
-            self.ticket = Ticket(self.parts.served, self.parts.worker, made, call.stops, self.request.receive)
-        except ApiError as error:
-            self._finish(error.status, str(error.code))
-            raise
-        except ClientGone:
-            self._finish(499, "gone")
-            raise
-        form = Form(self.ticket, call.model, self.parts.served.models.told(made))
-        try:
-            if call.stream:
-                first = await self.ticket.next()
-                return EventStream(form, first, call.include_usage, self._finish)
-            return await self._whole(form)
-        except ApiError as error:
-            self._close(error.status, str(error.code))
-            raise
-        except ClientGone:
-            self._close(499, "gone")
-            raise
-        except BaseException:
-            self._close(500, "failed")
-            raise
-
-    async def _whole(self, form: Form) -> Response:
-        text, reason = "", None
-        assert self.ticket is not None
-        while reason is None:
-            piece = await self.ticket.next()
-            text, reason = text + piece.text, piece.reason
-        body = form.whole(text, reason)
-        self._close(200, reason)
-        return JSONResponse(body)
-
-    async def _read(self) -> tuple[ChatCall, EngineRequest]:
-        kind = self.request.headers.get("content-type", "").partition(";")[0].strip().lower()
-        if kind != "application/json":  # a web page may send other types without asking first
-            raise ApiError(415, "the body must be sent as application/json", code="unsupported_media_type")
-        raw = await read_body(self.request, self.parts.limits)
-        call = await asyncio.to_thread(read_call, raw, self.parts.limits, self.parts.defaults)
-        self.parts.served.check(call.model)
-        self.model, self.images = call.model, len(call.images)
-        try:
-            made = await asyncio.to_thread(self.parts.served.request, call)
-        except MedtuneError as error:
-            raise of_engine(error) from None
-        self.name = made.id
-        return call, made
-
-    def _close(self, status: int, how: str) -> None:
-        assert self.ticket is not None
-        self.ticket.close()
-        self._finish(status, how)
-
-    def _finish(self, status: int, how: str) -> None:
-        """Count the request, and log it without anything that it said."""
-        metrics, ticket = self.parts.metrics, self.ticket
-        metrics.requests.labels(self.model, str(status)).inc()
-        metrics.images.inc(self.images)
-        route: Mapping[str, Any] = self.parts.served.models.told(ticket.request) if ticket else {}
-        if route:
-            metrics.routed.labels(str(route.get("adapter"))).inc()
-        log.info(
-            "%s model=%s%s status=%d end=%s images=%d prompt_tokens=%d tokens=%d seconds=%.3f",
-            self.name,
-            self.model,
-            f" adapter={route.get('adapter')}" if route else "",
-            status,
-            how,
-            self.images,
-            ticket.prompt_tokens if ticket else 0,
-            ticket.tokens if ticket else 0,
-            time.monotonic() - self.arrived,
-        )
-
-
 async def read_body(request: Request, limits: Limits) -> bytes:
-    """Return a request's body.
+    """Return a request's body, which must be announced as JSON.
 
     Raises:
-        ApiError: If it is too large, or comes too slowly.
+        ApiError: If it is of another type, too large, or comes too slowly.
         ClientGone: If the client hangs up.
     """
+    kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+    if kind != "application/json":  # a web page may send other types without asking first
+        raise ApiError(415, "the body must be sent as application/json", code="unsupported_media_type")
     most, pieces, size = limits.body_bytes, list[bytes](), 0
     declared = request.headers.get("content-length", "")
     too_large = declared.isascii() and declared.isdigit() and int(declared) > most

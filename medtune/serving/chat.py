@@ -28,6 +28,7 @@ def _whole_characters(text: str) -> str:
     return text
 
 
+_Zero = Annotated[float, Field(ge=0, le=0)]
 _Words = Annotated[str, AfterValidator(_whole_characters)]
 
 
@@ -83,8 +84,8 @@ class ChatBody(_Strict):
     # Accepted with the one value that changes nothing.
     n: Literal[1] | None = None
     logprobs: Literal[False] | None = None
-    frequency_penalty: Literal[0, 0.0] | None = None
-    presence_penalty: Literal[0, 0.0] | None = None
+    frequency_penalty: _Zero | None = None
+    presence_penalty: _Zero | None = None
     response_format: _TextFormat | None = None
     store: Literal[False] | None = None
     user: str | None = None
@@ -254,7 +255,7 @@ def _with_tags(turn: _Turn, defaults: Defaults) -> str:
     if defaults.image_place == "first":
         count = sum(isinstance(part, _Image) for part in turn.content)
         return tag * count + _words(turn)
-    pieces = []
+    pieces: list[str] = []
     for part in turn.content:
         assert not isinstance(part, str)
         if isinstance(part, _Text) and pieces and pieces[-1] != tag:

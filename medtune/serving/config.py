@@ -43,6 +43,13 @@ class ServeConfig:
     fallback: str | None = field(
         default=None, metadata={"help": "adapter of questions below the threshold; null is the base"}
     )
+    upstream: str | None = field(
+        default=None,
+        metadata={"help": "address of a vLLM server, with /v1, in place of a model; adapters maps names to its names"},
+    )
+    upstream_key_env: str | None = field(
+        default=None, metadata={"help": "environment variable that holds the upstream server's key"}
+    )
     host: str = field(default="127.0.0.1", metadata={"help": "any other than loopback needs api_key_env"})
     port: int = field(default=8000, metadata={"help": "0 takes a free one"})
     api_key_env: str | None = field(
@@ -74,7 +81,7 @@ class ServeConfig:
         given = [key for key in OWN if getattr(self, key) is not None]
         if self.source is not None and given:
             raise ValueError(f"source and {given[0]} are both given; leave one out")
-        if self.source is None and len(given) < len(OWN):
+        if self.upstream is None and self.source is None and len(given) < len(OWN):
             raise ValueError(f"give {', '.join(OWN)}, or a source instead: a run's folder or a predict config")
         for key in ("slots", "max_new_tokens"):
             if getattr(self, key) < 1:

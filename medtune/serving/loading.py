@@ -140,7 +140,7 @@ def load(config: ServeConfig) -> Served:
     def open_engine() -> Engine:
         return Engine(
             model,
-            transform,  # type: ignore[arg-type]
+            transform,
             slots=config.slots,
             max_new_tokens=config.max_new_tokens,
             device=device,
@@ -154,7 +154,6 @@ def load(config: ServeConfig) -> Served:
         transform,
         images,
         changed_images(images, source.center_crop, source.pad_to_square),
-        f"{', '.join(models.names)} on {device.type}, {source.dtype}, {config.slots} at a time",
     )
 
 

@@ -1,6 +1,7 @@
 """What a server would need: ``medtune serve --dry-run`` reads no weights and takes no memory."""
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -10,6 +11,7 @@ from medtune.config import instantiate
 from medtune.data.sample import Message, Sample
 from medtune.errors import MedtuneError
 from medtune.generation.answering import DTYPES
+from medtune.models.lora.peft import WEIGHTS_NAME
 from medtune.serving.config import ServeConfig
 from medtune.serving.loading import Source, built_on_meta, source_of
 from medtune.training.memory import tensor_bytes
@@ -55,15 +57,11 @@ def estimate(config: ServeConfig, source: Source) -> Estimate:
         seen = 0 if model.images_as_tokens else transform.tokens_per_tile * transform.tiler.max_tiles
         longest = transform.max_seq_len
     except MedtuneError:
-        longest = model.decoder.max_seq_len
+        longest = int(source.transform.get("max_seq_len") or model.decoder.max_seq_len)
     return Estimate(weights, _adapter_bytes(config), own, cross * seen, prompt, longest)
 
 
 def _adapter_bytes(config: ServeConfig) -> float:
-    from pathlib import Path
-
-    from medtune.models.lora.peft import WEIGHTS_NAME
-
     files = [Path(folder).expanduser() / WEIGHTS_NAME for folder in config.adapters.values()]
     return float(sum(file.stat().st_size for file in files if file.is_file()))
 
@@ -83,16 +81,21 @@ def _cache_bytes(model: Any, dtype: torch.dtype) -> tuple[float, float]:
 
 def dry_run(config: ServeConfig) -> str:
     """Return what would be served, and its memory."""
+    address = f"address        http://{config.host}:{config.port}/v1, " + (
+        f"token in ${config.api_key_env}" if config.api_key_env else "no token"
+    )
+    routed = [*(["auto"] if config.router else []), "base", *config.adapters]
+    if config.upstream:
+        lines = [address, f"models         {', '.join(routed)}", f"upstream       {config.upstream}, no memory here"]
+        return "\n".join(lines)
     source = source_of(config)
     found = estimate(config, source)
     longest = found.longest if found.prompt is None else found.prompt + config.max_new_tokens
     caches, most = found.rows(config.slots, longest), found.rows(config.slots, found.longest)
     asked = "without tokenizer here" if found.prompt is None else f"{found.prompt} tokens a question with one image"
-    names = [source.name] if not config.adapters else [*(["auto"] if config.router else []), "base", *config.adapters]
     lines = [
-        f"address        http://{config.host}:{config.port}/v1, "
-        + (f"token in ${config.api_key_env}" if config.api_key_env else "no token"),
-        f"models         {', '.join(names)}",
+        address,
+        f"models         {', '.join(routed if config.adapters else [source.name])}",
         f"weights        {_gb(found.weights)} ({source.dtype}, {source.checkpoint})",
         f"adapters       {_gb(found.adapters)} ({len(config.adapters)})",
         f"caches         {_gb(caches)} ({config.slots} rows, {asked}, {config.max_new_tokens} of answer)",

@@ -103,7 +103,6 @@ class Served:
         prompts: Its transform.
         images: The images of the requests that are being answered.
         source: The same images, changed as in training.
-        summary: One line about the model.
         created: When it was loaded, in seconds since 1970.
     """
 
@@ -112,7 +111,6 @@ class Served:
     prompts: CountedPrompts
     images: ReceivedImages
     source: SampleSource
-    summary: str = ""
     created: int = 0
 
     def __post_init__(self) -> None:

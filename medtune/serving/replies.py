@@ -12,6 +12,7 @@ from medtune.serving.errors import ApiError
 from medtune.serving.ticket import ClientGone, Ticket
 from medtune.serving.worker import Piece
 
+_MARK = "\x00the text of a piece\x00"
 DONE = b"data: [DONE]\n\n"
 Finish = Callable[[int, str], None]
 
@@ -28,6 +29,7 @@ class Form:
     def __init__(self, ticket: Ticket, model: str, route: Mapping[str, Any]) -> None:
         self.ticket, self.model, self.route = ticket, model, dict(route)
         self.created = int(time.time())
+        self._around: tuple[bytes, bytes] | None = None
 
     def whole(self, text: str, reason: str) -> dict[str, Any]:
         """Return the reply that holds the whole answer."""
@@ -39,6 +41,13 @@ class Form:
         """Return one event of a stream."""
         choice = {"index": 0, "delta": dict(delta), "finish_reason": reason, "logprobs": None}
         return event(self._reply("chat.completion.chunk", [choice]))
+
+    def text_chunk(self, text: str) -> bytes:
+        """Return the event of a piece of text; all that does not change is written once."""
+        if self._around is None:
+            before, _, after = self.chunk({"content": _MARK}).partition(json.dumps(_MARK).encode())
+            self._around = before, after
+        return self._around[0] + json.dumps(text, ensure_ascii=False).encode() + self._around[1]
 
     def usage_chunk(self) -> bytes:
         """Return the event that holds the usage, after the last piece of the answer."""
@@ -92,7 +101,7 @@ class EventStream(Response):
         piece = self.first
         while True:
             if piece.text:
-                await write(self.form.chunk({"content": piece.text}))
+                await write(self.form.text_chunk(piece.text))
             if piece.reason is not None:
                 break
             try:

@@ -12,14 +12,15 @@ import uvicorn
 from starlette.types import ASGIApp
 
 from medtune.errors import ConfigError
-from medtune.serving.app import Parts, create_app
+from medtune.serving.app import Api, create_app
 from medtune.serving.chat import Defaults
 from medtune.serving.config import ServeConfig, settings_of
+from medtune.serving.engine_api import EngineApi
 from medtune.serving.guard import check_exposure, is_loopback
 from medtune.serving.loading import load, separator_of
 from medtune.serving.memory import dry_run
 from medtune.serving.metrics import Metrics
-from medtune.serving.prompts import Served
+from medtune.serving.upstream import open_upstream
 from medtune.serving.worker import Worker
 
 log = logging.getLogger("medtune.serving")
@@ -31,11 +32,11 @@ class Server(uvicorn.Server):
 
     Args:
         app: The application.
-        worker: Answers the requests.
+        api: Answers the requests.
         config: Address and limits.
     """
 
-    def __init__(self, app: ASGIApp, worker: Worker, config: ServeConfig) -> None:
+    def __init__(self, app: ASGIApp, api: Api, config: ServeConfig) -> None:
         limits = config.limits
         super().__init__(
             uvicorn.Config(
@@ -54,15 +55,15 @@ class Server(uvicorn.Server):
                 h11_max_incomplete_event_size=64 * 1024,
             )
         )
-        self.worker = worker
+        self.api = api
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         """Refuse new requests, and end when the others have ended; at the second signal at once."""
         if self.should_exit:
             self.force_exit = True
         else:
-            log.info("stopping: running requests have %g s", self.worker.limits.stop_seconds)
-        self.worker.stop()
+            log.info("stopping: running requests have %g s", self.api.limits.stop_seconds)
+        self.api.stop()
         self.should_exit = True
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
@@ -88,26 +89,31 @@ def opened(config: ServeConfig) -> Iterator[Server]:
     """
     token = config.token()
     check_exposure(config.host, token)
-    served = load(config)
-    metrics = Metrics()
-    worker = Worker(served.open_engine, config.limits, metrics)
+    api = open_upstream(config) if config.upstream else open_engine(config)
     try:
-        print(f"serving {served.summary}", file=sys.stderr)
-        yield server_of(config, served, worker, metrics, token)
+        print(f"serving {', '.join(api.names)}", file=sys.stderr)
+        yield server_of(config, api, token)
     finally:
-        worker.close()
+        api.close()
 
 
-def server_of(config: ServeConfig, served: Served, worker: Worker, metrics: Metrics, token: str | None) -> Server:
-    """Return the server of a loaded model; it listens when it is run."""
+def open_engine(config: ServeConfig) -> EngineApi:
+    """Load the model of a config, and start its engine."""
+    served, metrics = load(config), Metrics()
     defaults = Defaults(config.max_new_tokens, config.sampling, config.images, separator_of(served.prompts))
+    return EngineApi(served, Worker(served.open_engine, config.limits, metrics), config.limits, defaults, metrics)
+
+
+def server_of(config: ServeConfig, api: Api, token: str | None) -> Server:
+    """Return the server; it listens when it is run."""
     hosts = ("localhost", "127.0.0.1", "::1", config.host.lower()) if is_loopback(config.host) and not token else ()
-    return Server(create_app(Parts(served, worker, config.limits, defaults, metrics), token, hosts), worker, config)
+    return Server(create_app(api, token, hosts), api, config)
 
 
 def run(arguments: argparse.Namespace) -> int:
     """``medtune serve``."""
-    config = settings_of(arguments.source, arguments.overrides)
+    upstream = [f"upstream={arguments.upstream}"] if arguments.upstream else []
+    config = settings_of(arguments.source, [*arguments.overrides, *upstream])
     if arguments.dry_run:
         config.token()
         check_exposure(config.host, config.token())

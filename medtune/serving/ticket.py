@@ -1,7 +1,10 @@
 """One request on its way: from the event loop of the web server to the engine's thread and back."""
 
 import asyncio
+import threading
+from collections import deque
 from collections.abc import Awaitable, Callable, MutableMapping
+from functools import partial
 from typing import Any
 
 from medtune.generation.requests import Request
@@ -15,12 +18,44 @@ class ClientGone(Exception):
     """The client has hung up, or takes nothing any more; nobody can be told."""
 
 
+class Mailbox:
+    """Brings pieces from the engine's thread to the event loop, all those of a step at once.
+
+    Args:
+        loop: The event loop.
+    """
+
+    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+        self.loop = loop
+        self._lock = threading.Lock()
+        self._posted: list[tuple[Ticket, Piece]] = []
+
+    def post(self, ticket: "Ticket", piece: Piece) -> None:
+        """Take a piece, in any thread.
+
+        Raises:
+            RuntimeError: If the event loop has ended.
+        """
+        with self._lock:
+            self._posted.append((ticket, piece))
+            if len(self._posted) > 1:  # the loop has been called already
+                return
+        self.loop.call_soon_threadsafe(self._deliver)
+
+    def _deliver(self) -> None:
+        with self._lock:
+            posted, self._posted = self._posted, []
+        for ticket, piece in posted:
+            ticket.take(piece)
+
+
 class Ticket:
     """A submitted request; it must be closed.
 
     Args:
         served: The model.
         worker: Answers the request.
+        mailbox: Of the running event loop.
         request: The request.
         stops: Texts that end its answer.
         receive: Of the connection, whose body has been read: only the end of the connection can follow.
@@ -30,26 +65,38 @@ class Ticket:
     """
 
     def __init__(
-        self, served: Served, worker: Worker, request: Request, stops: tuple[str, ...], receive: Receive
+        self,
+        served: Served,
+        worker: Worker,
+        mailbox: Mailbox,
+        request: Request,
+        stops: tuple[str, ...],
+        receive: Receive,
     ) -> None:
         self.served, self.worker, self.request = served, worker, request
         self.tokens, self.ended, self._length = 0, False, 0
-        self._pieces: asyncio.Queue[Piece] = asyncio.Queue()
+        self._pieces: deque[Piece] = deque()
+        self._changed = asyncio.Event()
         self._open = True
         self._hangup: asyncio.Task[None] | None = None
-        loop = asyncio.get_running_loop()
         try:
-            worker.submit(request, lambda piece: _post(loop, self._pieces, piece), stops)
+            worker.submit(request, partial(mailbox.post, self), stops)
         except BaseException:
             self.ended = True
             self.close()
             raise
         self._hangup = asyncio.create_task(_until_gone(receive))
+        self._hangup.add_done_callback(lambda _: self._changed.set())
 
     @property
     def prompt_tokens(self) -> int:
         """Number of tokens of the prompt."""
         return self.served.prompts.lengths.get(self.request.id, self._length)
+
+    def take(self, piece: Piece) -> None:
+        """Take a piece, in the event loop."""
+        self._pieces.append(piece)
+        self._changed.set()
 
     async def next(self) -> Piece:
         """Wait for the next piece; pieces that wait already are joined.
@@ -59,22 +106,17 @@ class Ticket:
             ClientGone: If the client has hung up.
         """
         assert self._hangup is not None
-        getting = asyncio.create_task(self._pieces.get())
-        try:
-            await asyncio.wait({getting, self._hangup}, return_when=asyncio.FIRST_COMPLETED)
-            if not getting.done():
+        while not self._pieces:
+            if self._hangup.done():
                 raise ClientGone
-            piece = getting.result()
-        finally:
-            getting.cancel()
-        text = piece.text
-        while not piece.last and not self._pieces.empty():
-            piece = self._pieces.get_nowait()
-            text += piece.text
-        self.tokens, self.ended = piece.tokens, piece.last
-        if piece.error is not None:
-            raise piece.error
-        return Piece(text, piece.tokens, piece.reason)
+            self._changed.clear()
+            await self._changed.wait()
+        pieces, self._pieces = self._pieces, deque()
+        last = pieces[-1]
+        self.tokens, self.ended = last.tokens, last.last
+        if last.error is not None:
+            raise last.error
+        return Piece("".join(piece.text for piece in pieces), last.tokens, last.reason)
 
     def close(self) -> None:
         """Forget the request; one that is still being answered is cancelled."""
@@ -87,10 +129,6 @@ class Ticket:
             self.worker.cancel(self.request.id)
         self._length = self.served.release(self.request)
         self.worker.metrics.prompt_tokens.inc(self._length)
-
-
-def _post(loop: asyncio.AbstractEventLoop, pieces: asyncio.Queue[Piece], piece: Piece) -> None:
-    loop.call_soon_threadsafe(pieces.put_nowait, piece)
 
 
 async def _until_gone(receive: Receive) -> None:

@@ -18,9 +18,10 @@ from medtune.data.sample import Message, Sample
 from medtune.generation.engine.continuous import Engine
 from medtune.generation.engine.generator import Generator
 from medtune.generation.requests import Request
-from medtune.serving.app import Parts, create_app
+from medtune.serving.app import create_app
 from medtune.serving.chat import Defaults
 from medtune.serving.config import ServeConfig
+from medtune.serving.engine_api import EngineApi
 from medtune.serving.images import ReceivedImages
 from medtune.serving.limits import Limits
 from medtune.serving.loading import separator_of
@@ -102,7 +103,7 @@ class Running:
     """
 
     url: str
-    parts: Parts
+    parts: EngineApi
     server: Server
     clients: list[Any] = field(default_factory=list)
 
@@ -147,9 +148,9 @@ def serving(
     metrics = Metrics()
     worker = Worker(open_engine, limits, metrics)
     chosen = Defaults(**{"max_new_tokens": 8, "separator": separator_of(transform), **defaults})
-    parts = Parts(served, worker, limits, chosen, metrics)
+    parts = EngineApi(served, worker, limits, chosen, metrics)
     config = ServeConfig(source="none", port=0, limits=limits)
-    server = Server(create_app(parts, token, hosts), worker, config)
+    server = Server(create_app(parts, token, hosts), parts, config)
     thread = threading.Thread(target=lambda: asyncio.run(server.serve()), daemon=True)
     thread.start()
     until(lambda: server.started)

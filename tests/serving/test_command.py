@@ -26,7 +26,7 @@ from medtune.errors import ConfigError
 from medtune.models.lora.peft import save_peft
 from medtune.models.weights import save_hf
 from medtune.serving.config import ServeConfig, settings_of
-from medtune.serving.loading import load, source_of
+from medtune.serving.loading import source_of
 from medtune.serving.memory import dry_run
 from medtune.serving.run import opened
 from tests.runs import LORA, SFT, launch, tiny
@@ -74,12 +74,12 @@ def long_stream(url: str) -> Iterator[str]:
         yield chunk.choices[0].finish_reason or ""
 
 
-@pytest.mark.parametrize("kind", [signal.SIGTERM, signal.SIGINT])
-def test_a_signal_lets_running_requests_end_and_refuses_new_ones(kind: signal.Signals) -> None:
+@pytest.mark.slow
+def test_a_signal_lets_running_requests_end_and_refuses_new_ones() -> None:
     with process("serve/mini", "api_key_env=MEDTUNE_TOKEN") as (running, url, lines):
         stream = long_stream(url)
         next(stream)
-        running.send_signal(kind)
+        running.send_signal(signal.SIGTERM)
         until(lambda: any("stopping" in line for line in lines))
         with pytest.raises(openai.APIConnectionError):
             list(long_stream(url))
@@ -89,6 +89,7 @@ def test_a_signal_lets_running_requests_end_and_refuses_new_ones(kind: signal.Si
     assert "status=200" in said and "What is" not in said and KEY not in said and "Traceback" not in said
 
 
+@pytest.mark.slow
 def test_what_runs_too_long_after_the_signal_is_ended_with_an_error() -> None:
     with process("serve/mini", "limits.stop_seconds=0", "api_key_env=MEDTUNE_TOKEN") as (running, url, _):
         stream = long_stream(url)
@@ -209,11 +210,15 @@ def test_a_run_and_its_adapter_answer_as_medtune_ask(run: Path, tmp_path: Path) 
         assert answer(url, "lora", image.read_bytes()) == expected
 
 
-def test_adapters_of_a_folder_are_served_beside_their_base(tmp_path: Path) -> None:
+FAMILIES = {"mini_vlm": "mini_transform", "mini_internvl": "mini_internvl_transform"}
+
+
+@pytest.mark.parametrize("builder", ["mini_vlm", "mini_internvl", "mini_llava", "mini_sq_llava"])
+def test_adapters_of_a_folder_are_served_beside_their_base(builder: str, tmp_path: Path) -> None:
     sizes = {"vocab_size": 1024, "image_size": 32, "embed_dim": 32, "vision_layers": 2, "decoder_layers": 2}
     torch.manual_seed(0)
     lora: Any = instantiate(
-        {"_component_": "medtune.models.mini.lora_mini_llava", "lora_attn_modules": ["q_proj", "v_proj"], **sizes}
+        {"_component_": f"medtune.models.mini.lora_{builder}", "lora_attn_modules": ["q_proj", "v_proj"], **sizes}
     )
     for parameter in lora.parameters():
         torch.nn.init.normal_(parameter, std=0.3)
@@ -222,8 +227,12 @@ def test_adapters_of_a_folder_are_served_beside_their_base(tmp_path: Path) -> No
     save_peft({n: v for n, v in state.items() if ".lora_" in n}, lora, tmp_path / "counting", None)
     config = {
         "base": "_shared/mini_llava",
-        "model": sizes,
-        "transform": {"image_size": 32},
+        "model": {"_component_": f"medtune.models.mini.{builder}", **sizes},
+        "transform": {
+            "_component_": f"medtune.models.mini.{FAMILIES.get(builder, 'mini_llava_transform')}",
+            "path": "${asset:mini_tokenizer}",
+            "image_size": 32,
+        },
         "checkpoint": str(tmp_path / "base"),
         "adapters": {"counting": str(tmp_path / "counting")},
         "dtype": "fp32",
@@ -236,10 +245,9 @@ def test_adapters_of_a_folder_are_served_beside_their_base(tmp_path: Path) -> No
         assert [model["id"] for model in listed["data"]] == ["base", "counting"]
         image = png(picture(2))
         assert answer(url, "base", image) != answer(url, "counting", image)
-    config["adapters"] = {"counting": str(tmp_path / "base")}
-    (tmp_path / "serve.yaml").write_text(json.dumps(config))
-    with pytest.raises(Exception, match="adapter_config"):
-        load(settings_of(str(tmp_path / "serve.yaml"), ["device=cpu"]))
+    alone = settings_of(str(tmp_path / "serve.yaml"), ["device=cpu", "~adapters", "name=mine"])
+    with in_thread(alone) as url:
+        assert answer(url, "mine", image)
 
 
 def test_a_published_folder_finds_its_builder_and_transform(tmp_path: Path) -> None:
