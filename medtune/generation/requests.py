@@ -22,6 +22,8 @@ class Request:
             generator's maximum.
         sampling: How its tokens are sampled; None takes the generator's setting. ``Sampling(top_k=1)`` gives greedy
             decoding even if the generator samples.
+        draws_as: Name that its random numbers depend on, in addition to the seed; None takes the id. Requests with
+            different ids, but with equal prompts, settings and ``draws_as``, get the same answer.
         notes: What was decided about the request before it was asked, such as the adapter that answers it, by name.
             A prompt extension may read them; the answer carries them. Values of JSON.
     """
@@ -32,7 +34,13 @@ class Request:
     continuations: tuple[str, ...] = ()
     max_new_tokens: int | None = None
     sampling: Sampling | None = None
+    draws_as: str | None = None
     notes: Mapping[str, Any] = field(default_factory=dict, hash=False)
+
+    @property
+    def draws_name(self) -> str:
+        """Name of the stream of its random numbers."""
+        return self.id if self.draws_as is None else self.draws_as
 
     @property
     def image_keys(self) -> list[tuple[int, str]]:

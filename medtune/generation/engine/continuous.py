@@ -340,7 +340,11 @@ class Engine:
         if bound < 1:
             raise DataError(f"request {request.id!r}: its prompt leaves no room for an answer; shorten it")
         return _Live(
-            request, bound, Draws(request.id, request.sampling or self.sampling), TextStream(self._decode), prompt
+            request,
+            bound,
+            Draws(request.draws_name, request.sampling or self.sampling),
+            TextStream(self._decode),
+            prompt,
         )
 
     def _decode(self, tokens: list[int]) -> str:

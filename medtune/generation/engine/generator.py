@@ -282,7 +282,7 @@ class Generator:
         if shared:
             batch, features = batch.select(order), None if features is None else features[order]
         rows = [answers[row] for row in order]
-        chooser = Sampler([r.id for r in batch.requests], [r.sampling or self.sampling for r in batch.requests])
+        chooser = Sampler([r.draws_name for r in batch.requests], [r.sampling or self.sampling for r in batch.requests])
         stop_ids = frozenset(self.transform.stop_ids)
         longest = max(answer.bound for answer in answers)
         decoder: CachedDecoder | PackedDecoder
