@@ -147,7 +147,7 @@ class Engine:
         self.model, self.transform, self.slots, self.max_new_tokens = model, transform, slots, max_new_tokens
         self.device, self.dtype = torch.device(device), dtype
         self.sampling, self.extension, self.share_prefix = sampling, extension or NoExtension(), share_prefix
-        self.features = FeatureStore(model, at_once=ENCODED_AT_ONCE)
+        self.features = FeatureStore(model, ENCODED_AT_ONCE, self.extension)
         self.keeps_images = False
         self._decoder = CachedDecoder(model, self.device, dtype, self.extension.before_forward)
         self._waiting: deque[_Waiting] = deque()
