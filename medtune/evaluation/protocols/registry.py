@@ -9,6 +9,7 @@ from medtune.errors import ConfigError, DataError
 from medtune.evaluation.protocols.base import EvaluationProtocol, Query
 from medtune.evaluation.protocols.classification import Classification
 from medtune.evaluation.protocols.description import Description
+from medtune.evaluation.protocols.flare import Flare
 from medtune.evaluation.protocols.free_form import FreeForm
 from medtune.evaluation.protocols.multiple_choice import LetterLikelihood, MultipleChoice
 from medtune.evaluation.protocols.open_question import OpenQuestion
@@ -29,6 +30,7 @@ REGISTRY: dict[str, type[EvaluationProtocol]] = {
         Classification,
         ResponseLikelihood,
         Vqa,
+        Flare,
         Prompt,
         FreeForm,
     )

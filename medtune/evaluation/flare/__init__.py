@@ -1,0 +1,1 @@
+"""FLARE's seven tasks scored: answers read into a value or a named reason, metrics, published definitions."""
