@@ -24,8 +24,8 @@ _WITHOUT_EFFECT = frozenset({
     "use_thumbnail", "min_dynamic_patch", "max_dynamic_patch", "projection_dim", "image_seq_length", "torch_dtype",
     "dtype",
 })  # fmt: skip
-# The size and normalisation of a classifier's images may change when its training goes on.
-_MAY_CHANGE = frozenset({"image_size", "mean", "std"})
+# The size and normalisation of a classifier's images, and a router's labels, may change when its training goes on.
+_MAY_CHANGE = frozenset({"image_size", "mean", "std", "medtune_router"})
 _SAME = {"image_token_index": "image_token_id", "attention_heads": "num_attention_heads"}
 _ROPE = ("rope_theta", "rope_scaling", "rope_parameters")
 _TYPES = ("torch_dtype", "dtype")
@@ -34,7 +34,7 @@ _WITHOUT_BUILDER = {
     "llava_mistral": "LLaVA-Med (type llava_mistral) has Mistral as its decoder",
     "llava_next": "LLaVA-NeXT (type llava_next) has other image features than LLaVA-1.5",
 }
-_PACKAGES_WITHOUT_SIZES = ("common", "lora", "mini", "classifier")
+_PACKAGES_WITHOUT_SIZES = ("common", "lora", "mini", "classifier", "task_router")
 
 
 def check_config(folder: Path, family: ModelFamily) -> None:

@@ -219,6 +219,8 @@ def _copy_companions(family: ModelFamily, out: Path, source: Path | None, dtype:
     copied = family.copies_config and config is not None and config.is_file() and is_published(config, family)
     content = read_json(config) if copied and config is not None else family.hf_config()
     _write_json(with_dtype(content, dtype), out / CONFIG_NAME)
+    for name, data in family.own_files().items():
+        write_whole(out / name, data)
     if source is not None:
         _copy((source / name for name in family.tokenizer_files if (source / name).is_file()), source, out)
 

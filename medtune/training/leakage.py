@@ -1,6 +1,6 @@
 """Whether the validation data of a training config know something of its training data; ``medtune plan`` asks."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -55,6 +55,23 @@ def compare_splits(config: TrainConfig, listed: Path | None = None, most: int = 
     where = f"They are listed in {listed}" if listed else "Run medtune plan with --leakage FILE to list them"
     refuse(found, config.allow_leakage, "dataset and dataset_val", where)
     return "\n".join([_how(found, unread, bool(pictures)), *found.sentences()])
+
+
+def refuse_same_file(train: SampleSource, val: SampleSource, allowed: Sequence[str]) -> None:
+    """Refuse to train and to validate with the same samples; ``medtune plan`` also compares images and patients.
+
+    Args:
+        train: Training data.
+        val: Validation data.
+        allowed: ``allow_leakage`` of the config.
+
+    Raises:
+        ConfigError: For an unknown name in ``allowed``.
+        DataError: If both sources have the same content and ``same_file`` is not allowed.
+    """
+    check_allowed(allowed)
+    found = Leakage(tuple(_same_file(train, val)), 0, "names")
+    refuse(found, allowed, "dataset and dataset_val", "medtune plan compares images and patients as well")
 
 
 def _how(found: Leakage, unread: int, read: bool) -> str:

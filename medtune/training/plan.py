@@ -123,7 +123,7 @@ def plan(config: str, overrides: Sequence[str] = (), gpus: int | None = None, le
         result.sections.append(("Training and validation", compared or "have something in common that is not allowed"))
     result.memory = _memory(settings, parts, stages, data, world, transform)
     title = "Memory on the GPU" if world == 1 else f"Memory on each of {world} GPUs"
-    result.sections.append((title, _memory_text(settings, data, result.memory)))
+    result.sections.append((title, _memory_text(settings, data, result.memory, model.reads_text)))
     references = [one.weights for one in objective.companions().values() if one.is_reference and one.weights]
     for weights in filter(None, [settings.checkpoint, *references]):
         _try(lambda weights=weights: _check_base(weights, model), result.problems)
@@ -193,6 +193,8 @@ def _data_text(
         f"tiles per sample     mean {checked.tiles.mean():.1f}, most {checked.most_tiles.max()}",
         f"tokens per step      about {batch * data.mean_tokens:,.0f}{kind}",
     ]
+    if not model.image_size:
+        read = [read[0], f"tokens per step      about {batch * data.mean_tokens:,.0f}"]
     if not model.reads_text:
         read = [f"images per sample    1, {model.image_size} px wide {usable}"]
     lines += [*read, f"steps                {steps}; {clock.total:,} in all"]
@@ -214,6 +216,9 @@ def _argument(component: Component, name: str, otherwise: int) -> int:
 def _largest_batch(config: TrainConfig, model: Any, data: Data | None, transform: Any) -> BatchShape:
     if not model.reads_text:
         return BatchShape(config.batch_size, 0, 1, 1, model.image_size)
+    if not model.image_size:  # it reads text alone
+        tokens = ASSUMED_TOKENS if data is None else int(data.checked.longest.max())
+        return BatchShape(config.batch_size, tokens, 0, 0, 0)
     if transform is None:
         size = _argument(config.transform, "image_size", 0) or model.image_size
         most = _argument(config.transform, "max_num_tiles", 1)
@@ -241,7 +246,7 @@ def _memory(
         fixed["companions"] = _companion_bytes(objective, fixed["weights"])
     if world > 1:
         fixed["gathered layers"] = memory.gathered_bytes(model)
-    if model.reads_text:
+    if model.vocab_size:
         fixed["logits"] = memory.logits_bytes(shape.batch * shape.tokens, chunk, model.vocab_size, dtype)
     per_element = memory.optimizer_bytes_per_element(config.optimizer, dtype)
     largest: dict[str, float] = {}
@@ -277,12 +282,12 @@ def _activations(config: TrainConfig, model: Any, shape: BatchShape, trained: se
     return found.checkpointed() if config.activation_checkpointing else found.total
 
 
-def _memory_text(config: TrainConfig, data: Data | None, items: dict[str, float]) -> str:
+def _memory_text(config: TrainConfig, data: Data | None, items: dict[str, float], reads_text: bool = True) -> str:
     lines = [f"{item:<16}{size / GB:>9.2f} GB" for item, size in items.items()]
     lines.append(f"{'all':<16}{sum(items.values()) / GB:>9.2f} GB")
     how = "on" if config.activation_checkpointing else "off"
     samples = f"{ASSUMED_TOKENS} tokens (assumed)" if data is None else "the longest samples"
-    samples = samples if "logits" in items else "images"
+    samples = samples if reads_text else "images"
     lines.append(
         f"{config.dtype}, activation checkpointing {how}, batch {config.batch_size} of {samples}; an estimate, whose "
         "formulas are in medtune/training/memory.py"

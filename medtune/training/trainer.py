@@ -29,6 +29,7 @@ from medtune.training.checkpointer import Checkpointer, identity, put_back
 from medtune.training.config import TrainConfig, check_loggers
 from medtune.training.data import BatchLoader, on_device
 from medtune.training.export import export_weights
+from medtune.training.leakage import refuse_same_file
 from medtune.training.parts import GradientWatch, TrainedParts
 from medtune.training.progress import Progress, rate_factor
 from medtune.training.questions import QuestionSet
@@ -83,6 +84,8 @@ class Trainer:
         optimization.check_rates(config.learning_rates, stages, self.parts, self.objective.parts())
         self.feed = self._feed(config.dataset, stages)
         self.held_out = self._feed(config.dataset_val, stages, shuffle=False) if config.dataset_val else None
+        if self.held_out:
+            refuse_same_file(self.feed.source, self.held_out.source, config.allow_leakage)
         questions = QuestionSet(config, self.transform, runtime) if config.questions else None
         self.validation = Validation(config, self.held_out, questions)
         self.progress = Progress(stages, self.feed.steps_per_epoch)

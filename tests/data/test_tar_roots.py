@@ -69,7 +69,7 @@ def test_a_member_of_impossible_size(tmp_path: Path, field: bytes, kind: bytes) 
 
 
 def test_a_sparse_member_that_leads_back_to_an_earlier_one(tmp_path: Path) -> None:
-    """The size of its data is negative, and that of the file which it stands for is not; each member takes 1024 bytes."""
+    """The size of its data is negative, that of the file which it stands for is not; a member takes 1024 bytes."""
     back = (-1536).to_bytes(12, "big", signed=True)  # from the data of the third member to the header of the second
     (tmp_path / "a.tar").write_bytes(with_size(whole(("a.png", "b.png", "c.png")), back, b"S", at=2048))
     with pytest.raises(DataError, match="is not a plain tar file"):

@@ -139,7 +139,14 @@ def test_a_bad_rejected_answer_is_found_before_training(rejected: str | None, me
 
 
 def test_validation_and_monitoring_know_the_methods_metrics(pairs: dict[str, Any], tmp_path: Path) -> None:
-    run = {**pairs, **LLAVA, "dataset_val": pairs["dataset"], "monitor": "validation_accuracies", "max_steps": 2}
+    run = {
+        **pairs,
+        **LLAVA,
+        "dataset_val": pairs["dataset"],
+        "allow_leakage": ["same_file"],
+        "monitor": "validation_accuracies",
+        "max_steps": 2,
+    }
     assert launch(tiny(tmp_path, **run)) == [0]
     (line,) = [line for line in metrics(tmp_path) if "validation_accuracies" in line]
     assert 0 <= line["validation_accuracies"] <= 1 and line["validation_loss"] > 0 and "validation_margins" in line

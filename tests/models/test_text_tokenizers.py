@@ -152,3 +152,24 @@ def test_files_that_are_missing_or_broken_are_named(tmp_path):
         (tmp_path / "llama" / "added_tokens.json").write_text(content)
         with pytest.raises(ModelError, match=f"added_tokens.json {said}"):
             SentencePieceTokenizer(tmp_path / "llama")
+
+
+def test_a_file_that_asks_for_a_fixed_length_neither_cuts_nor_fills(tmp_path):
+    theirs = qwen2(tmp_path)
+    raw = Tokenizer.from_file(str(tmp_path / "tokenizer.json"))
+    raw.enable_truncation(4)
+    raw.enable_padding(length=9, pad_token="<|endoftext|>")
+    raw.save(str(tmp_path / "tokenizer.json"))
+    for text in ("A", " ".join(SENTENCES)):
+        assert FastTokenizer(tmp_path).encode(text) == theirs.encode(text, add_special_tokens=False)
+
+
+def test_a_tokenizer_with_more_special_tokens_can_be_written(tmp_path):
+    qwen2(tmp_path / "before")
+    ours = FastTokenizer(tmp_path / "before")
+    known = ours.vocabulary()
+    (tmp_path / "tokenizer.json").write_text(ours.with_special_tokens(["<<NEW>>", "<|im_end|>"]))
+    more = FastTokenizer(tmp_path)
+    assert more.vocabulary() == {**known, "<<NEW>>": len(known)} and ours.vocabulary() == known
+    assert len(more.encode("a <<NEW>> b")) > 3 and len(known) not in more.encode("<<NEW>>"), "written out it is text"
+    assert more.special_id("<<NEW>>") == len(known)

@@ -1,5 +1,6 @@
 """Files that do not fit are refused by name; an export is whole and holds the model alone."""
 
+import dataclasses
 import json
 from pathlib import Path
 
@@ -199,3 +200,11 @@ def test_companions_are_copied_from_the_source(model, exported, tmp_path):
     names = {str(path.relative_to(out)) for path in out.rglob("*") if path.is_file()}
     assert names == {"config.json", "tokenizer.json", str(Path("original/tokenizer.model")), "model.safetensors"}
     assert json.loads((out / "config.json").read_text())["note"] == "mine"
+
+
+def test_the_files_that_a_model_brings_itself_are_in_its_export(model, tmp_path):
+    family = dataclasses.replace(model.family, own_files=lambda: {"tokenizer.json": b"{}", "notes.txt": b"words"})
+    save_hf(model.state_dict(), family, tmp_path)
+    assert (tmp_path / "tokenizer.json").read_bytes() == b"{}" and (tmp_path / "notes.txt").read_bytes() == b"words"
+    save_hf(model.state_dict(), model.family, tmp_path / "plain")
+    assert not (tmp_path / "plain" / "notes.txt").exists()

@@ -38,6 +38,7 @@ def drawn(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
         "transform": {"_component_": "medtune.models.classifier.tsm.PixelTransform", "image_size": 8},
         "dataset": dataset(path),
         "dataset_val": dataset(path),
+        "allow_leakage": ["same_file"],
         "objective": {"_component_": "medtune.objectives.Classification", "flip": ["cells"]},
         "optimizer": SGD,
         "trainable": ["vision"],

@@ -87,7 +87,7 @@ def reports(folder: Path, name: str) -> dict[str, Any]:
 def test_a_data_file_that_changes_between_runs(changed: str, world: int, tmp_path: Path) -> None:
     """It is refused by its hash in a message that names the file and what to do; put back, the run goes on exactly."""
     data = {"dataset": reports(tmp_path, "train"), "dataset_val": reports(tmp_path, "held_out")}
-    options = {**SAVES, **data, "batch_size": 4 // world}
+    options = {**SAVES, **data, "batch_size": 4 // world, "allow_leakage": ["same_file"]}
     reference = straight_run(tmp_path / "straight", world, **options)
     config = tiny(tmp_path / "run", **options)
     assert launch(config, world, harm=die_at(8)) == [9] * world
@@ -138,7 +138,8 @@ def test_data_that_shrink_between_runs_with_skip(key: str, tmp_path: Path) -> No
     for name in ("some", "other"):
         (tmp_path / name).mkdir()
     data = {"dataset": reports(tmp_path / "some", "train"), "dataset_val": reports(tmp_path / "other", "val")}
-    options = {**SFT, **data, **SAVES, "on_error": "skip", "preflight_cache": str(tmp_path / "cache")}
+    options = {**SFT, **data, **SAVES, "on_error": "skip", "allow_leakage": ["same_file"]}
+    options["preflight_cache"] = str(tmp_path / "cache")
     reference = straight_run(tmp_path / "straight", **options)
     config = tiny(tmp_path / "run", **options)
     assert launch(config, harm=die_at(5)) == [9]

@@ -135,7 +135,7 @@ def test_an_image_found_broken_in_training_is_skipped_counted_and_listed(
     world: int, workers: int, tmp_path: Path
 ) -> None:
     data = broken_images(tmp_path, (1, 4, 7), "train")
-    held = {"dataset_val": broken_images(tmp_path, (1, 4, 7), "val")}
+    held = {"dataset_val": broken_images(tmp_path, (1, 4, 7), "val"), "allow_leakage": ["same_file"]}
     config = tiny(tmp_path / "run", **{**SFT, "dataset": data}, **held, on_error="skip", num_workers=workers)
     config.batch_size, config.max_steps, config.save_every_steps = 4 // world, 6, 2
     assert launch(config, world, harm=die_at(5)) == [9] * world

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 
+from medtune.errors import ConfigError, DataError
 from medtune.training import beforehand
 from medtune.training.data import BatchLoader
 from medtune.training.trainer import Trainer
@@ -107,3 +108,12 @@ def test_features_are_kept_of_each_data_set(tmp_path: Path, monkeypatch: pytest.
     assert made == [(feed, tmp_path / "train"), (feed, tmp_path / "validation")]
     beforehand.compute_beforehand({"train": other}, parts, [], runtime, print)
     assert len(made) == 2, "without a folder nothing is kept"
+
+
+def test_training_data_are_not_validation_data_too(tmp_path: Path) -> None:
+    same = {"dataset_val": TINY["dataset"]}
+    with pytest.raises(DataError, match="files that are the data of train and of val"):
+        Trainer(tiny(tmp_path / "refused", **same)).setup()
+    Trainer(tiny(tmp_path / "allowed", **same, allow_leakage=["same_file"])).setup()
+    with pytest.raises(ConfigError, match="same_files"):
+        Trainer(tiny(tmp_path / "misspelt", **same, allow_leakage=["same_files"])).setup()

@@ -31,6 +31,8 @@ class ModelFamily:
         layouts: ``config.json`` in the further layouts and spellings that ``hf_to_tune`` reads, for comparisons.
         copies_config: whether exports copy the ``config.json`` of the base weights, which may hold more than
             ``hf_config``; False if that file describes what this run may have changed.
+        own_files: further files of an export, by name, that no source folder has; for example a tokenizer that the
+            model was given by itself.
     """
 
     name: str
@@ -46,3 +48,4 @@ class ModelFamily:
     live_name: Callable[[str], str] = _as_on_disk
     layouts: tuple[Callable[[], dict], ...] = ()
     copies_config: bool = True
+    own_files: Callable[[], dict[str, bytes]] = dict

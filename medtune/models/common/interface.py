@@ -74,7 +74,7 @@ class Trainable(Protocol):
 
     @property
     def image_size(self) -> int:
-        """Side of an image (or of one of its tiles) in pixels."""
+        """Side of an image (or of one of its tiles) in pixels; 0 for a model that reads text alone."""
         ...
 
     @property

@@ -1,7 +1,7 @@
 """The interface of a tokenizer that transforms need, and readers of the two published file formats."""
 
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -120,6 +120,16 @@ class FastTokenizer:
         """Text of ids, special tokens left out."""
         return self._tokenizer.decode(list(ids), skip_special_tokens=True)
 
+    def vocabulary(self) -> dict[str, int]:
+        """Every token and its id, special ones included."""
+        return self._tokenizer.get_vocab(with_added_tokens=True)
+
+    def with_special_tokens(self, tokens: Sequence[str]) -> str:
+        """The contents of a ``tokenizer.json`` in which these tokens are special; new ones get the next ids."""
+        copied = Tokenizer.from_str(self._tokenizer.to_str())
+        copied.add_special_tokens([AddedToken(token, normalized=False) for token in tokens])
+        return copied.to_str(pretty=True)
+
 
 def _read_bytes(file: Path) -> bytes:
     try:
@@ -142,6 +152,9 @@ def _from_json(text: str, source: str) -> Tokenizer:
         raise ModelError(f"{source} is not a tokenizer.json: {error}") from error
     # "<|eot_id|>" in a report is text, never the end of a turn
     tokenizer.encode_special_tokens = True
+    # a file may ask for a fixed length, which would cut texts without a word and fill others
+    tokenizer.no_truncation()
+    tokenizer.no_padding()
     return tokenizer
 
 
