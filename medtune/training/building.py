@@ -58,7 +58,7 @@ def build_model(config: TrainConfig, runtime: Runtime) -> tuple[Any, Members]:
     torch.manual_seed(config.seed)
     with training.set_default_dtype(dtype), runtime.device:
         model = instantiate(config.model)
-    check_parts(config.trainable, model.parts())  # before the weights, which may take minutes, are read
+    _check_parts(config, model.parts())  # before the weights, which may take minutes, are read
     loaded: set[str] = set()
     if config.checkpoint:
         state = {**load_weights(config.checkpoint, model), **adapter_tensors(config, model)}
@@ -70,6 +70,17 @@ def build_model(config: TrainConfig, runtime: Runtime) -> tuple[Any, Members]:
             if is_adapter_key(name) and keys[name] not in loaded:
                 parameter.copy_(adapter_start(keys[name], parameter, config.seed))
     return model, model.parts()
+
+
+def _check_parts(config: TrainConfig, members: Members) -> None:
+    """Refuse parts that the model does not have.
+
+    Raises:
+        ConfigError: Naming the parts that it has.
+    """
+    check_parts(config.trainable, members)
+    if config.export == "peft" and not any(part.startswith("adapter") for part in members):
+        raise ConfigError("export: peft writes an adapter, and this model has none; take a builder with LoRA, or hf")
 
 
 def build_companions(objective: Objective, config: TrainConfig, runtime: Runtime) -> dict[str, nn.Module]:
@@ -114,7 +125,7 @@ def _build_sharded(config: TrainConfig, runtime: Runtime, dtype: torch.dtype) ->
     with training.set_default_dtype(dtype), torch.device("meta"):
         model = instantiate(config.model)
     members = model.parts()
-    check_parts(config.trainable, members)
+    _check_parts(config, members)
     if config.checkpoint:
         full = {**load_weights(config.checkpoint, model), **adapter_tensors(config, model)}
     else:
