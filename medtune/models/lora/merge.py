@@ -82,6 +82,18 @@ def adapters_off(model: nn.Module) -> Iterator[None]:
             layer.disabled = disabled
 
 
+def discard_adapters(model: nn.Module) -> None:
+    """Remove A and B of every low-rank adapter of a model, which then computes, and holds, only its base.
+
+    It cannot be undone. Quantised linear layers exist only in models that are built with adapters; a model that only
+    answers needs none of its own.
+    """
+    for layer in model.modules():
+        if isinstance(layer, LoRALinear):
+            layer.disabled = True
+            layer.lora_a = layer.lora_b = None  # type: ignore[assignment]
+
+
 def adapters_are_zero(model: nn.Module) -> bool:
     """Whether no low-rank adapter adds anything yet; of a sharded model, in this process's shards.
 
