@@ -5,6 +5,7 @@ import csv
 import dataclasses
 import importlib
 import io
+import json
 import multiprocessing
 import os
 import random
@@ -270,7 +271,24 @@ def write_data(folder: Path) -> Path:
         for path in (folder / "mimic-cxr-jpg").glob(file):
             path.rename(folder / name / path.name)
     _write_volumes(folder / "ct")
+    _write_task_questions(folder / "flare_task5" / "training" / "Any" / "any")
     return folder
+
+
+def _write_task_questions(folder: Path) -> None:
+    """Ten questions of each of four tasks, without images."""
+    rows = [
+        {"Question": f"{text} {number}?", "TaskType": task}
+        for task, text in (
+            ("Classification", "Which option, A or B, fits picture"),
+            ("Counting", "How many cells are in picture"),
+            ("Detection", "Which box has the lesion of picture"),
+            ("Regression", "What percentage is it in picture"),
+        )
+        for number in range(10)
+    ]
+    folder.mkdir(parents=True)
+    (folder / "any_questions_train.json").write_text(json.dumps(rows))
 
 
 def _write_volumes(folder: Path) -> None:

@@ -25,7 +25,7 @@ CHECKOUT = Path(__file__).resolve().parent.parent
 DOCUMENTS = [CHECKOUT / "README.md", CHECKOUT / "CONTRIBUTING.md", *sorted((CHECKOUT / "docs").rglob("*.md"))]
 SCRIPTS = {path: commands.blocks(path.read_text(encoding="utf-8")) for path in DOCUMENTS}
 WITH_COMMANDS = [path for path, (script, _) in SCRIPTS.items() if script]
-NO_WEIGHTS = ("the base weights are not here: checkpoint=models/", "the pretrained weights are not here: weights/")
+NO_WEIGHTS = ("the base weights are not here: checkpoint=models/", "the pretrained weights are not here: ")
 # What else a plan may miss on a machine without weights and data; a wrong command has other problems.
 LACKS = (
     *NO_WEIGHTS,

@@ -39,7 +39,7 @@ def imported(folder: Path) -> dict[str, str]:
 
 @pytest.mark.parametrize(
     ("folder", "extras"),
-    [("medtune", ["dicom", "judges", "leakage", "transformers", "volumes"]), ("recipes", []), ("tests", ["dev"])],
+    [("medtune", ["dicom", "judges", "leakage", "routing", "transformers", "volumes"]), ("recipes", []), ("tests", ["dev"])],
 )
 def test_everything_imported_is_required(folder: str, extras: list[str]) -> None:
     declared = requirements().union(*map(requirements, extras))
@@ -61,7 +61,7 @@ def test_constraints_pin_every_requirement_by_name_and_version_only() -> None:
     assert all(re.fullmatch(r"[A-Za-z0-9_.-]+==[0-9][A-Za-z0-9.]*", line) for line in pins)
     names = {line.split("==")[0].lower().replace("_", "-") for line in pins}
     assert (
-        requirements().union(*map(requirements, ["dev", "dicom", "judges", "mutants", "transformers", "volumes"]))
+        requirements().union(*map(requirements, ["dev", "dicom", "judges", "mutants", "routing", "transformers", "volumes"]))
         <= names
     )
     assert not [name for name in names if name.startswith(("nvidia", "cuda", "triton"))]

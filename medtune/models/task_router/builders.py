@@ -198,16 +198,20 @@ def _build(
     encoder: str | None,
     **arguments: Any,
 ) -> TaskRouterModel:
-    model = TaskRouterModel(QuestionTransform(tokenizer, labels, max_seq_len), config, **arguments)
-    if encoder is None:
-        return model
-    if torch.empty(0).is_meta:
-        if not Path(encoder).exists():
-            model.missing = (
-                f"the pretrained weights are not here: {encoder} (the config's header has the download line)",
-            )
-        return model
-    model.load_encoder(read_tensors(weight_files(encoder), None), encoder)
+    planned, missing = torch.empty(0).is_meta, []
+    try:
+        transform = QuestionTransform(tokenizer, labels, max_seq_len)
+    except ModelError as error:
+        if not planned or Path(tokenizer).exists():
+            raise
+        missing.append(str(error))
+        transform = QuestionTransform.planned(labels, max_seq_len)
+    model = TaskRouterModel(transform, config, **arguments)
+    if encoder is not None and not planned:
+        model.load_encoder(read_tensors(weight_files(encoder), None), encoder)
+    elif encoder is not None and not Path(encoder).exists():
+        missing.append(f"the pretrained weights are not here: {encoder} (the config's header has the download line)")
+    model.missing = tuple(missing)
     return model
 
 

@@ -156,6 +156,16 @@ class TaskRouterModel(nn.Module):
         back = torch.tensor([list(order) for order in orders], device=device).argsort(dim=1)
         return scores.gather(1, back).double().softmax(dim=1)
 
+    def rope_init(self) -> None:
+        """Fill buffers that no weight file holds, after a build on the meta device. The name is torchtune's."""
+        encoder = self.network.model.encoder_model
+        tables = {name for name, _ in encoder.named_buffers()} - encoder.state_dict().keys()
+        if tables:
+            fresh = dict(type(encoder)(encoder.config).named_buffers())
+            for name in tables:
+                owner, _, own_name = name.rpartition(".")
+                encoder.get_submodule(owner).register_buffer(own_name, fresh[name], persistent=False)
+
     def output_head(self) -> nn.Module | None:
         """None: there are too few logits for a separate output head."""
         return None

@@ -13,6 +13,7 @@ from medtune.models.common.tokenizer import FastTokenizer
 PROMPT_TOKENS = LABEL_TOKEN, TEXT_TOKEN = "<<LABEL>>", "<<SEP>>"
 """GLiClass's own tokens. A tokenizer that lacks them gets them as its next ids, in this order."""
 _ENDS = (("[CLS]", "[SEP]"), ("<s>", "</s>"))
+_DEBERTA_TOKENS = 128_001
 _PADS = ("[PAD]", "<pad>", "<|finetune_right_pad_id|>")
 
 
@@ -63,6 +64,15 @@ class QuestionTransform:
                 f"max_seq_len {max_seq_len} leaves no room for a question beside {len(names)} labels; raise it by "
                 f"more than {-room}"
             )
+
+    @classmethod
+    def planned(cls, labels: Sequence[str], max_seq_len: int) -> "QuestionTransform":
+        """A transform without a tokenizer, of DeBERTa-v3's vocabulary; enough to plan a run, not to read a question."""
+        made = cls.__new__(cls)
+        made.labels, made.max_seq_len, made.dtype = tuple(labels), max_seq_len, torch.float32
+        made.label_id, made.text_id, made.vocab_size = _DEBERTA_TOKENS, _DEBERTA_TOKENS + 1, _DEBERTA_TOKENS + 2
+        made.start, made.end, made.pad_id = [], [], 0
+        return made
 
     def tokens(self, question: str, order: Sequence[int], cut: bool = False) -> list[int]:
         """Tokens of a question with the labels in an order.
