@@ -69,7 +69,7 @@ def test_routed_answers_are_scored_and_compared(world: dict[str, Path], tmp_path
     assert len(rows) == 12 and {row["meta"]["flare_task"] for row in rows} == set(TASKS)
     assert all(row["meta"]["adapter"] == row["meta"]["route"] == row["meta"]["flare_task"] for row in rows)
     assert all(0.3 <= row["meta"]["score"] <= 1 for row in rows)
-    one = asked(world, tmp_path / "one", "backend.adapter=general")
+    one = asked(world, tmp_path / "one")
     results = json.loads((routed / "results.json").read_text())["protocols"]["flare"]
     assert {name.rpartition("/")[2] for name in results["attributes"]} or results["attributes"]
     assert results["overall"]["counting_unread"]["n"] == 4
