@@ -20,6 +20,7 @@ from medtune.config.text import show
 from medtune.training.plan import Plan, plan
 from tests import commands
 from tests.commands import DATA, SHORT, Tune, in_a_process, is_training, leaves, needs_real_weights, shortened
+from tests.routing.validation_files import write_routed, write_verdicts
 
 CHECKOUT = Path(__file__).resolve().parent.parent
 DOCUMENTS = [CHECKOUT / "README.md", CHECKOUT / "CONTRIBUTING.md", *sorted((CHECKOUT / "docs").rglob("*.md"))]
@@ -225,7 +226,11 @@ def tune(words: list[str], at: Workspace) -> None:
             expect_no_weights(planned(call.config, tuple(call.overrides), call.gpus, at))
         return
     inputs = [str(value) for key, value in leaves(to_plain(config)) if key not in OUTPUTS]
-    at.provide(inputs)
+    if call.recipe == "router_threshold":  # of a routed model and several adapters, which take minutes to train
+        write_routed(at.folder / config.routed)
+        write_verdicts({name: at.folder / folder for name, folder in config.adapters.items()})
+    else:
+        at.provide(inputs)
     questions = getattr(config, "questions", None)
     if not isinstance(questions, str | None) and questions["_component_"].endswith("images_dataset"):
         (at.folder / questions["source"]).mkdir(exist_ok=True)

@@ -1,6 +1,5 @@
 """The threshold recipe: from routed answers and verdicts to a number, a table and a plot."""
 
-import csv
 import importlib.util
 import json
 from pathlib import Path
@@ -9,9 +8,7 @@ from types import ModuleType
 import pytest
 
 from medtune.evaluation.prediction import Prediction, write_predictions
-
-SCORES = [0.9, 0.8, 0.6, 0.4, 0.2]
-CORRECT = {"counting": [1, 1, 0, 0, 0], "all": [0, 0, 1, 1, 0]}
+from tests.routing.validation_files import CORRECT, write_routed, write_verdicts
 
 
 @pytest.fixture(scope="module")
@@ -23,26 +20,16 @@ def recipe(checkout: Path) -> ModuleType:
     return module
 
 
-def write(folder: Path) -> list[str]:
-    """Files of five answers; the arguments that name them."""
-    notes = [{"route": "counting", "score": score, "adapter": "counting"} for score in SCORES]
-    rows = [Prediction(f"q{i}", "prompt", "?", "7", (), {"notes": note}) for i, note in enumerate(notes)]
-    write_predictions(folder / "predictions.jsonl", rows)
-    for name, values in CORRECT.items():
-        (folder / name).mkdir()
-        with (folder / name / "verdicts.csv").open("w", newline="") as file:
-            table = csv.writer(file)
-            table.writerow(["id", "correct", "measure:f1"])
-            table.writerows([f"q{i}", value, value / 2] for i, value in enumerate(values))
-    adapters = [f"adapters.{name}={folder / name}" for name in CORRECT]
-    return [f"routed={folder}/predictions.jsonl", *adapters, f"output_dir={folder}/out"]
-
-
 @pytest.fixture
 def arguments(tmp_path: Path) -> list[str]:
+    write_routed(tmp_path / "predictions.jsonl")
+    folders = {name: tmp_path / name for name in CORRECT}
+    write_verdicts(folders)
     text = "routed: x\nadapters: {counting: x, all: x}\nfallback: all\noutput_dir: x\n"
     (tmp_path / "config.yaml").write_text(text)
-    return ["--config", str(tmp_path / "config.yaml"), *write(tmp_path)]
+    adapters = [f"adapters.{name}={folder}" for name, folder in folders.items()]
+    config = ["--config", str(tmp_path / "config.yaml")]
+    return [*config, f"routed={tmp_path}/predictions.jsonl", *adapters, f"output_dir={tmp_path}/out"]
 
 
 def test_the_best_threshold_is_written_printed_and_drawn(recipe, arguments, tmp_path, capsys) -> None:
