@@ -73,7 +73,7 @@ def routing(run: SweepRun) -> dict[str, Any]:
     counts: Counter[str] = Counter()
     wrong: Counter[str] = Counter()
     for row in iterate_predictions(run.folder / "predict" / "predictions.jsonl"):
-        adapter, task = row.meta.get("adapter"), str(row.meta.get("flare_task"))
+        adapter, task = row.meta.get("notes", {}).get("adapter"), str(row.meta.get("flare_task"))
         if not isinstance(adapter, str):
             raise DataError(f"{run.folder}: the answer to {row.id!r} names no adapter; answer again with a router.")
         place = "own" if adapter == task else "fallback" if adapter == FALLBACK else "other"

@@ -112,8 +112,9 @@ def test_routing_has_a_demo_of_its_own(
     assert names == ["Base", "MT", *(f"TS, {task}" for task in tasks), "TS by oracle task", "Routed"]
     for name, allowed in (("oracle", set(tasks)), ("routed", {*tasks, "general"})):
         rows = [json.loads(row) for row in (folder / name / "predict/predictions.jsonl").read_text().splitlines()]
-        assert len(rows) == 12 and {row["meta"]["adapter"] for row in rows} <= allowed
-        assert name == "routed" or all(row["meta"]["adapter"] == row["meta"]["flare_task"] for row in rows)
+        chosen = [row["meta"]["notes"]["adapter"] for row in rows]
+        assert len(rows) == 12 and set(chosen) <= allowed
+        assert name == "routed" or chosen == [row["meta"]["flare_task"] for row in rows]
 
 
 @pytest.mark.parametrize("method", demo.methods())

@@ -18,7 +18,9 @@ def answered(folder: Path, *pairs: tuple[str, object]) -> None:
     """Answers of the run to questions of the first task, given by the second, an adapter."""
     (folder / "predict").mkdir(parents=True)
     rows = [
-        Prediction(str(n), "flare", "q", "a", meta={"images": ["x"], "flare_task": task, "adapter": adapter}).to_dict()
+        Prediction(
+            str(n), "flare", "q", "a", meta={"images": ["x"], "flare_task": task, "notes": {"adapter": adapter}}
+        ).to_dict()
         for n, (task, adapter) in enumerate(pairs)
     ]
     (folder / "predict" / "predictions.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))

@@ -67,8 +67,10 @@ def test_routed_answers_are_scored_and_compared(world: dict[str, Path], tmp_path
     )
     rows = [json.loads(line) for line in (routed / "predictions.jsonl").read_text().splitlines()]
     assert len(rows) == 12 and {row["meta"]["flare_task"] for row in rows} == set(TASKS)
-    assert all(row["meta"]["adapter"] == row["meta"]["route"] == row["meta"]["flare_task"] for row in rows)
-    assert all(0.3 <= row["meta"]["score"] <= 1 for row in rows)
+    notes = [row["meta"]["notes"] for row in rows]
+    assert [note["adapter"] for note in notes] == [note["route"] for note in notes]
+    assert [note["route"] for note in notes] == [row["meta"]["flare_task"] for row in rows]
+    assert all(0.3 <= note["score"] <= 1 for note in notes)
     one = asked(world, tmp_path / "one")
     results = json.loads((routed / "results.json").read_text())["protocols"]["flare"]
     assert {name.rpartition("/")[2] for name in results["attributes"]} or results["attributes"]
