@@ -17,6 +17,7 @@ from medtune.config import instantiate
 from medtune.errors import ConfigError, ModelError
 from medtune.models.common.interface import Trainable
 from medtune.models.common.names import is_adapter_key, state_dict_names
+from medtune.models.lora.nf4 import is_single
 from medtune.models.weights import load_weights
 from medtune.objectives.base import Objective
 from medtune.objectives.companions import load_companions
@@ -164,6 +165,8 @@ def _all_tensors(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
 
 def shard(model: nn.Module) -> None:
     """Apply FSDP2: every transformer layer is a unit, the root has the rest, and its forward method is ``compute``."""
+    if any(is_single(parameter) for parameter in model.parameters()):
+        raise ConfigError("model.double_quant: false is for one process only; leave it out, or start one process")
     for _, module in reversed(list(model.named_modules())):
         if isinstance(module, nn.ModuleList):
             for layer in module:

@@ -5,12 +5,16 @@ import pytest
 import torch
 from torchao.dtypes.nf4tensor import NF4Tensor
 
-from medtune.errors import ModelError
+from medtune.config import load_config
+from medtune.errors import ConfigError, ModelError
 from medtune.models.internvl import qlora_internvl3_8b
 from medtune.models.lora.merge import round_to_nf4
 from medtune.models.lora.nf4 import is_single, quantize
 from medtune.models.mini import lora_mini_internvl, qlora_mini_internvl
+from medtune.training.building import shard
+from medtune.training.config import TrainConfig
 from medtune.training.memory import tensor_bytes
+from medtune.training.plan import _obstacles
 
 SIZES = {"vocab_size": 300, "vision_layers": 1, "decoder_layers": 1}
 
@@ -104,3 +108,13 @@ def test_memory_is_counted_as_it_is_stored() -> None:
 def test_it_needs_weights_of_four_bits() -> None:
     with pytest.raises(ModelError, match="double_quant"):
         lora_mini_internvl(**SIZES, double_quant=False)
+
+
+def test_several_processes_are_refused_before_they_would_round_the_scales() -> None:
+    with torch.device("meta"):
+        model = qlora_mini_internvl(**SIZES, double_quant=False)
+    with pytest.raises(ConfigError, match="double_quant.*one process"):
+        shard(model)
+    config = load_config("sft/internvl3_8b_qlora_single_device", TrainConfig, ["model.double_quant=false"])
+    assert any("double_quant" in one for one in _obstacles(config, 2, 0.0))
+    assert not any("double_quant" in one for one in _obstacles(config, 1, 0.0))
