@@ -2,6 +2,8 @@
 
 import json
 from collections import Counter
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -50,6 +52,11 @@ def adapter_record(config: TrainConfig, source: SampleSource, step: int, metrics
         "metrics": _newest(metrics),
         "medtune": __version__,
     }
+
+
+def record_later(*arguments: Any) -> Callable[[], dict[str, Any]]:
+    """:func:`adapter_record` with these arguments, which reads the training data only when it is called."""
+    return partial(adapter_record, *arguments)
 
 
 def _newest(path: Path) -> dict[str, Any]:

@@ -12,7 +12,6 @@ import signal
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +24,7 @@ from medtune.models.common.interface import Trainable
 from medtune.objectives.base import Objective, Stage
 from medtune.training import building, optimization
 from medtune.training.adapter import begun, keep_optimizer
-from medtune.training.adapter_record import adapter_record
+from medtune.training.adapter_record import record_later
 from medtune.training.beforehand import compute_beforehand
 from medtune.training.checkpointer import Checkpointer, identity, put_back
 from medtune.training.config import TrainConfig, check_loggers
@@ -373,12 +372,10 @@ class Trainer:
         self.telemetry.elapsed()
 
     def _live(self) -> dict[str, torch.nn.Parameter]:
-        """Parameters that may have changed since the start."""
         return {**self.begun, **self.parts.trained_in(self.progress.stages[: self.stage_index + 1])}
 
     def _export(self, name: str) -> None:
-        """Write the weights into a folder of the run. A collective."""
-        about = partial(adapter_record, self.config, self.feed.source, self.step, self.folder / "metrics.jsonl")
+        about = record_later(self.config, self.feed.source, self.step, self.folder / "metrics.jsonl")
         export_weights(self.model, self.config, self.runtime, self.folder / name, self._live().keys() - self.own, about)
 
     def _finish(self, seconds: float) -> None:
