@@ -13,6 +13,7 @@ import sys
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 sys.path.append(str(Path(__file__).resolve().parent))
@@ -23,7 +24,7 @@ from medtune.config import load_config
 from medtune.errors import DataError, MedtuneError
 from medtune.evaluation.prediction import iterate_predictions
 from medtune.evaluation.provenance import stamp
-from medtune.sweep.config import SweepConfig, SweepRun, chains, row_title, rows_of
+from medtune.sweep.config import ReportRow, SweepConfig, SweepRun, chains, row_title, rows_of
 from medtune.sweep.report import seed_differences, seeds_table
 from medtune.sweep.run import run_sweep
 
@@ -54,14 +55,26 @@ def table(config: SweepConfig) -> dict[str, Any]:
     return {
         "rows": seeds_table(rows),
         "titles": titles,
+        "unread": unread(rows, results),
         "differences": {title: one.get("flare", {}) for title, one in _differences(compared, titles).items()},
         "routing": {str(run.seed): routing(run) for run in every if run.variant.name == ROUTED},
         "commits_of_runs": sorted({str(one["provenance"]["commit"]) for one in results}),
     }
 
 
-def _differences(compared: Sequence[Any], titles: dict[str, str]) -> dict[str, Any]:
+def _differences(compared: Sequence[ReportRow], titles: dict[str, str]) -> dict[str, Any]:
     return seed_differences(compared, titles[ALL_TASKS])
+
+
+def unread(rows: Sequence[ReportRow], results: Sequence[dict[str, Any]]) -> dict[str, dict[str, float]]:
+    """Row title -> task -> the share of answers that could not be read, mean over seeds; an error leaves them out."""
+    shares: dict[str, dict[str, list[float]]] = {}
+    for row, one in zip(rows, results, strict=True):
+        of_row = shares.setdefault(row_title(row.chain.variant, row.ask), {})
+        for name, number in one["protocols"]["flare"]["overall"].items():
+            if name.endswith("_unread") and number["value"] is not None:
+                of_row.setdefault(name.removesuffix("_unread"), []).append(number["value"])
+    return {title: {task: fmean(values) for task, values in of.items()} for title, of in shares.items()}
 
 
 def routing(run: SweepRun) -> dict[str, Any]:
@@ -84,12 +97,13 @@ def routing(run: SweepRun) -> dict[str, Any]:
 
 def markdown(result: dict[str, Any]) -> str:
     """Markdown tables: the numbers of every model, the differences from the adapter of all tasks, and the routes."""
-    lines = heading(["model", "seeds", *(title for title, _ in COLUMNS.values())])
+    lines = heading(["model", "seeds", *(title for title, _ in COLUMNS.values()), "unread, worst task"])
     for name in COMPARED:
         numbers = result["rows"][result["titles"][name]]
         seeds = str(max((one["seeds"] for one in numbers.values()), default=0))
         cells = [_spread(numbers.get(f"flare/{key}"), unit) for key, (_, unit) in COLUMNS.items()]
-        lines.append(line([result["titles"][name], seeds, *cells]))
+        worst = max(result["unread"][result["titles"][name]].values(), default=0.0)
+        lines.append(line([result["titles"][name], seeds, *cells, f"{100 * worst:.1f}"]))
     lines += ["", *heading(["difference from MT", *(title for title, _ in COLUMNS.values())])]
     for title, numbers in result["differences"].items():
         cells = [_difference(numbers.get(key), unit) for key, (_, unit) in COLUMNS.items()]

@@ -174,6 +174,12 @@ def _short_sweep(config: Any) -> list[str]:
     chosen = [variant for variant in config.variants if variant.train is None][:1] + chosen
     for variant in chosen:
         variant.train = variant.train and [one for one in variant.train if not one.startswith("max_steps=")]
+    own = config.asks or any(one.startswith("protocols=") for one in config.predict_overrides)
+    asks = [] if own else ["protocols=[open]", "swapped=[]"]
+    ask, score = [*asks, f"limit={SHORT['limit']}"], [f"bootstrap_draws={SHORT['bootstrap_draws']}"]
+    for step in (step for variant in chosen for step in variant.steps or []):
+        if step.recipe == "predict" and step.config:  # the sweep's own overrides do not reach it
+            step.overrides += [*ask, "max_new_tokens=4"]
     variants = ", ".join(
         "{" + ", ".join(f"{key}: {_flow(value)}" for key, value in to_plain(one).items() if value is not None) + "}"
         for one in chosen
@@ -184,9 +190,6 @@ def _short_sweep(config: Any) -> list[str]:
     )
     recipe = Tune([], config.recipe, config.train, [])
     train = [*config.train_overrides, *shortened(recipe.load()), "batch_size=4"]
-    own = config.asks or any(one.startswith("protocols=") for one in config.predict_overrides)
-    asks = [] if own else ["protocols=[open]", "swapped=[]"]
-    ask, score = [*asks, f"limit={SHORT['limit']}"], [f"bootstrap_draws={SHORT['bootstrap_draws']}"]
     return [
         f"variants=[{variants}]",
         f"before=[{before}]",

@@ -70,3 +70,13 @@ def test_a_difference_is_written_with_its_sign_and_interval() -> None:
     one = {"value": -0.25, "interval": [-0.5, 0.125]}
     assert table._difference(one, 1.0) == "-0.25 [-0.50, +0.12]"
     assert table._difference({**one, "interval": None}, 100.0) == "-25.0"
+
+
+def test_answers_that_nobody_can_read_are_averaged_over_seeds(tmp_path: Path) -> None:
+    config = load_config(table.SWEEP, SweepConfig, [f"output_dir={tmp_path}", "seeds=[7,8]"])
+    rows = [row for run in table.chains(config) if run.variant.name == "routed" for row in table.rows_of(config, run)]
+    results = [
+        {"protocols": {"flare": {"overall": {"counting_unread": {"value": value}, "counting_mae": {"value": 9.0}}}}}
+        for value in (0.25, 0.75)
+    ]
+    assert table.unread(rows, results) == {"Routed": {"counting": 0.5}}

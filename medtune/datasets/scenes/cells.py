@@ -3,7 +3,7 @@
 import hashlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 from PIL import Image
 
@@ -66,7 +66,7 @@ class Photographs:
             raise DataError(
                 f"{table} has no photograph of a {empty[0]} that earlier splits lack; give the whole table."
             )
-        self.names = {kind: tuple(names) for kind, names in found.items()}
+        self.names: Mapping[str, Sequence[str]] = {kind: tuple(names) for kind, names in found.items()}
 
     def load(self, name: str) -> Image.Image:
         """Decode a photograph."""
@@ -84,7 +84,7 @@ class DrawnCells:
 
     def __init__(self, seed: int) -> None:
         self._seed = seed
-        self.names = {kind: _Numbered(kind) for kind in TYPES}
+        self.names: Mapping[str, Sequence[str]] = {kind: _Numbered(kind) for kind in TYPES}
 
     def load(self, name: str) -> Image.Image:
         """Draw a cell."""
@@ -105,5 +105,5 @@ class _Numbered(Sequence[str]):
     def __len__(self) -> int:
         return _DRAWN_OF_A_TYPE
 
-    def __getitem__(self, index):  # type: ignore[no-untyped-def]
+    def __getitem__(self, index: Any) -> Any:
         return f"{self.kind}/{range(_DRAWN_OF_A_TYPE)[index]}"
