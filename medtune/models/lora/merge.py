@@ -12,6 +12,7 @@ from torchtune.modules.peft import LoRALinear
 
 from medtune.models.common.family import StateDict
 from medtune.models.common.names import is_adapter_key, state_dict_names
+from medtune.models.lora.nf4 import is_single, quantize
 
 
 @dataclass(frozen=True)
@@ -143,7 +144,7 @@ def round_to_nf4(state: StateDict, model: nn.Module, dtype: torch.dtype) -> Stat
     for name, parameter in model.named_parameters():
         if isinstance(parameter, NF4Tensor) and keys[name] in state:
             dense = state[keys[name]].contiguous()
-            packed = NF4Tensor.from_tensor(dense, parameter.block_size, parameter.scaler_block_size)
+            packed = quantize(dense, parameter.block_size, parameter.scaler_block_size)
             rounded[keys[name]] = _factors_in(packed, dtype).get_original_weight()
     return rounded
 
@@ -159,7 +160,7 @@ def _factors_in(packed: NF4Tensor, dtype: torch.dtype) -> NF4Tensor:
         packed.n_blocks,
         packed.scaler_block_size,
         packed.quantized_scalers,
-        packed.quantization_factor.to(dtype),
+        packed.quantization_factor if is_single(packed) else packed.quantization_factor.to(dtype),
         packed.scaler_mean.to(dtype),
         packed.quantized_data,
         packed.nf4.to(dtype),
