@@ -225,7 +225,9 @@ def tune(words: list[str], at: Workspace) -> None:
         if is_training(config):
             expect_no_weights(planned(call.config, tuple(call.overrides), call.gpus, at))
         return
-    inputs = [str(value) for key, value in leaves(to_plain(config)) if key not in OUTPUTS]
+    own = f"{getattr(config, 'output_dir', None)}/"  # what the command writes itself, such as a sweep's prepared data
+    values = [str(value) for key, value in leaves(to_plain(config)) if key not in OUTPUTS]
+    inputs = [value for value in values if not value.startswith(own)]
     if call.recipe == "router_threshold":  # of a routed model and several adapters, which take minutes to train
         write_routed(at.folder / config.routed)
         write_verdicts({name: at.folder / folder for name, folder in config.adapters.items()})
