@@ -225,6 +225,8 @@ def tune(words: list[str], at: Workspace) -> None:
         if is_training(config):
             expect_no_weights(planned(call.config, tuple(call.overrides), call.gpus, at))
         return
+    if hasattr(config, "variants") and needs_real_weights(Tune([], config.recipe, config.train, []).load()):
+        return  # a sweep over such a model has been read and checked
     own = f"{getattr(config, 'output_dir', None)}/"  # what the command writes itself, such as a sweep's prepared data
     values = [str(value) for key, value in leaves(to_plain(config)) if key not in OUTPUTS]
     inputs = [value for value in values if not value.startswith(own)]
