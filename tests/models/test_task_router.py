@@ -153,7 +153,7 @@ def test_every_parameter_is_in_one_part_and_every_used_one_learns():
     tokens = model.transform.collate_tokens([model.transform.tokens(text, [0, 1, 2]) for text in ASKED])
     (model.logits(**tokens) * torch.arange(3.0)).sum().backward()
     silent = [name for name, parameter in model.named_parameters() if parameter.grad is None]
-    assert silent == ["network.model.logit_scale"], "it only scales normalised features"
+    assert not silent
 
 
 def test_an_exported_router_is_read_back_to_the_bit(tmp_path):

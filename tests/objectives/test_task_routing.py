@@ -158,14 +158,15 @@ def test_a_killed_run_goes_on_to_the_bit(plain, values, tmp_path):
 
 @pytest.mark.slow
 def test_two_processes_and_accumulation_are_one_process(plain, values, tmp_path):
-    # without dropout, whose draws depend on the micro-batch
-    model = {**values["model"], "dropout": 0.0}
+    # without dropout, whose draws depend on the micro-batch, and by an optimizer that does not enlarge rounding
+    plain_steps = {"_component_": "torch.optim.SGD", "lr": 0.5}
+    same = {"model": {**values["model"], "dropout": 0.0}, "optimizer": plain_steps}
     runs = {"one": {}, "two": {"batch_size": 3}, "accumulated": {"batch_size": 2, "gradient_accumulation_steps": 3}}
     for name, changes in runs.items():
         world = 2 if name == "two" else 1
-        assert launch(config(tmp_path / name, values, model=model, **changes), world) == [0] * world
+        assert launch(config(tmp_path / name, values, **same, **changes), world) == [0] * world
         assert losses(tmp_path / name) == pytest.approx(losses(tmp_path / "one"), abs=1e-6)
-        assert largest_difference(weights(tmp_path / "one"), weights(tmp_path / name)) < 2e-5
+        assert largest_difference(weights(tmp_path / "one"), weights(tmp_path / name)) < 1e-6
 
 
 def test_a_run_writes_a_router_that_the_loader_reads(plain):

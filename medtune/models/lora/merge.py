@@ -91,7 +91,7 @@ def discard_adapters(model: nn.Module) -> None:
     for layer in model.modules():
         if isinstance(layer, LoRALinear):
             layer.disabled = True
-            layer.lora_a = layer.lora_b = None  # type: ignore[assignment]
+            layer.lora_a = layer.lora_b = None
 
 
 def adapters_are_zero(model: nn.Module) -> bool:

@@ -61,7 +61,7 @@ class WeightMerger:
             yield
             return
         if name not in self.adapters:
-            raise ModelError(f"there is no adapter {name!r}; {nearest(name, self.adapters)}")
+            raise ModelError(f"there is no adapter {name!r}; {nearest(name, tuple(self.adapters))}")
         before = self.add(self.adapters[name])
         try:
             yield

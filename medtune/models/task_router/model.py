@@ -107,6 +107,10 @@ class TaskRouterModel(nn.Module):
         self.network = gliclass.GLiClassModel(config)
         if text_pooling == "avg":
             self.network.model.pooler = MaskedAverage()
+        # Only normalised features are scaled, which these are not; and a parameter without dimension cannot be sharded.
+        scale = self.network.model.logit_scale.detach()
+        del self.network.model.logit_scale
+        self.network.model.register_buffer("logit_scale", scale)
         self.family = self._family()
 
     @property
