@@ -20,6 +20,7 @@ from medtune.config.text import show
 from medtune.training.plan import Plan, plan
 from tests import commands
 from tests.commands import DATA, SHORT, Tune, in_a_process, is_training, leaves, needs_real_weights, shortened
+from tests.routing.validation_files import write_routed, write_verdicts
 
 CHECKOUT = Path(__file__).resolve().parent.parent
 DOCUMENTS = [CHECKOUT / "README.md", CHECKOUT / "CONTRIBUTING.md", *sorted((CHECKOUT / "docs").rglob("*.md"))]
@@ -208,6 +209,9 @@ def medtune(words: list[str], at: Workspace) -> None:
             at.provide([arguments.model])
             for name in arguments.rest[:-1]:
                 Image.new("RGB", (64, 64)).save(at.folder / name)
+        if arguments.command == "serve":  # tests/serving start servers
+            at.provide([arguments.source])
+            words = [*words, *([] if arguments.dry_run else ["--dry-run"])]
         if arguments.command == "cp":  # what a page shows as a file may be a copy made before
             (at.folder / arguments.destination).unlink(missing_ok=True) if arguments.destination.suffix else None
     said = at.run(words, lambda: cli.main(words[1:]), (0, 1) if words[1] == "doctor" else (0,))
@@ -225,7 +229,11 @@ def tune(words: list[str], at: Workspace) -> None:
             expect_no_weights(planned(call.config, tuple(call.overrides), call.gpus, at))
         return
     inputs = [str(value) for key, value in leaves(to_plain(config)) if key not in OUTPUTS]
-    at.provide(inputs)
+    if call.recipe == "router_threshold":  # of a routed model and several adapters, which take minutes to train
+        write_routed(at.folder / config.routed)
+        write_verdicts({name: at.folder / folder for name, folder in config.adapters.items()})
+    else:
+        at.provide(inputs)
     questions = getattr(config, "questions", None)
     if not isinstance(questions, str | None) and questions["_component_"].endswith("images_dataset"):
         (at.folder / questions["source"]).mkdir(exist_ok=True)
