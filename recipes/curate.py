@@ -115,7 +115,7 @@ def curate(config: CurateConfig, runtime: Runtime) -> int:
         return dry_run(config, generation, every) if runtime.is_main else 0
     folder = Path(config.output_dir)
     runtime.on_rank0(lambda: claim_folder(folder, "curate", WRITES, lambda path: (path / LOG).is_file()))
-    if config.groups is not None:
+    if config.groups is not None and config.features is not None:
         groups, features = config.groups, instantiate(config.features)
         every = runtime.on_rank0(
             lambda: choose_figures(folder, every, figures.sha256, groups, features, pictures.open, skipped.add, say)
@@ -180,7 +180,8 @@ def work(
     """Ask, or write or read batch files; what was spent over all starts, None if the outputs cannot be made yet."""
     waiting = [figure for figure in figures if figure.id not in log.done]
     if config.batch == "write":
-        return write_requests(config, server, generation, waiting, log, mark)
+        write_requests(config, server, generation, waiting, log, mark)
+        return None
     if config.batch == "read":
         by_id = {figure.id: figure for figure in figures}
         results = read_results(config.batch_results, by_id, mark, log.done, log.append)

@@ -193,8 +193,9 @@ def _mentions(row: Mapping[str, Any], where: str) -> tuple[str, ...]:
     items = [] if value is None else [value] if isinstance(value, str) else value
     if not isinstance(items, list):
         raise DataError(f"{where}: the in-text mentions must be a list of sentences.")
-    texts = [item.get("tokens") if isinstance(item, Mapping) else item for item in items]
-    if not all(isinstance(text, str) for text in texts):
+    found = [item.get("tokens") if isinstance(item, Mapping) else item for item in items]
+    texts = [text for text in found if isinstance(text, str)]
+    if len(texts) < len(found):
         raise DataError(f"{where}: a mention must be a sentence, or an object with the sentence as 'tokens'.")
     return tuple(plain(text) for text in texts if text.strip())
 
