@@ -233,12 +233,15 @@ def test_three_kills_lose_nothing_and_every_id_is_there_once(tmp_path: Path) -> 
 @pytest.mark.slow
 @pytest.mark.timeout(1800)
 def test_10000_figures_with_a_fifth_of_faults_and_three_kills(tmp_path: Path) -> None:
-    killed_thrice(tmp_path, 10_000, 0.35, "server.concurrency=32")
+    killed_thrice(tmp_path, 10_000, 2.0, "server.concurrency=32")
 
 
 def test_two_processes_share_the_figures_and_the_budget(tmp_path: Path) -> None:
     write_figures(tmp_path, 21, images=False)
     with serve() as server:
+        few = text_only(tmp_path, server.url, "budget.max_requests=10")
+        children = start(lambda given: curate(*given), tmp_path / "said", 2, few)
+        assert [ended(child) for child in children] == [2, 2] and server.requests == 10
         words = text_only(tmp_path, server.url, "budget.max_requests=22")
         children = start(lambda given: curate(*given), tmp_path / "said", 2, words)
         assert [ended(child) for child in children] == [0, 0]
