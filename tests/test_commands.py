@@ -228,7 +228,11 @@ def tune(words: list[str], at: Workspace) -> None:
         if is_training(config):
             expect_no_weights(planned(call.config, tuple(call.overrides), call.gpus, at))
         return
-    inputs = [str(value) for key, value in leaves(to_plain(config)) if key not in OUTPUTS]
+    if hasattr(config, "variants") and needs_real_weights(Tune([], config.recipe, config.train, []).load()):
+        return  # a sweep over such a model has been read and checked
+    own = f"{getattr(config, 'output_dir', None)}/"  # what the command writes itself, such as a sweep's prepared data
+    values = [str(value) for key, value in leaves(to_plain(config)) if key not in OUTPUTS]
+    inputs = [value for value in values if not value.startswith(own)]
     if call.recipe == "router_threshold":  # of a routed model and several adapters, which take minutes to train
         write_routed(at.folder / config.routed)
         write_verdicts({name: at.folder / folder for name, folder in config.adapters.items()})

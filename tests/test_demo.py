@@ -35,11 +35,14 @@ SHORT_DPO = [
     "evaluate_overrides=['protocols=[open,vqa]','swapped=[]',limit=24]",
 ]
 SHORT_ROUTING = [
-    "train_overrides=[max_steps=2]",
-    "predict_overrides=[max_new_tokens=3]",
+    "train_overrides=['checkpoint={sweep}/start/weights',max_steps=2]",
+    "predict_overrides=['protocols=[flare]','backend.checkpoint={sweep}/start/weights',max_new_tokens=3]",
     "before.0.overrides=['data.annotations=${asset:demo_wbcatt}','data.images=${asset:demo_wbcatt}/images.tar',"
-    "data.center_crop=1.0,'data.tasks=[classification,counting,regression]',data.tasks_per_scene=3,data.train=12,"
-    "data.val=2,data.test=4,'output_dir={prepared}']",
+    "data.center_crop=1.0,'data.tasks=[classification,counting,detection,regression]',data.tasks_per_scene=4,"
+    "data.train=12,data.val=2,data.test=4,'output_dir={prepared}']",
+    "before.1.overrides=['output_dir={sweep}/drawn',data.train=4,data.val=1]",
+    "before.2.overrides=['output_dir={sweep}/start','dataset.source={sweep}/drawn/train.jsonl',"
+    "'dataset.image_root={sweep}/drawn/images.tar',max_steps=1]",
 ]
 
 
@@ -108,12 +111,12 @@ def test_routing_has_a_demo_of_its_own(
     assert demo.main(["--method", "routing", "--output-dir", str(folder), *SHORT_ROUTING]) == 0
     assert "WBCAtt" in capfd.readouterr().out
     names = [run["name"] for run in json.loads((folder / "results.json").read_text(encoding="utf-8"))["runs"]]
-    tasks = ["classification", "counting", "regression"]
+    tasks = ["classification", "counting", "detection", "regression"]
     assert names == ["Base", "MT", *(f"TS, {task}" for task in tasks), "TS by oracle task", "Routed"]
     for name, allowed in (("oracle", set(tasks)), ("routed", {*tasks, "general"})):
         rows = [json.loads(row) for row in (folder / name / "predict/predictions.jsonl").read_text().splitlines()]
         chosen = [row["meta"]["notes"]["adapter"] for row in rows]
-        assert len(rows) == 12 and set(chosen) <= allowed
+        assert len(rows) == 16 and set(chosen) <= allowed
         assert name == "routed" or chosen == [row["meta"]["flare_task"] for row in rows]
 
 
