@@ -1,0 +1,1 @@
+"""Instruction data curated with clinicians' preferences (BioMed-VITAL): groups, generation, rating, selection."""
