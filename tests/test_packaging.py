@@ -15,6 +15,7 @@ IMPORT_NAMES = {
     "open-clip-torch": "open_clip",
     "pillow": "PIL",
     "prometheus-client": "prometheus_client",
+    "rouge-score": "rouge_score",
     "scikit-learn": "sklearn",
 }
 CHECKOUT = Path(__file__).resolve().parent.parent

@@ -57,12 +57,12 @@ def compare_splits(config: TrainConfig, listed: Path | None = None, most: int = 
     return "\n".join([_how(found, unread, bool(pictures)), *found.sentences()])
 
 
-def refuse_same_file(train: SampleSource, val: SampleSource, allowed: Sequence[str]) -> None:
+def refuse_same_file(train: SampleSource, val: SampleSource | None, allowed: Sequence[str]) -> None:
     """Refuse to train and to validate with the same samples; ``medtune plan`` also compares images and patients.
 
     Args:
         train: Training data.
-        val: Validation data.
+        val: Validation data, if there are any.
         allowed: ``allow_leakage`` of the config.
 
     Raises:
@@ -70,7 +70,7 @@ def refuse_same_file(train: SampleSource, val: SampleSource, allowed: Sequence[s
         DataError: If both sources have the same content and ``same_file`` is not allowed.
     """
     check_allowed(allowed)
-    found = Leakage(tuple(_same_file(train, val)), 0, "names")
+    found = Leakage(tuple(_same_file(train, val) if val else ()), 0, "names")
     refuse(found, allowed, "dataset and dataset_val", "medtune plan compares images and patients as well")
 
 
