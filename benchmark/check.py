@@ -103,6 +103,11 @@ FIGURES: dict[str, tuple[Figure, ...]] = {
     ),
     "start": (Figure(("remembered_seconds_377110",), "seconds"), Figure(("one_changed_seconds_377110",), "seconds")),
     "data": (Figure(("ratio_to_pillow", "workers_0"), higher=True),),
+    "serve": (
+        Figure(("speedup",), higher=True),
+        Figure(("lost", "medtune"), "exact"),
+        Figure(("same_answers",), "exact", higher=True),
+    ),
 }
 COMMANDS: dict[str, tuple[str, list[str]]] = {
     "train_step": ("--out", ["--rounds", "40"]),
@@ -111,6 +116,7 @@ COMMANDS: dict[str, tuple[str, list[str]]] = {
     "predict": ("--output", ["--rounds", "7"]),
     "start": ("--out", []),
     "data": ("--out", []),
+    "serve": ("--output", []),
 }
 """Benchmark -> the option that names its result, and the options that it is run with."""
 

@@ -210,6 +210,7 @@ def import_all() -> None:
         "matplotlib.pyplot",
         "medtune.reporting.report",
         "medtune.export",
+        "medtune.serving.run",
     ):
         importlib.import_module(name)
 

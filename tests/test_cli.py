@@ -9,7 +9,7 @@ import pytest
 
 from medtune import __version__
 from medtune.cli import catalog, doctor
-from medtune.cli.main import main
+from medtune.cli.main import main, parser
 from medtune.config.composition import compose, resolve_path
 from medtune.errors import ConfigError
 
@@ -67,7 +67,7 @@ def test_ls_names_every_recipe_and_config_with_its_launch_line(
         name = f"{path.parent.name}/{path.stem}"
         runs = not name.startswith("_") and "/_" not in name
         assert (f"  {name}: " in listing) == runs
-        assert (f"--config {name}" in listing) == runs
+        assert (f"--config {name}" in listing or f"medtune {path.parent.name} {name}\n" in listing) == runs
 
 
 def test_every_recipe_and_config_describes_itself() -> None:
@@ -79,6 +79,9 @@ def test_every_config_belongs_to_a_recipe_and_its_header_launches_itself() -> No
     names = {recipe.name for recipe in catalog.recipes()}
     for config in catalog.configs():
         recipe = config.name.split("/")[0]
+        if recipe in catalog.COMMANDS:
+            assert config.launch in config.header
+            continue
         assert recipe in names, f"{config.path}: there is no recipe {recipe}"
         assert "tune run" in config.header, f"{config.path}: the header has no launch line"
         assert f"medtune/recipes/{recipe}.py --config {config.name}" in config.launch, config.path
@@ -121,6 +124,20 @@ def test_cp_of_a_config_holds_all_its_values_and_needs_no_base(name: str, tmp_pa
     written = compose(target)
     assert written.files == [target] and "base" not in written.tree
     assert written.tree == compose(resolve_path(name)).tree
+
+
+def test_overrides_may_follow_options(capsys: pytest.CaptureFixture[str]) -> None:
+    found = parser().parse_args(["serve", "serve/mini", "a=1", "--dry-run", "b=2"])
+    assert (found.source, found.overrides, found.dry_run) == ("serve/mini", ["a=1", "b=2"], True)
+    for wrong in (["serve", "x", "--dry-run", "y"], ["serve", "x", "--colour=red"], ["ls", "x", "a=1"]):
+        with pytest.raises(SystemExit, match="2"):
+            parser().parse_args(wrong)
+        assert "unrecognized arguments" in capsys.readouterr().err
+
+
+def test_cp_of_a_command_s_config_says_how_it_is_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["cp", "serve/mini", str(tmp_path / "mine.yaml")]) == 0
+    assert f"run it: medtune serve {tmp_path / 'mine.yaml'}" in capsys.readouterr().out
 
 
 def test_show_tells_where_each_block_is_from(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:

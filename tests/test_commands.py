@@ -208,6 +208,9 @@ def medtune(words: list[str], at: Workspace) -> None:
             at.provide([arguments.model])
             for name in arguments.rest[:-1]:
                 Image.new("RGB", (64, 64)).save(at.folder / name)
+        if arguments.command == "serve":  # tests/serving start servers
+            at.provide([arguments.source])
+            words = [*words, *([] if arguments.dry_run else ["--dry-run"])]
         if arguments.command == "cp":  # what a page shows as a file may be a copy made before
             (at.folder / arguments.destination).unlink(missing_ok=True) if arguments.destination.suffix else None
     said = at.run(words, lambda: cli.main(words[1:]), (0, 1) if words[1] == "doctor" else (0,))

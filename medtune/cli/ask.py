@@ -6,11 +6,10 @@ import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
 
 from PIL import Image
 
-from medtune.config import Component, build, load_config, saved_keys
+from medtune.config import load_config
 from medtune.data.crops import changed_images
 from medtune.data.images import ImageRoot
 from medtune.data.sample import Message, Sample
@@ -22,23 +21,13 @@ from medtune.generation.backends.openai_api import OpenAIServer
 from medtune.generation.backends.transformers_local import TransformersCheckpoint
 from medtune.generation.engine.sampling import Sampling
 from medtune.generation.requests import Request
-from medtune.models.lora.merged import without_adapters
+from medtune.generation.run_model import read_run
 
 HELP = """commands of a conversation:
   /image FILE..   show these images and begin anew
   /new            begin anew with the same images
   /quit           end (or Ctrl-D)"""
 ASKS = "question> "
-
-
-@dataclass
-class RunModel:
-    """The keys of a run's ``config.yaml`` that answering needs; its data and method may no longer exist."""
-
-    model: Component
-    transform: Component
-    dataset: dict[str, Any] = field(default_factory=dict)
-    dtype: Literal["fp32", "bf16"] = "bf16"
 
 
 class NamedImages:
@@ -221,20 +210,9 @@ def open_model(arguments: argparse.Namespace) -> Opened:
 
 def _run(folder: Path, arguments: argparse.Namespace) -> Opened:
     """The model of a training run, with images changed as in training."""
-    weights = folder / "weights"
-    if not weights.is_dir():
-        raise ConfigError(
-            f"{folder} has no weights: the run is not finished, or it does not export; finish it, or write them with "
-            f"`medtune export {folder} --to hf --out DIR`"
-        )
-    path = folder / "config.yaml"
-    values = saved_keys(path, RunModel)
-    if not {"model", "transform"} <= values.keys():
-        raise ConfigError(f"{path} is not the config of a model that answers questions: model or transform is missing")
-    config = build(RunModel, values, str(path))
-    own = MedtuneModel(without_adapters(config.model), config.transform, str(weights), batch_size=1, window=1)
-    crop, side = config.dataset.get("center_crop", 1.0), config.dataset.get("pad_to_square")
-    return Opened(_opened(own, arguments, config.dtype), str(folder), crop, side)
+    run = read_run(folder)
+    own = MedtuneModel(run.model, run.transform, run.checkpoint, batch_size=1, window=1)
+    return Opened(_opened(own, arguments, run.dtype), str(folder), run.center_crop, run.pad_to_square)
 
 
 def _config(name: str, arguments: argparse.Namespace) -> Opened:

@@ -13,6 +13,8 @@ from medtune.errors import ConfigError
 
 PACKAGE = Path(__file__).parents[1]
 SHORT = 96
+COMMANDS = {"serve": "answers OpenAI's chat completions API with a model and its adapters"}
+"""Commands of ``medtune`` that read configs of their own, which no recipe reads."""
 
 
 @dataclass(frozen=True)
@@ -45,6 +47,8 @@ class Entry:
     def launch(self) -> str:
         """The command that runs it: the first one in the header, else the default command."""
         recipe = self.name.split("/")[0]
+        if recipe in COMMANDS:
+            return f"medtune {recipe} {self.name}"
         wanted = f"medtune/recipes/{recipe}.py" + (f" --config {self.name}" if self.is_config else "")
         for line in self.header.replace("\\\n", " ").splitlines():
             if "tune run" in line and wanted in line:
@@ -127,6 +131,10 @@ def describe(name: str | None = None) -> str:
             lines.append(f"      {recipe.launch}")
         blocks.append("\n".join(lines))
     if name is None and blocks:
+        for command, what in COMMANDS.items():
+            own = [config for config in configs() if config.name.startswith(f"{command}/")]
+            lines = [line for one in own for line in (f"  {one.name}: {one.summary}", f"      {one.launch}")]
+            blocks.append("\n".join([f"{command}: {what}", *lines]))
         blocks.append("\n".join(["slurm: job scripts", *(f"  {one.name}: {one.summary}" for one in scripts())]))
     return "\n\n".join(blocks) or "this installation has no recipes; `medtune doctor` says why"
 
@@ -162,6 +170,8 @@ def copy(name: str, destination: Path, force: bool = False) -> str:
     recipe = entry.name.split("/")[0]
     if entry.path.suffix == ".sh":
         return f"wrote {target}\nadapt its #SBATCH lines; its first lines say how it is submitted"
+    if recipe in COMMANDS:
+        return f"wrote {target}\nrun it: medtune {recipe} {target}"
     if entry.is_config:
         return f"wrote {target}\nrun it: tune run medtune/recipes/{recipe}.py --config {target}"
     return f"wrote {target}\nrun it: tune run {target} --config {recipe}/NAME (from its folder, without a leading ./)"

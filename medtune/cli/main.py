@@ -1,4 +1,4 @@
-"""The ``medtune`` command: ``ls``, ``cp``, ``show``, ``plan``, ``doctor``, ``ask``, ``export`` and ``report``.
+"""The ``medtune`` command: ``ls``, ``cp``, ``show``, ``plan``, ``doctor``, ``ask``, ``serve``, ``export``, ``report``.
 
 This module only parses arguments. Each command imports what it needs when it runs, so that ``medtune --help`` is fast.
 Training, prediction and evaluation are recipes, launched by ``tune run medtune/recipes/NAME.py --config NAME``.
@@ -130,6 +130,16 @@ def _ask(arguments: argparse.Namespace) -> int:
     return run(arguments)
 
 
+def _serve(arguments: argparse.Namespace) -> int:
+    try:
+        from medtune.serving.run import run
+    except ModuleNotFoundError as error:
+        if str(error.name).startswith("medtune"):
+            raise
+        raise ConfigError(f"serving needs the package {error.name}: pip install 'medtune[serve]'") from None
+    return run(arguments)
+
+
 def _add_report_arguments(report: argparse.ArgumentParser) -> None:
     report.add_argument(
         "runs",
@@ -177,9 +187,23 @@ def _add_ask_arguments(ask: argparse.ArgumentParser) -> None:
     ask.add_argument("--api-key-env", metavar="VARIABLE", help="environment variable that holds a server's key")
 
 
+class _Parser(argparse.ArgumentParser):
+    """Takes ``key=value`` also after options; argparse alone would call it unrecognized there."""
+
+    def parse_args(self, args: Any = None, namespace: Any = None) -> Any:
+        """Parse, and add what is left over to the overrides."""
+        found, rest = self.parse_known_args(args, namespace)
+        late = [word for word in rest if hasattr(found, "overrides") and not word.startswith("-") and "=" in word]
+        if len(late) < len(rest):
+            self.error(f"unrecognized arguments: {' '.join(word for word in rest if word not in late)}")
+        if late:
+            found.overrides = [*found.overrides, *late]
+        return found
+
+
 def parser() -> argparse.ArgumentParser:
     """The command's arguments."""
-    root = argparse.ArgumentParser(
+    root = _Parser(
         prog="medtune",
         description="Post-training of vision-language models on medical images.",
         epilog="Recipes are launched with: tune run medtune/recipes/NAME.py --config NAME_OR_PATH [key=value ...]",
@@ -222,6 +246,7 @@ def parser() -> argparse.ArgumentParser:
     _add_trust(ask)
     ask.set_defaults(run=_ask)
 
+    _add_serve(commands)
     _add_export(commands)
 
     report = commands.add_parser(
@@ -231,6 +256,27 @@ def parser() -> argparse.ArgumentParser:
     _add_trust(report)
     report.set_defaults(run=_report)
     return root
+
+
+def _add_serve(commands: Any) -> None:
+    serve = commands.add_parser(
+        "serve",
+        help="answer OpenAI's chat completions API with a model and its adapters",
+        description="Answers OpenAI's chat completions API, with images and streaming. Requests enter and leave the "
+        "batch between two decoding steps; each names an adapter as its model, or is routed.",
+        epilog="Keys: adapters.NAME=FOLDER, router=FOLDER, host, port, api_key_env, slots, max_new_tokens, limits.KEY "
+        "and others; `medtune show serve/mini` prints them. Stop with Ctrl-C or SIGTERM: running requests end first.",
+    )
+    serve.add_argument(
+        "source", help="a serve config (serve/mini), a run's folder, an exported folder, or a predict config"
+    )
+    serve.add_argument("overrides", nargs="*", metavar="key=value", help="changes of the config")
+    serve.add_argument(
+        "--upstream", metavar="URL", help="route questions to the adapters of a vLLM server in place of an engine here"
+    )
+    serve.add_argument("--dry-run", action="store_true", help="print what would be served and its memory, and end")
+    _add_trust(serve)
+    serve.set_defaults(run=_serve)
 
 
 def _add_export(commands: Any) -> None:

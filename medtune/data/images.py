@@ -126,28 +126,7 @@ class ImageRoot:
             return self._decoded(found)
 
     def _decoded(self, found: "_Found") -> Image.Image:
-        found.file.seek(0)
-        head = found.read(_HEADER_BYTES)
-        found.file.seek(0)
-        if is_dicom(head):
-            whole = head if len(head) < _HEADER_BYTES else found.read()
-            with found.named():
-                header = _checked(dicom_header(whole), found)
-                return dicom_image(found.file, choose_frame(header.frames, found.frame, found.name))
-        image = _open(found.file, found)
-        _choose_frame(image, found)
-        try:
-            inverted = _repaired_tiff(image)
-            image.load()
-            with found.named():
-                return to_rgb(ImageOps.exif_transpose(image), self.grey_bits, inverted)
-        except DataError:
-            raise
-        except Exception as error:  # what Pillow raises on damaged data depends on the format and on the damage
-            raise DataError(
-                f"{found.where}: the image {found.name} is truncated or damaged ({error}); "
-                "replace it by a whole copy, or remove the row."
-            ) from None
+        return _decode(found, self.grey_bits)
 
     def _dicom_size(self, found: "_Found", head: bytes, whole: bool) -> tuple[int, int]:
         """Return the size that a DICOM header names; decode the file only if it looks cut off."""
@@ -193,6 +172,20 @@ class ImageRoot:
         return f"the image {name} is not in {self.path}; correct the path or the image root, or add the file."
 
 
+def image_of_bytes(data: bytes, where: str, max_pixels: int | None = None) -> Image.Image:
+    """Decode an image that came in memory, for example in a request, as :meth:`ImageRoot.load` decodes a file.
+
+    Args:
+        data: the contents of an image file.
+        where: what names the image, for messages.
+        max_pixels: limit of its width times its height, below :data:`MAX_PIXELS`; a larger image is not decoded.
+
+    Raises:
+        DataError: if it is damaged, too large, of several frames, or not an image.
+    """
+    return _decode(_Found(io.BytesIO(data), len(data), "sent", None, where, max_pixels), None)
+
+
 def image_root_of(path: str | Path | None, grey_bits: int | None) -> ImageRoot | None:
     """Return the images of a data set; None without a path.
 
@@ -213,6 +206,7 @@ class _Found:
         name: path of the image, without its frame.
         frame: the frame that the row names.
         where: file and row.
+        limit: of width times height, if it is lower than that of all images.
     """
 
     file: BinaryIO
@@ -220,6 +214,12 @@ class _Found:
     name: str
     frame: int | None
     where: str
+    limit: int | None = None
+
+    @property
+    def max_pixels(self) -> int:
+        """Limit of width times height."""
+        return MAX_PIXELS if self.limit is None else min(self.limit, MAX_PIXELS)
 
     def read(self, size: int = -1) -> bytes:
         """Read bytes of the file."""
@@ -248,6 +248,31 @@ class _Found:
             raise DataError(f"{self.where}: the image {self.name} {error}") from None
 
 
+def _decode(found: _Found, grey_bits: int | None) -> Image.Image:
+    found.file.seek(0)
+    head = found.read(_HEADER_BYTES)
+    found.file.seek(0)
+    if is_dicom(head):
+        whole = head if len(head) < _HEADER_BYTES else found.read()
+        with found.named():
+            header = _checked(dicom_header(whole), found)
+            return dicom_image(found.file, choose_frame(header.frames, found.frame, found.name))
+    image = _open(found.file, found)
+    _choose_frame(image, found)
+    try:
+        inverted = _repaired_tiff(image)
+        image.load()
+        with found.named():
+            return to_rgb(ImageOps.exif_transpose(image), grey_bits, inverted)
+    except DataError:
+        raise
+    except Exception as error:  # what Pillow raises on damaged data depends on the format and on the damage
+        raise DataError(
+            f"{found.where}: the image {found.name} is truncated or damaged ({error}); "
+            "replace it by a whole copy, or remove the row."
+        ) from None
+
+
 def _open(file: BinaryIO, found: _Found) -> Image.Image:
     """Open an image without decoding it; refuse a file that is not an image or is too large."""
     try:
@@ -262,14 +287,14 @@ def _open(file: BinaryIO, found: _Found) -> Image.Image:
         if PurePosixPath(found.name).name.startswith("._"):
             kind, hint = "a resource file of macOS, no image", "remove the row"
         raise DataError(f"{found.where}: the file {found.name} is {kind}; {hint}.") from None
-    if image.width * image.height > MAX_PIXELS:
+    if image.width * image.height > found.max_pixels:
         raise DataError(_too_large(found))
     return image
 
 
 def _checked(header: DicomHeader, found: _Found) -> DicomHeader:
-    if header.rows * header.columns > MAX_PIXELS:
-        raise DataError(_large_phrase())
+    if header.rows * header.columns > found.max_pixels:
+        raise DataError(_large_phrase(found.max_pixels))
     return header
 
 
@@ -289,7 +314,7 @@ def _choose_frame(image: Image.Image, found: _Found) -> None:
         raise DataError(
             f"{found.where}: the image {found.name} is truncated or damaged ({error}); replace it."
         ) from None
-    if image.width * image.height > MAX_PIXELS:  # a page of its own size
+    if image.width * image.height > found.max_pixels:  # a page of its own size
         raise DataError(_too_large(found))
 
 
@@ -339,8 +364,8 @@ def _lies_on_its_side(image: Image.Image) -> bool:
 
 
 def _too_large(found: _Found) -> str:
-    return f"{found.where}: the image {found.name} {_large_phrase()}"
+    return f"{found.where}: the image {found.name} {_large_phrase(found.max_pixels)}"
 
 
-def _large_phrase() -> str:
-    return f"has more than {MAX_PIXELS:,} pixels; crop it or make it smaller first."
+def _large_phrase(most: int) -> str:
+    return f"has more than {most:,} pixels; crop it or make it smaller first."

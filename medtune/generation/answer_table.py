@@ -2,7 +2,7 @@
 
 import csv
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +11,7 @@ from medtune.data.writing import replaced
 from medtune.evaluation.prediction import Prediction, iterate_predictions
 
 COLUMNS = ("id", "images", "question", "answer", "finished", "query")
-"""``id`` is that of the row that was asked, ``query`` that of the query, which is unique."""
+"""``id`` is that of the row that was asked, ``query`` that of the query, which is unique. Columns of notes follow."""
 _FORMULA = ("=", "+", "-", "@", "\t", "\r")
 _NUMBER = re.compile(r"[+-]?\d+(?:[.,]\d+)*")
 
@@ -20,7 +20,8 @@ def write_answer_table(predictions: Path, delimiter: str = ",") -> Path:
     """Write ``NAME.csv`` next to ``NAME.jsonl``, one row per answer in the same order; an older table is replaced.
 
     The encoding is UTF-8 with a byte order mark, by which Excel knows it. A text that a spreadsheet would take for a
-    formula gets an apostrophe in front. Rows of likelihoods, which have no answer, are left out.
+    formula gets an apostrophe in front. Rows of likelihoods, which have no answer, are left out. Each note
+    that answers carry, such as the adapter that gave them, is a further column.
 
     Args:
         predictions: The prediction file.
@@ -32,15 +33,24 @@ def write_answer_table(predictions: Path, delimiter: str = ",") -> Path:
     table = predictions.with_suffix(".csv")
     with replaced(table) as aside, aside.open("w", encoding="utf-8-sig", newline="") as file:
         writer = csv.writer(file, delimiter=delimiter, lineterminator="\r\n")
-        writer.writerow(COLUMNS)
-        writer.writerows(_rows(predictions))
+        notes = _notes(predictions)
+        writer.writerow([*COLUMNS, *notes])
+        writer.writerows(_rows(predictions, notes))
     return table
 
 
-def _rows(predictions: Path) -> Iterator[list[str]]:
+def _notes(predictions: Path) -> list[str]:
+    """Names of all notes, in the order in which they are first seen."""
+    return list({name: None for row in iterate_predictions(predictions) for name in row.meta.get("notes", ())})
+
+
+def _rows(predictions: Path, notes: Sequence[str]) -> Iterator[list[str]]:
     for row in iterate_predictions(predictions):
         if "scores" not in row.meta:
-            yield [as_text(cell) for cell in _cells(row)]
+            kept = row.meta.get("notes", {})
+            values = [kept.get(name) for name in notes]
+            cells = [*_cells(row), *("" if value is None else str(value) for value in values)]
+            yield [as_text(cell) for cell in cells]
 
 
 def _cells(row: Prediction) -> list[str]:

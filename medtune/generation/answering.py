@@ -267,6 +267,8 @@ def row(query: Query, generation: Generation) -> Prediction:
         meta["scores"] = list(generation.scores)
     if generation.score_tokens:
         meta["score_tokens"] = list(generation.score_tokens)
+    if generation.notes:
+        meta["notes"] = dict(generation.notes)
     return Prediction(query.id, query.task, query.prompt, generation.text, query.references, meta)
 
 

@@ -4,11 +4,13 @@ from collections.abc import Hashable, Sequence
 from typing import TYPE_CHECKING, Any, Protocol
 
 from PIL import Image
+from torch import Tensor
 
 from medtune.generation.requests import Request
 
 if TYPE_CHECKING:
     from medtune.generation.engine.batches import PromptBatch
+    from medtune.generation.interfaces import AnswerModel
 
 
 class PromptExtension(Protocol):
@@ -50,6 +52,20 @@ class PromptExtension(Protocol):
         Keys must differ if equal tokens and images give other keys and values in the cache, as with two adapters.
         """
         return None
+
+    def feature_key(self, request: Request) -> Hashable:
+        """Return a key; the embeddings of an image are computed once for all requests with equal keys."""
+        return None
+
+    def encode(self, model: "AnswerModel", vision: dict[str, Tensor], requests: Sequence[Request]) -> Tensor:
+        """Return the embeddings of images, ``[images, s_e, d]``.
+
+        Args:
+            model: The model.
+            vision: Inputs of its ``encode``; each row is one image.
+            requests: For each row, one of the requests that show the image.
+        """
+        return model.encode(vision)
 
     def before_forward(self, requests: Sequence[Request]) -> None:
         """Called before each forward pass of the decoder with the requests of its rows, in order."""

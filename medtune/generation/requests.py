@@ -1,6 +1,8 @@
 """Requests to a generator, and its answers."""
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
 
 from medtune.data.sample import Sample
 from medtune.data.source import SampleSource
@@ -20,6 +22,10 @@ class Request:
             generator's maximum.
         sampling: How its tokens are sampled; None takes the generator's setting. ``Sampling(top_k=1)`` gives greedy
             decoding even if the generator samples.
+        draws_as: Name that its random numbers depend on, in addition to the seed; None takes the id. Requests with
+            different ids, but with equal prompts, settings and ``draws_as``, get the same answer.
+        notes: What was decided about the request before it was asked, such as the adapter that answers it, by name.
+            A prompt extension may read them; the answer carries them. Values of JSON.
     """
 
     id: str
@@ -28,6 +34,13 @@ class Request:
     continuations: tuple[str, ...] = ()
     max_new_tokens: int | None = None
     sampling: Sampling | None = None
+    draws_as: str | None = None
+    notes: Mapping[str, Any] = field(default_factory=dict, hash=False)
+
+    @property
+    def draws_name(self) -> str:
+        """Name of the stream of its random numbers."""
+        return self.id if self.draws_as is None else self.draws_as
 
     @property
     def image_keys(self) -> list[tuple[int, str]]:
@@ -46,6 +59,7 @@ class Generation:
         stopped: True if the model wrote a stop token, False if the answer reached the maximum length.
         scores: Sum of the log-probabilities of each continuation's tokens.
         score_tokens: Number of tokens of each continuation, so that ``score / tokens`` is the mean per token.
+        notes: The notes of the request.
     """
 
     id: str
@@ -54,3 +68,4 @@ class Generation:
     stopped: bool
     scores: tuple[float, ...] = ()
     score_tokens: tuple[int, ...] = ()
+    notes: Mapping[str, Any] = field(default_factory=dict, hash=False)

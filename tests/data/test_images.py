@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 
 from medtune.data import images
-from medtune.data.images import ImageRoot
+from medtune.data.images import ImageRoot, image_of_bytes
 from medtune.errors import DataError
 
 WHERE = "reports.csv, line 7 (id 'p1')"
@@ -153,6 +153,27 @@ def test_a_bomb_by_pillows_own_measure(tmp_path):
     (tmp_path / "a.ppm").write_bytes(header + b"\0" * 10)
     with pytest.raises(DataError, match="a.ppm has more than 80,000,000 pixels"):
         ImageRoot(tmp_path).load("a.ppm", WHERE)
+
+
+def test_an_image_in_memory_is_that_of_the_file(root):
+    for name in ("deep/photo.jpg", "deep/big.png", "turned.jpg"):
+        with root._opened(name, WHERE) as found:
+            data = found.read()
+        assert image_of_bytes(data, "here") == root.load(name, WHERE)
+
+
+def test_an_image_in_memory_is_refused_as_that_of_a_file(root):
+    buffer = io.BytesIO()
+    noise((20, 10)).save(buffer, format="PNG")
+    assert image_of_bytes(buffer.getvalue(), "here", max_pixels=200).size == (20, 10)
+    for data, most, said in (
+        (buffer.getvalue(), 199, "has more than 199 pixels"),
+        (b"not an image", None, "no image that can be read"),
+        (b"", None, "is empty"),
+        (buffer.getvalue()[:-200], None, "truncated or damaged"),
+    ):
+        with pytest.raises(DataError, match=f"here.*{said}"):
+            image_of_bytes(data, "here", most)
 
 
 def test_roots_that_are_none(tmp_path):

@@ -58,3 +58,16 @@ def test_a_table_that_cannot_be_finished_leaves_the_old_one(tmp_path: Path, monk
     with pytest.raises(OSError, match="No space"):
         write_answer_table(tmp_path / "p.jsonl")
     assert (tmp_path / "p.csv").read_bytes() == old and [path.name for path in tmp_path.glob("*.tmp")] == []
+
+
+def test_each_note_is_a_column(tmp_path: Path) -> None:
+    first = predicted("7", notes={"route": "counting", "score": 0.5, "adapter": "counting"})
+    rows = [predicted("plain", "b"), first, predicted("B", "c", notes={"score": None, "adapter": "=base", "new": 1})]
+    write_predictions(tmp_path / "p.jsonl", rows)
+    header, *found = read(write_answer_table(tmp_path / "p.jsonl"))
+    assert header[-4:] == ["route", "score", "adapter", "new"]
+    assert [row[-4:] for row in found] == [
+        ["", "", "", ""],
+        ["counting", "0.5", "counting", ""],
+        ["", "", "'=base", "1"],
+    ]

@@ -1,5 +1,6 @@
 """The engine as a source of answers: those of the generator, beginnings copied from rows in use, and errors."""
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -104,3 +105,10 @@ def test_images_are_kept_for_the_next_stream_if_asked(setup: Any) -> None:
                 assert len([*answers.batches(first), *answers.batches(second)])
             assert answers.images_encoded == len(setup.source.opened) == encoded
             assert len(engine.features) == 0 and not answers.keeps_images
+
+
+def test_an_answer_carries_the_notes_of_its_request(setup: Any) -> None:
+    requests = [replace(setup.request(f"n{i}", "cell"), notes={"place": i}) for i in range(5)]
+    with Engine(setup.model, setup.transform, slots=2, max_new_tokens=2) as engine:
+        found = {answer.id: answer.notes for batch in EngineAnswers(engine).batches(requests) for answer in batch}
+    assert found == {request.id: request.notes for request in requests}

@@ -297,3 +297,9 @@ def test_another_planner_forms_the_batches(setup):
 def test_impossible_sizes_are_refused(setup, options):
     with pytest.raises(ConfigError, match=next(iter(options))):
         Generator(setup.model, setup.transform, **options)
+
+
+def test_an_answer_carries_the_notes_of_its_request(setup):
+    requests = [replace(request, notes={"place": place}) for place, request in enumerate(setup.requests(7))]
+    found = {answer.id: answer.notes for answer in Generator(setup.model, setup.transform, batch_size=3)(requests)}
+    assert found == {request.id: request.notes for request in requests}

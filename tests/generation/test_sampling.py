@@ -4,6 +4,9 @@ import pytest
 import torch
 
 from medtune.errors import ConfigError
+from medtune.generation.engine.answers import EngineAnswers
+from medtune.generation.engine.continuous import Engine
+from medtune.generation.engine.generator import Generator
 from medtune.generation.engine.sampling import Sampler, Sampling, draw
 
 LOGITS = torch.tensor([0.1, 0.5, 0.15, 0.25]).log()
@@ -65,3 +68,16 @@ def test_without_sampling_the_likeliest_token_is_taken():
 def test_impossible_settings_are_refused(options):
     with pytest.raises(ConfigError, match=next(iter(options))):
         Sampling(**options)
+
+
+@pytest.mark.parametrize("engine", [False, True])
+def test_a_name_given_for_the_draws_replaces_the_id(setup, engine):
+    sampling, others = Sampling(temperature=2.0, seed=5), {"max_new_tokens": 12}
+    made = [setup.request(name, "cell", sampling=sampling, draws_as=told, **others)
+            for name, told in (("a", "x"), ("b", "x"), ("x", None), ("c", None))]  # fmt: skip
+    if engine:
+        with Engine(setup.model, setup.transform, slots=4) as serving:
+            found = {one.id: one for batch in EngineAnswers(serving).batches(made) for one in batch}
+    else:
+        found = {one.id: one for one in Generator(setup.model, setup.transform)(made)}
+    assert found["a"].text == found["b"].text == found["x"].text != found["c"].text

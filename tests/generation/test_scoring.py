@@ -39,3 +39,21 @@ def test_without_continuations_nothing_is_run(setup, monkeypatch):
     monkeypatch.setattr(setup.model, "hidden", lambda *args, **kwargs: pytest.fail("nothing is asked"))
     mask = torch.zeros(2, 1, 0, dtype=torch.bool)
     assert score_continuations(setup.model, [[1], [2]], mask, None, [[], []], pad_id=0, max_seq_len=9) == [[], []]
+
+
+def test_the_prompt_of_each_row_is_told_before_the_pass(setup, monkeypatch):
+    """The options of the second prompt need two rows, of the first none."""
+    events = []
+    hidden = setup.model.hidden
+
+    def watched(tokens, *args, **kwargs):
+        events.append(len(tokens))
+        return hidden(tokens, *args, **kwargs)
+
+    monkeypatch.setattr(setup.model, "hidden", watched)
+    prompts = [[1], list(range(20, 30)), [2, 3]]
+    vision_mask = torch.zeros((3, 10, 0) if setup.model.family.name != "tiny_early" else (3, 0), dtype=torch.bool)
+    arguments = {"pad_id": 0, "max_seq_len": 11, "before_forward": events.append}
+    with torch.inference_mode():
+        score_continuations(setup.model, prompts, vision_mask, None, [[], OPTIONS, [[11]]], **arguments)
+    assert events == [[1, 1, 2], 3]

@@ -86,7 +86,7 @@ class EngineAnswers:
                 continue
             one = asked.pop(event.id)
             if event.error is None:
-                yield Generation(event.id, one.text, one.tokens, event.reason == "stop")
+                yield Generation(event.id, one.text, one.tokens, event.reason == "stop", notes=one.request.notes)
             elif self.on_error is None or not isinstance(event.error, DataError):
                 raise event.error
             else:

@@ -147,7 +147,7 @@ class Engine:
         self.model, self.transform, self.slots, self.max_new_tokens = model, transform, slots, max_new_tokens
         self.device, self.dtype = torch.device(device), dtype
         self.sampling, self.extension, self.share_prefix = sampling, extension or NoExtension(), share_prefix
-        self.features = FeatureStore(model, at_once=ENCODED_AT_ONCE)
+        self.features = FeatureStore(model, ENCODED_AT_ONCE, self.extension)
         self.keeps_images = False
         self._decoder = CachedDecoder(model, self.device, dtype, self.extension.before_forward)
         self._waiting: deque[_Waiting] = deque()
@@ -340,7 +340,11 @@ class Engine:
         if bound < 1:
             raise DataError(f"request {request.id!r}: its prompt leaves no room for an answer; shorten it")
         return _Live(
-            request, bound, Draws(request.id, request.sampling or self.sampling), TextStream(self._decode), prompt
+            request,
+            bound,
+            Draws(request.draws_name, request.sampling or self.sampling),
+            TextStream(self._decode),
+            prompt,
         )
 
     def _decode(self, tokens: list[int]) -> str:

@@ -111,7 +111,7 @@ class Generator:
         self.device, self.dtype = torch.device(device), dtype
         self.sampling, self.on_error = sampling, on_error
         self.extension = extension or NoExtension()
-        self.features = FeatureStore(model, at_once=ENCODED_AT_ONCE)
+        self.features = FeatureStore(model, ENCODED_AT_ONCE, self.extension)
         self._prompts = PromptMaker(transform, self.extension)
         self._beginnings: dict[int, int] = {}
         self.keeps_images = False
@@ -238,8 +238,16 @@ class Generator:
         if not self.keeps_images:
             self.features.drop(batch.plan.last)
         return [
-            Generation(r.id, self.transform.decode(a.tokens), len(a.tokens), a.stopped, tuple(s), tuple(map(len, c)))
-            for r, a, s, c in zip(batch.requests, answers, scores, continuations, strict=True)
+            Generation(
+                request.id,
+                self.transform.decode(answer.tokens),
+                len(answer.tokens),
+                answer.stopped,
+                tuple(row_scores),
+                tuple(map(len, texts)),
+                request.notes,
+            )
+            for request, answer, row_scores, texts in zip(batch.requests, answers, scores, continuations, strict=True)
         ]
 
     def _score(self, batch: PromptBatch, features: Tensor | None, continuations: list[list[list[int]]]) -> list[list]:
@@ -253,6 +261,7 @@ class Generator:
                 pad_id=self.transform.pad_id,
                 max_seq_len=self.transform.max_seq_len,
                 exemplars=batch.override,
+                before_forward=lambda rows: self.extension.before_forward([batch.requests[row] for row in rows]),
             )
 
     def _encode(self, text: str, request: Request) -> list[int]:
@@ -273,7 +282,7 @@ class Generator:
         if shared:
             batch, features = batch.select(order), None if features is None else features[order]
         rows = [answers[row] for row in order]
-        chooser = Sampler([r.id for r in batch.requests], [r.sampling or self.sampling for r in batch.requests])
+        chooser = Sampler([r.draws_name for r in batch.requests], [r.sampling or self.sampling for r in batch.requests])
         stop_ids = frozenset(self.transform.stop_ids)
         longest = max(answer.bound for answer in answers)
         decoder: CachedDecoder | PackedDecoder

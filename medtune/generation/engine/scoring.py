@@ -4,7 +4,7 @@ The prompt is read once for all its continuations (:mod:`medtune.models.common.b
 separate forward pass over the prompt and one continuation.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import torch
 from torch import Tensor
@@ -30,6 +30,7 @@ def score_continuations(
     pad_id: int,
     max_seq_len: int,
     exemplars: Exemplars | None = None,
+    before_forward: Callable[[Sequence[int]], None] | None = None,
 ) -> list[list[float]]:
     """Return the sum of the log-probabilities of each continuation's tokens after its prompt.
 
@@ -42,6 +43,7 @@ def score_continuations(
         pad_id: Token id for padding on the left.
         max_seq_len: Maximum row length; continuations that do not fit into a row go to a further row.
         exemplars: Mask of their places in the left-padded prompts, ``[b, s]``, and their embeddings, ``[b, k, d]``.
+        before_forward: Called before the forward pass with the prompt of each of its rows.
 
     Returns:
         For each prompt, one number per continuation, in nats.
@@ -52,6 +54,8 @@ def score_continuations(
         return scores
     rows = torch.tensor([row for row, _ in shares], device=vision_mask.device)
     asked = [[continuations[row][index] for index in indices] for row, indices in shares]
+    if before_forward is not None:
+        before_forward([row for row, _ in shares])
     token_log_probs = _log_probs(
         model,
         _prefixes(

@@ -98,12 +98,26 @@ class AdapterBank:
             ModelError: if an adapter is not in the bank. A forward pass within the context raises it if it has another
                 number of rows.
         """
-        chosen = [self._chosen(row) for row in (rows.tolist() if isinstance(rows, Tensor) else rows)]
-        before, self._route = self._route, _Route(tuple(chosen))
+        before, self._route = self._route, _Route(self._indices(rows))
         try:
             yield
         finally:
             self._route = before
+
+    def set_route(self, rows: Rows) -> None:
+        """From now on, row i of every forward pass uses the adapter ``rows[i]``; :meth:`route` for a single context.
+
+        A decoder that reads one token per pass calls this before each pass; an unchanged route costs nothing.
+
+        Raises:
+            ModelError: if an adapter is not in the bank.
+        """
+        chosen = self._indices(rows)
+        if self._route is None or self._route.chosen != chosen:
+            self._route = _Route(chosen)
+
+    def _indices(self, rows: Rows) -> tuple[int, ...]:
+        return tuple(self._chosen(row) for row in (rows.tolist() if isinstance(rows, Tensor) else rows))
 
     def _chosen(self, row: int | str | None) -> int:
         if row is None:
@@ -151,7 +165,7 @@ class AdapterBank:
         """Remove the adapters and restore the model."""
         for hook in self._hooks:
             hook.remove()
-        self._hooks = []
+        self._hooks, self._route = [], None
         for layer, disabled in zip(self._model_adapters, self._disabled, strict=True):
             layer.disabled = disabled
         self._model_adapters, self._disabled = [], []
