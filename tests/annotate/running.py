@@ -17,6 +17,7 @@ from PIL import Image
 
 from medtune.annotate.app import Desk, create_app
 from medtune.annotate.pictures import Pictures
+from medtune.annotate.records import Choice
 from medtune.annotate.run import Server
 from medtune.annotate.shares import Shares
 from medtune.annotate.store import Store
@@ -26,6 +27,7 @@ from medtune.judges.candidates import Candidate
 
 LOOPBACK = ("127.0.0.1", "localhost")
 NO_END = None
+_READERS = (("Reader 1", "both"), ("Reader 2", "neither"))
 
 
 def rows(count: int, images: bool = True, **meta: Any) -> list[dict[str, Any]]:
@@ -62,6 +64,16 @@ def write_images(folder: Path, count: int, size: tuple[int, int] = (64, 48)) -> 
             image = Image.merge("RGB", (image, image, Image.new("L", size, 40)))
         image.save(folder / f"{number}.png")
     return folder
+
+
+def provide_annotation(folder: Path) -> None:
+    """What the commands of docs/annotation.md name: questions, images, and a store with choices of two people."""
+    write_rows(folder / "candidates.jsonl", rows(6))
+    write_images(folder / "images", 6)
+    with Store(folder / "annotations.sqlite", create=True) as store:
+        store.prepare(candidates(6, images=True), ["Reader 1", "Reader 2"], Shares(overlap=1.0))
+        made = [(f"q{n}", name, "first" if n % 2 else name_choice) for n in range(6) for name, name_choice in _READERS]
+        store.take((item, name, Choice(preference), "test") for item, name, preference in made)
 
 
 @dataclass

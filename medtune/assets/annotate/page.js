@@ -54,7 +54,7 @@ function setBusy(value) {
 }
 
 function signIn(message) {
-  at("work").hidden = at("done").hidden = true;
+  at("work").hidden = at("done").hidden = at("tools").hidden = true;
   at("sign-in").hidden = false;
   notice(message);
   at("token").value = "";
@@ -145,6 +145,7 @@ function show(state) {
   item = state.item;
   belongTo(state.annotator);
   at("sign-in").hidden = true;
+  at("tools").hidden = false;
   at("who").textContent = state.annotator;
   at("bar").max = Math.max(state.total, 1);
   at("bar").value = state.done;
