@@ -39,7 +39,7 @@ $(STAMP): pyproject.toml constraints.txt
 	  echo "$(MODEL) was not found; two tests of judges will be skipped"
 	@touch $@
 
-demo: $(STAMP) ## a method in miniature, from real data to a report (METHOD=instfree or vitask; about five minutes on two cores)
+demo: $(STAMP) ## a method in miniature, from real data to a report (METHOD=instfree, vitask, dpo or routing; about five minutes on two cores)
 	$(BIN)/python -m medtune.cli.demo --method $(METHOD) $(OVERRIDES)
 
 test: $(STAMP) ## run all tests (under twenty minutes on two cores)

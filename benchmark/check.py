@@ -103,6 +103,12 @@ FIGURES: dict[str, tuple[Figure, ...]] = {
     ),
     "start": (Figure(("remembered_seconds_377110",), "seconds"), Figure(("one_changed_seconds_377110",), "seconds")),
     "data": (Figure(("ratio_to_pillow", "workers_0"), higher=True),),
+    "routing": (
+        Figure(("speedup_vs_merge",), higher=True),
+        Figure(("relative_to_single_adapter",), higher=True),
+        Figure(("same_answers", "mixed_batch"), "exact", higher=True),
+        Figure(("memory", "memory_over_base_and_adapters"), "memory"),
+    ),
     "serve": (
         Figure(("speedup",), higher=True),
         Figure(("lost", "medtune"), "exact"),
@@ -116,6 +122,7 @@ COMMANDS: dict[str, tuple[str, list[str]]] = {
     "predict": ("--output", ["--rounds", "7"]),
     "start": ("--out", []),
     "data": ("--out", []),
+    "routing": ("--out", ["--rounds", "3", "--questions", "32"]),
     "serve": ("--output", []),
 }
 """Benchmark -> the option that names its result, and the options that it is run with."""

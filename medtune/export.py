@@ -16,7 +16,7 @@ from medtune.conversion import is_plain, read_plain, writer
 from medtune.errors import CheckpointError, ConfigError, ModelError
 from medtune.models.common.family import ModelFamily, StateDict
 from medtune.models.common.names import expected_shapes, is_adapter_key, state_dict_names
-from medtune.models.lora.merge import merge_adapters, round_to_nf4
+from medtune.models.lora.merge import Adapter, Strength, adapted_layers, merge_adapters, round_to_nf4
 from medtune.models.lora.peft import WEIGHTS_NAME, peft_files, write_peft
 from medtune.models.lora.peft_config import CONFIG_NAME
 from medtune.models.weights import INDEX_NAME, SINGLE_NAME, load_weights, save_hf, save_tensors
@@ -126,6 +126,27 @@ def export(
     if verify:
         say(str(_verified(trained, form, out, base or trained.config.checkpoint, trust)))
     return out
+
+
+def trained_adapter(source: str | Path, say: Callable[[str], None] = print) -> tuple[Adapter, Trained]:
+    """Read the adapter of a run's newest complete checkpoint, without its base weights.
+
+    Args:
+        source: a run's folder, or one ``checkpoints/step_N`` in it.
+        say: function that prints which checkpoints are damaged.
+
+    Returns:
+        The adapter, in the run's dtype, and the checkpoint.
+
+    Raises:
+        MedtuneError: if the source is not a run, or its run trained no adapters.
+    """
+    trained = _read(_checkpoint(Path(source), say))
+    adapters, whole = _adapters(trained)
+    strengths = {
+        prefix: Strength(layer.rank, float(layer.alpha)) for prefix, layer in adapted_layers(trained.model).items()
+    }
+    return Adapter(adapters, strengths, whole), trained
 
 
 def _refuse_unverifiable(form: str, base: str | None) -> None:

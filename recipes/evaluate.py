@@ -36,6 +36,9 @@ class EvaluateConfig:
     )
     split: str = field(default="test", metadata={"help": "which questions: <split>.jsonl in prepared_dir"})
     questions: str | None = field(default=None, metadata={"help": "a question file that replaces the split's"})
+    where: dict[str, str | list[str]] | None = field(
+        default=None, metadata={"help": "values of meta by which questions are chosen, as in predict's questions.where"}
+    )
     majority: str | None = field(default=None, metadata={"help": "a file that replaces training_majority.json"})
     protocols: list[str] | None = field(
         default=None, metadata={"help": "the protocols of predict; null: from predict's record next to the predictions"}
@@ -77,7 +80,7 @@ def main(config: EvaluateConfig) -> None:
         )
     majority = Path(config.majority or prepared / "training_majority.json")
     evaluation = evaluate(
-        read_questions(questions),
+        read_questions(questions, config.where),
         [row for _, rows in files for row in rows],
         read_majority(majority) if majority.is_file() or majority_of_use(asked.protocols or []) else {},
         name=config.name or output.resolve().name,

@@ -152,7 +152,7 @@ def predict(config: PredictConfig, backend: Backend, runtime: Runtime) -> int:
         robustness=config.robustness,
         question=config.question,
     )
-    if config.backend:
+    if not backend.scores:
         refuse_likelihoods(config.protocols, [query.task for query in queries if query.continuations])
     path = Path(config.output_dir) / "predictions.jsonl"
 

@@ -158,6 +158,8 @@ def shortened(config: Any) -> list[str]:
         leaf = key.rpartition(".")[2]
         if leaf == "size" and isinstance(value, int) and value > 48:
             found.append(f"{key}=48")
+        if key in ("data.train", "data.val", "data.test") and isinstance(value, int) and value > 12:
+            found.append(f"{key}=12")
         if leaf.endswith(("warmup_steps", "align_steps")) and key != leaf and isinstance(value, int) and value > 1:
             found.append(f"{key}=1")
         if leaf.endswith("warmup_epochs"):
@@ -173,17 +175,25 @@ def _short_sweep(config: Any) -> list[str]:
     chosen = [variant for variant in config.variants if variant.train is None][:1] + chosen
     for variant in chosen:
         variant.train = variant.train and [one for one in variant.train if not one.startswith("max_steps=")]
+    own = config.asks or any(one.startswith("protocols=") for one in config.predict_overrides)
+    asks = [] if own else ["protocols=[open]", "swapped=[]"]
+    ask, score = [*asks, f"limit={SHORT['limit']}"], [f"bootstrap_draws={SHORT['bootstrap_draws']}"]
+    for step in (step for variant in chosen for step in variant.steps or []):
+        if step.recipe == "predict" and step.config:  # the sweep's own overrides do not reach it
+            step.overrides += [*ask, "max_new_tokens=4"]
     variants = ", ".join(
         "{" + ", ".join(f"{key}: {_flow(value)}" for key, value in to_plain(one).items() if value is not None) + "}"
         for one in chosen
     )
+    before = ", ".join(
+        f"{{recipe: {step.recipe}, config: {step.config}, overrides: {_flow([*step.overrides, *_short_step(step)])}}}"
+        for step in config.before
+    )
     recipe = Tune([], config.recipe, config.train, [])
     train = [*config.train_overrides, *shortened(recipe.load()), "batch_size=4"]
-    own = config.asks or any(one.startswith("protocols=") for one in config.predict_overrides)
-    asks = [] if own else ["protocols=[open]", "swapped=[]"]
-    ask, score = [*asks, f"limit={SHORT['limit']}"], [f"bootstrap_draws={SHORT['bootstrap_draws']}"]
     return [
         f"variants=[{variants}]",
+        f"before=[{before}]",
         f"train_overrides={_flow(train)}",
         f"predict_overrides={_flow([*config.predict_overrides, *ask, 'max_new_tokens=4'])}",
         f"evaluate_overrides={_flow([*config.evaluate_overrides, *ask, *score])}",
@@ -191,6 +201,11 @@ def _short_sweep(config: Any) -> list[str]:
         "processes=1",
         "samples=1",
     ]
+
+
+def _short_step(step: Any) -> list[str]:
+    """A length that the sweep gives a step itself is replaced too, since the last override counts."""
+    return shortened(Tune([], step.recipe, step.config, []).load())
 
 
 def _flow(value: Any) -> str:
@@ -301,12 +316,15 @@ def _write_volumes(folder: Path) -> None:
     (folder / "reports.csv").write_text("volume,text\na.nii.gz,no finding\n")
 
 
+LABELS = ("Monocyte", "Basophil", "Lymphocyte", "Eosinophil", "Neutrophil")
+
+
 def _write_wbcatt(folder: Path) -> None:
     values = {name: ("small", "big") for name in ATTRIBUTES}
     values |= {
         "granularity": ("no", "yes"),
         "granule_type": ("nil", "round", "coarse"),
-        "label": ("Monocyte", "Basophil"),
+        "label": LABELS,
     }
     (folder / "annotations").mkdir(parents=True)
     rng = random.Random(0)
@@ -318,6 +336,7 @@ def _write_wbcatt(folder: Path) -> None:
             picture.parent.mkdir(parents=True, exist_ok=True)
             Image.effect_noise((360, 363), 20 + number).convert("RGB").save(picture)
             row = {key: rng.choice(options) for key, options in values.items()}
+            row["label"] = LABELS[number % len(LABELS)]  # every split has each type
             rows.append({**row, "path": f"PBC/{name}", "img_name": name})
         with (folder / "annotations" / f"pbc_attr_v1_{split}.csv").open("w", newline="") as file:
             writer = csv.DictWriter(file, rows[0])

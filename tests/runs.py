@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from medtune.config import build
 from medtune.training.config import TrainConfig
@@ -182,6 +182,22 @@ def die_at(step: int) -> Callable[[], None]:
         Trainer._optimizer_step = instead  # type: ignore[method-assign]
 
     return harm
+
+
+def keep_gradients() -> None:
+    """Make a run write the gradients of every step, before they are clipped, to gradients_STEP.safetensors."""
+    from medtune.training.trainer import Trainer
+
+    original = Trainer._guard
+
+    def guard(self: Trainer, *values: Any) -> None:
+        grads = [(name, parameter.grad) for name, parameter in self.trained.items()]
+        whole = {name: getattr(grad, "full_tensor", lambda grad=grad: grad)() for name, grad in grads}
+        if self.runtime.is_main:
+            save_file(whole, self.folder / f"gradients_{self.step}.safetensors")
+        original(self, *values)
+
+    Trainer._guard = guard  # type: ignore[method-assign]
 
 
 def kill_self() -> None:

@@ -21,6 +21,7 @@ from medtune.training.plan import Plan, plan
 from tests import commands
 from tests.annotate.running import provide_annotation
 from tests.commands import DATA, SHORT, Tune, in_a_process, is_training, leaves, needs_real_weights, shortened
+from tests.routing.validation_files import write_routed, write_verdicts
 
 CHECKOUT = Path(__file__).resolve().parent.parent
 DOCUMENTS = [CHECKOUT / "README.md", CHECKOUT / "CONTRIBUTING.md", *sorted((CHECKOUT / "docs").rglob("*.md"))]
@@ -232,8 +233,16 @@ def tune(words: list[str], at: Workspace) -> None:
         if is_training(config):
             expect_no_weights(planned(call.config, tuple(call.overrides), call.gpus, at))
         return
-    inputs = [str(value) for key, value in leaves(to_plain(config)) if key not in OUTPUTS]
-    at.provide(inputs)
+    if hasattr(config, "variants") and needs_real_weights(Tune([], config.recipe, config.train, []).load()):
+        return  # a sweep over such a model has been read and checked
+    own = f"{getattr(config, 'output_dir', None)}/"  # what the command writes itself, such as a sweep's prepared data
+    values = [str(value) for key, value in leaves(to_plain(config)) if key not in OUTPUTS]
+    inputs = [value for value in values if not value.startswith(own)]
+    if call.recipe == "router_threshold":  # of a routed model and several adapters, which take minutes to train
+        write_routed(at.folder / config.routed)
+        write_verdicts({name: at.folder / folder for name, folder in config.adapters.items()})
+    else:
+        at.provide(inputs)
     questions = getattr(config, "questions", None)
     if not isinstance(questions, str | None) and questions["_component_"].endswith("images_dataset"):
         (at.folder / questions["source"]).mkdir(exist_ok=True)

@@ -34,6 +34,13 @@ SHORT_DPO = [
     "predict_overrides=['protocols=[open,vqa]','swapped=[]',limit=24,max_new_tokens=8]",
     "evaluate_overrides=['protocols=[open,vqa]','swapped=[]',limit=24]",
 ]
+SHORT_ROUTING = [
+    "train_overrides=[max_steps=2]",
+    "predict_overrides=[max_new_tokens=3]",
+    "before.0.overrides=['data.annotations=${asset:demo_wbcatt}','data.images=${asset:demo_wbcatt}/images.tar',"
+    "data.center_crop=1.0,'data.tasks=[classification,counting,regression]',data.tasks_per_scene=3,data.train=12,"
+    "data.val=2,data.test=4,'output_dir={prepared}']",
+]
 
 
 def check(folder: Path, printed: str) -> dict:
@@ -93,6 +100,23 @@ def test_dpo_has_a_demo_of_its_own(
     assert (folder / "dpo/judge/pairs.html").is_file()
 
 
+def test_routing_has_a_demo_of_its_own(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("MEDTUNE_DATA", str(tmp_path / "nothing"))
+    folder = tmp_path / "demo"
+    assert demo.main(["--method", "routing", "--output-dir", str(folder), *SHORT_ROUTING]) == 0
+    assert "WBCAtt" in capfd.readouterr().out
+    names = [run["name"] for run in json.loads((folder / "results.json").read_text(encoding="utf-8"))["runs"]]
+    tasks = ["classification", "counting", "regression"]
+    assert names == ["Base", "MT", *(f"TS, {task}" for task in tasks), "TS by oracle task", "Routed"]
+    for name, allowed in (("oracle", set(tasks)), ("routed", {*tasks, "general"})):
+        rows = [json.loads(row) for row in (folder / name / "predict/predictions.jsonl").read_text().splitlines()]
+        chosen = [row["meta"]["notes"]["adapter"] for row in rows]
+        assert len(rows) == 12 and set(chosen) <= allowed
+        assert name == "routed" or chosen == [row["meta"]["flare_task"] for row in rows]
+
+
 @pytest.mark.parametrize("method", demo.methods())
 def test_a_demo_starts_with_data_of_the_package(method: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("MEDTUNE_DATA", raising=False)
@@ -104,7 +128,7 @@ def test_a_demo_starts_with_data_of_the_package(method: str, monkeypatch: pytest
 
 def test_a_method_without_demo_is_named(capsys: pytest.CaptureFixture[str]) -> None:
     assert demo.main(["--method", "instfre"]) == 2
-    assert "'instfre' has no demo; choose one of dpo, instfree, vitask" in capsys.readouterr().err
+    assert "'instfre' has no demo; choose one of dpo, instfree, routing, vitask" in capsys.readouterr().err
 
 
 def test_the_packaged_cells_are_small_complete_and_apart() -> None:

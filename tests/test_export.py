@@ -12,11 +12,13 @@ from safetensors.torch import load_file, save_file
 from medtune.cli.main import main
 from medtune.config import instantiate, save_config
 from medtune.data.writing import file_sha256
+from medtune.errors import ModelError
 from medtune.models.common.names import is_adapter_key, state_dict_names
 from medtune.models.common.parts import names_of
 from medtune.models.lora.peft import load_peft
 from medtune.models.mini import mini_internvl, mini_vlm
 from medtune.models.weights import save_hf
+from medtune.routing.adapters import AdapterFolder
 from medtune.training.building import DTYPES, build_model
 from medtune.training.checkpoints import TrainingState, save_checkpoint
 from medtune.training.export import export_weights
@@ -322,3 +324,28 @@ def _sign(checkpoint: Path) -> None:
     file = checkpoint / "model.safetensors"
     manifest[file.name] = {"bytes": file.stat().st_size, "sha256": file_sha256(file)}
     (checkpoint / "manifest.json").write_text(json.dumps(manifest))
+
+
+def test_a_routing_backend_reads_a_run_as_its_exported_adapter(lora_run: Path, base: Path, tmp_path: Path) -> None:
+    assert main(["export", str(lora_run), "--to", "peft", "--base", str(base), "--out", str(tmp_path / "peft")]) == 0
+    family = mini_vlm(**SIZES).family
+    run, peft = (AdapterFolder(name, folder) for name, folder in (("run", lora_run), ("peft", tmp_path / "peft")))
+    ours, theirs = (folder.read(family, str(base)) for folder in (run, peft))
+    assert ours.strengths == theirs.strengths and same(ours.state, theirs.state) and not ours.whole
+    assert run.identity() != peft.identity() and run.identity()["model"]["lora_rank"] == 2
+    assert AdapterFolder("step", steps(lora_run)[-1]).identity() == run.identity()
+    torch.manual_seed(8)
+    other = mini_vlm(**SIZES)
+    save_hf(other.state_dict(), other.family, tmp_path / "other")
+    for folder in (run, peft):
+        with pytest.raises(ModelError, match=rf"adapter '{folder.name}' .*was trained on other base weights .*other"):
+            folder.read(family, str(tmp_path / "other"))
+
+
+def test_an_adapter_of_another_family_or_of_a_run_without_one_is_refused(
+    lora_run: Path, full_run: Path, base: Path
+) -> None:
+    with pytest.raises(ModelError, match=r"adapter 'x' .* is of a mini_vlm, the base is a mini_internvl"):
+        AdapterFolder("x", lora_run).read(mini_internvl(300).family, str(base))
+    with pytest.raises(ModelError, match="holds no adapters"):
+        AdapterFolder("x", full_run).read(mini_vlm(**SIZES).family, str(base))

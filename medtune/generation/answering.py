@@ -166,6 +166,7 @@ class MedtuneModel:
     """
 
     remote: ClassVar[bool] = False
+    scores: ClassVar[bool] = True
     model: Mapping[str, Any]
     transform: Mapping[str, Any]
     checkpoint: str

@@ -8,6 +8,7 @@ from PIL import Image
 from torch import Tensor
 
 from medtune.config import nearest
+from medtune.data.sample import IMAGE_TAG
 from medtune.errors import DataError
 from medtune.generation.interfaces import AnswerModel
 from medtune.generation.prompt_extension import PromptExtension
@@ -19,6 +20,19 @@ BASE = "base"
 """The name that stands for the model without an adapter in notes, configs and requests."""
 ADAPTER = "adapter"
 """The note that names a request's adapter."""
+
+
+def question_of(request: Request) -> str:
+    """Return the text that a router reads: the request's last question, without image tags.
+
+    Raises:
+        DataError: If there is none, so that no task can be told.
+    """
+    asked = [message.content for message in request.sample.messages if message.role == "user"]
+    question = asked[-1].replace(IMAGE_TAG, "").strip() if asked else ""
+    if not question:
+        raise DataError(f"request {request.id!r}: its question is empty, so its task cannot be told; give it a text")
+    return question
 
 
 def with_route(request: Request, route: Route) -> Request:

@@ -3,7 +3,8 @@
 Overrides may contain placeholders. ``{sweep}`` is the sweep's folder. ``{run}`` and ``{seed}`` are the folder and the
 seed of the run. ``{prepared}`` is the folder of the prepared data in use; it is also replaced in ``image_root``.
 ``{images}`` is the place of their images. The steps of a variant have two more: ``{step:NAME}``, the folder of an
-earlier step, and ``{weights}``, the weights of the last earlier step that wrote weights. An unknown name is an error.
+earlier step, and ``{weights}``, the weights of the last earlier step that wrote weights. A variant that needs others
+has ``{run:NAME}``, the folder of their run with its seed. An unknown name is an error.
 """
 
 import re
@@ -12,7 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
-PLACEHOLDER = re.compile(r"\{(\w+|step:[^{}]*)\}")
+PLACEHOLDER = re.compile(r"\{(\w+|(?:step|run):[^{}]*)\}")
 ONCE = ("sweep", "prepared", "images")
 """Placeholders in steps that run once, before the variants."""
 OF_RUN = (*ONCE, "run", "seed")
@@ -87,6 +88,8 @@ class Variant:
         asks: Names of the evaluation settings of this variant; null uses all of them.
         prepared_dir: Data that replace the sweep's, for training and for evaluation.
         image_root: Images of these data.
+        needs: Names of variants that are done before this one, for example because it uses their adapters. Their
+            folders are ``{run:NAME}``; a variant that has seeds is the run of the same seed.
     """
 
     name: str
@@ -97,10 +100,11 @@ class Variant:
     prepared_dir: str | None = None
     image_root: str | None = None
     steps: list[Step] | None = None
+    needs: list[str] = field(default_factory=list)
 
     @property
     def one_seed(self) -> bool:
-        """Whether the model does not depend on the training seed."""
+        """Whether the variant itself does not depend on the training seed; see :class:`SweepRun` for its needs."""
         if self.steps is None:
             return self.train is None
         trained = any(not step.config and step.recipe not in ("predict", "evaluate") for step in self.steps)
@@ -158,6 +162,7 @@ class SweepConfig:
         if len(set(places)) < len(places) or bool(self.axis) != bool(places):
             raise ValueError("axis needs an x in the variants: give both or neither, and each x only once")
         self._check_asks()
+        check_needs(self.variants)
         for variant in self.variants:
             self._check_steps(variant)
         self._check_placeholders()
@@ -199,10 +204,11 @@ class SweepConfig:
             check_placeholders([*ask.predict_overrides, *ask.evaluate_overrides], OF_RUN, f"ask {ask.name}")
         for variant in self.variants:
             where = f"variant {variant.name}"
-            check_placeholders(variant.train or [], OF_RUN, where)
+            of_run = [*OF_RUN, *(f"run:{name}" for name in variant.needs)]
+            check_placeholders(variant.train or [], of_run, where)
             earlier: list[str] = []
             for step in variant.steps or []:
-                known = [*OF_RUN, *(["weights"] if earlier else []), *(f"step:{name}" for name in earlier)]
+                known = [*of_run, *(["weights"] if earlier else []), *(f"step:{name}" for name in earlier)]
                 check_placeholders(step.overrides, known, f"{where}, step {step.called}")
                 earlier.append(step.called)
 
@@ -235,6 +241,7 @@ class SweepRun:
         folder: The run's folder.
         title: Name in messages.
         suffix: Text that names the seed in titles; empty if there is only one seed.
+        one_seed: Whether the run does not depend on the training seed, nor does any run that it needs.
     """
 
     variant: Variant
@@ -242,6 +249,7 @@ class SweepRun:
     folder: Path
     title: str
     suffix: str = ""
+    one_seed: bool = False
 
 
 @dataclass(frozen=True)
@@ -259,6 +267,25 @@ class ReportRow:
     ask: EvalSetting
     folder: Path
     title: str
+
+
+def check_needs(variants: Iterable[Variant]) -> None:
+    """Refuse a need that is no variant, and variants that wait for each other.
+
+    Raises:
+        ValueError: Naming the variant.
+    """
+    needs = {variant.name: variant.needs for variant in variants}
+    for name, wanted in needs.items():
+        stray = [other for other in wanted if other not in needs]
+        if stray:
+            raise ValueError(f"variant {name}: needs {stray[0]!r}, which is no variant; there are {', '.join(needs)}")
+    done: set[str] = set()
+    while len(done) < len(needs):
+        ready = {name for name, wanted in needs.items() if name not in done and done.issuperset(wanted)}
+        if not ready:
+            raise ValueError(f"variants {', '.join(sorted(needs.keys() - done))} need each other; none could begin")
+        done |= ready
 
 
 def check_placeholders(overrides: Iterable[str], known: Collection[str], where: str) -> None:
@@ -291,13 +318,26 @@ def chains(config: SweepConfig) -> list[SweepRun]:
     """Return every run of a sweep, variant by variant; the untuned base has no seed."""
     runs = []
     for variant in config.variants:
-        seeds = config.seeds[:1] if variant.one_seed else config.seeds
+        fixed = _has_one_seed(config, variant)
+        seeds = config.seeds[:1] if fixed else config.seeds
         for seed in seeds:
             alone = len(seeds) == 1
             name = variant.name if alone else f"{variant.name}_seed{seed}"
             suffix = "" if alone else f", seed {seed}"
-            runs.append(SweepRun(variant, seed, Path(config.output_dir) / name, variant.title + suffix, suffix))
+            runs.append(SweepRun(variant, seed, Path(config.output_dir) / name, variant.title + suffix, suffix, fixed))
     return runs
+
+
+def _has_one_seed(config: SweepConfig, variant: Variant) -> bool:
+    """Return whether neither a variant nor one that it needs depends on the training seed."""
+    needed = [other for other in config.variants if other.name in variant.needs]
+    return variant.one_seed and all(_has_one_seed(config, other) for other in needed)
+
+
+def needed_runs(config: SweepConfig, chain: SweepRun) -> dict[str, SweepRun]:
+    """Return the runs that a run needs, by the name of their variant."""
+    every = [other for other in chains(config) if other.variant.name in chain.variant.needs]
+    return {run.variant.name: run for run in every if run.seed == chain.seed or run.one_seed}
 
 
 def task_name(chain: SweepRun) -> str:

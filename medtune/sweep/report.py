@@ -67,7 +67,7 @@ def _write_page(config: SweepConfig, rows: Sequence[ReportRow], out: Path, page:
     entries = [
         {
             "title": row_title(row.chain.variant, row.ask),
-            "seed": None if row.chain.variant.one_seed else row.chain.seed,
+            "seed": None if row.chain.one_seed else row.chain.seed,
             "folder": os.path.relpath(row.folder, out.parent),
         }
         for row in rows
@@ -99,14 +99,14 @@ def seed_differences(rows: Sequence[ReportRow], base: str = "", resamples: int =
         Row title without the seed -> result of :func:`medtune.reporting.comparison.compare_over_seeds`; empty if no
         model was trained with more than one seed.
     """
-    seeds = sorted({row.chain.seed for row in rows if not row.chain.variant.one_seed})
+    seeds = sorted({row.chain.seed for row in rows if not row.chain.one_seed})
     if len(seeds) < 2:
         return {}
     runs: dict[str, dict[int, Run]] = {}
     for row in rows:
         title = row_title(row.chain.variant, row.ask)
         run = read_run(row.folder, title)
-        run_seeds = seeds if row.chain.variant.one_seed else [row.chain.seed]
+        run_seeds = seeds if row.chain.one_seed else [row.chain.seed]
         runs.setdefault(title, {}).update(dict.fromkeys(run_seeds, run))
     first = runs.pop(base or next(iter(runs)))
     return {title: compare_over_seeds(first, other, resamples=resamples) for title, other in runs.items()}

@@ -15,7 +15,7 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from concurrent.futures import Future, ProcessPoolExecutor, as_completed
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from importlib import import_module
 from pathlib import Path
 
@@ -32,6 +32,7 @@ from medtune.sweep.config import (
     chains,
     chosen,
     data_of,
+    needed_runs,
     rows_of,
     task_name,
 )
@@ -186,6 +187,7 @@ def filled(
     places = {"sweep": config.output_dir, "prepared": prepared, "images": images, **(known or {})}
     if chain is not None:
         places |= {"run": str(chain.folder), "seed": str(chain.seed)}
+        places |= {f"run:{name}": str(needed.folder) for name, needed in needed_runs(config, chain).items()}
     return [PLACEHOLDER.sub(lambda match: places.get(match[1], match[0]), override) for override in overrides]
 
 
@@ -226,12 +228,29 @@ def run_sweep(config: SweepConfig, say: Callable[[str], None] = print) -> Path:
         for step in config.before:
             _wait(pool, pool.submit(run_step, config, step), f"{step.recipe} ({step.config})", root / "logs/before.log")
             say(f"{step.recipe} ({step.config}): done")
-        waiting = {pool.submit(run_chain, config, chain): chain for chain in order}
-        for future in as_completed(waiting):
-            chain = waiting[future]
+        for chain, future in _in_order(config, order, lambda chain: pool.submit(run_chain, config, chain)):
             _wait(pool, future, chain.title, root / "logs" / f"{chain.folder.name}.log")
             say(f"{chain.title}: {_done(chain.variant)}")
     return write_pages(config, every)
+
+
+def _in_order(
+    config: SweepConfig, order: Iterable[SweepRun], submit: Callable[[SweepRun], Future[None]]
+) -> Iterator[tuple[SweepRun, Future[None]]]:
+    """Submit each run as soon as those that it needs are done, and yield the runs as they end.
+
+    The caller must not go on after a run that failed.
+    """
+    needs = {chain.folder: {run.folder for run in needed_runs(config, chain).values()} for chain in order}
+    left, running, done = list(order), dict[Future[None], SweepRun](), set[Path]()
+    while left or running:
+        for chain in [chain for chain in left if needs[chain.folder] <= done]:
+            left.remove(chain)
+            running[submit(chain)] = chain
+        for future in wait(running, return_when=FIRST_COMPLETED).done:
+            chain = running.pop(future)
+            yield chain, future
+            done.add(chain.folder)
 
 
 def run_part(config: SweepConfig, say: Callable[[str], None] = print) -> int:
@@ -254,6 +273,7 @@ def run_part(config: SweepConfig, say: Callable[[str], None] = print) -> int:
         return 0
     claim(root, "sweep", WRITES, _is_sweep)
     chain = chosen(config)
+    _refuse_early(config, chain)
     log = root / "logs" / (f"{chain.folder.name}.log" if chain else "before.log")
     try:
         if chain is not None:
@@ -268,6 +288,18 @@ def run_part(config: SweepConfig, say: Callable[[str], None] = print) -> int:
             return error.status
         raise MedtuneError(f"{config.only}: {error}; see {log}") from error
     return 0
+
+
+def _refuse_early(config: SweepConfig, chain: SweepRun | None) -> None:
+    """Refuse a run before those that it needs.
+
+    Raises:
+        MedtuneError: Naming them.
+    """
+    needed = needed_runs(config, chain).values() if chain else ()
+    missing = [task_name(run) for run in needed if not (rows_of(config, run)[0].folder / "results.json").is_file()]
+    if missing:
+        raise MedtuneError(f"{config.only} needs {', '.join(missing)}; do each with only=NAME first")
 
 
 def collect(config: SweepConfig) -> Path:

@@ -17,6 +17,7 @@ from medtune.config import instantiate
 from medtune.errors import ConfigError, ModelError
 from medtune.models.common.interface import Trainable
 from medtune.models.common.names import is_adapter_key, state_dict_names
+from medtune.models.lora.nf4 import is_single
 from medtune.models.weights import load_weights
 from medtune.objectives.base import Objective
 from medtune.objectives.companions import load_companions
@@ -58,7 +59,7 @@ def build_model(config: TrainConfig, runtime: Runtime) -> tuple[Any, Members]:
     torch.manual_seed(config.seed)
     with training.set_default_dtype(dtype), runtime.device:
         model = instantiate(config.model)
-    check_parts(config.trainable, model.parts())  # before the weights, which may take minutes, are read
+    _check_parts(config, model.parts())  # before the weights, which may take minutes, are read
     loaded: set[str] = set()
     if config.checkpoint:
         state = {**load_weights(config.checkpoint, model), **adapter_tensors(config, model)}
@@ -70,6 +71,17 @@ def build_model(config: TrainConfig, runtime: Runtime) -> tuple[Any, Members]:
             if is_adapter_key(name) and keys[name] not in loaded:
                 parameter.copy_(adapter_start(keys[name], parameter, config.seed))
     return model, model.parts()
+
+
+def _check_parts(config: TrainConfig, members: Members) -> None:
+    """Refuse parts that the model does not have.
+
+    Raises:
+        ConfigError: Naming the parts that it has.
+    """
+    check_parts(config.trainable, members)
+    if config.export == "peft" and not any(part.startswith("adapter") for part in members):
+        raise ConfigError("export: peft writes an adapter, and this model has none; take a builder with LoRA, or hf")
 
 
 def build_companions(objective: Objective, config: TrainConfig, runtime: Runtime) -> dict[str, nn.Module]:
@@ -114,7 +126,7 @@ def _build_sharded(config: TrainConfig, runtime: Runtime, dtype: torch.dtype) ->
     with training.set_default_dtype(dtype), torch.device("meta"):
         model = instantiate(config.model)
     members = model.parts()
-    check_parts(config.trainable, members)
+    _check_parts(config, members)
     if config.checkpoint:
         full = {**load_weights(config.checkpoint, model), **adapter_tensors(config, model)}
     else:
@@ -153,6 +165,8 @@ def _all_tensors(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
 
 def shard(model: nn.Module) -> None:
     """Apply FSDP2: every transformer layer is a unit, the root has the rest, and its forward method is ``compute``."""
+    if any(is_single(parameter) for parameter in model.parameters()):
+        raise ConfigError("model.double_quant: false is for one process only; leave it out, or start one process")
     for _, module in reversed(list(model.named_modules())):
         if isinstance(module, nn.ModuleList):
             for layer in module:

@@ -127,7 +127,9 @@ class TrainConfig:
     monitor_direction: Literal["auto", "higher", "lower"] = key("auto", "whether higher or lower is better")
     early_stopping_patience: int | None = key(None, "stop after N validations without a better value of `monitor`")
     resume: Literal["auto", "never", "must"] = key("auto", "continue from the newest whole checkpoint of output_dir")
-    export: Literal["hf", "torchtune", "none"] = key("hf", "layout of the weights written at the end")
+    export: Literal["hf", "torchtune", "peft", "none"] = key(
+        "hf", "weights written at the end: merged, in either layout; peft: the adapter alone, for PEFT and vLLM"
+    )
     loggers: list[Component] = key([], "torchtune metric loggers, in addition to metrics.jsonl")
     log_every_steps: int = key(1, "steps between log lines")
 
@@ -144,6 +146,8 @@ class TrainConfig:
             raise ValueError(f"clip_grad_norm must be positive, got {self.clip_grad_norm}")
         if self.adapter is not None and self.checkpoint is None:
             raise ValueError("adapter needs checkpoint, the base weights that it was trained on")
+        if self.export == "peft" and self.checkpoint is None:
+            raise ValueError("export: peft needs checkpoint, the base weights that the adapter belongs to")
         if self.keep_optimizer and self.adapter is None:
             raise ValueError("keep_optimizer needs adapter, the run whose optimizer it continues")
         if self.activation_offloading and not self.activation_checkpointing:

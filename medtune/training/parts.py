@@ -13,6 +13,7 @@ from medtune.config import nearest
 from medtune.errors import ConfigError, TrainingError
 from medtune.models.common.interface import Trainable
 from medtune.models.common.parts import expand
+from medtune.objectives.base import Stage
 
 WRAPPERS = ("_checkpoint_wrapped_module.", "_orig_mod.")
 
@@ -79,6 +80,10 @@ class TrainedParts:
     def expand(self, parts: Iterable[str]) -> list[str]:
         """The named parts, with each group replaced by its parts."""
         return expand(parts, self.members)
+
+    def trained_in(self, stages: Iterable[Stage]) -> dict[str, nn.Parameter]:
+        """The parameters that one of the stages trains, by name."""
+        return self.select(self.expand([part for stage in stages for part in stage.trainable]))
 
     def rate_groups(self, trained: Iterable[str], rates: Iterable[str]) -> list[str]:
         """The parts and groups with one learning rate each: a group is split only if one of its parts is named too."""

@@ -313,6 +313,8 @@ def _obstacles(config: TrainConfig, world: int, needed: float) -> list[str]:
             f"{config.optimizer.path} cannot update parameters sharded over {world} processes; use torch.optim.AdamW "
             "or torchao.optim.AdamW8bit"
         )
+    if world > 1 and config.model.get("double_quant") is False:
+        found.append("model.double_quant: false is for one process only; leave it out, or start one process")
     if config.activation_offloading and config.device == "cpu":
         found.append("activation_offloading needs a GPU, and device=cpu")
     if torch.cuda.is_available() and config.device != "cpu":

@@ -24,6 +24,7 @@ from medtune.models.common.interface import Trainable
 from medtune.objectives.base import Objective, Stage
 from medtune.training import building, optimization
 from medtune.training.adapter import begun, keep_optimizer
+from medtune.training.adapter_record import record_later
 from medtune.training.beforehand import compute_beforehand
 from medtune.training.checkpointer import Checkpointer, identity, put_back
 from medtune.training.config import TrainConfig, check_loggers
@@ -348,7 +349,7 @@ class Trainer:
         if self.stage_index == len(self.progress.stages) - 1:
             better = self.best.update(self.step, value, higher)
             if better and self.config.export != "none":
-                export_weights(self.model, self.config, self.runtime, self.folder / "best")
+                self._export("best")
         shown = self.config.monitor.replace("_", " ")
         said = "has no value" if value is None else f"{value:.4f}"
         self.telemetry.say(f"step {self.step}: {shown} {said}{' (best)' if better else ''}")
@@ -360,8 +361,6 @@ class Trainer:
         """Write a checkpoint of everything that may have changed since the start. A collective."""
         for skipped in self.runtime.gather(self.skipped):
             self.skipped |= skipped
-        trained = [part for stage in self.progress.stages[: self.stage_index + 1] for part in stage.trainable]
-        live = {**self.begun, **self.parts.select(self.parts.expand(trained))}
         values = {
             "step": self.step,
             "stage": self.stage_index,
@@ -369,13 +368,20 @@ class Trainer:
             "best": dataclasses.asdict(self.best),
             "skipped": self.skipped,
         }
-        model = {name: parameter for name, parameter in live.items() if name not in self.own}
+        model = {name: parameter for name, parameter in self._live().items() if name not in self.own}
         self.checkpointer.save(model, self.optimizer, self.objective, values)
         self.telemetry.elapsed()
 
+    def _live(self) -> dict[str, torch.nn.Parameter]:
+        return {**self.begun, **self.parts.trained_in(self.progress.stages[: self.stage_index + 1])}
+
+    def _export(self, name: str) -> None:
+        about = record_later(self.config, self.feed.source, self.step, self.folder / "metrics.jsonl")
+        export_weights(self.model, self.config, self.runtime, self.folder / name, self._live().keys() - self.own, about)
+
     def _finish(self, seconds: float) -> None:
         if self.config.export != "none":
-            export_weights(self.model, self.config, self.runtime, self.folder / "weights")
+            self._export("weights")
             self.runtime.on_rank0(lambda: self.objective.export(self.folder))
         for skipped in self.runtime.gather(self.skipped):
             self.skipped |= skipped

@@ -10,7 +10,7 @@ import pytest
 from tests.benchmark.scripts import FOLDER, script
 
 check = script("check")
-CPU = ["train_step", "vitask_step", "dpo_step", "predict", "start", "data"]
+CPU = ["train_step", "vitask_step", "dpo_step", "predict", "start", "data", "routing", "serve"]
 START = {"remembered_seconds_377110": 15.0, "one_changed_seconds_377110": 15.0}
 SHARED = {name: {"shared_prefix_speedup": value} for name, value in (("internvl", 2.5), ("llava", 4.0))}
 DPO_STEP = {
@@ -32,6 +32,13 @@ RESULTS: dict[str, dict[str, Any]] = {
     },
     "start": START,
     "data": {"ratio_to_pillow": {"workers_0": 0.7}},
+    "routing": {
+        "speedup_vs_merge": 5.0,
+        "relative_to_single_adapter": 0.9,
+        "same_answers": {"mixed_batch": 1.0},
+        "memory": {"memory_over_base_and_adapters": 1.01},
+    },
+    "serve": {"speedup": 5.0, "lost": {"medtune": 2}, "same_answers": 1.0},
 }
 GPU_STEP = {"time_ratio": 1.0, "tokens_per_second": 4000.0, "peak_memory_bytes": 40e9, "hardware": {"gpu": "H100"}}
 

@@ -113,3 +113,20 @@ def test_what_was_asked_is_read_from_the_record(recipe, prepared, questions, ans
     capsys.readouterr()
     assert run(recipe, prepared, "limit=5") == 2
     assert "limit: 5 is asked for" in capsys.readouterr().err
+
+
+def test_questions_can_be_chosen_by_their_meta(recipe, prepared, questions, answer, capsys):
+    one = questions[0].meta["attribute"]
+    chosen = [question for question in questions if question.meta["attribute"] == one]
+    assert 0 < len(chosen) < len(questions)
+    queries = plan_queries(chosen, ["open"])
+    write_predictions(prepared / "predictions.jsonl", [answer(query) for query in queries])
+    asked = ["protocols=[open]", "swapped=[]"]
+    assert run(recipe, prepared, *asked) == 2, "the other questions have no answer"
+    assert "without an answer" in capsys.readouterr().err
+    assert run(recipe, prepared, *asked, f"where.attribute='{one}'") == 0
+    results = json.loads((prepared / "scored" / "results.json").read_text())
+    assert list(results["protocols"]["open"]["attributes"]) == [one]
+    assert results["provenance"]["config"]["where"] == {"attribute": one}
+    assert run(recipe, prepared, *asked, "where.attribute=nothing") == 2
+    assert "no row has attribute nothing" in capsys.readouterr().err

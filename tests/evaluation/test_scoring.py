@@ -125,7 +125,7 @@ def test_rows_of_the_files_say_where_a_number_stands_and_what_was_read():
     tree = {"p": {"overall": {"m": number}, "attributes": {"size": {"m": number}}, "swapped": {"deep": {"m": number}}}}
     rows = metric_rows({"name": "x", "protocols": tree, "retention": {"composite": number}})
     places = [(one["protocol"], one["group"], one["attribute"], one["metric"]) for one in rows]
-    assert places == [("p", "overall", "", "m"), ("p", "attributes", "size", "m"), ("p", "swapped", "", "m"),
+    assert places == [("p", "overall", "", "m"), ("p", "attributes", "size", "m"), ("p", "swapped", "deep", "m"),
                       ("", "retention", "", "composite")]  # fmt: skip
 
 

@@ -34,6 +34,12 @@ def kind(request):
     return request.param
 
 
+@pytest.fixture(params=[1, 99], ids=["copied", "wide"])
+def form(request, monkeypatch):
+    """Each row's own A and B, as for prompts, or those of all adapters, as for single tokens."""
+    monkeypatch.setattr("medtune.models.lora.bank.COPIED_FROM", request.param)
+
+
 @pytest.fixture
 def model(kind):
     torch.manual_seed(0)
@@ -101,7 +107,7 @@ def close(found, wanted):
 
 
 @torch.no_grad()
-def test_each_row_is_its_adapter_alone(model, kind):
+def test_each_row_is_its_adapter_alone(model, kind, form):
     vision, given = vision_of(kind), adapters(model)
     features = model.encode(vision)
     base = read(model, kind, vision, features)
@@ -125,7 +131,7 @@ def test_each_row_is_its_adapter_alone(model, kind):
 
 
 @torch.no_grad()
-def test_a_row_does_not_depend_on_its_neighbours_their_adapters_or_their_number(model, kind):
+def test_a_row_does_not_depend_on_its_neighbours_their_adapters_or_their_number(model, kind, form):
     vision, given = vision_of(kind), adapters(model)
     bank = AdapterBank(model, given)
     chosen = torch.tensor([1, 0, -1, 2])
@@ -139,7 +145,7 @@ def test_a_row_does_not_depend_on_its_neighbours_their_adapters_or_their_number(
 
 
 @torch.no_grad()
-def test_all_rows_without_an_adapter_are_the_base(model, kind):
+def test_all_rows_without_an_adapter_are_the_base(model, kind, form):
     vision = vision_of(kind)
     wanted = read(model, kind, vision, model.encode(vision))
     bank = AdapterBank(model, adapters(model))
@@ -150,7 +156,7 @@ def test_all_rows_without_an_adapter_are_the_base(model, kind):
 
 
 @torch.no_grad()
-def test_adapters_in_the_image_encoder_follow_the_tiles_of_their_row(model, kind):
+def test_adapters_in_the_image_encoder_follow_the_tiles_of_their_row(model, kind, form):
     """Tower and projection run on all real tiles, or all images, of the batch in one go."""
     vision = vision_of(kind)
     given = {
@@ -264,7 +270,7 @@ def test_what_cannot_be_chosen_per_row_is_refused_by_name(llava):
 
 @torch.no_grad()
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_on_an_nf4_base(dtype):
+def test_on_an_nf4_base(dtype, form):
     """Each row is what a QLoRA model with that adapter gives; the base has adapters of its own, which are off."""
     torch.set_default_dtype(dtype)
     try:

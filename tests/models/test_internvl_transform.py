@@ -104,6 +104,18 @@ def test_internvl3_gives_the_ids_and_pixels_of_transformers_processor(qwen_folde
     assert (pixels - expected["pixel_values"]).abs().max() < 3 / 255 / min(IMAGENET_STD)  # torchvision's rounding
 
 
+@pytest.mark.parametrize("system", ["", "A system message.", None])
+def test_an_answer_is_asked_for_with_the_very_tokens_that_training_showed(system, qwen_folder):
+    """ME-VLIP's own code adds an empty system turn and another line break when it asks."""
+    transform = internvl3_transform(qwen_folder, max_num_tiles=1, max_seq_len=2048, system=system)
+    for question in (QUESTION, sample(2, ("user", "What is the cell size?"), ("assistant", "small cell size, round"))):
+        trained, asked = transform(question, PICTURES), transform(question, PICTURES, inference=True)["tokens"]
+        first = next(place for place, label in enumerate(trained["labels"]) if label != -100)
+        assert asked == trained["tokens"][:first] and asked.count(151_667) == 2 * 256
+        assert transform.decode(trained["tokens"][first:]).startswith("small cell size, round")
+        assert (151_644 in asked[:1]) and transform.decode(asked).count("assistant") == 1
+
+
 def test_internvl2_writes_its_published_conversation(internlm_folder):
     """``conversation.py`` (internlm2-chat): no line break after ``<|im_end|>``, ``<s>`` before all."""
     transform = internvl2_transform(internlm_folder, max_num_tiles=1)

@@ -11,6 +11,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from medtune.data.images import ImageRoot
 from medtune.data.items import SampleItems
 from medtune.data.shards import Shards
 from medtune.errors import DataError
@@ -91,6 +92,18 @@ def test_a_resumed_run_reads_what_the_untrained_model_gave(tmp_path: Path) -> No
     assert moved[0] == moved[1]
 
 
+def disk_fails() -> None:
+    """One image can be checked, but not be read afterwards."""
+    original = ImageRoot.load
+
+    def load(self: ImageRoot, name: str, where: str) -> Image.Image:
+        if name == "3.png":
+            raise DataError(f"{name}: the disk has failed")
+        return original(self, name, where)
+
+    ImageRoot.load = load  # type: ignore[method-assign]
+
+
 def test_a_sample_that_could_not_be_read_has_a_reason_in_place_of_outputs(tmp_path: Path) -> None:
     """Its place in the batch is taken by another sample, whose outputs must not become its own when it is mended."""
     rows = []
@@ -100,21 +113,17 @@ def test_a_sample_that_could_not_be_read_has_a_reason_in_place_of_outputs(tmp_pa
         messages = [{"role": role, "content": text} for role, text in turns]
         rows.append({"id": f"row-{number}", "images": [f"{number}.png"], "messages": messages})
     (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    broken = tmp_path / "3.png"
-    whole = broken.read_bytes()
-    broken.write_bytes(whole[: len(whole) // 2])  # its header can be read, and so its size
     dataset = {"_component_": "medtune.datasets.jsonl_dataset", "source": str(tmp_path / "rows.jsonl")}
-    for name in ("broken", "mended"):
+    for name, harm in (("broken", disk_fails), ("mended", None)):
         config = run(tmp_path / name, tmp_path / "cache")
         config.dataset, config.on_error = {**dataset, "image_root": str(tmp_path)}, "skip"
-        assert launch(config) == [0]
+        assert launch(config, harm=harm) == [0]
         skipped = json.loads((tmp_path / name / "summary.json").read_text())["skipped"]
-        assert [one["id"] for one in skipped] == ["row-3"] and "3.png is truncated" in skipped[0]["reason"]
+        assert skipped == [{"id": "row-3", "reason": "3.png: the disk has failed"}]
         moved = [line["moved"] for line in metrics(tmp_path / name) if "loss" in line]
         assert moved[0] < 1e-4
-        broken.write_bytes(whole)
     outputs = Shards(tmp_path / "cache" / "train", np.array([0, 6]), key="objective.folder")
-    with pytest.raises(DataError, match="3.png is truncated"):
+    with pytest.raises(DataError, match="3.png: the disk has failed"):
         outputs.item(3)
     means = [outputs.item(number)["mean"] for number in (0, 1, 2, 4, 5)]
     assert len({float(mean) for mean in means}) == 5

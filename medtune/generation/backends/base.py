@@ -71,9 +71,11 @@ class Backend(Protocol):
 
     Attributes:
         remote: Whether the model runs outside of this process, on an unknown device.
+        scores: Whether it computes the likelihoods of a request's continuations.
     """
 
     remote: ClassVar[bool]
+    scores: ClassVar[bool]
 
     def identity(self) -> dict[str, Any]:
         """Return the values on which the answers depend, whatever machine the model runs on."""
@@ -85,7 +87,7 @@ class Backend(Protocol):
 
 
 def refuse_likelihoods(protocols: Sequence[str], scored: Sequence[str]) -> None:
-    """Reject protocols that compare likelihoods of given texts, because backends cannot compute them.
+    """Reject protocols that compare likelihoods of given texts, for a backend that cannot compute them.
 
     Args:
         protocols: The requested protocols.
@@ -97,6 +99,6 @@ def refuse_likelihoods(protocols: Sequence[str], scored: Sequence[str]) -> None:
     if scored:
         allowed = ", ".join(name for name in protocols if name not in scored)
         raise ConfigError(
-            f"protocol {scored[0]!r} needs the likelihood of given answers, which a backend does not tell (servers "
+            f"protocol {scored[0]!r} needs the likelihood of given answers, which this backend does not tell (servers "
             f"give log-probabilities of what they wrote alone); leave it out: 'protocols=[{allowed}]'"
         )

@@ -33,6 +33,7 @@ class OpenAIServer:
     """
 
     remote: ClassVar[bool] = True
+    scores: ClassVar[bool] = False
     base_url: str
     model: str
     api_key_env: str | None = None

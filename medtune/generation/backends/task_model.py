@@ -29,6 +29,7 @@ class TaskModelBackend:
     """
 
     remote: ClassVar[bool] = False
+    scores: ClassVar[bool] = False
     path: str
     batch_size: int = 64
     threshold: float = 0.5

@@ -36,6 +36,7 @@ class TransformersCheckpoint:
     """
 
     remote: ClassVar[bool] = False
+    scores: ClassVar[bool] = False
     path: str
     template: str | None = None
 

@@ -23,6 +23,7 @@ from medtune.models.internvl._convert_weights import internvl_family
 from medtune.models.internvl._peft import adapters_from_peft, adapters_to_peft
 from medtune.models.internvl._shape import InternVLShape, Layout
 from medtune.models.internvl._vision import Connector, InternViT, LayerScale
+from medtune.models.lora.nf4 import keep_scales
 from medtune.models.lora.options import ATTENTION, AdapterOptions, keep_dtype_in_state_dicts, linear
 
 LORA_PARTS = ("vision", "decoder")
@@ -133,6 +134,8 @@ def internvl_vlm(name: str, shape: InternVLShape, *, layout: Layout, lora: LoraO
         adapters_only=lora is not None,
     )
     keep_dtype_in_state_dicts(model, model.decoder.norm.scale.dtype)
+    if lora is not None and not lora.double_quant:
+        keep_scales(model)
     plain = frozenset(key for key in expected_shapes(model) if not is_adapter_key(key))
     model.family = replace(
         model.family,

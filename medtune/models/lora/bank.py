@@ -5,10 +5,13 @@ For each row, the part of ``A x`` that belongs to its adapter is kept and the re
 computes y = W x + (alpha / r) B' A' x with the A' and B' of its own adapter (LoRA, Hu et al. 2021, Eq. 3). The adapters
 may differ in rank, scale and adapted layers. Shapes do not depend on which adapters are chosen. A row without an
 adapter computes what the base model computes, bit for bit.
+
+A pass of many tokens per row (a prompt) copies each row's own A and B instead, and multiplies row by row: to compute
+all of ``A x`` and to drop most of it would cost more than the copies.
 """
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Hashable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -26,6 +29,8 @@ from medtune.models.lora.merge import Adapter
 
 BASE = -1
 """The index that stands for no adapter."""
+COPIED_FROM = 16
+"""Least number of tokens per row for which each row's own A and B are copied."""
 _ENCODER = "encoder."
 _OUTPUT = "decoder.output"
 Rows = Tensor | Sequence[int | str | None]
@@ -70,8 +75,9 @@ class AdapterBank:
         for layer in self._model_adapters:
             layer.disabled = True
         self._hooks = []
+        layouts: dict[Hashable, int] = {}
         for prefix in sorted({prefix for adapter in adapters.values() for prefix in adapter.strengths}):
-            wide = _Wide.of(prefix, list(adapters.values()), modules[prefix])
+            wide = _Wide.of(prefix, list(adapters.values()), modules[prefix], layouts)
             self._hooks.append(modules[prefix].register_forward_hook(self._hook(wide)))
         self.adapts_encoder = any(
             prefix.startswith(_ENCODER) for adapter in adapters.values() for prefix in adapter.strengths
@@ -191,10 +197,10 @@ class AdapterBank:
 
 @dataclass
 class _Route:
-    """The adapter of each row, and a cache of the masks and scales that each layer computed from it."""
+    """The adapter of each row, and the masks and scales computed from it, by a layer's layout and an input's axes."""
 
     chosen: tuple[int, ...]
-    cache: dict[tuple[str, int], tuple[Tensor, Tensor] | None] = field(default_factory=dict)
+    cache: dict[tuple[int, int], "_Choice | None"] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -204,10 +210,11 @@ class _Wide:
     Attributes:
         prefix: prefix of the layer in state dicts.
         a: [R, in], the A matrices of all adapters of this layer, concatenated by rows.
-        b: [out, R], their B matrices, concatenated by columns.
+        b: [R, out], their B matrices, transposed and concatenated by rows.
         owner: [R], the index of the adapter that a row of ``a`` belongs to.
         scales: alpha / rank by adapter index; 0 for adapters that do not adapt this layer, and 0 for the base at the
             end.
+        layout: layers of one layout have equal ``owner`` and ``scales``, and so one mask and scale per route.
     """
 
     prefix: str
@@ -215,20 +222,20 @@ class _Wide:
     b: Tensor
     owner: Tensor
     scales: Tensor
+    layout: int
 
     @staticmethod
-    def of(prefix: str, adapters: Sequence[Adapter], module: nn.Module) -> "_Wide":
+    def of(prefix: str, adapters: Sequence[Adapter], module: nn.Module, layouts: dict[Hashable, int]) -> "_Wide":
         place, dtype = _place(module)
         present = [(index, adapter) for index, adapter in enumerate(adapters) if prefix in adapter.strengths]
         scales = [0.0] * (len(adapters) + 1)
         for index, adapter in present:
             scales[index] = adapter.strengths[prefix].alpha / adapter.strengths[prefix].rank
-        a, b = (
-            torch.cat([adapter.state[f"{prefix}.{side}.weight"].to(place, dtype) for _, adapter in present], dim=dim)
-            for side, dim in (("lora_a", 0), ("lora_b", 1))
-        )
+        a = torch.cat([adapter.state[f"{prefix}.lora_a.weight"].to(place, dtype) for _, adapter in present])
+        b = torch.cat([adapter.state[f"{prefix}.lora_b.weight"].to(place, dtype).t() for _, adapter in present])
         owner = [index for index, adapter in present for _ in range(adapter.strengths[prefix].rank)]
-        return _Wide(prefix, a, b, torch.tensor(owner, device=place), torch.tensor(scales, device=place))
+        layout = layouts.setdefault((*owner, *scales, place), len(layouts))
+        return _Wide(prefix, a, b, torch.tensor(owner, device=place), torch.tensor(scales, device=place), layout)
 
     def add(self, x: Tensor, output: Tensor, route: _Route) -> Tensor:
         """Add to each row of ``output`` what the row's adapter computes.
@@ -239,25 +246,61 @@ class _Wide:
         if x.shape[0] != len(route.chosen):
             # a route of one row would silently be broadcast to all rows
             raise ModelError(f"{self.prefix}: a pass of {x.shape[0]} rows under a route of {len(route.chosen)}")
-        key = (self.prefix, x.ndim)
+        key = (self.layout, x.ndim)
         if key not in route.cache:
             route.cache[key] = self._of(route, x.ndim)
-        mask_and_scale = route.cache[key]
-        if mask_and_scale is None:
+        choice = route.cache[key]
+        if choice is None:
             return output
-        others, scale = mask_and_scale
-        h = F.linear(x, self.a).masked_fill(others, 0)
         # the scale is in fp32 and apart from the mask, as for a single adapter, so that bf16 rounds in the same way
-        return output + (scale * F.linear(h, self.b)).to(output.dtype)
+        return output + (choice.scale * self._product(x, choice)).to(output.dtype)
 
-    def _of(self, route: _Route, ndim: int) -> tuple[Tensor, Tensor] | None:
-        """(mask of what is not the row's adapter [b, 1, R], scale [b, 1, 1]); None if no row has an adapter here."""
+    def _product(self, x: Tensor, choice: "_Choice") -> Tensor:
+        """B A x of each row's own A and B, in one of two forms that do the same."""
+        if x.ndim < 3 or x.shape[1] < COPIED_FROM:
+            return F.linear(x, self.a).masked_fill(choice.others, 0) @ self.b
+        flat = x.flatten(1, -2)
+        h = torch.bmm(flat, self.a[choice.picked].transpose(1, 2))
+        if choice.beyond is not None:
+            h = h.masked_fill(choice.beyond, 0)
+        return torch.bmm(h, self.b[choice.picked]).view(*x.shape[:-1], -1)
+
+    def _of(self, route: _Route, ndim: int) -> "_Choice | None":
+        """What the rows of a route choose here; None if no row has an adapter here."""
         if not set(route.chosen) & set(self.owner.tolist()):
             return None
-        chosen = torch.tensor(route.chosen, device=self.owner.device)
+        device = self.owner.device
+        chosen = torch.tensor(route.chosen, device=device)
         middle = (1,) * (ndim - 2)
-        others = (self.owner[None] != chosen[:, None]).view(len(chosen), *middle, -1)
-        return others, self.scales[chosen].view(len(chosen), *middle, 1)
+        mine = self.owner[None] == chosen[:, None]
+        own = [row.nonzero().flatten().tolist() for row in mine.cpu()]
+        most = max(map(len, own))
+        picked = torch.tensor([[*rows, *[0] * (most - len(rows))] for rows in own], device=device)
+        beyond = torch.arange(most, device=device) >= mine.sum(1)[:, None]
+        return _Choice(
+            ~mine.view(len(chosen), *middle, -1),
+            self.scales[chosen].view(len(chosen), *middle, 1),
+            picked,
+            beyond[:, None] if any(len(rows) < most for rows in own) else None,
+        )
+
+
+@dataclass(frozen=True)
+class _Choice:
+    """What the rows of a route use of the adapters of a layer.
+
+    Attributes:
+        others: what is not of the row's adapter, [b, 1, R].
+        scale: [b, 1, 1].
+        picked: for each row, which of the R belong to its adapter, [b, r]; r is the largest rank, and rows of smaller
+            rank are filled up.
+        beyond: what was filled up, [b, 1, r]; None if all rows have the same rank.
+    """
+
+    others: Tensor
+    scale: Tensor
+    picked: Tensor
+    beyond: Tensor | None
 
 
 def _linear_maps(model: nn.Module) -> dict[str, nn.Module]:

@@ -12,6 +12,7 @@ from torchtune.modules.peft import LoRALinear
 
 from medtune.models.common.family import StateDict
 from medtune.models.common.names import is_adapter_key, state_dict_names
+from medtune.models.lora.nf4 import is_single, quantize
 
 
 @dataclass(frozen=True)
@@ -81,6 +82,18 @@ def adapters_off(model: nn.Module) -> Iterator[None]:
             layer.disabled = disabled
 
 
+def discard_adapters(model: nn.Module) -> None:
+    """Remove A and B of every low-rank adapter of a model, which then computes, and holds, only its base.
+
+    It cannot be undone. Quantised linear layers exist only in models that are built with adapters; a model that only
+    answers needs none of its own.
+    """
+    for layer in model.modules():
+        if isinstance(layer, LoRALinear):
+            layer.disabled = True
+            layer.lora_a = layer.lora_b = None  # type: ignore[assignment]
+
+
 def adapters_are_zero(model: nn.Module) -> bool:
     """Whether no low-rank adapter adds anything yet; of a sharded model, in this process's shards.
 
@@ -131,7 +144,7 @@ def round_to_nf4(state: StateDict, model: nn.Module, dtype: torch.dtype) -> Stat
     for name, parameter in model.named_parameters():
         if isinstance(parameter, NF4Tensor) and keys[name] in state:
             dense = state[keys[name]].contiguous()
-            packed = NF4Tensor.from_tensor(dense, parameter.block_size, parameter.scaler_block_size)
+            packed = quantize(dense, parameter.block_size, parameter.scaler_block_size)
             rounded[keys[name]] = _factors_in(packed, dtype).get_original_weight()
     return rounded
 
@@ -147,7 +160,7 @@ def _factors_in(packed: NF4Tensor, dtype: torch.dtype) -> NF4Tensor:
         packed.n_blocks,
         packed.scaler_block_size,
         packed.quantized_scalers,
-        packed.quantization_factor.to(dtype),
+        packed.quantization_factor if is_single(packed) else packed.quantization_factor.to(dtype),
         packed.scaler_mean.to(dtype),
         packed.quantized_data,
         packed.nf4.to(dtype),

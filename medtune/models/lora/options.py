@@ -28,6 +28,7 @@ _ARGUMENTS = {
     "dropout": "lora_dropout",
     "quantize_base": "quantize_base",
 }
+_OPTIONAL = {"double_quant": True}  # arguments that only some builders have
 _PER_PART = ("rank", "alpha", "dropout", "attn_modules", "mlp", "output")
 
 
@@ -52,6 +53,7 @@ class AdapterOptions:
         alpha: scale of each adapter, divided by its rank.
         dropout: dropout before each adapter.
         quantize_base: keep the linear layers of adapted parts as NF4.
+        double_quant: quantise the scales of NF4's blocks too (8 bits), as QLoRA does; otherwise they stay in fp32.
 
     Raises:
         ModelError: if a part, a module or an option is unknown, no part or module is named, or a number is out of
@@ -69,6 +71,7 @@ class AdapterOptions:
     alpha: float = 16.0
     dropout: float = 0.0
     quantize_base: bool = False
+    double_quant: bool = True
 
     @classmethod
     def from_arguments(cls, arguments: Mapping[str, Any], **more: Any) -> Self:
@@ -78,7 +81,8 @@ class AdapterOptions:
             arguments: the builder's ``locals()``; the arguments of LoRA are picked out by their names.
             more: further fields of a family's class.
         """
-        return cls(**{field: arguments[name] for field, name in _ARGUMENTS.items()}, **more)
+        optional = {name: arguments.get(name, default) for name, default in _OPTIONAL.items()}
+        return cls(**{field: arguments[name] for field, name in _ARGUMENTS.items()}, **optional, **more)
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "attn_modules", tuple(self.attn_modules))
@@ -95,6 +99,8 @@ class AdapterOptions:
                 f"lora_rank must be at least 1, lora_alpha positive and lora_dropout in [0, 1); got {self.rank}, "
                 f"{self.alpha} and {self.dropout}"
             )
+        if not self.double_quant and not self.quantize_base:
+            raise ModelError("double_quant: false is about 4-bit weights; set quantize_base, or leave it out")
         if isinstance(self.parts, Mapping):
             for part in self.parts:
                 self._check_overrides(part)

@@ -112,6 +112,7 @@ def lora_mini_internvl(
     lora_alpha: float = 16.0,
     lora_dropout: float = 0.0,
     quantize_base: bool = False,
+    double_quant: bool = True,
     lora_parts: LoraParts = ("decoder",),
     image_size: int = 64,
     patch_size: int = 8,

@@ -1,0 +1,96 @@
+"""The files from which a threshold is chosen: what a router said of each question, and how right each adapter was."""
+
+import csv
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from medtune.errors import DataError
+from medtune.evaluation.prediction import iterate_predictions
+
+
+@dataclass(frozen=True)
+class Routed:
+    """What a router said.
+
+    Attributes:
+        ids: Ids of the answers.
+        labels: The tasks that occur.
+        scores: ``[answers, labels]``: the score of the most probable task, and 0 elsewhere.
+    """
+
+    ids: list[str]
+    labels: list[str]
+    scores: NDArray[np.float64]
+
+
+def read_routes(predictions: str | Path) -> Routed:
+    """Read route and score of every answer that a routed ``predict`` wrote.
+
+    Raises:
+        DataError: If there is no answer, or one without a route and a score.
+    """
+    routes: dict[str, tuple[str, float]] = {}
+    for row in iterate_predictions(predictions):
+        notes = row.meta.get("notes", {})
+        task, score = notes.get("route"), notes.get("score")
+        if not isinstance(task, str) or not isinstance(score, int | float):
+            raise DataError(
+                f"{predictions}: answer {row.id!r} has no route with a score; take the predictions of a backend "
+                "RoutedModel with a router"
+            )
+        routes[row.id] = (task, float(score))
+    if not routes:
+        raise DataError(f"{predictions} holds no answers")
+    labels = sorted({task for task, _ in routes.values()})
+    scores = np.zeros((len(routes), len(labels)))
+    for place, (task, score) in enumerate(routes.values()):
+        scores[place, labels.index(task)] = score
+    return Routed(list(routes), labels, scores)
+
+
+def read_correctness(folders: Mapping[str, str], ids: Sequence[str], column: str = "correct") -> dict[str, list[float]]:
+    """Read how right each adapter's answers are.
+
+    Args:
+        folders: adapter -> folder with the ``verdicts.csv`` that ``evaluate`` wrote for its answers.
+        ids: The answers, in the order of the result.
+        column: A column of that file with numbers from 0 to 1, such as ``correct`` or ``measure:f1``.
+
+    Returns:
+        adapter -> one number per id.
+
+    Raises:
+        DataError: If a file, the column or an answer is missing, or a number is not from 0 to 1.
+    """
+    return {name: _column(Path(folder) / "verdicts.csv", ids, column) for name, folder in folders.items()}
+
+
+def _column(file: Path, ids: Sequence[str], column: str) -> list[float]:
+    try:
+        with file.open(encoding="utf-8", newline="") as handle:
+            reader = csv.DictReader(handle)
+            names = reader.fieldnames or []
+            if column not in names or "id" not in names:
+                raise DataError(f"{file} has no column {column!r}; it has {', '.join(names)}")
+            cells = {row["id"]: row[column] for row in reader}
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise DataError(f"{file} cannot be read ({error}); evaluate the adapter's answers first") from error
+    missing = [name for name in ids if name not in cells]
+    if missing:
+        raise DataError(
+            f"{file} lacks {len(missing)} of the routed answers (first: {missing[0]!r}); ask the same questions"
+        )
+    values = []
+    for name in ids:
+        try:
+            value = float(cells[name])
+        except (TypeError, ValueError):
+            value = float("nan")
+        if not 0 <= value <= 1:
+            raise DataError(f"{file}: answer {name!r} has no number from 0 to 1 in column {column!r}")
+        values.append(value)
+    return values

@@ -1,0 +1,67 @@
+"""The sweep of thresholds: every point is what the router's own rule gives."""
+
+import numpy as np
+import pytest
+
+from medtune.errors import ConfigError, DataError
+from medtune.routing.routes import choose
+from medtune.routing.threshold import NEVER, draw, sweep
+
+LABELS = ["counting", "detection", "report"]
+
+
+def table(seed: int, count: int = 40) -> tuple[np.ndarray, dict[str, np.ndarray]]:
+    """Scores and correctness; the task report has no adapter."""
+    rng = np.random.default_rng(seed)
+    scores = rng.dirichlet(np.full(3, 0.6), count)
+    return scores, {name: rng.integers(0, 2, count).astype(float) for name in ("counting", "detection", "all")}
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_every_point_is_what_the_router_would_choose(seed: int) -> None:
+    scores, correct = table(seed)
+    found = sweep(scores, LABELS, correct, "all")
+    assert len(found.points) == len(set(scores.max(axis=1))) + 1
+    for point in (*found.points, *found.known):
+        routes = choose(scores, LABELS, correct, point.threshold, "all")
+        assert point.value == pytest.approx(np.mean([correct[r.adapter][i] for i, r in enumerate(routes)]))
+        own = [route.adapter == route.task for route in routes]
+        assert point.own == pytest.approx(np.mean(own))
+    assert found.best.value == max(point.value for point in found.points)
+    assert [point.threshold for point in found.known] == [0.3, 0.5]
+    assert (found.points[0].threshold, found.points[-1].threshold, found.points[-1].own) == (0.0, NEVER, 0.0)
+
+
+def test_of_equal_thresholds_the_middle_of_the_widest_range_is_taken() -> None:
+    """Own adapters are right from 0.9 on and wrong at 0.5; between them every threshold is perfect."""
+    scores = np.array([[0.5, 0.3, 0.2], [0.9, 0.05, 0.05], [0.05, 0.95, 0.0]])
+    found = sweep(scores, LABELS, {"counting": [0, 1, 0], "detection": [0, 0, 1], "all": [1, 0, 0]}, "all")
+    assert (found.best.value, found.best.threshold) == (1.0, pytest.approx(0.7))
+    assert [point.value for point in found.known] == [pytest.approx(2 / 3), pytest.approx(2 / 3)]
+
+
+def test_the_plot_marks_the_known_thresholds_and_the_best() -> None:
+    svg = draw(sweep(*table(0)[:1], LABELS, table(0)[1], "all"))
+    assert (
+        svg.startswith("<?xml")
+        and "0.3" in svg
+        and "best:" in svg
+        and svg == draw(sweep(table(0)[0], LABELS, table(0)[1], "all"))
+    )
+
+
+@pytest.mark.parametrize(
+    ("change", "error", "message"),
+    [
+        ({"fallback": "mt"}, ConfigError, "the fallback 'mt' is not among the adapters all, counting, detection"),
+        ({"scores": np.zeros((0, 3))}, DataError, r"scores of shape \[0, 3\]"),
+        ({"scores": np.ones((4, 2))}, DataError, r"scores of shape \[4, 2\] do not fit 3 labels"),
+        ({"scores": np.ones((5, 3))}, DataError, "was asked 40 questions, the router 5"),
+        ({"scores": np.full((40, 3), np.nan)}, DataError, "not a finite number"),
+    ],
+)
+def test_tables_that_do_not_fit_are_refused(change: dict, error: type[Exception], message: str) -> None:
+    scores, correct = table(0)
+    given = {"scores": scores, "labels": LABELS, "correct": correct, "fallback": "all", **change}
+    with pytest.raises(error, match=message):
+        sweep(**given)
