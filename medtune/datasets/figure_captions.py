@@ -73,7 +73,7 @@ def figure_of(row: Mapping[str, Any], where: str) -> Figure:
     caption = next((row[key] for key in _CAPTION if key in row), None)
     if not isinstance(caption, str):
         raise DataError(f"{where}: the caption must be a text under {' or '.join(map(repr, _CAPTION))}.")
-    mentions = next((row[key] for key in _MENTIONS if row.get(key) is not None), [])
+    mentions: Any = next((row[key] for key in _MENTIONS if row.get(key) is not None), [])
     if not isinstance(mentions, list):
         raise DataError(f"{where}: mentions must be a list of texts.")
     texts = [one.get("tokens") if isinstance(one, Mapping) else one for one in mentions]
@@ -90,7 +90,7 @@ def _rows(path: Path) -> Iterator[tuple[str, Mapping[str, Any]]]:
             decoded = json.loads(path.read_bytes().decode("utf-8-sig"))
         except (ValueError, RecursionError):
             raise DataError(f"{path}: this is not valid JSON; give a JSON array or JSON Lines.") from None
-        numbered = ((f"{path.name}, item {number}", row) for number, row in enumerate(decoded, start=1))
+        numbered = iter([(f"{path.name}, item {number}", row) for number, row in enumerate(decoded, start=1)])
     else:
         numbered = _lines(path)
     for where, row in numbered:
