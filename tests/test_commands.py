@@ -19,6 +19,7 @@ from medtune.config import CONFIGS, to_plain
 from medtune.config.text import show
 from medtune.training.plan import Plan, plan
 from tests import commands
+from tests.annotate.running import provide_annotation
 from tests.commands import DATA, SHORT, Tune, in_a_process, is_training, leaves, needs_real_weights, shortened
 from tests.routing.validation_files import write_routed, write_verdicts
 
@@ -212,6 +213,10 @@ def medtune(words: list[str], at: Workspace) -> None:
         if arguments.command == "serve":  # tests/serving start servers
             at.provide([arguments.source])
             words = [*words, *([] if arguments.dry_run else ["--dry-run"])]
+        if arguments.command == "annotate":  # tests/annotate start servers
+            provide_annotation(at.folder)
+            ends = arguments.dry_run or arguments.export or arguments.take
+            words = [*words, *([] if ends else ["--dry-run"])]
         if arguments.command == "cp":  # what a page shows as a file may be a copy made before
             (at.folder / arguments.destination).unlink(missing_ok=True) if arguments.destination.suffix else None
     said = at.run(words, lambda: cli.main(words[1:]), (0, 1) if words[1] == "doctor" else (0,))

@@ -62,7 +62,18 @@ def test_every_tune_run_line_names_a_recipe_a_config_and_keys_that_exist() -> No
 
 def test_every_medtune_line_is_one_that_the_command_understands() -> None:
     calls = [call for _, text in sources() for call in commands(text, "medtune")]
-    assert {call[1] for call in calls} == {"ls", "cp", "show", "plan", "doctor", "ask", "serve", "export", "report"}
+    assert {call[1] for call in calls} == {
+        "ls",
+        "cp",
+        "show",
+        "plan",
+        "doctor",
+        "ask",
+        "serve",
+        "annotate",
+        "export",
+        "report",
+    }
     for call in calls:
         parser().parse_args(call[1:])
 

@@ -17,6 +17,7 @@ IMPORT_NAMES = {
     "prometheus-client": "prometheus_client",
     "rouge-score": "rouge_score",
     "scikit-learn": "sklearn",
+    "websocket-client": "websocket",
 }
 CHECKOUT = Path(__file__).resolve().parent.parent
 TUNE = Path(sys.executable).parent / "tune"
@@ -46,7 +47,10 @@ def imported(folder: Path) -> dict[str, str]:
 @pytest.mark.parametrize(
     ("folder", "extras"),
     [
-        ("medtune", ["curation", "dicom", "judges", "leakage", "routing", "serve", "transformers", "volumes"]),
+        (
+            "medtune",
+            ["annotate", "curation", "dicom", "judges", "leakage", "routing", "serve", "transformers", "volumes"],
+        ),
         ("recipes", []),
         ("tests", ["dev"]),
     ],
@@ -72,10 +76,8 @@ def test_constraints_pin_every_requirement_by_name_and_version_only() -> None:
     names = {line.split("==")[0].lower().replace("_", "-") for line in pins}
     assert (
         requirements().union(
-            *map(
-                requirements,
-                ["curation", "dev", "dicom", "judges", "mutants", "routing", "serve", "transformers", "volumes"],
-            )
+            *map(requirements, ["annotate", "curation", "dev", "dicom", "judges", "mutants", "routing", "serve"]),
+            *map(requirements, ["transformers", "volumes"]),
         )
         <= names
     )

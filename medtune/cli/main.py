@@ -1,4 +1,4 @@
-"""The ``medtune`` command: ``ls``, ``cp``, ``show``, ``plan``, ``doctor``, ``ask``, ``serve``, ``export``, ``report``.
+"""The ``medtune`` command: configs and recipes, questions to models, servers, exports and reports.
 
 This module only parses arguments. Each command imports what it needs when it runs, so that ``medtune --help`` is fast.
 Training, prediction and evaluation are recipes, launched by ``tune run medtune/recipes/NAME.py --config NAME``.
@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from medtune import __version__
+from medtune.cli.annotate import add_annotate
 from medtune.errors import ConfigError, MedtuneError
 from medtune.trust import trusting
 
@@ -140,6 +141,16 @@ def _serve(arguments: argparse.Namespace) -> int:
     return run(arguments)
 
 
+def _annotate(arguments: argparse.Namespace) -> int:
+    try:
+        from medtune.annotate.run import run
+    except ModuleNotFoundError as error:
+        if str(error.name).startswith("medtune"):
+            raise
+        raise ConfigError(f"the page needs the package {error.name}: pip install 'medtune[annotate]'") from None
+    return run(arguments)
+
+
 def _add_report_arguments(report: argparse.ArgumentParser) -> None:
     report.add_argument(
         "runs",
@@ -247,6 +258,7 @@ def parser() -> argparse.ArgumentParser:
     ask.set_defaults(run=_ask)
 
     _add_serve(commands)
+    add_annotate(commands).set_defaults(run=_annotate)
     _add_export(commands)
 
     report = commands.add_parser(

@@ -113,7 +113,22 @@ def _json_lines(path: Path) -> Iterator[Annotation]:
             yield Annotation(candidate, row["preference"], str(annotator), comment, where)
 
 
-def _label_studio(path: Path, fields: Mapping[str, str]) -> Iterator[Annotation]:
+def label_studio_tasks(path: str | Path, fields: Mapping[str, str] | None = None) -> Iterator[tuple[str, Candidate]]:
+    """Yield the place and the question of each task of a Label Studio file, annotated or not.
+
+    Args:
+        path: A JSON array of tasks.
+        fields: What differs from :data:`FIELDS` in the project.
+
+    Raises:
+        DataError: Naming file and task that is no question with two answers.
+    """
+    path = Path(path).expanduser()
+    for task, where in _tasks(path):
+        yield where, _candidate(task, {**FIELDS, **(fields or {})}, where)
+
+
+def _tasks(path: Path) -> Iterator[tuple[dict[str, Any], str]]:
     try:
         tasks = json.loads(path.read_bytes().decode("utf-8-sig"))
     except (ValueError, RecursionError):
@@ -124,6 +139,11 @@ def _label_studio(path: Path, fields: Mapping[str, str]) -> Iterator[Annotation]
         where = f"{path.name}, task {number}"
         if not isinstance(task, dict) or not isinstance(task.get("data"), dict):
             raise DataError(f"{where}: a task must have 'data'; export the project as JSON (not JSON-MIN).")
+        yield task, where
+
+
+def _label_studio(path: Path, fields: Mapping[str, str]) -> Iterator[Annotation]:
+    for task, where in _tasks(path):
         candidate = _candidate(task, fields, where)
         annotations = task.get("annotations") or []
         if not isinstance(annotations, list):
@@ -142,11 +162,13 @@ def _candidate(task: Mapping[str, Any], fields: Mapping[str, str], where: str) -
         if not isinstance(data.get(fields[name]), str):
             raise DataError(f"{where}: data has no text {fields[name]!r}; say under fields.{name} how it is called.")
     image = data.get(fields["image"])
+    caption = data.get("caption")
     row = {
         "id": data.get(fields["id"], task.get("id")),
         "images": [] if image is None else [_relative(image, where)],
         "messages": [{"role": "user", "content": data[fields["question"]]}],
         "answers": [data[fields["first"]], data[fields["second"]]],
+        "meta": {"caption": caption} if isinstance(caption, str) else {},
     }
     return Candidate.from_dict(row, where)
 
@@ -186,6 +208,6 @@ def _annotation(annotation: Mapping[str, Any], candidate: Candidate, where: str)
             f"{where}: an annotation chooses neither an answer ('left' or 'right') nor 'both' or 'neither'; finish or "
             "skip the task."
         )
-    who = annotation.get("completed_by", "")
+    who = annotation.get("annotator", annotation.get("completed_by", ""))  # the first is medtune's own
     who = who.get("id", "") if isinstance(who, dict) else who
     return Annotation(candidate, preference, str(who), "\n".join(map(str, comments)), where)

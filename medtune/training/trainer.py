@@ -85,7 +85,7 @@ class Trainer:
         optimization.check_rates(config.learning_rates, stages, self.parts, self.objective.parts())
         self.feed = self._feed(config.dataset, stages)
         self.held_out = self._feed(config.dataset_val, stages, shuffle=False) if config.dataset_val else None
-        refuse_same_file(self.feed.source, self.held_out and self.held_out.source, config.allow_leakage)
+        refuse_same_file(self.feed.source, self.held_out.source if self.held_out else None, config.allow_leakage)
         questions = QuestionSet(config, self.transform, runtime) if config.questions else None
         self.validation = Validation(config, self.held_out, questions)
         self.progress = Progress(stages, self.feed.steps_per_epoch)

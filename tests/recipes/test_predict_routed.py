@@ -7,7 +7,7 @@ from types import ModuleType
 from typing import Any
 
 import pytest
-import yaml
+from omegaconf import OmegaConf
 
 from tests.recipes.small_inputs import write_pictures, write_rows
 from tests.recipes.test_predict import load_recipe
@@ -58,7 +58,7 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
         "output_dir": "x", "questions": {**questions, "image_root": str(folder)}, "backend": backend,
         "protocols": ["prompt"], "max_new_tokens": 4, "dtype": "fp32", "device": "cpu",
     }  # fmt: skip
-    (folder / "config.yaml").write_text(yaml.safe_dump(config))
+    OmegaConf.save(OmegaConf.create(config), folder / "config.yaml")
     return folder
 
 

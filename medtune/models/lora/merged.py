@@ -8,7 +8,7 @@ from typing import Any
 from medtune.errors import ModelError
 
 PREFIXES = ("qlora_", "lora_")
-OPTIONS = ("lora_", "apply_lora_", "quantize_base", "use_dora")
+OPTIONS = ("lora_", "apply_lora_", "quantize_base", "double_quant", "use_dora")
 """Beginnings of the arguments that only builders with adapters have."""
 
 
