@@ -11,8 +11,8 @@ import json
 import sys
 from pathlib import Path
 
-MODEL = "smollm2"
-"""Its name; ``local``, the name in the packaged configs, is the same model."""
+MODEL = "local"
+"""Its name, which is that of the packaged configs; llama.cpp lists only one name of a model."""
 
 
 def model_file() -> Path | None:
@@ -32,7 +32,7 @@ def main() -> None:
 
     params = xllamacpp.CommonParams()
     params.model.path = str(model_file())
-    params.model_alias = {MODEL, "local"}
+    params.model_alias = {MODEL}
     params.hostnames, params.port = ["127.0.0.1"], int(sys.argv[1]) if len(sys.argv) > 1 else 0
     params.n_ctx, params.n_parallel, params.warmup, params.ui = 2048, 2, False, False
     params.cpuparams.n_threads = params.cpuparams_batch.n_threads = 1

@@ -81,7 +81,7 @@ def test_a_signal_lets_running_requests_end_and_refuses_new_ones() -> None:
         next(stream)
         running.send_signal(signal.SIGTERM)
         until(lambda: any("stopping" in line for line in lines))
-        with pytest.raises(openai.APIConnectionError):
+        with pytest.raises((openai.APIConnectionError, openai.InternalServerError)):  # no longer open, or a 503
             list(long_stream(url))
         assert [reason for reason in stream if reason] in (["length"], ["stop"])
         assert running.wait(30) == 0
