@@ -15,13 +15,13 @@ from medtune.training.config import TrainConfig
 def test_what_the_estimate_of_memory_is_of() -> None:
     config = load_config("instfree/mini", TrainConfig, ["batch_size=3"])
     measured: Any = SimpleNamespace()
-    for data, items, said in (
-        (None, {"logits": 1e9}, f"batch 3 of {plan_module.ASSUMED_TOKENS} tokens (assumed); an estimate"),
-        (measured, {"logits": 1e9}, "batch 3 of the longest samples; an estimate"),
-        (measured, {"weights": 1e9}, "batch 3 of images; an estimate"),
-        (None, {"weights": 1e9}, "batch 3 of images; an estimate"),
+    for data, reads_text, said in (
+        (None, True, f"batch 3 of {plan_module.ASSUMED_TOKENS} tokens (assumed); an estimate"),
+        (measured, True, "batch 3 of the longest samples; an estimate"),
+        (measured, False, "batch 3 of images; an estimate"),
+        (None, False, "batch 3 of images; an estimate"),
     ):
-        assert said in plan_module._memory_text(config, data, items)
+        assert said in plan_module._memory_text(config, data, {"weights": 1e9}, reads_text)
 
 
 def test_the_size_of_a_feature_cache_by_hand() -> None:
@@ -29,7 +29,7 @@ def test_the_size_of_a_feature_cache_by_hand() -> None:
     config = load_config("instfree/mini", TrainConfig, ["dtype=fp32", "feature_cache=kept"])
     ones = np.ones(3, dtype=np.int64)
     checked: Any = SimpleNamespace(longest=ones, lengths=ones, problems=[], tiles=2 * ones, most_tiles=2 * ones)
-    model = SimpleNamespace(images_as_tokens=False, reads_text=True, embed_dim=8)
+    model = SimpleNamespace(images_as_tokens=False, reads_text=True, embed_dim=8, image_size=16)
     stages = [Stage("train", (), epochs=1)]
     transform = SimpleNamespace(tokens_per_tile=5)
     found = plan_module._data_text(config, plan_module.Data(10, checked), transform, 1, stages, model)
