@@ -110,6 +110,7 @@ def _features(
     refuse: Callable[[str, DataError], None],
 ) -> tuple[list[Figure], Rows]:
     """Return the figures that have features, and these; each chunk is on the disk as soon as it is made."""
+    features.check(len(figures))
     wanted = {"features": features.identity(), "figures": source, "ids": len(figures), "chunk": CHUNK}
     _claim(folder, wanted)
     kept: list[Figure] = []

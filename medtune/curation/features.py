@@ -30,6 +30,17 @@ class Features(Protocol):
         """Whether the images are opened."""
         ...
 
+    def check(self, count: int) -> None:
+        """Refuse to be asked about another number of figures than the features are of.
+
+        Args:
+            count: Number of all figures of the run.
+
+        Raises:
+            DataError: If the features are stored, and without ids.
+        """
+        return None
+
     def identity(self) -> dict[str, Any]:
         """Return what the features depend on, as plain values."""
         ...
@@ -46,7 +57,7 @@ class Features(Protocol):
 
 
 @dataclass(frozen=True)
-class StoredFeatures:
+class StoredFeatures(Features):
     """Features that another program has made.
 
     Attributes:
@@ -65,6 +76,14 @@ class StoredFeatures:
         """No image is opened."""
         return False
 
+    def check(self, count: int) -> None:
+        """Refuse a table without ids that has another number of rows, which would be rows of other figures."""
+        if self._places is None and len(self._table) != count:
+            raise DataError(
+                f"{self.path} has {len(self._table)} rows, and there are {count} figures; give 'ids', a text file with "
+                "the id of each row (needed where 'modalities' or 'limit' leaves figures out), or make it anew."
+            )
+
     def identity(self) -> dict[str, Any]:
         """Return the file's SHA-256."""
         self._table.shape  # noqa: B018 - a file that cannot be read is said before its hash
@@ -75,11 +94,6 @@ class StoredFeatures:
         """Return the rows of the figures."""
         places = self._places
         if places is None:
-            if max(rows, default=0) >= len(self._table):
-                raise DataError(
-                    f"{self.path} has {len(self._table)} rows, fewer than there are figures; give 'ids', a text file "
-                    "with the id of each row, or make it anew"
-                )
             return np.asarray(self._table[list(rows)], dtype=np.float32)
         absent = [figure.id for figure in figures if figure.id not in places]
         if absent:
@@ -124,7 +138,7 @@ class StoredFeatures:
 
 
 @dataclass(frozen=True)
-class TimmFeatures:
+class TimmFeatures(Features):
     """An image model of timm, and a sentence encoder of transformers (extra ``transformers``).
 
     Attributes:
@@ -208,7 +222,7 @@ class TimmFeatures:
 
 
 @dataclass(frozen=True)
-class ClipFeatures:
+class ClipFeatures(Features):
     """A CLIP model of open_clip (extra ``curation``), such as BiomedCLIP, from a local checkpoint.
 
     Attributes:

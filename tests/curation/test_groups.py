@@ -19,7 +19,7 @@ from safetensors.torch import save_file
 
 from medtune.curation import choosing
 from medtune.curation.choosing import Groups, choose_figures
-from medtune.curation.features import ClipFeatures, StoredFeatures, TimmFeatures, beside
+from medtune.curation.features import ClipFeatures, Features, StoredFeatures, TimmFeatures, beside
 from medtune.curation.figures import Figure
 from medtune.curation.groups import chosen_uniformly, complexity, grouped, quotas
 from medtune.curation.plot import directions
@@ -131,7 +131,7 @@ def test_too_few_figures_are_said_before_anything_is_encoded(size: int, name: st
         chosen(tmp_path, Slow(), count=16 if name == "size" else 2, size=size)
 
 
-class Slow:
+class Slow(Features):
     """Counts what it encodes, and fails after so many figures."""
 
     looks = True
@@ -191,7 +191,7 @@ def test_stored_features_are_taken_by_order_or_by_id(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("case", "said"),
     [
-        ("short", "has 4 rows, fewer than"), ("ids", "has 3 ids"), ("repeated", "3 different"), ("absent id", "'f9'"),
+        ("short", "has 4 rows, and there are 10 figures"), ("ids", "has 3 ids"), ("repeated", "3 different"), ("absent id", "'f9'"),
         ("flat", "must hold one table"), ("whole", "must hold one table"), ("no tensor", "no tensor 'features'"),
         ("absent", "cannot be read"), ("objects", "cannot be read"),
     ],
@@ -209,7 +209,19 @@ def test_stored_features_that_do_not_fit_are_said(case: str, said: str, tmp_path
     if case == "absent":
         path = tmp_path / "none.npy"
     with pytest.raises(DataError, match=said):
-        StoredFeatures(str(path), str(ids) if names else None).of(figures(10)[9:], [], [9])
+        features = StoredFeatures(str(path), str(ids) if names else None)
+        features.check(10)
+        features.of(figures(10)[9:], [], [9])
+
+
+@pytest.mark.parametrize("rows", [9, 11])
+def test_a_table_of_another_number_of_figures_is_refused_because_its_rows_would_be_of_others(
+    rows: int, tmp_path: Path
+) -> None:
+    features = stored(tmp_path, np.zeros((rows, 2), np.float32))
+    with pytest.raises(DataError, match=f"has {rows} rows, and there are 10 figures"):
+        features.check(10)
+    features.check(rows)
 
 
 def test_features_are_text_then_image_of_length_one_each() -> None:
