@@ -33,6 +33,7 @@ from medtune.generation.answering import (
 from medtune.generation.backends.base import AnswerSettings, Backend, refuse_likelihoods
 from medtune.generation.engine.sampling import Sampling
 from medtune.generation.exemplars import ExemplarSource
+from medtune.generation.run_model import other_images
 from medtune.generation.sharding import Progress, SharedLog, shard
 from medtune.training.runtime import Runtime
 
@@ -161,6 +162,9 @@ def predict(config: PredictConfig, backend: Backend, runtime: Runtime) -> int:
 
     if config.robustness and runtime.is_main:
         say(query_counts(queries))
+    differing = other_images(config.checkpoint, config.questions) if config.checkpoint else None
+    if differing and runtime.is_main:
+        say(differing)
     runtime.on_rank0(lambda: claim_folder(path.parent, "predict", WRITES, _is_prediction))
     with SharedLog(path, lambda: identity(config, source, backend), runtime, say) as log:
         try:

@@ -113,9 +113,10 @@ def resolve_path(name_or_path: str) -> Path:
     for candidate in (path, packaged):
         if candidate.is_file():
             return _refuse_base(candidate)
+    close = difflib.get_close_matches(name_or_path, packaged_configs(), n=3, cutoff=0.6)
+    hint = f"did you mean {' or '.join(map(repr, close))}? " if close else ""
     raise ConfigError(
-        f"config {name_or_path!r} is neither a file nor a packaged config; {nearest(name_or_path, packaged_configs())} "
-        "(`medtune ls` shows them all)"
+        f"config {name_or_path!r} is neither a file nor a packaged config; {hint}(`medtune ls` shows them all)"
     )
 
 

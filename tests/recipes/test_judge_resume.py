@@ -74,9 +74,11 @@ def test_a_reply_on_the_disk_is_never_asked_again(tmp_path: Path) -> None:
             assert ended(forked(words, dying=True)) == -signal.SIGKILL
             # The reading ahead of in_order asks for the other candidates too; all of it is kept.
         assert judge(*words) == 0
-        assert set(server.asked.values()) == {1} and len(server.asked) == 8
+        # what is on its way when the process dies has no reply on the disk: at most one request for each death
+        repeated = sum(server.asked.values()) - 8
+        assert len(server.asked) == 8 and set(server.asked.values()) <= {1, 2} and repeated <= 3
         assert manifest_of(tmp_path)["replies"]["asked"] == 8 and manifest_of(tmp_path)["replies"]["from_cache"] == 0
-        assert judge(*words) == 0 and len(server.bodies) == 8
+        assert judge(*words) == 0 and len(server.bodies) == 8 + repeated
 
 
 def forked(words: list[str], dying: bool = False) -> BaseProcess:
