@@ -235,7 +235,8 @@ def tune(words: list[str], at: Workspace) -> None:
         return
     if hasattr(config, "variants") and needs_real_weights(Tune([], config.recipe, config.train, []).load()):
         return  # a sweep over such a model has been read and checked
-    own = f"{getattr(config, 'output_dir', None)}/"  # what the command writes itself, such as a sweep's prepared data
+    # what a sweep writes itself, such as its prepared data; `predict` may read its own folder's weights
+    own = f"{config.output_dir}/" if hasattr(config, "variants") else "\n"
     values = [str(value) for key, value in leaves(to_plain(config)) if key not in OUTPUTS]
     inputs = [value for value in values if not value.startswith(own)]
     if call.recipe == "router_threshold":  # of a routed model and several adapters, which take minutes to train
