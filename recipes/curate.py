@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 from medtune.clients.budget import Budget, Ledger, Spent
-from medtune.clients.served import RecordedClient, ServedModel
-from medtune.config import Component, instantiate, recipe, to_plain
+from medtune.clients.served import RecordedClient, ServedModel, estimate_lines
+from medtune.config import Component, instantiate, recipe
 from medtune.curation.batches import FOLDER, batch_line, mark_of, read_results, write_batches
 from medtune.curation.choosing import Groups, choose_figures
 from medtune.curation.demonstrations import Demonstrations, read_demonstrations
@@ -304,13 +304,7 @@ def finish(
         "counts": {"figures": len(every), "repeated_rows": figures.repeated, "texts_cut": cut, **counts},
         "missing": missing,
         "skipped": dict(list(sorted(skipped.items()))[:LISTED]),
-        "spent": {
-            "requests": spent.requests,
-            "prompt_tokens": spent.prompt_tokens,
-            "completion_tokens": spent.completion_tokens,
-            "cost": round(spent.cost(prices), 6) if prices.known else None,
-            "currency": prices.currency if prices.known else None,
-        },
+        "spent": {"requests": spent.requests, **spent.priced(prices)},
         "model": config.server.model,
         "identity": masked(made_with),
         "outputs": {name: content.digest for name, content in files.items()},
@@ -342,12 +336,7 @@ def dry_run(config: CurateConfig, generation: Generation, figures: list[Figure])
     if config.groups is not None and len(waiting) > config.groups.size:
         share = config.groups.size / len(waiting)
         most = Spent(config.groups.size, int(most.prompt_tokens * share), int(most.completion_tokens * share))
-    print(f"\nrequests: {most.requests}, less those whose replies a cache already holds; answered before: {len(done)}")
-    print(f"estimate: at most {most.prompt_tokens:,} tokens of requests and {most.completion_tokens:,} of replies")
-    if server.prices.known:
-        print(f"cost: at most {most.cost(server.prices):,.2f} {server.prices.currency}")
-    limits = {name: value for name, value in to_plain(config.budget).items() if value is not None}
-    print("budget: " + (", ".join(f"{name} {value:g}" for name, value in limits.items()) or "none"))
+    print("\n" + "\n".join(estimate_lines(most, server.prices, config.budget, f"answered before: {len(done)}")))
     where = server.base_url if config.batch is None else "files"
     print(
         f"images: {most.requests} would be sent, all to {where}" if generation.requests.writing.looks else "no images"

@@ -7,13 +7,12 @@ cache, and a killed run continues when the same command is run again.
 import sys
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 from tqdm import tqdm
 
 from medtune.clients.budget import Budget
-from medtune.clients.served import RecordedClient, ServedModel
-from medtune.config import recipe, to_plain
+from medtune.clients.served import RecordedClient, ServedModel, estimate_lines
+from medtune.config import recipe
 from medtune.data.folders import claim
 from medtune.data.writing import file_sha256, json_bytes, write_files
 from medtune.errors import ConfigError, DataError
@@ -113,7 +112,7 @@ def _finish(config: GreenConfig, grading: Grading, server: ServedModel, client: 
         "read": len(scores),
         "unread": dict(grading.unread()),
         "cut_off": grading.cut,
-        "replies": _replies(grading, client),
+        "replies": client.spending(),
         "predictions_sha256": file_sha256(source),
         "versions": versions(),
         "commit": commit(),
@@ -125,29 +124,12 @@ def _finish(config: GreenConfig, grading: Grading, server: ServedModel, client: 
     return 0
 
 
-def _replies(grading: Grading, client: RecordedClient) -> dict[str, Any]:
-    spent, prices = client.ledger.spent, client.ledger.prices
-    return {
-        "asked": spent.requests,
-        "prompt_tokens": spent.prompt_tokens,
-        "completion_tokens": spent.completion_tokens,
-        "cost": round(spent.cost(prices), 6) if prices.known else None,
-        "currency": prices.currency if prices.known else None,
-        "failed_attempts": dict(client.client.failures),
-    }
-
-
 def _dry_run(config: GreenConfig, grading: Grading, server: ServedModel) -> int:
     """Print one request as it would be sent, and what all of them would take; nothing is sent or written."""
     most, example = grading.estimate(server)
     if example is not None:
         print(f"one request, as it would be sent:\n\n{server.shown_request(example)}\n")
-    print(f"requests: {most.requests}, less those whose replies a cache already holds; nothing has been sent")
-    print(f"estimate: at most {most.prompt_tokens:,} tokens of requests and {most.completion_tokens:,} of replies")
-    if server.prices.known:
-        print(f"cost: at most {most.cost(server.prices):,.2f} {server.prices.currency}")
-    limits = {name: value for name, value in to_plain(config.budget).items() if value is not None}
-    print("budget: " + (", ".join(f"{name} {value:g}" for name, value in limits.items()) or "none"))
+    print("\n".join(estimate_lines(most, server.prices, config.budget, "nothing has been sent")))
     print(f"every report and its right one would be sent to {server.base_url}")
     return 0
 

@@ -14,8 +14,8 @@ from typing import Any, Literal
 from tqdm import tqdm
 
 from medtune.clients.budget import Budget, BudgetSpentError
-from medtune.clients.served import RecordedClient, ServedModel
-from medtune.config import Component, instantiate, recipe, to_plain
+from medtune.clients.served import RecordedClient, ServedModel, estimate_lines
+from medtune.config import Component, instantiate, recipe
 from medtune.data.folders import claim as claim_folder
 from medtune.data.writing import file_sha256, json_bytes, measured, write_files
 from medtune.errors import ConfigError, DataError
@@ -239,16 +239,7 @@ def _replies(log: JudgementLog, ids: list[str], client: RecordedClient | None) -
     """Return what was asked and what it cost, over all starts of this run."""
     if client is None:
         return None
-    spent, prices = client.ledger.spent, client.ledger.prices
-    return {
-        "asked": spent.requests,
-        "from_cache": sum(log.done[id].cached for id in ids if id in log.done),
-        "prompt_tokens": spent.prompt_tokens,
-        "completion_tokens": spent.completion_tokens,
-        "cost": round(spent.cost(prices), 6) if prices.known else None,
-        "currency": prices.currency if prices.known else None,
-        "failed_attempts": dict(client.client.failures),
-    }
+    return {**client.spending(), "from_cache": sum(log.done[id].cached for id in ids if id in log.done)}
 
 
 def _dry_run(config: JudgeConfig, judging: Judging) -> int:
@@ -266,12 +257,7 @@ def _dry_run(config: JudgeConfig, judging: Judging) -> int:
     images, most, example = judging.estimate(server, done)
     if example is not None:
         print(f"one request, as it would be sent:\n\n{server.shown_request(example)}\n")
-    print(f"requests: {most.requests}, less those whose replies a cache already holds; nothing has been sent")
-    print(f"estimate: at most {most.prompt_tokens:,} tokens of requests and {most.completion_tokens:,} of replies")
-    if server.prices.known:
-        print(f"cost: at most {most.cost(server.prices):,.2f} {server.prices.currency}")
-    limits = {name: value for name, value in to_plain(config.budget).items() if value is not None}
-    print("budget: " + (", ".join(f"{name} {value:g}" for name, value in limits.items()) or "none"))
+    print("\n".join(estimate_lines(most, server.prices, config.budget, "nothing has been sent")))
     print(f"images: {images} would be sent, all to {server.base_url}" if images else "images: none would be sent")
     return 0
 

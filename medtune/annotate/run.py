@@ -3,14 +3,11 @@
 import argparse
 import logging
 import secrets
-import socket
-import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 
-import uvicorn
 from starlette.types import ASGIApp
 
 from medtune.annotate.agreement import agreement, agreement_text
@@ -26,6 +23,7 @@ from medtune.errors import ConfigError
 from medtune.judges.annotations import FIELDS
 from medtune.judges.candidates import Candidate
 from medtune.serving.guard import is_loopback
+from medtune.serving.local_server import LocalServer
 
 _DAY = 86400
 _LONGEST_NAME = 80
@@ -48,52 +46,26 @@ class Prepared:
     summary: str
 
 
-class Server(uvicorn.Server):
-    """The web server; it says where it listens.
+def page_server(app: ASGIApp, arguments: argparse.Namespace, listening: Callable[[str], None]) -> LocalServer:
+    """Return the server of the page; it listens when it is run.
 
     Args:
         app: The application.
         arguments: Address and certificate.
         listening: Called with the page's address once it is served.
     """
-
-    def __init__(self, app: ASGIApp, arguments: argparse.Namespace, listening: Callable[[str], None]) -> None:
-        self.listening = listening
-        super().__init__(
-            uvicorn.Config(
-                app,
-                host=arguments.host,
-                port=arguments.port,
-                loop="asyncio",
-                http="h11",
-                ws="none",
-                lifespan="off",
-                log_config=None,
-                access_log=False,  # it would hold addresses of people
-                server_header=False,
-                limit_concurrency=512,
-                timeout_graceful_shutdown=5,
-                ssl_certfile=arguments.cert,
-                ssl_keyfile=arguments.key,
-            )
-        )
-
-    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-        """Listen, and say where."""
-        await super().startup(sockets)
-        if self.started:
-            self.listening(self.url)
-            print(f"listening on {self.url}; stop with Ctrl-C", file=sys.stderr, flush=True)
-
-    @property
-    def url(self) -> str:
-        """The page's address."""
-        address = self.servers[0].sockets[0].getsockname()
-        return f"{'https' if self.config.is_ssl else 'http'}://{_host(address[0])}:{address[1]}/"
-
-
-def _host(name: str) -> str:
-    return f"[{name}]" if ":" in name else name
+    return LocalServer(
+        app,
+        arguments.host,
+        arguments.port,
+        "/",
+        "; stop with Ctrl-C",
+        listening,
+        limit_concurrency=512,
+        timeout_graceful_shutdown=5,
+        ssl_certfile=arguments.cert,
+        ssl_keyfile=arguments.key,
+    )
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -120,7 +92,7 @@ def run(arguments: argparse.Namespace) -> int:
         hosts = ("localhost", "127.0.0.1", "::1", arguments.host.lower()) if is_loopback(arguments.host) else ()
         check_renewed(store, arguments.renew)
         listening = partial(hand_out, store, arguments.renew, arguments.days)
-        _serve(Server(create_app(desk, hosts), arguments, listening), arguments)
+        _serve(page_server(create_app(desk, hosts), arguments, listening), arguments)
     return 0
 
 
@@ -222,7 +194,7 @@ def _fields(given: Sequence[str]) -> dict[str, str]:
     return {name: value for name, _, value in pairs}
 
 
-def _serve(server: Server, arguments: argparse.Namespace) -> None:
+def _serve(server: LocalServer, arguments: argparse.Namespace) -> None:
     logging.basicConfig(format="%(asctime)s %(levelname)s %(message)s", level=logging.WARNING)
     try:
         server.run()

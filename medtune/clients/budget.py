@@ -103,6 +103,15 @@ class Spent:
         """Return the price."""
         return prices.cost(self.prompt_tokens, self.completion_tokens)
 
+    def priced(self, prices: Prices) -> dict[str, Any]:
+        """Return tokens and cost as plain values for a manifest; without prices the cost is None."""
+        return {
+            "prompt_tokens": self.prompt_tokens,
+            "completion_tokens": self.completion_tokens,
+            "cost": round(self.cost(prices), 6) if prices.known else None,
+            "currency": prices.currency if prices.known else None,
+        }
+
 
 class Ledger:
     """Counts what a run spends and keeps it within its budget; safe to call from several threads.

@@ -12,6 +12,7 @@ from medtune.clients.cache import ReplyCache, content_key
 from medtune.clients.errors import NoTextError
 from medtune.clients.messages import ChatRequest, digested, shown
 from medtune.clients.openai import ChatClient, Endpoint, request_body
+from medtune.config import to_plain
 from medtune.masking import MASK, masked
 
 _FORMAT = 1  # of the key of a request; a change makes all caches ask anew
@@ -188,6 +189,12 @@ class RecordedClient:
         row, _ = self.cache.find_or_ask(key, lambda: self._send(request, version))
         return KeptReply(row["text"], row.get("finish_reason", ""), row.get("run") == self.run)
 
+    def spending(self) -> dict[str, Any]:
+        """Return what was asked and spent, for a manifest."""
+        spent = self.ledger.spent
+        priced = spent.priced(self.ledger.prices)
+        return {"asked": spent.requests, **priced, "failed_attempts": dict(self.client.failures)}
+
     def stop(self) -> None:
         """End the pauses of requests that wait to be sent again, after an interruption by the user."""
         self.client.pacer.stop()
@@ -230,3 +237,22 @@ class RecordedClient:
             "prompt_tokens": prompt,
             "completion_tokens": completion,
         }
+
+
+def estimate_lines(most: Spent, prices: Prices, budget: Budget, note: str) -> list[str]:
+    """Return what a dry run says of the requests that would be sent.
+
+    Args:
+        most: What they take at most.
+        prices: Of the server.
+        budget: What the run may spend.
+        note: Ends the line with the number of requests.
+    """
+    cost = f"cost: at most {most.cost(prices):,.2f} {prices.currency}"
+    limits = {name: value for name, value in to_plain(budget).items() if value is not None}
+    return [
+        f"requests: {most.requests}, less those whose replies a cache already holds; {note}",
+        f"estimate: at most {most.prompt_tokens:,} tokens of requests and {most.completion_tokens:,} of replies",
+        *([cost] if prices.known else []),
+        "budget: " + (", ".join(f"{name} {value:g}" for name, value in limits.items()) or "none"),
+    ]

@@ -3,12 +3,10 @@
 import argparse
 import contextlib
 import logging
-import socket
 import sys
 from collections.abc import Iterator
 from types import FrameType
 
-import uvicorn
 from starlette.types import ASGIApp
 
 from medtune.errors import ConfigError
@@ -18,6 +16,7 @@ from medtune.serving.config import ServeConfig, settings_of
 from medtune.serving.engine_api import EngineApi
 from medtune.serving.guard import check_exposure, is_loopback
 from medtune.serving.loading import load, separator_of
+from medtune.serving.local_server import LocalServer
 from medtune.serving.memory import dry_run
 from medtune.serving.metrics import Metrics
 from medtune.serving.upstream import open_upstream
@@ -27,7 +26,7 @@ log = logging.getLogger("medtune.serving")
 _GRACE = 5
 
 
-class Server(uvicorn.Server):
+class Server(LocalServer):
     """A web server that lets requests end when it is told to stop.
 
     Args:
@@ -37,23 +36,14 @@ class Server(uvicorn.Server):
     """
 
     def __init__(self, app: ASGIApp, api: Api, config: ServeConfig) -> None:
-        limits = config.limits
         super().__init__(
-            uvicorn.Config(
-                app,
-                host=config.host,
-                port=config.port,
-                loop="asyncio",
-                http="h11",
-                ws="none",
-                lifespan="off",
-                log_config=None,
-                access_log=False,  # it would hold addresses of clients; the application logs what it may
-                server_header=False,
-                limit_concurrency=limits.connections,
-                timeout_graceful_shutdown=int(limits.stop_seconds) + _GRACE,
-                h11_max_incomplete_event_size=64 * 1024,
-            )
+            app,
+            config.host,
+            config.port,
+            "/v1",
+            limit_concurrency=config.limits.connections,
+            timeout_graceful_shutdown=int(config.limits.stop_seconds) + _GRACE,
+            h11_max_incomplete_event_size=64 * 1024,
         )
         self.api = api
 
@@ -65,19 +55,6 @@ class Server(uvicorn.Server):
             log.info("stopping: running requests have %g s", self.api.limits.stop_seconds)
         self.api.stop()
         self.should_exit = True
-
-    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-        """Listen, and say where."""
-        await super().startup(sockets)
-        if self.started:
-            print(f"listening on {self.url}", file=sys.stderr, flush=True)
-
-    @property
-    def url(self) -> str:
-        """Address of the API, for clients on this machine or in the network."""
-        address = self.servers[0].sockets[0].getsockname()
-        host = f"[{address[0]}]" if ":" in address[0] else address[0]
-        return f"http://{host}:{address[1]}/v1"
 
 
 @contextlib.contextmanager

@@ -18,7 +18,7 @@ from PIL import Image
 from medtune.annotate.app import Desk, create_app
 from medtune.annotate.pictures import Pictures
 from medtune.annotate.records import Choice
-from medtune.annotate.run import Server
+from medtune.annotate.run import page_server
 from medtune.annotate.shares import Shares
 from medtune.annotate.store import Store
 from medtune.cli.main import parser
@@ -132,7 +132,7 @@ def prepared(
 def page(folder: Path, count: int = 6, **options: Any) -> Iterator[Page]:
     """A page on a free port, in a thread."""
     with prepared(folder, count, **options) as (desk, tokens):
-        server = Server(create_app(desk, LOOPBACK), arguments("x", "--port", "0"), lambda url: None)
+        server = page_server(create_app(desk, LOOPBACK), arguments("x", "--port", "0"), lambda url: None)
         thread = threading.Thread(target=lambda: asyncio.run(server.serve()), daemon=True)
         thread.start()
         until(lambda: server.started)

@@ -3,6 +3,7 @@
 import contextlib
 import multiprocessing
 import os
+import signal
 from collections.abc import Callable
 from multiprocessing.process import BaseProcess
 from pathlib import Path
@@ -10,6 +11,24 @@ from pathlib import Path
 import torch
 
 from tests.runs import _free_port
+
+
+def forked(recipe: Callable[[], int]) -> BaseProcess:
+    """Start a recipe in a process of its own, which ends with its status and takes SIGINT as Python does."""
+
+    def run() -> None:
+        signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job ignores it otherwise
+        os._exit(recipe())
+
+    child = multiprocessing.get_context("fork").Process(target=run)
+    child.start()
+    return child
+
+
+def ended(child: BaseProcess) -> int | None:
+    """Wait for a process; return its exit status, negative for a signal."""
+    child.join(120)
+    return child.exitcode
 
 
 def start(

@@ -1,11 +1,8 @@
 """The recipe that writes instruction data: what is sent and kept, faults, kills, several processes, batch files."""
 
 import json
-import multiprocessing
-import os
 import signal
 from collections import Counter
-from multiprocessing.process import BaseProcess
 from pathlib import Path
 
 import pytest
@@ -28,7 +25,7 @@ from tests.curation.curate_server import (
     write_figures,
 )
 from tests.judges.judge_server import FAULTS
-from tests.recipes.processes import start
+from tests.recipes.processes import ended, forked, start
 
 
 def test_conversations_in_llavas_format_and_ours_with_the_figures_texts(tmp_path: Path) -> None:
@@ -173,23 +170,6 @@ def test_a_server_that_is_busy_for_a_while_is_waited_for(tmp_path: Path) -> None
     assert set(server.asked.values()) == {1} and len(server.asked) == 6 and server.failed["429"] == 24
 
 
-def forked(words: list[str]) -> BaseProcess:
-    """Start the recipe in a process of its own."""
-
-    def run() -> None:
-        signal.signal(signal.SIGINT, signal.default_int_handler)
-        os._exit(curate(*words))
-
-    child = multiprocessing.get_context("fork").Process(target=run)
-    child.start()
-    return child
-
-
-def ended(child: BaseProcess) -> int | None:
-    child.join(120)
-    return child.exitcode
-
-
 def killed_thrice(folder: Path, figures: int, hang: float, *more: str) -> None:
     """Kill a run three times while a fifth of its calls fails; then let it finish, and check that nothing is lost."""
     write_figures(folder, figures, images=False)
@@ -205,7 +185,7 @@ def killed_thrice(folder: Path, figures: int, hang: float, *more: str) -> None:
             known = len(whole_lines(folder / "out/replies.jsonl"))
             before = Counter(server.asked)
             state["kill_at"] = server.requests + int(part * figures) if part else -1
-            state["child"] = child = forked(words)
+            state["child"] = child = forked(lambda: curate(*words))
             assert ended(child) == (0 if part is None else -signal.SIGKILL)
             again = [key for key, count in server.asked.items() if before[key] and count > before[key]]
             # What was answered and had not reached the disk when the process died, at most one call per thread.

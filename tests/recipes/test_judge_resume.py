@@ -13,6 +13,7 @@ import pytest
 from medtune.judges import judging
 from tests.judges.candidate_files import judge, manifest_of, rows_of, served, write_candidates
 from tests.judges.judge_server import FAULTS, serve
+from tests.recipes.processes import ended, forked
 
 
 def test_a_fifth_of_all_calls_fails_and_every_candidate_is_asked_once(tmp_path: Path) -> None:
@@ -44,7 +45,7 @@ def test_three_kills_lose_nothing_and_repeat_no_call_that_was_answered(tmp_path:
             known = len(rows_of_whole(tmp_path / "out/replies.jsonl"))
             before = Counter(server.asked)
             state["kill_at"] = len(server.bodies) + more if more else -1
-            state["child"] = child = forked(words)
+            state["child"] = child = judging_process(words)
             assert ended(child) == (0 if more is None else -signal.SIGKILL)
             again = Counter({key: n for key, n in server.asked.items() if before[key] and n > before[key]})
             # What was answered and had not reached the disk when the process died, at most one call per thread.
@@ -71,7 +72,7 @@ def test_a_reply_on_the_disk_is_never_asked_again(tmp_path: Path) -> None:
     with serve() as server:
         words = served(tmp_path, server.url, "server.concurrency=1")
         for _ in range(3):
-            assert ended(forked(words, dying=True)) == -signal.SIGKILL
+            assert ended(judging_process(words, dying=True)) == -signal.SIGKILL
             # The reading ahead of in_order asks for the other candidates too; all of it is kept.
         assert judge(*words) == 0
         # what is on its way when the process dies has no reply on the disk: at most one request for each death
@@ -81,30 +82,22 @@ def test_a_reply_on_the_disk_is_never_asked_again(tmp_path: Path) -> None:
         assert judge(*words) == 0 and len(server.bodies) == 8 + repeated
 
 
-def forked(words: list[str], dying: bool = False) -> BaseProcess:
+def judging_process(words: list[str], dying: bool = False) -> BaseProcess:
     """Start the recipe in a process of its own; a dying one kills itself before the first judgement is written."""
 
-    def run() -> None:
+    def run() -> int:
         if dying:
             judging.JudgementLog.append = lambda *_: os.kill(os.getpid(), signal.SIGKILL)  # type: ignore[assignment]
-        signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job ignores it otherwise
-        os._exit(judge(*words))
+        return judge(*words)
 
-    child = multiprocessing.get_context("fork").Process(target=run)
-    child.start()
-    return child
-
-
-def ended(child: BaseProcess) -> int | None:
-    child.join(120)
-    return child.exitcode
+    return forked(run)
 
 
 def test_two_runs_at_once_share_a_cache_and_ask_everything_once(tmp_path: Path) -> None:
     write_candidates(tmp_path, 16)
     shared = f"cache={tmp_path / 'shared.jsonl'}"
     with serve(delay=0.02) as server:
-        runs = [forked(served(tmp_path, server.url, shared, out=out)) for out in ("a", "b")]
+        runs = [judging_process(served(tmp_path, server.url, shared, out=out)) for out in ("a", "b")]
         assert [ended(run) for run in runs] == [0, 0]
     assert set(server.asked.values()) == {1} and len(server.asked) == 32
     a, b = manifest_of(tmp_path, "a")["replies"], manifest_of(tmp_path, "b")["replies"]
@@ -167,7 +160,7 @@ def test_an_interrupted_run_says_so_and_goes_on(tmp_path: Path) -> None:
 
     with serve(on_request=on_request, delay=0.05) as server:
         words = served(tmp_path, server.url)
-        child = forked(words)
+        child = judging_process(words)
         state["pid"] = child.pid or 0
         assert ended(child) == 130
         assert not manifest_of(tmp_path)["complete"]

@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
-from medtune.data.sample import Message, Sample
+from medtune.data.sample import Sample
 from medtune.datasets.flare.task_types import TASKS
 from medtune.errors import ConfigError, DataError
 from medtune.evaluation.display import Column, Display, Examples, Scatter
@@ -31,10 +31,10 @@ from medtune.evaluation.protocols.base import (
     Topic,
     Verdict,
     Vocabulary,
-    query_frame,
     verdict_frame,
 )
 from medtune.evaluation.protocols.conversation import user_turn
+from medtune.evaluation.protocols.own_question import own_question
 from medtune.evaluation.protocols.report_generation import SCATTER
 from medtune.evaluation.protocols.unscored import Unjudged
 from medtune.evaluation.result import Metric
@@ -149,13 +149,10 @@ class Flare(EvaluationProtocol):
         Raises:
             DataError: The sample is no question of FLARE's tasks, or has no image or user turn.
         """
-        task, prompt = _task(sample), user_turn(sample)
-        if not sample.images or not prompt:
-            raise DataError(f"question {sample.id!r}: a question needs an image and a user turn.")
+        task = _task(sample)
         answer = sample.meta.get("answer", "")
         if not isinstance(answer, str):
             raise DataError(f"question {sample.id!r}: meta.answer must be a text; prepare the questions again.")
-        query_id, shown = query_frame(self.name, sample)
         about = {"task": task, "dataset": str(sample.meta["dataset"]), "modality": str(sample.meta.get("modality", ""))}
         meta = {
             "attribute": attribute_of(about["dataset"], task),
@@ -163,12 +160,10 @@ class Flare(EvaluationProtocol):
             "flare_task": task,
             "dataset": about["dataset"],
             "modality": about["modality"],
-            "choices": question_options(prompt) if task == "classification" else {},
-            **shown,
+            "choices": question_options(user_turn(sample)) if task == "classification" else {},
         }
         # A routed model may take the task from here; the right answer is not passed on.
-        asked = Sample(id=query_id, images=sample.images, messages=(Message("user", prompt),), meta=about)
-        return [Query(query_id, self.name, asked, (), (answer,) if answer else (), meta)]
+        return [own_question(self.name, sample, (answer,) if answer else (), meta, about=about)]
 
     def judge(self, row: Prediction, vocabulary: Vocabulary) -> Verdict:
         """Read the answer; one to a question without a right answer is not judged."""

@@ -6,7 +6,7 @@ GREEN is shown beside ROUGE-L and the findings, never alone: it can rank an untu
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
-from medtune.data.sample import Message, Sample
+from medtune.data.sample import Sample
 from medtune.errors import DataError
 from medtune.evaluation.display import Column, Display, Examples, Scatter
 from medtune.evaluation.prediction import Prediction
@@ -17,10 +17,9 @@ from medtune.evaluation.protocols.base import (
     Topic,
     Verdict,
     Vocabulary,
-    query_frame,
     verdict_frame,
 )
-from medtune.evaluation.protocols.conversation import user_turn
+from medtune.evaluation.protocols.own_question import own_question
 from medtune.evaluation.protocols.vqa import free_answer
 from medtune.evaluation.reports.scores import Counts, differences, finding_numbers, report_labels, score_counts
 from medtune.evaluation.reports.verdicts import differences_of, measures_of, table_of
@@ -69,6 +68,8 @@ _DISPLAY = Display(
     scatter=(SCATTER,),
 )
 
+_NEEDS = "a report needs an image and a user turn that asks for it."
+
 
 class ReportGeneration(EvaluationProtocol):
     """The sample's user turn is asked as it is, with all of its images.
@@ -101,13 +102,9 @@ class ReportGeneration(EvaluationProtocol):
         Raises:
             DataError: There is no right report, no question or no image.
         """
-        prompt, report = user_turn(sample), free_answer(sample)
-        if not prompt or not sample.images:
-            raise DataError(f"question {sample.id!r}: a report needs an image and a user turn that asks for it.")
-        query_id, shown = query_frame(self.name, sample)
-        meta = {"attribute": _group(sample), "answer": report, **shown}
-        asked = Sample(id=query_id, images=sample.images, messages=(Message("user", prompt),), meta={})
-        return [Query(query_id, self.name, asked, (), (report,), meta)]
+        report = free_answer(sample)
+        meta = {"attribute": _group(sample), "answer": report}
+        return [own_question(self.name, sample, (report,), meta, needs=_NEEDS)]
 
     def judge(self, row: Prediction, vocabulary: Vocabulary) -> Verdict:
         """Count words and findings; an empty answer is unread, matches nothing and states nothing.

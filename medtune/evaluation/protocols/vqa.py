@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any, ClassVar, Literal
 
-from medtune.data.sample import Message, Sample
+from medtune.data.sample import Sample
 from medtune.errors import DataError
 from medtune.evaluation.display import Column, Display, Examples
 from medtune.evaluation.llava_med import closed_hit, normalise_answer, open_scores
@@ -24,10 +24,9 @@ from medtune.evaluation.protocols.base import (
     Topic,
     Verdict,
     Vocabulary,
-    query_frame,
     verdict_frame,
 )
-from medtune.evaluation.protocols.conversation import user_turn
+from medtune.evaluation.protocols.own_question import own_question
 from medtune.evaluation.result import Metric
 from medtune.evaluation.swapped import swap_images
 
@@ -151,19 +150,14 @@ class Vqa(EvaluationProtocol):
         Raises:
             DataError: The question has no right answer, no text or no image, or its ``meta`` holds an unknown value.
         """
-        prompt, answer = user_turn(sample), free_answer(sample)
-        if not prompt or not sample.images:
-            raise DataError(f"question {sample.id!r}: a question needs an image and a user turn.")
-        query_id, shown = query_frame(self.name, sample)
+        answer = free_answer(sample)
         meta = {
             "attribute": _question_type(sample),
             "answer": answer,
             "answer_type": answer_type(sample),
             "language": _language(sample),
-            **shown,
         }
-        asked = Sample(id=query_id, images=sample.images, messages=(Message("user", prompt),), meta={})
-        return [Query(query_id, self.name, asked, (), (answer,), meta)]
+        return [own_question(self.name, sample, (answer,), meta)]
 
     def judge(self, row: Prediction, vocabulary: Vocabulary) -> Verdict:
         """Score an open answer by shared words; read a closed one strictly, and as LLaVA-Med reads it."""
