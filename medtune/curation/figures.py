@@ -12,11 +12,12 @@ from typing import Any
 
 from medtune.data.sample import is_identifier, printable
 from medtune.data.writing import file_sha256
+from medtune.datasets.figure_captions import CAPTIONS, MENTIONS, mention_texts
 from medtune.errors import DataError
 
 MODALITIES = ("chest_xray", "mri", "ct_scan", "histology", "gross")
 """The five modalities of LLaVA-Med's data, in the order of its files."""
-CAPTIONS, MENTIONS, IMAGES = ("caption", "fig_caption"), ("mentions", "in_text_mention"), ("image", "imgs")
+IMAGES = ("image", "imgs")
 Refuse = Callable[[str, DataError], None]
 
 
@@ -193,9 +194,8 @@ def _mentions(row: Mapping[str, Any], where: str) -> tuple[str, ...]:
     items = [] if value is None else [value] if isinstance(value, str) else value
     if not isinstance(items, list):
         raise DataError(f"{where}: the in-text mentions must be a list of sentences.")
-    found = [item.get("tokens") if isinstance(item, Mapping) else item for item in items]
-    texts = [text for text in found if isinstance(text, str)]
-    if len(texts) < len(found):
+    texts = mention_texts(items)
+    if texts is None:
         raise DataError(f"{where}: a mention must be a sentence, or an object with the sentence as 'tokens'.")
     return tuple(plain(text) for text in texts if text.strip())
 

@@ -1,7 +1,7 @@
 """Captions of figures, and the sentences that mention them: JSON, JSON Lines and LLaVA-Med's files."""
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -9,8 +9,8 @@ from typing import Any
 from medtune.data.source import decode_json
 from medtune.errors import DataError
 
-_CAPTION = ("caption", "fig_caption")
-_MENTIONS = ("mentions", "in_text_mention")
+CAPTIONS, MENTIONS = ("caption", "fig_caption"), ("mentions", "in_text_mention")
+"""Our keys, and those of LLaVA-Med's files."""
 _NAMES = ("id", "pair_id", "image", "imgs")
 
 
@@ -70,16 +70,23 @@ def figure_of(row: Mapping[str, Any], where: str) -> Figure:
     Raises:
         DataError: If there is no caption, or the mentions are no list of texts.
     """
-    caption = next((row[key] for key in _CAPTION if key in row), None)
+    caption = next((row[key] for key in CAPTIONS if key in row), None)
     if not isinstance(caption, str):
-        raise DataError(f"{where}: the caption must be a text under {' or '.join(map(repr, _CAPTION))}.")
-    mentions: Any = next((row[key] for key in _MENTIONS if row.get(key) is not None), [])
+        raise DataError(f"{where}: the caption must be a text under {' or '.join(map(repr, CAPTIONS))}.")
+    mentions: Any = next((row[key] for key in MENTIONS if row.get(key) is not None), [])
     if not isinstance(mentions, list):
         raise DataError(f"{where}: mentions must be a list of texts.")
-    texts = [one.get("tokens") if isinstance(one, Mapping) else one for one in mentions]
-    if not all(isinstance(text, str) for text in texts):
+    texts = mention_texts(mentions)
+    if texts is None:
         raise DataError(f"{where}: mentions must be a list of texts, or of objects with 'tokens'.")
-    return Figure(caption, tuple(str(text) for text in texts))
+    return Figure(caption, tuple(texts))
+
+
+def mention_texts(mentions: Sequence[Any]) -> list[str] | None:
+    """Return the sentences of a row's mentions, each a text or an object with ``tokens``; None if one is neither."""
+    found = [item.get("tokens") if isinstance(item, Mapping) else item for item in mentions]
+    texts = [text for text in found if isinstance(text, str)]
+    return texts if len(texts) == len(found) else None
 
 
 def _rows(path: Path) -> Iterator[tuple[str, Mapping[str, Any]]]:

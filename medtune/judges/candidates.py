@@ -6,6 +6,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from PIL import Image
+
+from medtune.data.images import ImageRoot
 from medtune.data.sample import IMAGE_TAG, Sample
 from medtune.data.source import JsonlSource, decode_json
 from medtune.errors import DataError
@@ -103,3 +106,28 @@ class CandidateSource(JsonlSource):
         found = super().__getitem__(index)
         assert isinstance(found, Candidate)
         return found
+
+
+class HeldCandidates:
+    """Candidates in memory that share an image root; a subclass gives their rows and their fingerprint.
+
+    Args:
+        name: Names the source, for manifests.
+        where: Names the file, for errors.
+        image_root: Folder or ``.tar`` of the images; None if they are not opened.
+    """
+
+    def __init__(self, name: str, where: str, image_root: str | Path | None) -> None:
+        self.name, self._where = name, where
+        self._images = None if image_root is None else ImageRoot(image_root)
+
+    def open_images(self, sample: Sample) -> list[Image.Image]:
+        """Return a candidate's images, decoded to RGB.
+
+        Raises:
+            DataError: There is no image root, or an image cannot be opened.
+        """
+        where = f"{self._where} (id {sample.id!r})"
+        if self._images is None and sample.images:
+            raise DataError(f"{where}: the row names images, but no image_root was given; set it in the config.")
+        return [] if self._images is None else [self._images.load(name, where) for name in sample.images]

@@ -5,17 +5,15 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image
 
-from medtune.data.images import ImageRoot
-from medtune.data.sample import Message, Sample
+from medtune.data.sample import Message
 from medtune.data.writing import file_sha256, sha256
 from medtune.errors import DataError
 from medtune.evaluation.metrics import bootstrap_interval
 from medtune.evaluation.prediction import Prediction, read_predictions
 from medtune.evaluation.result import Metric
 from medtune.judges.base import Judgement
-from medtune.judges.candidates import Candidate
+from medtune.judges.candidates import Candidate, HeldCandidates
 
 _DEFINITION = (
     "share of the questions for which the judge prefers the second model's answer; a tie counts half, and so do two "
@@ -23,7 +21,7 @@ _DEFINITION = (
 )
 
 
-class ComparedAnswers:
+class ComparedAnswers(HeldCandidates):
     """Answers of two models as candidates: the first model's answer to each question, and the second's.
 
     Questions that were asked on other images than their own are left out.
@@ -39,11 +37,10 @@ class ComparedAnswers:
 
     def __init__(self, first: str | Path, second: str | Path, image_root: str | Path | None = None) -> None:
         self.paths = (Path(first).expanduser(), Path(second).expanduser())
-        self.name = " and ".join(str(path) for path in self.paths)
+        super().__init__(" and ".join(str(path) for path in self.paths), str(self.paths[0]), image_root)
         one, other = (_own(path) for path in self.paths)
         _check_same(self.paths, one, other)
         self._rows = [(row, other[name]) for name, row in one.items()]
-        self._images = None if image_root is None else ImageRoot(image_root)
 
     def __len__(self) -> int:
         """Return the number of questions."""
@@ -54,17 +51,6 @@ class ComparedAnswers:
         first, second = self._rows[index]
         answers = (first.prediction, second.prediction)
         return Candidate(first.id, _images(first), (Message("user", first.prompt),), {}, answers=answers)
-
-    def open_images(self, sample: Sample) -> list[Image.Image]:
-        """Return a question's images, decoded to RGB.
-
-        Raises:
-            DataError: There is no image root, or an image cannot be opened.
-        """
-        where = f"{self.paths[0]} (id {sample.id!r})"
-        if self._images is None and sample.images:
-            raise DataError(f"{where}: the row names images, but no image_root was given; set it in the config.")
-        return [] if self._images is None else [self._images.load(name, where) for name in sample.images]
 
     def fingerprint(self) -> str:
         """Return a SHA-256 of both files."""

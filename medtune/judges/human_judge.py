@@ -9,18 +9,15 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
-from PIL import Image
 from sklearn.metrics import cohen_kappa_score
 
 from medtune.clients.messages import ChatRequest
 from medtune.clients.served import RecordedClient
-from medtune.data.images import ImageRoot
-from medtune.data.sample import Sample
 from medtune.data.writing import file_sha256
 from medtune.errors import DataError
 from medtune.judges.annotations import PREFERENCES, Annotation, read_annotations
 from medtune.judges.base import Judgement, OpenImages
-from medtune.judges.candidates import Candidate
+from medtune.judges.candidates import Candidate, HeldCandidates
 
 
 @dataclass(frozen=True)
@@ -121,7 +118,7 @@ class HumanJudge:
         }
 
 
-class AnnotatedCandidates:
+class AnnotatedCandidates(HeldCandidates):
     """The questions of an annotation file, with the interface of :class:`medtune.judges.candidates.CandidateSource`.
 
     Args:
@@ -131,8 +128,8 @@ class AnnotatedCandidates:
     """
 
     def __init__(self, path: str, rows: Sequence[Candidate], image_root: str | None) -> None:
-        self.path, self.name, self._rows = Path(path).expanduser(), Path(path).stem, rows
-        self._images = None if image_root is None else ImageRoot(image_root)
+        self.path, self._rows = Path(path).expanduser(), rows
+        super().__init__(self.path.stem, self.path.name, image_root)
 
     def __len__(self) -> int:
         """Return the number of candidates."""
@@ -141,17 +138,6 @@ class AnnotatedCandidates:
     def __getitem__(self, index: int) -> Candidate:
         """Return a candidate."""
         return self._rows[index]
-
-    def open_images(self, sample: Sample) -> list[Image.Image]:
-        """Return a candidate's images, decoded to RGB.
-
-        Raises:
-            DataError: There is no image root, or an image cannot be opened.
-        """
-        where = f"{self.path.name} (id {sample.id!r})"
-        if self._images is None and sample.images:
-            raise DataError(f"{where}: the row names images, but no image_root was given; set it in the config.")
-        return [] if self._images is None else [self._images.load(name, where) for name in sample.images]
 
     def fingerprint(self) -> str:
         """Return the SHA-256 of the file."""
