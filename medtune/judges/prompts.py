@@ -7,6 +7,7 @@ wording gets another number.
 
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 
 from medtune.clients.prompt_files import PromptFile, filled, read_prompt_file
 from medtune.config import PACKAGE
@@ -42,17 +43,18 @@ class JudgePrompt:
         return filled(self.text, values)
 
 
-def read_prompt(name: str, placeholders: Collection[str] = PAIR) -> JudgePrompt:
+def read_prompt(name: str, placeholders: Collection[str] = PAIR, folder: Path = FOLDER) -> JudgePrompt:
     """Read a prompt.
 
     Args:
         name: Name of a packaged prompt such as ``pair-v1``, or path of a text file that ends in ``.txt``.
         placeholders: What its text must contain.
+        folder: Packaged prompts.
 
     Raises:
         ConfigError: There is no such prompt, its header is wrong, or a placeholder is missing.
     """
-    file = read_prompt_file(name, FOLDER, placeholders)
+    file = read_prompt_file(name, folder, placeholders)
     low, high = _scale(file)
     return JudgePrompt(file.name, file.text, file.version, low, high, file.yes("images"))
 
