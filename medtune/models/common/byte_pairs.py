@@ -64,7 +64,7 @@ def _pair(line: str) -> tuple[str, str]:
 
 
 def added_tokens(folder: Path) -> dict[str, int]:
-    """Special tokens and their ids, as ``added_tokens.json``, ``tokenizer_config.json`` or tokenizer.json lists them."""
+    """Special tokens and their ids, as added_tokens.json, tokenizer_config.json or tokenizer.json lists them."""
     found: dict[str, int] = {}
     for name in ("tokenizer.json", "tokenizer_config.json", "added_tokens.json"):
         file = folder / name
