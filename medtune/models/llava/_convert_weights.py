@@ -5,6 +5,7 @@ from torch import Tensor
 
 from medtune.errors import ModelError
 from medtune.models.common.family import StateDict
+from medtune.models.common.tied import without_copy
 from medtune.models.llava._shape import Layout, LlavaShape
 
 TOKENIZER_FILES = (
@@ -161,12 +162,11 @@ def hf_to_tune(state: StateDict, *, shape: LlavaShape) -> StateDict:
     """
     given = [name for name in state if not name.startswith(_NOT_WEIGHTS) and not name.endswith(_COMPUTED)]
     plain = {disk_name(name): state[name] for name in given}
-    if shape.tied:  # some programs write the table a second time, as the output layer
-        plain.pop(_HEAD, None)
-        given = [name for name in given if disk_name(name) in plain]
     if len(plain) < len(given):
         twice = next(name for name in given if state[name] is not plain[disk_name(name)])
         raise ModelError(f"it holds {disk_name(twice)} twice, under two names (one is {twice}); remove one file")
+    if shape.tied:
+        plain = without_copy(plain, (_HEAD,), (f"{_DECODER}model.embed_tokens.weight",))
     if any(name.startswith(_AUTHORS_MARK) for name in state) and not any(name.startswith(_TOWER) for name in plain):
         raise ModelError(
             "it is saved in the LLaVA authors' layout, without the vision tower. Take the converted weights "
