@@ -20,6 +20,7 @@ import io
 import json
 import os
 import statistics
+import subprocess
 import sys
 import tempfile
 import threading
@@ -184,6 +185,44 @@ def features(arguments: argparse.Namespace, folder: Path) -> dict[str, Any]:
     }
 
 
+def selection(arguments: argparse.Namespace, folder: Path) -> dict[str, Any]:
+    """Seconds and peak memory of a selection by scores, uniformly from groups, in a process of its own."""
+    rng, count = np.random.default_rng(0), arguments.rows
+    scores, groups = rng.normal(size=count), rng.integers(0, arguments.groups, count)
+    turns = [
+        {"from": "human", "value": "<image>\nWhat kind of image is this, and what does it show?"},
+        {"from": "gpt", "value": "An axial CT scan. It shows a lesion with sharp borders in the left lobe."},
+    ] * 4
+    rest = json.dumps({"caption": " ".join(WORDS), "mentions": ["See the figure."], "conversations": turns})[1:]
+    with (folder / "rows.jsonl").open("w") as rows, (folder / "scores.csv").open("w") as table:
+        table.write("id,score\n")
+        for number in range(count):
+            rows.write(f'{{"id": "c{number}", "image": "{number % 60_000}.png", {rest}\n')
+            table.write(f"c{number},{scores[number]:.6f}\n")
+    with (folder / "groups.csv").open("w") as file:
+        file.write("id,group\n" + "".join(f"c{number},{group}\n" for number, group in enumerate(groups)))
+    words = [
+        "--config", "selection/scores", f"data={folder / 'rows.jsonl'}", f"scores={folder / 'scores.csv'}",
+        f"clusters.table={folder / 'groups.csv'}", f"output_dir={folder / 'out'}",
+    ]  # fmt: skip
+    script = "import sys; from medtune.recipes.selection import main; raise SystemExit(main(sys.argv[1:]))"
+    begun = time.perf_counter()
+    child = subprocess.Popen([sys.executable, "-c", script, *words], stdout=subprocess.DEVNULL)
+    _, status, used = os.wait4(child.pid, 0)
+    took = time.perf_counter() - begun
+    assert status == 0
+    kept = sum(1 for _ in (folder / "out/selected.jsonl").open())
+    assert kept == count // 2, kept
+    return {
+        "selection_seconds": took,
+        "processor_seconds": used.ru_utime + used.ru_stime,
+        "peak_memory_bytes": used.ru_maxrss * 1024,
+        "rows": count,
+        "taken": kept,
+        "bytes_of_rows": (folder / "rows.jsonl").stat().st_size,
+    }
+
+
 def annotation(arguments: argparse.Namespace, folder: Path) -> dict[str, Any]:
     """Latencies of the page at many annotators, and what it has kept after it was killed."""
     from medtune.annotate.store import Store
@@ -230,11 +269,13 @@ def annotation(arguments: argparse.Namespace, folder: Path) -> dict[str, Any]:
 PARTS: dict[str, Callable[[argparse.Namespace, Path], dict[str, Any]]] = {
     "requests": requests,
     "features": features,
+    "selection": selection,
     "annotation": annotation,
 }
 OPTIONS = {
     "requests": ("requests", "in_flight", "delay", "side", "rounds"),
     "features": ("figures", "clip", "batch", "feature_rounds"),
+    "selection": ("rows", "groups"),
     "annotation": ("annotators", "questions", "think"),
 }
 """What a part depends on."""
@@ -259,6 +300,8 @@ def main(words: Sequence[str] | None = None) -> None:
     parser.add_argument("--clip", default="ViT-S-32-alt")
     parser.add_argument("--batch", type=int, default=32)
     parser.add_argument("--feature-rounds", type=int, default=8, help="parts of the figures")
+    parser.add_argument("--rows", type=int, default=1_000_000)
+    parser.add_argument("--groups", type=int, default=60)
     parser.add_argument("--annotators", type=int, default=50)
     parser.add_argument("--questions", type=int, default=40)
     parser.add_argument("--think", type=float, default=1.0, help="mean seconds between two choices of a person")

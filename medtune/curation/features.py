@@ -141,6 +141,37 @@ class StoredFeatures(Features):
 
 
 @dataclass(frozen=True)
+class PlainFeatures(Features):
+    """Small thumbnails and counts of words: no weights are needed, and no more is seen than colours and words.
+
+    Attributes:
+        side: Pixels of a thumbnail's side.
+        words: Cells that words and pairs of words are hashed to.
+    """
+
+    side: int = 8
+    words: int = 256
+
+    @property
+    def looks(self) -> bool:
+        """Images are opened."""
+        return True
+
+    def identity(self) -> dict[str, Any]:
+        """Return the sizes."""
+        return {"name": "plain", "side": self.side, "words": self.words}
+
+    def of(self, figures: Sequence[Figure], images: Sequence[Image.Image], rows: Sequence[int]) -> Rows:
+        """Return counts of words and pixels."""
+        from sklearn.feature_extraction.text import HashingVectorizer
+
+        counted = HashingVectorizer(n_features=self.words, ngram_range=(1, 2)).transform([one.text for one in figures])
+        small = [np.asarray(image.resize((self.side, self.side), Image.Resampling.BOX)) / 255 - 0.5 for image in images]
+        pixels = np.stack(small).reshape(len(images), -1).astype(np.float32)
+        return beside(torch.from_numpy(counted.toarray().astype(np.float32)), torch.from_numpy(pixels))
+
+
+@dataclass(frozen=True)
 class TimmFeatures(Features):
     """An image model of timm, and a sentence encoder of transformers (extra ``transformers``).
 
