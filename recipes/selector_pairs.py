@@ -8,7 +8,7 @@ Writes ``train.jsonl`` and ``val.jsonl``, whose images are others, and the featu
 """
 
 import sys
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -47,6 +47,9 @@ class SelectorPairsConfig:
     human: list[str] = field(default_factory=list, metadata={"help": "files of people's choices between two answers"})
     records: list[str] = field(default_factory=list, metadata={"help": "conversations or candidates that were rated"})
     ratings: list[str] = field(default_factory=list, metadata={"help": "ratings.jsonl of the recipe rate"})
+    validation: list[str] = field(
+        default_factory=list, metadata={"help": "files of people's choices to measure on, in place of validation_share"}
+    )
     judge: str | None = field(
         default=None, metadata={"help": "a judge's scores of the human pairs, to compare its agreement (Fig. 2)"}
     )
@@ -125,15 +128,12 @@ def dealt(config: SelectorPairsConfig, skipped: Skipped) -> tuple[list[RecordPai
     """Return training pairs, validation pairs, and counts.
 
     Human pairs of held-out images are the validation pairs; without people's choices, model pairs of these images are.
+    No image is in both.
     """
     counts: dict[str, Any] = {}
     judged = None if config.judge is None else read_judged(config.judge)
-    human: list[RecordPair] = []
-    for path in config.human:
-        found, counted = human_pairs(path, judged)
-        human += found
-        counts[f"human {Path(path).name}"] = dict(sorted(counted.items()))
-    _unique(human)
+    human, measured = (_chosen(paths, judged, counts) for paths in (config.human, config.validation))
+    _unique([*human, *measured])
     ratings: dict[str, float] = {}
     for path in config.ratings:
         for name, value in read_ratings(path).items():
@@ -147,26 +147,45 @@ def dealt(config: SelectorPairsConfig, skipped: Skipped) -> tuple[list[RecordPai
             f"{len(missing)} ratings are of samples that records do not hold (the first: {min(missing)!r}); give the "
             "files that were rated"
         )
-    inside: list[Record] = []
-    outside: list[Record] = []
-    for record in rated:
-        (outside if held_out(record.image or record.row, config.validation_share, config.seed) else inside).append(
-            record
-        )
-    apart: tuple[list[RecordPair], list[RecordPair]] = ([], [])
-    for pair in human:
-        apart[held_out(pair.preferred.image or pair.id, config.validation_share, config.seed)].append(pair)
-    train, val = apart
+    images = {_image(pair.preferred) for pair in measured}
+
+    def held(record: Record) -> bool:
+        if measured:
+            return _image(record) in images
+        return held_out(_image(record), config.validation_share, config.seed)
+
+    inside = [record for record in rated if not held(record)]
+    outside = [record for record in rated if held(record)]
+    train = [pair for pair in human if not held(pair.preferred)]
+    counts["images of the validation"] = {"rated": len(outside), "human": len(human) - len(train)}
+    val = measured or [pair for pair in human if held(pair.preferred)]
     train = train[: config.most_human]
     drawn, counts["model"] = model_pairs(inside, ratings, config.model_pairs, config.least_gap, config.seed)
-    if not human and outside:
+    if not human and not measured and outside:
         most = max(1, int(config.model_pairs * config.validation_share))
-        val, counts["model, held out"] = model_pairs(outside, ratings, most, config.least_gap, config.seed + 1)
-        val = [RecordPair(f"held_{pair.id}", pair.preferred, pair.rejected, pair.source) for pair in val]
+        found, counts["model, held out"] = model_pairs(outside, ratings, most, config.least_gap, config.seed + 1)
+        val = [replace(pair, id=f"held_{pair.id}") for pair in found]
     if not train and not drawn:
         raise DataError("no pair to train on is left; give more choices or ratings, or lower validation_share")
     counts |= {"train": {"human": len(train), "model": len(drawn)}, "val": len(val)}
     return [*train, *drawn], val, counts
+
+
+def _chosen(
+    paths: list[str], judged: dict[str, tuple[float, float]] | None, counts: dict[str, Any]
+) -> list[RecordPair]:
+    """Return the pairs of some files of choices, and count them."""
+    pairs: list[RecordPair] = []
+    for path in paths:
+        found, counted = human_pairs(path, judged)
+        pairs += found
+        counts[f"choices of {Path(path).name}"] = dict(sorted(counted.items()))
+    return pairs
+
+
+def _image(record: Record) -> str:
+    """Return what the split goes by: the image, or the row of a sample without one."""
+    return record.image or record.row
 
 
 def _unique(pairs: list[RecordPair]) -> None:
@@ -191,7 +210,13 @@ def write(
         for name, pairs in splits.items()
         if pairs
     }
-    inputs = [*config.human, *config.records, *config.ratings, *([config.judge] if config.judge else [])]
+    inputs = [
+        *config.human,
+        *config.validation,
+        *config.records,
+        *config.ratings,
+        *([config.judge] if config.judge else []),
+    ]
     manifest = {
         "counts": {**counts, "samples": len(numbers), "skipped": len(skipped.reasons)},
         "skipped": dict(list(sorted(skipped.reasons.items()))[:LISTED]),

@@ -173,7 +173,7 @@ def model_pairs(
     """
     rated = [record for record in records if record.id in ratings]
     counts = Counter({"rated": len(rated), "equal": 0})
-    if not count:
+    if not count or not ratings:
         return [], counts
     values = [ratings[record.id] for record in rated]
     if not values or max(values) - min(values) <= least_gap:

@@ -13,7 +13,7 @@ from medtune.datasets.figure_captions import CAPTIONS, MENTIONS, mention_texts
 from medtune.errors import DataError
 
 ASKS, ANSWERS = ("human", "user"), ("gpt", "assistant")
-_TURNS = (("conversations", "from", "value"), ("messages", "role", "content"))
+_TURNS = (*((name, "from", "value") for name in CONVERSATIONS), ("messages", "role", "content"))
 
 
 @dataclass(frozen=True)
@@ -172,7 +172,7 @@ def _turns(row: Mapping[str, Any], where: str) -> list[tuple[str, str]]:
         ):
             raise DataError(f"{where}: {key!r} must be a list of {{{who!r}, {what!r}}}.")
         return [(turn[who], turn[what]) for turn in turns]
-    raise DataError(f"{where}: the row has no {CONVERSATIONS!r} and no 'messages'.")
+    raise DataError(f"{where}: the row has no 'conversations' and no 'messages'.")
 
 
 def _plain(question: str) -> str:

@@ -7,6 +7,7 @@ is never changed: another wording gets another number.
 
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 
 from medtune.clients.prompt_files import PromptFile, filled, read_prompt_file
 from medtune.config import PACKAGE
@@ -48,18 +49,21 @@ class JudgePrompt:
         return f"{{{placeholder}}}" in self.text
 
 
-def read_prompt(name: str, placeholders: Collection[str] = PAIR, scored: bool = True) -> JudgePrompt:
+def read_prompt(
+    name: str, placeholders: Collection[str] = PAIR, scored: bool = True, folder: Path = FOLDER
+) -> JudgePrompt:
     """Read a prompt.
 
     Args:
         name: Name of a packaged prompt such as ``pair-v1``, or path of a text file that ends in ``.txt``.
         placeholders: What its text must contain.
         scored: Whether the reply holds scores, so that the header must name their scale.
+        folder: Packaged prompts.
 
     Raises:
         ConfigError: There is no such prompt, its header is wrong, or a placeholder is missing.
     """
-    file = read_prompt_file(name, FOLDER, placeholders)
+    file = read_prompt_file(name, folder, placeholders)
     low, high = _scale(file) if scored else (0.0, 0.0)
     return JudgePrompt(file.name, file.text, file.version, low, high, file.yes("images"))
 
