@@ -71,7 +71,7 @@ def scoring(folder: Path, url: str, *more: str, out: str = "judged") -> list[str
 
 
 def points(question: str, first: str, second: str) -> str:
-    """A judge of known truth: a reference gets 8, answer N gets N (from 1 to 9); the first place gets one point more."""
+    """A judge of known truth: 8 for a reference, N (1 to 9) for answer N, one point more for the first place."""
     scores = []
     for place, text in enumerate((first, second)):
         digits = "".join(letter for letter in text if letter.isdigit())

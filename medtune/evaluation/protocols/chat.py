@@ -13,7 +13,7 @@ from medtune.data.sample import Sample
 from medtune.data.writing import sha256
 from medtune.errors import DataError
 from medtune.evaluation.chat_grades import ChatGrade
-from medtune.evaluation.display import Column, Display, Examples
+from medtune.evaluation.display import Column, Display, Grouping
 from medtune.evaluation.measures import Measure, compare_measures, score_measures
 from medtune.evaluation.prediction import Prediction
 from medtune.evaluation.protocols.base import (
@@ -79,6 +79,15 @@ _TITLES = {
     "reference_score": "References, points",
     "place_effect": "Effect of the place, points",
 }
+_HELP = (
+    "The score that the judge gives an answer, in percent of the score that it gives the reference answer; mean over "
+    "questions. 100 is as good as the reference answers. In small letters: the mean score of the answers, and the "
+    "share of answers without a score."
+)
+_GROUP, _NOTES = (
+    Column("relative_score", "relative score, %"),
+    (Column("answer_score", "points"), Column("unread", "unread %")),
+)
 _DISPLAY = Display(
     "Chat",
     rank=85,
@@ -90,13 +99,14 @@ _DISPLAY = Display(
         Column("unread", "Chat, without a score"),
     ),
     columns=(*(Column(f"{name}_micro", title) for name, title in _TITLES.items()), Column("unread", "Without a score")),
-    attribute=Column("relative_score", "relative score"),
-    notes=(Column("answer_score", "points"), Column("unread", "without a score")),
-    notes_help="Of a domain of the chat the large number is the relative score.",
     titles={f"{name}_macro": f"{title.split(',')[0]}, mean over domains" for name, title in _TITLES.items()},
     followed_of_sets=("relative_score",),
     paired="measure:relative_score",
-    examples=Examples("{prompt}", mark="none", measure="relative_score"),
+    side_by_side="The reference answer, and each model's answer with the judge's scores and words.",
+    groupings=(
+        Grouping("attributes", "Chat by domain", "Domain", _HELP, _GROUP, _NOTES),
+        Grouping("question_types", "Chat by type of question", "Type", _HELP, _GROUP, _NOTES),
+    ),
 )
 
 
@@ -198,6 +208,20 @@ class Chat(EvaluationProtocol):
             "question_types": of_groups(typed["attributes"], map(_by_type, true)),
             "swapped": scored["swapped"],
         }
+
+    def remarks(self, row: Prediction) -> tuple[str, str]:
+        """Return the reference answer, and the judge's scores and words."""
+        stored = next(iter(row.references), "")
+        if "chat" not in row.meta:
+            return stored, ""
+        grade = ChatGrade.from_dict(row.meta["chat"], f"prediction {row.id!r}")
+        if grade.scores is None:
+            said = f"no score ({grade.reason.replace('_', ' ')})"
+        else:
+            reference, answer = grade.scores
+            said = f"score {answer:g}, the reference answer {reference:g}: {100 * answer / reference:.0f}%"
+        words = (" ".join(text.split()) for text in grade.words)
+        return grade.reference or stored, "\n".join([said, *(f"“{text}”" for text in words if text)])
 
     def facts(self, verdicts: Sequence[Verdict]) -> dict[str, Any]:
         """Return who judged, a digest of the reference answers, and why answers have no score."""
