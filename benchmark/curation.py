@@ -286,6 +286,17 @@ def measured(kept: Any, part: str, settings: dict[str, Any]) -> bool:
     return isinstance(kept, dict) and kept.get(part, {}).get("settings") == settings
 
 
+def measured_with(words: Sequence[str]) -> list[str]:
+    """The options of a command that decide what is measured: not which parts are, nor whether anew."""
+    kept: list[str] = []
+    skips = False
+    for word in words:
+        skips = word == "--only" or (skips and not word.startswith("--"))
+        if not skips and word != "--fresh":
+            kept.append(word)
+    return kept
+
+
 def main(words: Sequence[str] | None = None) -> None:
     """Measure the parts that are missing; write each at once."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
@@ -317,7 +328,7 @@ def main(words: Sequence[str] | None = None) -> None:
         with tempfile.TemporaryDirectory() as folder:
             found = PARTS[part](arguments, Path(folder))
         load = {"at": "the end, 1, 5 and 15 minutes", "processes": os.getloadavg()}
-        told = stamp("benchmark/curation.py", sys.argv[1:] if words is None else words)
+        told = stamp("benchmark/curation.py", measured_with(sys.argv[1:] if words is None else words))
         result[part] = {**found, "settings": settings, "machine_load": load, "commit": told["commit"]}
         result.update(told)
         arguments.out.parent.mkdir(parents=True, exist_ok=True)

@@ -2,10 +2,10 @@
 
     python benchmark/demo_curation_data.py [--out medtune/assets/demo_curation] [--seed 0]
 
-No model and no person made them. A rule of known truth stands in for the generator: each answer names a cell's
-attributes, half of the answers rightly, and in the others four are exchanged for another cell's. It stands in for the
-people too, who prefer the right answer but for one choice in ten, and for the model that rates: from 0 to 10 by the
-share of right attributes, with noise.
+No model and no person made them. A rule of known truth stands in for the generator: each conversation asks about five
+attributes of a cell; half of the conversations are right, and in the others three of the five answers are another
+cell's. It stands in for the people too, who prefer the right one of two answers but for one choice in ten, and for the
+model that rates each answer from 0 to 10: about 7 if it is right and 3 if it is wrong, with noise.
 
 ``conversations.jsonl`` is what is selected from, ``rated.jsonl`` and ``ratings.jsonl`` are the model's preferences,
 ``annotations.jsonl`` the people's. All are about training cells, each about other ones. ``random.csv`` gives each
@@ -24,31 +24,36 @@ from medtune.data.writing import write_whole
 from medtune.datasets.wbcatt import ATTRIBUTES
 
 CELLS = PACKAGE / "assets" / "demo_wbcatt"
-QUESTION, CAPTION = "Describe the cell.", "A white blood cell in a stained smear."
-PEOPLE, RATED = 100, 400
-EXCHANGED, SLIPS, NOISE = 4, 0.1, 2.0
-NAMES = [name for name in ATTRIBUTES if name not in ("granularity", "cytoplasm_vacuole")]
+CAPTION = "A white blood cell in a stained smear."
+PEOPLE, RATED = 200, 400
+TURNS, WRONG, SLIPS, NOISE = 5, 3, 0.1, 1.5
+NAMES = [name for name in ATTRIBUTES if name != "label"]
 Row = dict[str, str]
 
 
-def answer(row: Row) -> str:
-    """The cell's attributes in words, as the reports of WBCAtt have them."""
-    said = [row[name] if name == "label" else f"{row[name]} {name.replace('_', ' ')}" for name in NAMES]
-    return ", ".join(said) + "."
+def question(name: str) -> str:
+    """The question about an attribute, as the test asks it."""
+    return f"What is the {name.replace('_', ' ')}?"
 
 
-def exchanged(row: Row, rows: list[Row], rng: random.Random) -> Row:
-    """The row with four attributes that are those of other cells."""
-    wrong = dict(row)
-    for name in rng.sample(NAMES, EXCHANGED):
-        wrong[name] = rng.choice(sorted({other[name] for other in rows} - {row[name]}) or [row[name]])
-    return wrong
+def another(name: str, row: Row, rows: list[Row], rng: random.Random) -> str:
+    """A value of an attribute that the cell does not have."""
+    return rng.choice(sorted({other[name] for other in rows} - {row[name]}))
 
 
-def conversation(name: str, row: Row, said: Row) -> dict[str, Any]:
-    """A conversation as curate writes it."""
-    turns = [{"from": "human", "value": f"<image>\n{QUESTION}"}, {"from": "gpt", "value": answer(said)}]
-    return {"id": name, "image": row["path"], "caption": CAPTION, "mentions": [], "conversations": turns}
+def conversation(name: str, row: Row, rows: list[Row], rng: random.Random) -> tuple[dict[str, Any], list[bool]]:
+    """A conversation as curate writes it, and which of its answers are right."""
+    asked = rng.sample(NAMES, TURNS)
+    right = [True] * TURNS
+    if rng.random() < 0.5:
+        right = [place >= WRONG for place in rng.sample(range(TURNS), TURNS)]
+    turns = []
+    for place, (attribute, true) in enumerate(zip(asked, right, strict=True)):
+        tag = "" if place else "<image>\n"
+        value = row[attribute] if true else another(attribute, row, rows, rng)
+        turns += [{"from": "human", "value": tag + question(attribute)}, {"from": "gpt", "value": value}]
+    made = {"id": name, "image": row["path"], "caption": CAPTION, "mentions": [], "conversations": turns}
+    return made, right
 
 
 def recorded(rows: list[Row], seed: int) -> dict[str, list[dict[str, Any]]]:
@@ -58,26 +63,25 @@ def recorded(rows: list[Row], seed: int) -> dict[str, list[dict[str, Any]]]:
     people, rated, rest = rows[:PEOPLE], rows[PEOPLE : PEOPLE + RATED], rows[PEOPLE + RATED :]
     found: dict[str, list[dict[str, Any]]] = {"annotations": [], "rated": [], "ratings": [], "conversations": []}
     for number, row in enumerate(people):
-        answers = [answer(row), answer(exchanged(row, rows, rng))]
+        attribute = rng.choice(NAMES)
+        answers = [row[attribute], another(attribute, row, rows, rng)]
         right = rng.randrange(2)
         chosen = right if rng.random() >= SLIPS else 1 - right
         candidate = {
             "id": f"asked_{number}",
             "images": [row["path"]],
-            "messages": [{"role": "user", "content": f"<image>\n{QUESTION}"}],
+            "messages": [{"role": "user", "content": f"<image>\n{question(attribute)}"}],
             "answers": answers if right == 0 else answers[::-1],
             "meta": {"caption": CAPTION},
         }
         found["annotations"].append({**candidate, "preference": ("first", "second")[chosen], "annotator": "a rule"})
     for kind, some in (("rated", rated), ("conversations", rest)):
         for number, row in enumerate(some):
-            said = row if rng.random() < 0.5 else exchanged(row, rows, rng)
-            name = f"{kind}_{number}"
-            found[kind].append(conversation(name, row, said))
-            if kind == "rated":
-                right_share = sum(said[key] == row[key] for key in NAMES) / len(NAMES)
-                rating = min(10.0, max(0.0, 10 * right_share + rng.gauss(0, NOISE)))
-                found["ratings"].append({"id": f"{name}/turn_1", "rating": round(rating)})
+            made, right_ones = conversation(f"{kind}_{number}", row, rows, rng)
+            found[kind].append(made)
+            for turn, true in enumerate(right_ones, start=1) if kind == "rated" else ():
+                rating = min(10.0, max(0.0, (7 if true else 3) + rng.gauss(0, NOISE)))
+                found["ratings"].append({"id": f"{made['id']}/turn_{turn}", "rating": round(rating)})
     return found
 
 
