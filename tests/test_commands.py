@@ -256,8 +256,12 @@ def tune(words: list[str], at: Workspace) -> None:
 
 def owners_files(config: Any, at: Workspace) -> bool:
     """Whether stand-ins for a data set's own files are here; its config has been read and checked in any case."""
-    named = [value for key, value in leaves(to_plain(config)) if key != "output_dir" and str(value).startswith("/")]
-    return bool(named) and all(Path(value).exists() for value in named)
+    named = [
+        str(value)
+        for key, value in leaves(to_plain(config))
+        if key != "output_dir" and (str(value).startswith("/") or key in ("data.table", "image_root"))
+    ]
+    return bool(named) and all((at.folder / value).exists() for value in named)
 
 
 RULES: dict[str, Callable[[list[str], Workspace], None]] = {
