@@ -21,6 +21,7 @@ from medtune.training.plan import Plan, plan
 from tests import commands
 from tests.annotate.running import provide_annotation
 from tests.commands import DATA, SHORT, Tune, in_a_process, is_training, leaves, needs_real_weights, shortened
+from tests.data.test_dicom import packaged
 from tests.routing.validation_files import write_routed, write_verdicts
 
 CHECKOUT = Path(__file__).resolve().parent.parent
@@ -209,7 +210,10 @@ def medtune(words: list[str], at: Workspace) -> None:
         if arguments.command == "ask":
             at.provide([arguments.model])
             for name in arguments.rest[:-1]:
-                Image.new("RGB", (64, 64)).save(at.folder / name)
+                if name.endswith(".dcm"):
+                    shutil.copy(packaged("CT_small.dcm"), at.folder / name)
+                else:
+                    Image.new("RGB", (64, 64)).save(at.folder / name)
         if arguments.command == "serve":  # tests/serving start servers
             at.provide([arguments.source])
             words = [*words, *([] if arguments.dry_run else ["--dry-run"])]
