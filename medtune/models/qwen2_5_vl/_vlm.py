@@ -61,7 +61,8 @@ class Qwen2_5VL(EarlyFusionVLM):
         Raises:
             ModelError: if ``vision_mask`` does not hold the places of the features.
         """
-        if vision_mask is None or tokens.is_meta or (input_pos is not None and input_pos.dim() == 3):
+        ready = input_pos is not None and input_pos.dim() == 3
+        if ready or tokens.is_meta or vision_mask is None or not vision_mask.shape[1]:
             return input_pos
         return three_axes(tokens == self.image_id, vision_mask, input_pos)
 
