@@ -20,6 +20,7 @@ from medtune.models.common.names import expected_shapes, is_adapter_key
 from medtune.models.lora.nf4 import keep_scales
 from medtune.models.lora.options import ATTENTION, AdapterOptions, keep_dtype_in_state_dicts, linear
 from medtune.models.qwen2_5_vl._convert_weights import qwen2_5_vl_family
+from medtune.models.qwen2_5_vl._peft import adapters_from_peft, adapters_to_peft
 from medtune.models.qwen2_5_vl._positions import MRope
 from medtune.models.qwen2_5_vl._shape import Qwen2_5VLShape
 from medtune.models.qwen2_5_vl._vision import NORM_EPS, AxialRope, BlockEncoder, Merger, Qwen2_5Vision
@@ -135,5 +136,10 @@ def qwen2_5_vl(name: str, shape: Qwen2_5VLShape, *, lora: LoraOptions | None = N
     if lora is not None and not lora.double_quant:
         keep_scales(model)
     plain = frozenset(key for key in expected_shapes(model) if not is_adapter_key(key))
-    model.family = replace(model.family, tensors=plain)
+    model.family = replace(
+        model.family,
+        tensors=plain,
+        adapters_to_peft=partial(adapters_to_peft, shape=shape),
+        adapters_from_peft=partial(adapters_from_peft, shape=shape),
+    )
     return model

@@ -31,13 +31,13 @@ TOKENIZER_FILES = (
 QKV = ("q_proj", "k_proj", "v_proj")
 _SIDES = ("weight", "bias")
 _LIVE_PREFIXES = (("model.language_model.", "model."), ("model.visual.", "visual."))
-_VISION = {
+VISION = {
     "attn.output_proj": "attn.proj",
     "mlp.w1": "mlp.gate_proj",
     "mlp.w2": "mlp.down_proj",
     "mlp.w3": "mlp.up_proj",
 }
-_DECODER = {
+DECODER = {
     "attn.output_proj": "self_attn.o_proj",
     "mlp.w1": "mlp.gate_proj",
     "mlp.w2": "mlp.down_proj",
@@ -80,13 +80,13 @@ def table(shape: Qwen2_5VLShape) -> Table:
         names |= {f"{theirs}.norm2.weight": (f"{ours}.mlp_norm.scale",)}
         for side in _SIDES:
             names[f"{theirs}.attn.qkv.{side}"] = tuple(f"{ours}.attn.{part}.{side}" for part in QKV)
-        for a, b in _VISION.items():
+        for a, b in VISION.items():
             names |= _both(f"{theirs}.{b}", f"{ours}.{a}")
     for layer in range(shape.layers):
         theirs, ours = f"model.layers.{layer}", f"decoder.layers.{layer}"
         names |= {f"{theirs}.input_layernorm.weight": (f"{ours}.sa_norm.scale",)}
         names |= {f"{theirs}.post_attention_layernorm.weight": (f"{ours}.mlp_norm.scale",)}
-        names |= {f"{theirs}.{b}.weight": (f"{ours}.{a}.weight",) for a, b in _DECODER.items()}
+        names |= {f"{theirs}.{b}.weight": (f"{ours}.{a}.weight",) for a, b in DECODER.items()}
         for part in QKV:
             names |= _both(f"{theirs}.self_attn.{part}", f"{ours}.attn.{part}")
     return names
