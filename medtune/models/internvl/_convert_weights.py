@@ -47,6 +47,7 @@ _LIVE_PREFIXES = (
     ("model.multi_modal_projector.", "multi_modal_projector."),
     ("lm_head.", "language_model.lm_head."),
 )
+_HEADS = ("language_model.lm_head.weight", "language_model.output.weight")
 _QKV = ("q_proj", "k_proj", "v_proj")
 _SIDES = ("weight", "bias")
 _DECODER_HF = {
@@ -102,9 +103,11 @@ def live_name(name: str) -> str:
 def table(shape: InternVLShape, layout: Layout) -> Table:
     """Every published tensor of a model of this shape -> the state-dict keys that it holds (three if packed)."""
     names = _vision_hf(shape) if layout == "hf" else _vision_original(shape)
-    if layout == "original" and shape.packed_decoder:
-        return names | _decoder_internlm2(shape)
-    return names | _decoder_hf(shape)
+    packed = layout == "original" and shape.packed_decoder
+    names |= _decoder_internlm2(shape) if packed else _decoder_hf(shape)
+    if shape.tied:
+        del names["language_model.output.weight" if packed else "language_model.lm_head.weight"]
+    return names
 
 
 def _both(published: str, ours: str) -> Table:
@@ -191,6 +194,8 @@ def hf_to_tune(state: StateDict, *, shape: InternVLShape) -> StateDict:
     named = {disk_name(name): tensor for name, tensor in state.items() if "rotary_emb.inv_freq" not in name}
     layout: Layout = "original" if any(name.startswith(("vision_model.", "mlp1.")) for name in named) else "hf"
     names = table(shape, layout)
+    if shape.tied:  # some programs write the table a second time, as the output layer
+        named = {name: tensor for name, tensor in named.items() if name not in _HEADS}
     unknown = sorted(named.keys() - names.keys())
     if unknown:
         raise ModelError(
