@@ -132,7 +132,7 @@ def _attend_from(attention: Any, h: Tensor, keep: Tensor, mask: Mask, input_pos:
     key = attention.k_proj(h).view(b, width, -1, attention.head_dim)
     value = attention.v_proj(h).view(b, width, -1, attention.head_dim)
     if attention.pos_embeddings is not None:
-        places = keep if input_pos is None else input_pos.gather(1, keep)
+        places = keep if input_pos is None else _take(input_pos, keep)
         query = attention.pos_embeddings(query, input_pos=places)
         key = attention.pos_embeddings(key, input_pos=input_pos)
     query, key, value = (values.transpose(1, 2) for values in (query, key, value))

@@ -138,6 +138,21 @@ class VLM(Trainable, Protocol):
         """Final hidden states [b, s, d], or [b, n, d] of the columns ``keep``."""
         ...
 
+    def positions(self, tokens: Tensor, vision_mask: Tensor | None, input_pos: Tensor | None) -> Tensor | None:
+        """Positions of tokens, from their numbers in the text.
+
+        Families with positions on several axes return [b, s, axes]. ``hidden`` calls this itself; a caller that joins
+        several texts in one row does so before, and gives the result to ``hidden``.
+        """
+        ...
+
+    def saved_positions(self, vision_mask: Tensor) -> Tensor | None:
+        """By how many positions each row's images are shorter than their tokens, [b]; None if they are not.
+
+        When a text is read in parts, this is subtracted from the numbers of the tokens after images of earlier parts.
+        """
+        ...
+
     def logits(self, hidden: Tensor) -> Tensor:
         """Vocabulary logits in fp32, [..., d] -> [..., V]."""
         ...

@@ -70,6 +70,18 @@ class SharedVLM:
         """A context in which the model computes as its base, without a copy; see :mod:`medtune.models.lora.merge`."""
         return adapters_off(self)  # type: ignore[arg-type]
 
+    def positions(self, tokens: Tensor, vision_mask: Tensor | None, input_pos: Tensor | None) -> Tensor | None:
+        """Positions of tokens, from their numbers in the text; see :class:`medtune.models.common.interface.VLM`."""
+        return input_pos
+
+    def saved_positions(self, vision_mask: Tensor) -> Tensor | None:
+        """None: every image takes as many positions as it has tokens."""
+        return None
+
+    def rotary_input(self, positions: Tensor | None) -> Tensor | None:
+        """What the decoder's layers take as ``input_pos``, made of :meth:`positions` once for all of them."""
+        return positions
+
     def image_tokens(self, shape: BatchShape) -> int:
         """0: the decoder reads images through cross-attention, not as tokens."""
         return 0
