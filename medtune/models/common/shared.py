@@ -33,6 +33,7 @@ class SharedVLM:
 
     decoder: Any
     family: Any
+    embed_dim: int
     encode: Callable[..., Tensor]
     hidden: Callable[..., Tensor]
     modules: Callable[..., Any]
@@ -97,7 +98,7 @@ class SharedVLM:
             The image features.
         """
         embeddings = self.decoder.tok_embeddings
-        width = self.decoder.norm.normalized_shape[0]
+        width = self.embed_dim
         trained = any(parameter.requires_grad for parameter in embeddings.parameters())
         self.decoder.tok_embeddings = _MetaEmbeddings(width, embeds_gradient or trained)
         self._empty_rotary_tables()
