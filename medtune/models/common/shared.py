@@ -29,6 +29,7 @@ class SharedVLM:
     Attributes:
         missing: empty, because a VLM needs no file to be built.
         reads_text: True.
+        whole_images: False: a prompt may be read in any parts.
     """
 
     decoder: Any
@@ -40,6 +41,7 @@ class SharedVLM:
     missing: tuple[str, ...] = ()
     reads_text: bool = True
     images_as_tokens: bool = False
+    whole_images: bool = False
 
     def logits(self, hidden: Tensor) -> Tensor:
         """Vocabulary logits of final hidden states: [..., d] -> fp32 [..., V]."""
