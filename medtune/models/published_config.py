@@ -168,9 +168,7 @@ def rope_of(config: Mapping[str, Any]) -> dict[str, Any]:
     if isinstance(by_kind, Mapping) and isinstance(by_kind.get(_GLOBAL), Mapping):
         local = by_kind.get(_LOCAL)
         base = rope_of({"rope_parameters": local}).get("rope_theta") if isinstance(local, Mapping) else None
-        return rope_of({"rope_parameters": by_kind[_GLOBAL]}) | (
-            {} if base is None else {"rope_local_base_freq": base}
-        )
+        return rope_of({"rope_parameters": by_kind[_GLOBAL]}) | ({} if base is None else {"rope_local_base_freq": base})
     both = {"rope_theta": config.get("rope_theta")}
     for key in ("rope_scaling", "rope_parameters"):
         value = config.get(key)

@@ -129,9 +129,7 @@ def test_the_published_models_are_transformers_tensor_by_tensor(builder, parts):
         theirs = Gemma3ForConditionalGeneration(Gemma3Config(**model.family.hf_config()))
     sizes = dict(model.named_parameters())
     assert {part: sum(sizes[name].numel() for name in names) for part, names in model.parts().items()} == parts
-    published = {
-        model.family.live_name(name): value.shape for name, value in model.family.tune_to_hf(sizes).items()
-    }
+    published = {model.family.live_name(name): value.shape for name, value in model.family.tune_to_hf(sizes).items()}
     assert published == {name: value.shape for name, value in theirs.named_parameters()}
 
 
