@@ -193,3 +193,15 @@ def _check_options(function: Callable[..., Any], options: dict[str, Any], what: 
 def is_known(config: dict[str, Any]) -> bool:
     """Whether a config.json is of a type that :func:`from_checkpoint` may build."""
     return config.get("model_type") in FAMILIES
+
+
+def component_of(folder: str | Path, config: dict[str, Any]) -> dict[str, Any]:
+    """The ``model`` of a config for a folder, with exports in transformers' layout where the family has two.
+
+    Args:
+        folder: the folder.
+        config: contents of its config.json, of a type in the table.
+    """
+    has_layouts = "layout" in inspect.signature(_family(config, Path(folder)).build).parameters
+    layout = {"layout": "hf"} if has_layouts else {}
+    return {"_component_": "medtune.models.from_checkpoint", "checkpoint": str(folder), **layout}

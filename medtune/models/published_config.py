@@ -16,13 +16,13 @@ from medtune.models.weight_files import read_json
 
 CONFIG_NAME = "config.json"
 _NAMED = 5
-# Keys that do not change what the model computes: names, tokens that only a tokenizer uses, limits, initial values, and
-# what the transform decides.
+# Keys that do not change what the model computes: names, tokens that only a tokenizer uses, limits, initial values,
+# what the transform decides, and whether embeddings are tied, which the tensors tell.
 _WITHOUT_EFFECT = frozenset({
     "architectures", "bos_token_id", "eos_token_id", "pad_token_id", "max_position_embeddings", "initializer_factor",
     "layer_scale_init_value", "use_flash_attn", "use_mean_pooling", "use_mask_token", "dynamic_image_size",
     "use_thumbnail", "min_dynamic_patch", "max_dynamic_patch", "projection_dim", "image_seq_length", "torch_dtype",
-    "dtype",
+    "dtype", "tie_word_embeddings",
 })  # fmt: skip
 # The size and normalisation of a classifier's images, and a router's labels, may change when its training goes on.
 _MAY_CHANGE = frozenset({"image_size", "mean", "std", "medtune_router"})

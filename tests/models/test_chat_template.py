@@ -95,8 +95,8 @@ class Format:
 @pytest.fixture(
     scope="module",
     params=[
-        "qwen2", "internlm2", "vicuna legacy", "vicuna", "vicuna json", "vicuna legacy json", "mistral", "mistral legacy",
-        "mistral json", "huatuo",
+        "qwen2", "internlm2", "vicuna legacy", "vicuna", "vicuna json", "vicuna legacy json",
+        "mistral", "mistral legacy", "mistral json", "huatuo",
     ],
 )  # fmt: skip
 def chat(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Format:

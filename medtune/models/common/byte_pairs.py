@@ -48,8 +48,10 @@ class BytePairTokenizer(FastTokenizer):
         words = Split(Regex(_WORDS), "isolated")
         tokenizer.pre_tokenizer = Sequence([words, ByteLevel(add_prefix_space=False, use_regex=False)])
         tokenizer.decoder = ByteLevelDecoder()
+        ordinary = _ordinary(folder)
         for token, number in sorted(added_tokens(folder).items(), key=lambda entry: entry[1]):
-            tokenizer.add_special_tokens([AddedToken(token, normalized=False)])
+            add = tokenizer.add_tokens if token in ordinary else tokenizer.add_special_tokens
+            add([AddedToken(token, normalized=False)])
             if tokenizer.token_to_id(token) != number:
                 raise ModelError(
                     f"{folder}: the files give {token} the id {number}, and it comes as {tokenizer.token_to_id(token)} "
@@ -63,8 +65,16 @@ def _pair(line: str) -> tuple[str, str]:
     return first, second
 
 
+def _ordinary(folder: Path) -> set[str]:
+    """Added tokens that texts may hold, such as Qwen2.5's ``<tool_call>``."""
+    file = folder / "tokenizer_config.json"
+    listed = _read(file).get("added_tokens_decoder") if file.is_file() else None
+    entries = listed.values() if isinstance(listed, dict) else ()
+    return {str(e.get("content")) for e in entries if isinstance(e, dict) and e.get("special") is False}
+
+
 def added_tokens(folder: Path) -> dict[str, int]:
-    """Special tokens and their ids, as ``added_tokens.json``, ``tokenizer_config.json`` or tokenizer.json lists them."""
+    """Special tokens and their ids, as added_tokens.json, tokenizer_config.json or tokenizer.json lists them."""
     found: dict[str, int] = {}
     for name in ("tokenizer.json", "tokenizer_config.json", "added_tokens.json"):
         file = folder / name

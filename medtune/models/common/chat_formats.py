@@ -6,8 +6,8 @@ from medtune.models.common.chat_template import ChatTemplate
 def mistral(default_system: str = "", pad: str = "<unk>") -> ChatTemplate:
     """Mistral-Instruct's format, that of LLaVA-Med v1.5: ``<s>[INST] ... [/INST] ...</s>``.
 
-    It has no system turn: a system message stands at the start of the first question. LLaVA-Med's own training code puts
-    a space before ``</s>``, which Mistral's template and the prompts for answers do not have.
+    It has no system turn: a system message stands at the start of the first question. LLaVA-Med's own training code
+    puts a space before ``</s>``, which Mistral's template does not have.
 
     Args:
         default_system: system message of samples that have none.

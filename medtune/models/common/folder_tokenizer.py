@@ -97,3 +97,28 @@ def chat_template_of(folder: Path) -> str | None:
         if isinstance(found, str) and found.strip():
             return found
     return None
+
+
+def eos_token_of(folder: Path, otherwise: str) -> str:
+    """The token that ends an answer, ``eos_token`` of the tokenizer's files.
+
+    Args:
+        folder: the downloaded folder.
+        otherwise: the token if no file names one.
+    """
+    for name in ("tokenizer_config.json", "special_tokens_map.json"):
+        file = folder / name
+        found = read_json(file).get("eos_token") if file.is_file() else None
+        found = found.get("content") if isinstance(found, dict) else found
+        if isinstance(found, str) and found:
+            return found
+    return otherwise
+
+
+def knows(tokenizer: TextTokenizer, token: str) -> bool:
+    """Whether a tokenizer has a special token."""
+    try:
+        tokenizer.special_id(token)
+    except ModelError:
+        return False
+    return True

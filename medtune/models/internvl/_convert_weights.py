@@ -12,6 +12,7 @@ from torch import Tensor
 
 from medtune.errors import ModelError
 from medtune.models.common.family import ModelFamily, StateDict
+from medtune.models.common.tied import without_copy
 from medtune.models.internvl._config import MODEL_TYPES, hf_config
 from medtune.models.internvl._shape import InternVLShape, Layout
 
@@ -48,6 +49,7 @@ _LIVE_PREFIXES = (
     ("lm_head.", "language_model.lm_head."),
 )
 _HEADS = ("language_model.lm_head.weight", "language_model.output.weight")
+_WORDS = ("language_model.model.embed_tokens.weight", "language_model.model.tok_embeddings.weight")
 _QKV = ("q_proj", "k_proj", "v_proj")
 _SIDES = ("weight", "bias")
 _DECODER_HF = {
@@ -194,8 +196,8 @@ def hf_to_tune(state: StateDict, *, shape: InternVLShape) -> StateDict:
     named = {disk_name(name): tensor for name, tensor in state.items() if "rotary_emb.inv_freq" not in name}
     layout: Layout = "original" if any(name.startswith(("vision_model.", "mlp1.")) for name in named) else "hf"
     names = table(shape, layout)
-    if shape.tied:  # some programs write the table a second time, as the output layer
-        named = {name: tensor for name, tensor in named.items() if name not in _HEADS}
+    if shape.tied:
+        named = without_copy(named, _HEADS, _WORDS)
     unknown = sorted(named.keys() - names.keys())
     if unknown:
         raise ModelError(

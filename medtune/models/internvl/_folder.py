@@ -4,12 +4,11 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from medtune.errors import ModelError
 from medtune.models.common.chat_template import ChatTemplate, chatml, llama3
 from medtune.models.common.early_fusion import EarlyFusionVLM
 from medtune.models.common.early_transform import EarlyFusionTransform
 from medtune.models.common.folder import FolderFamily, LoraArguments, embeddings_are_tied
-from medtune.models.common.folder_tokenizer import folder_tokenizer, has_token, image_normalisation
+from medtune.models.common.folder_tokenizer import folder_tokenizer, has_token, image_normalisation, knows
 from medtune.models.common.tokenizer import TextTokenizer
 from medtune.models.internvl._component_builders import LoraOptions, internvl_vlm
 from medtune.models.internvl._config import MODEL_TYPES, shape_from_config, tie_flag
@@ -61,17 +60,9 @@ def template_of(name: Template, tokenizer: TextTokenizer, system: str | None) ->
     """
     published = INTERNVL3_SYSTEM if name == "internvl2_5" else INTERNVL2_SYSTEM
     end = "<|im_end|>\n" if name == "internvl2_5" else "<|im_end|>"
-    internlm2 = _has(tokenizer, "<s>") and not _has(tokenizer, "<|endoftext|>")
+    internlm2 = knows(tokenizer, "<s>") and not knows(tokenizer, "<|endoftext|>")
     marks = {"bos": "<s>", "pad": "</s>"} if internlm2 else {}
     return chatml(published if system is None else system, end=end, **marks)
-
-
-def _has(tokenizer: TextTokenizer, token: str) -> bool:
-    try:
-        tokenizer.special_id(token)
-    except ModelError:
-        return False
-    return True
 
 
 def _transform(
@@ -89,7 +80,7 @@ def _transform(
     tiler = DynamicTiler(
         shape.image_size, max_num_tiles, thumbnail=config.get("use_thumbnail", True) is not False, mean=mean, std=std
     )
-    if _has(tokenizer, IMAGE_CONTEXT) or not _has(tokenizer, "<|start_header_id|>"):
+    if knows(tokenizer, IMAGE_CONTEXT) or not knows(tokenizer, "<|start_header_id|>"):
         template = template_of(chat or shape.chat, tokenizer, system)
         return internvl_transform(tokenizer, template, shape, tiler, max_seq_len, supervise_header)
     return internvl_transform(
