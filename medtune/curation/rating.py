@@ -69,7 +69,7 @@ class Criteria:
     @cached_property
     def read(self) -> JudgePrompt:
         """The prompt."""
-        return read_prompt(self.prompt, PLACEHOLDERS, FOLDER)
+        return read_prompt(self.prompt, PLACEHOLDERS, folder=FOLDER)
 
     @property
     def looks(self) -> bool:
