@@ -71,8 +71,8 @@ def measures_chart(
         figure = Canvas(figsize=(9.6, 3.2))
         left, right = figure.subplots(1, 2)
         for place, name in ((1, "precision"), (2, "f1")):
-            values = [100 * value for value in top[name]]
-            left.plot(top["k_percent"], values, color=COLOURS[place], marker="o", markersize=3, label=f"{name}@K")
+            line = [100 * value for value in top[name]]
+            left.plot(top["k_percent"], line, color=COLOURS[place], marker="o", markersize=3, label=f"{name}@K")
         left.axhline(50, linestyle="--", color=GREY, linewidth=1)
         left.set(xlabel="K: best percent of the ranking", ylabel="%", ylim=(0, 100))
         left.legend(frameon=False)

@@ -35,7 +35,6 @@ class SelectionModel(nn.Module):
 
     Attributes:
         missing: what the model needs and was not found; only on the meta device, when a run is planned.
-        about_features: what the stored features were made of; it is written into ``config.json``.
     """
 
     missing: tuple[str, ...] = ()
