@@ -77,7 +77,8 @@ class RemoteImages:
     """Fetches images from the allowed hosts.
 
     The host is resolved once, every one of its addresses must be on the internet, and the connection goes to the
-    address that was checked. Redirects are not followed, no proxy is used, and nothing of the request is sent but the address.
+    address that was checked. Redirects are not followed, no proxy is used, and nothing of the request is sent but the
+    address.
 
     Attributes:
         hosts: Entries of ``allow_image_hosts``.
