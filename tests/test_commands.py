@@ -22,6 +22,7 @@ from tests import commands
 from tests.annotate.running import provide_annotation
 from tests.commands import DATA, SHORT, Tune, in_a_process, is_training, leaves, needs_real_weights, shortened
 from tests.data.test_dicom import packaged
+from tests.judges.chat_files import provide_graded
 from tests.routing.validation_files import write_routed, write_verdicts
 
 CHECKOUT = Path(__file__).resolve().parent.parent
@@ -248,6 +249,7 @@ def tune(words: list[str], at: Workspace) -> None:
         write_verdicts({name: at.folder / folder for name, folder in config.adapters.items()})
     else:
         at.provide(inputs)
+        provide_graded(config, at.folder)
     questions = getattr(config, "questions", None)
     if not isinstance(questions, str | None) and questions["_component_"].endswith("images_dataset"):
         (at.folder / questions["source"]).mkdir(exist_ok=True)
