@@ -81,7 +81,9 @@ def test_a_threshold_is_read_from_the_file_that_the_recipe_writes(tmp_path: Path
     (tmp_path / "threshold.json").write_bytes(json_bytes(found.to_dict()))
     assert chosen_threshold(tmp_path / "threshold.json") == found.best.threshold
     component = Component(_component_="medtune.models.mini.mini_internvl")
-    backend = RoutedModel(component, component, "base", {"counting": "a"}, threshold=str(tmp_path / "threshold.json"))
+    (tmp_path / "adapter_config.json").write_text("{}")
+    file = str(tmp_path / "threshold.json")
+    backend = RoutedModel(component, component, "base", {"counting": str(tmp_path)}, threshold=file)
     assert backend.least_score == found.best.threshold
     for content in ("{}", "no json", '{"best": {"threshold": true}}', '{"best": {"threshold": -1}}', "[]"):
         (tmp_path / "wrong.json").write_text(content)
