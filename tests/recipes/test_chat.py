@@ -254,7 +254,8 @@ def test_answers_of_other_programs_are_completed_from_the_question_file(tmp_path
         assert grades(tmp_path, "bare") == grades(tmp_path)
         assert results_of(tmp_path, "bare")["protocols"] == results_of(tmp_path)["protocols"]
         (tmp_path / "other.jsonl").write_text((tmp_path / "answers.jsonl").read_text().replace("Answer", "Other"))
-        words = scoring(tmp_path, server.url, questions, f"compare=[{tmp_path}/answers.jsonl,{tmp_path}/other.jsonl]")
+        compare = f"compare=[{tmp_path}/answers.jsonl,{tmp_path}/other.jsonl]"
+        words = scoring(tmp_path, server.url, questions, compare, out="compared")
         words[1] = "judge/verdict_openai_server"
         assert judge(*(word for word in words if not word.startswith("score=")), "stop_after_unread=null") in (0, 2)
         assert "<right_answer>\nReference 3.\n" in str(server.bodies[-1]["messages"]).replace("\\n", "\n")
