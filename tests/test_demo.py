@@ -131,7 +131,7 @@ def test_a_demo_starts_with_data_of_the_package(method: str, monkeypatch: pytest
 
 def test_a_method_without_demo_is_named(capsys: pytest.CaptureFixture[str]) -> None:
     assert demo.main(["--method", "instfre"]) == 2
-    assert "'instfre' has no demo; choose one of dpo, instfree, routing, vitask" in capsys.readouterr().err
+    assert "'instfre' has no demo; choose one of curation, dpo, instfree, routing, vitask" in capsys.readouterr().err
 
 
 def test_the_packaged_cells_are_small_complete_and_apart() -> None:
