@@ -52,12 +52,12 @@ def test_a_stage_has_the_papers_values_on_one_gpu_and_on_two(size: str, stage: s
 
 
 @pytest.mark.parametrize("size", SIZES)
-def test_a_stage_begins_with_the_weights_of_the_one_before(size: str) -> None:
+def test_the_launch_line_of_a_stage_names_the_weights_of_the_one_before(size: str) -> None:
     for mode in ("", "_distributed"):
-        alignment, tuning, benchmark = (train(size, stage, mode) for stage in ("_alignment", "", "_vqa"))
-        assert alignment.checkpoint == f"models/llava-1.5-{size}-hf"
-        assert tuning.checkpoint == f"{alignment.output_dir}/weights"
-        assert benchmark.checkpoint == f"{tuning.output_dir}/weights"
+        for before, stage in (("_alignment", ""), ("_alignment", "_150k"), ("", "_vqa")):
+            header = (CONFIGS / f"sft/llava1_5_{size}_biomed_vital{stage}{mode}.yaml").read_text()
+            weights = f"{train(size, before, mode).output_dir}/weights"
+            assert f"checkpoint={weights}\n" in header, (stage, mode)
 
 
 def test_the_150k_are_llava_meds_10k_and_60k_and_what_was_selected() -> None:

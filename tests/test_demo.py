@@ -45,6 +45,23 @@ SHORT_ROUTING = [
     "'dataset.image_root={sweep}/drawn/images.tar',max_steps=1]",
 ]
 
+SHORT_CURATION = [
+    "before.3.overrides=['output_dir={sweep}/selector','model.features={sweep}/pairs',"
+    "'dataset.source={sweep}/pairs/train.jsonl','dataset_val.source={sweep}/pairs/val.jsonl',max_steps=4]",
+    "predict_overrides=['protocols=[open]','swapped=[]',limit=12,max_new_tokens=4]",
+    "evaluate_overrides=['protocols=[open]','swapped=[]',limit=12]",
+    *(
+        f"variants.{place}.steps.0.overrides=['dataset.source={source}',max_steps=1,batch_size=2]"
+        for place, source in enumerate(
+            (
+                "${asset:demo_curation}/conversations.jsonl",
+                "{sweep}/random/selected.jsonl",
+                "{sweep}/selection/selected.jsonl",
+            )
+        )
+    ),
+]
+
 
 def check(folder: Path, printed: str) -> dict:
     """The report, the table and the combined results are there; returns the last."""
@@ -118,6 +135,20 @@ def test_routing_has_a_demo_of_its_own(
         chosen = [row["meta"]["notes"]["adapter"] for row in rows]
         assert len(rows) == 16 and set(chosen) <= allowed
         assert name == "routed" or chosen == [row["meta"]["flare_task"] for row in rows]
+
+
+def test_curation_has_a_demo_of_its_own(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("MEDTUNE_DATA", str(tmp_path / "nothing"))
+    folder = tmp_path / "demo"
+    assert demo.main(["--method", "curation", "--output-dir", str(folder), *SHORT_CURATION]) == 0
+    assert "a rule of known truth" in capfd.readouterr().out
+    results = json.loads((folder / "results.json").read_text(encoding="utf-8"))
+    assert [run["name"] for run in results["runs"]] == ["All", "Random half", "Selected half"]
+    taken = {name: set((folder / name / "selected.jsonl").read_text().splitlines()) for name in ("selection", "random")}
+    assert [len(rows) for rows in taken.values()] == [300, 300] and taken["selection"] != taken["random"]
+    assert (folder / "groups/groups.png").is_file() and (folder / "selector/selection.html").is_file()
 
 
 @pytest.mark.parametrize("method", demo.methods())
