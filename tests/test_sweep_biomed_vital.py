@@ -15,6 +15,7 @@ import pytest
 
 from medtune.config import load_config
 from medtune.curation.figures import MODALITIES
+from medtune.curation.preference_pairs import held_out
 from medtune.errors import MedtuneError
 from medtune.sweep.config import SweepConfig
 from medtune.sweep.run import run_sweep
@@ -126,6 +127,15 @@ def choose(tab: Tab, address: str, most: int | None = None) -> int:
     return done
 
 
+def share_out(config: SweepConfig) -> None:
+    """Choose the seed of the pairs so that of the two figures with choices one is held out."""
+    rows = (Path(config.output_dir) / "candidates/candidates.jsonl").open()
+    images = sorted({image for row in rows for image in json.loads(row)["images"]})
+    assert len(images) == 2
+    seed = next(seed for seed in range(99) if sum(held_out(image, 0.5, seed) for image in images) == 1)
+    config.before[4].overrides += ["validation_share=0.5", f"seed={seed}"]
+
+
 def people_choose(browser: Browser, folder: Path) -> int:
     """All choices; the page is killed without warning after the first one."""
     tab = browser.tab()
@@ -173,6 +183,7 @@ def test_the_sweep_on_real_data_is_killed_at_every_step_and_people_choose_at_the
             assert filled_file(root / step / "replies.jsonl") and not (root / step / "manifest.json").exists()
         with pytest.raises(MedtuneError, match="selector_pairs"):
             run_sweep(config, lambda line: None)
+        share_out(config)
         with chromium(tmp_path / "chromium") as browser:
             chosen = people_choose(browser, tmp_path)
         for file in AFTER_PEOPLE:
