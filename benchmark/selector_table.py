@@ -7,8 +7,8 @@ ratings of 2,000 answers by a model that sees three of ten attributes. The recip
 seed, selection models learn from both sources, from each alone, with other weights w (Table 1), and with the paper's
 literal loss and the official hinge; all take the same number of steps, and are measured on 600 choices about test
 images. Then the mixed model selects half of 1,000 conversations, of which every second one has four exchanged
-attributes, and the mini model is tuned on this half, on a random half, on the true half, and on all, with the same
-number of steps. A second start goes on where the first one stopped.
+attributes, and the mini model is tuned on this half, on a random half, and on all, with the same number of steps. A
+second start goes on where the first one stopped.
 """
 
 import argparse
@@ -51,7 +51,7 @@ LEARNT_FROM = {
     "literal_loss": ("mixed", ["objective.loss=literal"]),
     "hinge_loss": ("mixed", ["objective.loss=hinge"]),
 }
-TUNED = ("selected", "random", "clean", "all")
+TUNED = ("selected", "random", "all")
 TUNED_IMAGES = 300
 
 
@@ -123,7 +123,7 @@ def tuning_data(folder: Path, seed: int) -> dict[str, Path]:
     """Write the parts of the data that the mini model is tuned on; return their files."""
     lines = (folder / "generated.jsonl").read_text(encoding="utf-8").splitlines()
     half = random.Random(seed).sample(lines, len(lines) // 2)
-    parts = {"random": half, "clean": lines[::2], "all": lines}
+    parts = {"random": half, "all": lines}
     for name, rows in parts.items():
         (folder / f"tuning_{name}.jsonl").write_text("\n".join(rows) + "\n", encoding="utf-8")
     return {
@@ -368,7 +368,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--folder", type=Path, default=Path("runs/selector_table"), help="folder of the runs")
     parser.add_argument("--seeds", default="0,1,2", help="seeds, with commas between them")
     parser.add_argument("--steps", type=int, default=300, help="steps of each selection model")
-    parser.add_argument("--tuning-steps", type=int, default=120, help="steps of each tuning")
+    parser.add_argument("--tuning-steps", type=int, default=100, help="steps of each tuning")
     options = parser.parse_args(arguments)
     torch.set_num_threads(1)
     seeds, sizes = [int(seed) for seed in options.seeds.split(",")], Sizes()

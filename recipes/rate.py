@@ -193,7 +193,7 @@ def finish(
         "missing": len(records) - replies,
         "skipped": dict(list(sorted(skipped.items()))[:LISTED]),
         "made_with": masked(made_with),
-        "spent": spent.priced(config.server.prices),
+        "spent": {"requests": spent.requests, **spent.priced(config.server.prices)},
         "versions": versions(),
         "commit": commit(),
     }

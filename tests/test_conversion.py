@@ -10,6 +10,7 @@ from safetensors.torch import load_file
 from medtune.cli.main import main
 from medtune.models.mini import mini_internvl, mini_llava
 from medtune.models.weights import load_weights, save_hf
+from tests.models.folders import FOLDERS
 
 SMALL = {"image_size": 16, "vision_layers": 2, "decoder_layers": 2, "embed_dim": 32, "heads": 2}
 TEXT = ", ".join(f"{key}: {value}" for key, value in SMALL.items())
@@ -44,6 +45,16 @@ def test_the_authors_layout_becomes_that_of_transformers(original: Path, tmp_pat
     theirs, info = InternVLForConditionalGeneration.from_pretrained(tmp_path / "hf", output_loading_info=True)
     assert not info["missing_keys"] and not info["unexpected_keys"] and not info["mismatched_keys"]
     assert theirs.dtype == torch.float16
+
+
+def test_a_model_of_any_size_needs_no_builder_by_name(tmp_path: Path) -> None:
+    from transformers import LlavaForConditionalGeneration
+
+    source = FOLDERS["LLaVA, authors' Mistral"](tmp_path / "base")
+    assert exported(source, tmp_path / "hf", "--to", "hf") == 0
+    theirs, info = LlavaForConditionalGeneration.from_pretrained(tmp_path / "hf", output_loading_info=True)
+    assert not info["missing_keys"] and not info["unexpected_keys"] and not info["mismatched_keys"]
+    assert theirs.config.text_config.model_type == "mistral"
 
 
 def test_the_type_can_be_chosen(original: Path, tmp_path: Path) -> None:

@@ -47,6 +47,14 @@ class ChatGrade:
         second, first = (pair[1] for pair in self.shown if pair is not None)
         return first - second
 
+    @property
+    def follows_place(self) -> bool | None:
+        """Whether both replies prefer the answer at the same place; None for a tie, or if one order was asked."""
+        if self.place_effect is None:
+            return None
+        before, after = (pair[1] - pair[0] for pair in self.shown if pair is not None)
+        return None if before == 0 or after == 0 else (before > 0) != (after > 0)
+
     def to_dict(self) -> dict[str, Any]:
         """Return the grade as plain JSON values."""
         return {

@@ -16,9 +16,11 @@ from medtune.generation.answering import DTYPES, choose_device
 from medtune.generation.engine.continuous import Engine
 from medtune.generation.exemplars import ExemplarSource
 from medtune.generation.interfaces import AnswerModel
+from medtune.generation.named_model import check_exported, kind_of
 from medtune.generation.prompt_extension import PromptExtension
 from medtune.generation.run_model import read_run
 from medtune.models.common.names import is_adapter_key
+from medtune.models.from_checkpoint import component_of, is_known
 from medtune.models.published_config import CONFIG_NAME, builder_of
 from medtune.models.weight_files import read_json
 from medtune.models.weights import load_weights
@@ -78,20 +80,25 @@ def _found(config: ServeConfig) -> Source:
         name = config.model.path.rpartition(".")[2]
         return Source(name, config.model, config.transform, config.checkpoint, "bf16")
     folder = Path(config.source).expanduser()
-    if (folder / "config.yaml").is_file():
+    kind = kind_of(config.source)
+    if kind == "run":
         run = read_run(folder)
         name = folder.resolve().name
         return Source(name, run.model, run.transform, run.checkpoint, run.dtype, run.center_crop, run.pad_to_square)
-    if (folder / CONFIG_NAME).is_file():
+    if kind == "exported":
+        check_exported(folder)
         return _exported(folder)
-    if folder.is_dir():
-        raise ConfigError(f"{folder} holds neither a run's config.yaml nor an exported model's config.json")
     return _predicting(config.source)
 
 
 def _exported(folder: Path) -> Source:
     """A folder in the published layout: builder and transform are those of the model that its config.json describes."""
-    builder = builder_of(read_json(folder / CONFIG_NAME))
+    config = read_json(folder / CONFIG_NAME)
+    builder = builder_of(config)
+    if builder is None and is_known(config):
+        model = component_of(folder, config)
+        transform = {"_component_": "medtune.models.from_checkpoint_transform", "path": str(folder)}
+        return Source(folder.resolve().name, model, transform, str(folder), "bf16")
     if builder is None:
         raise ConfigError(
             f"no builder is known for the model in {folder}; serve it by a config with model, transform and checkpoint "

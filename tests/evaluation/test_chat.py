@@ -125,6 +125,29 @@ def test_the_effect_of_the_place_is_reported_where_both_orders_were_asked() -> N
     assert scored(rows).results["protocols"]["chat"]["overall"]["place_effect_micro"]["value"] is None
 
 
+@pytest.mark.parametrize(("effect", "share"), [(0.0, 0.0), (8.0, 1.0)])
+def test_scores_of_a_judge_that_follows_the_place_have_a_caution(effect: float, share: float) -> None:
+    """Of six judgements one is unread, and without an effect another one is a tie."""
+    scores = {at: None if at == 4 else (8.0, 8.0 if at == 2 else 6.0) for at in SCORES}
+    overall = scored(graded(scores, effect=effect)).results["protocols"]["chat"]["overall"]
+    assert overall["follows_place_micro"]["value"] == share
+    assert overall["follows_place_micro"]["n"] == (4 if effect == 0.0 else 5)
+    said = overall["relative_score_micro"].get("caution", "")
+    assert ("same place in both orders for 100% of the questions" in said) == (share == 1.0)
+    assert ("caution" in overall["answer_score_micro"]) == (share == 1.0) and "caution" not in overall["unread"]
+
+
+def test_half_of_the_judgements_by_place_is_no_caution_yet_and_more_is() -> None:
+    def caution(followed: int) -> str:
+        rows = [
+            replace(row, meta={**row.meta, "chat": grade((8.0, 6.0), 8.0 if at < followed else 0.0)})
+            for at, row in enumerate(graded())
+        ]
+        return scored(rows).results["protocols"]["chat"]["overall"]["relative_score_micro"].get("caution", "")
+
+    assert caution(3) == "" and "for 67% of the questions" in caution(4)
+
+
 def test_intervals_are_those_of_a_bootstrap_over_images() -> None:
     """Two equal questions on each image: the interval is that of half as many questions."""
     scores = {number: (10.0, float(1 + number // 2 % 7)) for number in range(40)}

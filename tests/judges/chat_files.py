@@ -9,8 +9,10 @@ import numpy as np
 from PIL import Image
 
 from medtune.data.sample import Message, Sample
-from medtune.evaluation.prediction import Prediction
+from medtune.evaluation.chat_grades import ChatGrade
+from medtune.evaluation.prediction import Prediction, write_predictions
 from medtune.evaluation.protocols.chat import Chat
+from medtune.evaluation.questions import read_questions
 from tests.judges.judge_server import MODEL
 
 DOMAINS = ("mri", "ct_scan")
@@ -78,3 +80,39 @@ def points(question: str, first: str, second: str) -> str:
         own = 8 if text.startswith(("Reference", "The answer to")) else min(9, max(1, int(digits or 1)))
         scores.append(own + (place == 0))
     return f"{scores[0]} {scores[1]}\nBecause of {question!r}."
+
+
+def write_llava_med(folder: Path, count: int = 6) -> None:
+    """Write questions in the layout of LLaVA-Med's file, and their images."""
+    samples = write_questions(folder, count)
+    rows = [
+        {
+            "question_id": number,
+            "image": sample.images[0],
+            "text": sample.messages[0].content,
+            "type": sample.meta["question_type"],
+            "domain": {sample.meta["attribute"]: True},
+            "fig_caption": sample.meta["caption"],
+            "in_text_mention": [{"tokens": text} for text in sample.meta["mentions"]],
+            "gpt4_answer": sample.meta["answer"],
+        }
+        for number, sample in enumerate(samples)
+    ]
+    (folder / "llava_med_eval_qa50_qa.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+
+def provide_graded(config: Any, folder: Path) -> None:
+    """Write the scored answers that an evaluation reads, if a judge has not: what a run of a served judge leaves."""
+    path = folder / str(getattr(config, "predictions", ""))
+    if path.name != "graded.jsonl" or path.exists() or getattr(config, "protocols", None) != ["chat"]:
+        return
+    shown = ((8.0, 4.0), (8.0, 5.0))
+    grade = ChatGrade(shown, "", ("8 4", "5 8"), "Reference.", False, "model, chat-v1, orders both").to_dict()
+    asked = [
+        query for sample in read_questions(folder / config.prepared_dir / "test.jsonl") for query in Chat().plan(sample)
+    ]
+    rows = [
+        Prediction(one.id, one.task, one.prompt, "An answer.", one.references, {**one.meta, "chat": grade})
+        for one in asked
+    ]
+    write_predictions(path, rows)

@@ -71,13 +71,23 @@ MEASURES = (
         "how many points more the judge gives an answer that is shown before the reference answer than the same answer "
         "shown after it; 0 for a judge that does not mind the place",
     ),
+    Measure(
+        "follows_place",
+        "fraction",
+        False,
+        "share of the questions for which the judge prefers the same place in both orders, and so different answers; "
+        "questions with a tie in a reply are left out",
+    ),
 )
+MOST_FOLLOWED = 0.5
+"""A judge that follows the place more often than this gives scores with a caution."""
 _TITLES = {
     "relative_score": "Relative score, %",
     "relative_of_means": "Ratio of mean scores, %",
     "answer_score": "Answers, points",
     "reference_score": "References, points",
     "place_effect": "Effect of the place, points",
+    "follows_place": "Judge follows the place",
 }
 _HELP = (
     "The score that the judge gives an answer, in percent of the score that it gives the reference answer; mean over "
@@ -203,7 +213,7 @@ class Chat(EvaluationProtocol):
             return {name: {**_none(), **numbers.get(name, {}), "unread": unread(of)} for name, of in groups.items()}
 
         return {
-            "overall": {**scored["overall"], "unread": unread(true)},
+            "overall": {**_cautioned(scored["overall"]), "unread": unread(true)},
             "attributes": of_groups(scored["attributes"], true),
             "question_types": of_groups(typed["attributes"], map(_by_type, true)),
             "swapped": scored["swapped"],
@@ -279,6 +289,21 @@ def reference_answer(sample: Sample) -> str:
     return last.content.strip() if last.role == "assistant" else ""
 
 
+def _cautioned(overall: Numbers) -> Numbers:
+    """Return the overall numbers; the scores have a caution if the judge mostly follows the place of an answer."""
+    followed = overall["follows_place_micro"].value
+    if followed is None or followed <= MOST_FOLLOWED:
+        return overall
+    caution = (
+        f"comes from a judge that preferred the same place in both orders for {100 * followed:.0f}% of the questions, "
+        "whichever answer stood there; it says little of the answers"
+    )
+    return {
+        name: replace(number, caution=caution) if name.startswith(("relative_", "answer_")) else number
+        for name, number in overall.items()
+    }
+
+
 def _by_type(verdict: Verdict) -> Verdict:
     """Return a verdict whose group is the type of its question."""
     return replace(verdict, attribute=verdict.question_type) if isinstance(verdict, ChatVerdict) else verdict
@@ -311,10 +336,11 @@ def _measured(grade: ChatGrade) -> dict[str, float]:
     if grade.scores is None:
         return {}
     reference, answer = grade.scores
-    effect = grade.place_effect
+    effect, follows = grade.place_effect, grade.follows_place
     numbers = {
         "relative_score": 100 * answer / reference,
         "answer_score": answer,
         "reference_score": reference,
     }
-    return numbers if effect is None else {**numbers, "place_effect": effect}
+    placed = {"place_effect": effect, "follows_place": None if follows is None else float(follows)}
+    return numbers | {name: value for name, value in placed.items() if value is not None}

@@ -5,6 +5,7 @@ the vision transformer and, for InternLM2, in the decoder. ``hf`` is the layout 
 ``multi_modal_projector.``, ``language_model.``), with one tensor per linear layer.
 """
 
+from collections.abc import Sequence
 from functools import partial
 
 import torch
@@ -12,6 +13,7 @@ from torch import Tensor
 
 from medtune.errors import ModelError
 from medtune.models.common.family import ModelFamily, StateDict
+from medtune.models.common.tied import without_copy
 from medtune.models.internvl._config import MODEL_TYPES, hf_config
 from medtune.models.internvl._shape import InternVLShape, Layout
 
@@ -47,6 +49,8 @@ _LIVE_PREFIXES = (
     ("model.multi_modal_projector.", "multi_modal_projector."),
     ("lm_head.", "language_model.lm_head."),
 )
+_HEADS = ("language_model.lm_head.weight", "language_model.output.weight")
+_WORDS = ("language_model.model.embed_tokens.weight", "language_model.model.tok_embeddings.weight")
 _QKV = ("q_proj", "k_proj", "v_proj")
 _SIDES = ("weight", "bias")
 _DECODER_HF = {
@@ -102,9 +106,11 @@ def live_name(name: str) -> str:
 def table(shape: InternVLShape, layout: Layout) -> Table:
     """Every published tensor of a model of this shape -> the state-dict keys that it holds (three if packed)."""
     names = _vision_hf(shape) if layout == "hf" else _vision_original(shape)
-    if layout == "original" and shape.packed_decoder:
-        return names | _decoder_internlm2(shape)
-    return names | _decoder_hf(shape)
+    packed = layout == "original" and shape.packed_decoder
+    names |= _decoder_internlm2(shape) if packed else _decoder_hf(shape)
+    if shape.tied:
+        del names["language_model.output.weight" if packed else "language_model.lm_head.weight"]
+    return names
 
 
 def _both(published: str, ours: str) -> Table:
@@ -191,6 +197,8 @@ def hf_to_tune(state: StateDict, *, shape: InternVLShape) -> StateDict:
     named = {disk_name(name): tensor for name, tensor in state.items() if "rotary_emb.inv_freq" not in name}
     layout: Layout = "original" if any(name.startswith(("vision_model.", "mlp1.")) for name in named) else "hf"
     names = table(shape, layout)
+    if shape.tied:
+        named = without_copy(named, _HEADS, _WORDS)
     unknown = sorted(named.keys() - names.keys())
     if unknown:
         raise ModelError(
@@ -200,7 +208,7 @@ def hf_to_tune(state: StateDict, *, shape: InternVLShape) -> StateDict:
     converted: StateDict = {}
     for name, tensor in named.items():
         keys = names[name]
-        parts = (tensor,) if len(keys) == 1 else _unpack(name, tensor, shape)
+        parts = (tensor,) if len(keys) == 1 else unpack(name, tensor, shape)
         converted |= {
             key: reorder_rotary(key, part, shape, published=False) for key, part in zip(keys, parts, strict=True)
         }
@@ -225,12 +233,16 @@ def tune_to_hf(state: StateDict, *, shape: InternVLShape, layout: Layout) -> Sta
     published: StateDict = {}
     for name, keys in names.items():
         parts = [reorder_rotary(key, state[key], shape, published=True) for key in keys]
-        published[name] = parts[0] if len(parts) == 1 else _pack(name, parts, shape)
+        published[name] = parts[0] if len(parts) == 1 else pack(name, parts, shape)
     return published
 
 
-def _unpack(name: str, packed: Tensor, shape: InternVLShape) -> tuple[Tensor, ...]:
-    """Split q, k and v from one tensor: in sequence for InternViT, by key/value group for InternLM2."""
+def unpack(name: str, packed: Tensor, shape: InternVLShape) -> tuple[Tensor, ...]:
+    """Split q, k and v from one tensor [rows, n]: in sequence for InternViT, by key/value group for InternLM2.
+
+    Raises:
+        ModelError: if it has another number of rows.
+    """
     if name.startswith("vision_model."):
         _check_rows(name, packed, 3 * shape.vision_dim)
         return packed.split(shape.vision_dim)
@@ -240,9 +252,10 @@ def _unpack(name: str, packed: Tensor, shape: InternVLShape) -> tuple[Tensor, ..
     return tuple(part.reshape(-1, packed.shape[1]) for part in parts)
 
 
-def _pack(name: str, parts: list[Tensor], shape: InternVLShape) -> Tensor:
+def pack(name: str, parts: Sequence[Tensor], shape: InternVLShape) -> Tensor:
+    """The inverse of :func:`unpack`."""
     if name.startswith("vision_model."):
-        return torch.cat(parts)
+        return torch.cat(list(parts))
     width = parts[0].shape[1]
     groups = [part.view(shape.kv_heads, -1, shape.head_dim, width) for part in parts]
     return torch.cat(groups, dim=1).reshape(-1, width)
