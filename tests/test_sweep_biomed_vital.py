@@ -146,8 +146,8 @@ def people_choose(browser: Browser, folder: Path) -> int:
     with annotate(folder) as (_, address):
         rest = choose(tab, address)
     exported = [
-        sys.executable, "-m", "medtune.cli.main", "annotate", "--store", f"{folder}/annotations.sqlite", "--export",
-        f"{folder}/sweep/annotations.jsonl",
+        sys.executable, "-m", "medtune.cli.main", "annotate", f"{folder}/sweep/candidates/candidates.jsonl", "--store",
+        f"{folder}/annotations.sqlite", "--export", f"{folder}/sweep/annotations.jsonl",
     ]  # fmt: skip
     subprocess.run(exported, check=True, stdout=subprocess.DEVNULL)
     return first + rest
