@@ -21,6 +21,7 @@ from medtune.models.published_config import CONFIG_NAME, WITHOUT_BUILDER, config
 from medtune.models.weight_files import read_json, weight_files
 
 FAMILIES: dict[str, str] = {
+    "gemma3": "medtune.models.gemma3._folder",
     "internvl": "medtune.models.internvl._folder",
     "internvl_chat": "medtune.models.internvl._folder",
     "llava": "medtune.models.llava._folder",

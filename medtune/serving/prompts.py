@@ -1,5 +1,6 @@
 """From a checked request to one of the engine, and the number of tokens of its prompt."""
 
+import threading
 import time
 import uuid
 from collections.abc import Callable, Mapping, Sequence
@@ -21,25 +22,47 @@ SEEDED = "seeded"
 
 
 class CountedPrompts:
-    """A model's transform that remembers how long each request's prompt is.
+    """A model's transform that remembers how long each request's prompt is, from :meth:`expect` to :meth:`forget`.
+
+    The engine's thread may read a prompt whose client has just hung up: nothing is noted of a forgotten request, as
+    nobody would remove it.
 
     Args:
         transform: The transform; everything else is as there.
-
-    Attributes:
-        lengths: Tokens by the id of the sample; remove what has been read.
     """
 
     def __init__(self, transform: Any) -> None:
         self._transform = transform
-        self.lengths: dict[str, int] = {}
+        self._lengths: dict[str, int] = {}
+        self._lock = threading.Lock()
+
+    @property
+    def remembered(self) -> int:
+        """Number of requests that are remembered."""
+        return len(self._lengths)
+
+    def expect(self, name: str) -> None:
+        """Remember the length of the sample of this id."""
+        with self._lock:
+            self._lengths[name] = 0
+
+    def length(self, name: str) -> int | None:
+        """Return the tokens of a sample's prompt: 0 before it is read, None for a sample that is not remembered."""
+        return self._lengths.get(name)
+
+    def forget(self, name: str) -> int:
+        """Forget a sample; return the tokens of its prompt, 0 if it was never read."""
+        with self._lock:
+            return self._lengths.pop(name, 0)
 
     def __call__(
         self, sample: Sample, images: Sequence[Image.Image | EncodedPicture], *, inference: bool = False
     ) -> dict[str, Any]:
         """Call the transform, and note the number of tokens."""
         made = self._transform(sample, images, inference=inference)
-        self.lengths[sample.id] = len(made["tokens"])
+        with self._lock:
+            if sample.id in self._lengths:
+                self._lengths[sample.id] = len(made["tokens"])
         return made
 
     def __getattr__(self, name: str) -> Any:
@@ -133,6 +156,7 @@ class Served:
         """
         name = f"chatcmpl-{uuid.uuid4().hex}"
         images = self.images.take(call.images)
+        self.prompts.expect(name)
         try:
             sample = Sample(name, images, call.messages)
             request = Request(
@@ -146,9 +170,10 @@ class Served:
             return self.models.assign(request, call.model, call.question)
         except BaseException:
             self.images.release(images)
+            self.prompts.forget(name)
             raise
 
     def release(self, request: Request) -> int:
         """Forget a request; return the number of tokens of its prompt, 0 if it was never read."""
         self.images.release(request.sample.images)
-        return self.prompts.lengths.pop(request.id, 0)
+        return self.prompts.forget(request.id)

@@ -91,7 +91,8 @@ class Ticket:
     @property
     def prompt_tokens(self) -> int:
         """Number of tokens of the prompt."""
-        return self.served.prompts.lengths.get(self.request.id, self._length)
+        length = self.served.prompts.length(self.request.id)
+        return self._length if length is None else length
 
     def take(self, piece: Piece) -> None:
         """Take a piece, in the event loop."""

@@ -54,6 +54,18 @@ def test_rows_without_a_partner_are_cut_so_that_the_second_pass_stays_narrow():
     assert (found.order[1], found.reader) == (3, [0, 1, 0, 0])
 
 
+def test_no_pass_ends_within_an_image_whose_tokens_see_one_another(eager):
+    image = [1, *[IMAGE] * 20]
+    rows = [[*image, 2], [*image, 3], [*image, 4], [*image, 9], [1, 2, *[IMAGE] * 3, 5, 6, 7], [8, 9, *[IMAGE] * 9]]
+    keys = ["a", "a", "a", "a", "b", "c"]
+    found = find_shared(token_batch(rows), keys, IMAGE, whole_images=True)
+    prompts = [rows[row] for row in found.order]
+    cuts = [prompt[length - 1 : length + 1] for prompt, length in zip(prompts, found.length, strict=True) if length]
+    assert [IMAGE, IMAGE] not in cuts and max(found.length) == 21 and found.images_left
+    free = find_shared(token_batch(rows), keys, IMAGE)
+    assert [IMAGE, IMAGE] in [rows[row][at - 1 : at + 1] for row, at in zip(free.order, free.length, strict=True) if at]
+
+
 def test_equal_prompts_share_all_but_their_last_token():
     found = find_shared(token_batch([[1, 2, 3, 4, 5]] * 4), [""] * 4, IMAGE)
     assert found.length == [4] * 4
@@ -93,14 +105,33 @@ def questions(setup):
 def test_logits_equal_those_of_one_pass(setup, eager, monkeypatch, fullness):
     """Row by row, and in packs narrow and wide. Measured: 7e-6 on logits up to 6."""
     monkeypatch.setattr(packed_decoding, "FULLNESS", fullness or 1.0)
-    batch = prompt_batch(setup, questions(setup))
-    features = FeatureStore(setup.model, at_once=2)(batch)
-    keys = [tuple(request.image_keys) for request in batch.requests]
-    shared = find_shared(batch, keys, setup.transform.image_id)
+    made = questions(setup)
+    keys = [tuple(request.image_keys) for request in made]
+    shared = find_shared(prompt_batch(setup, made), keys, setup.transform.image_id)
     assert shared.readers < len(keys)
+    compare_with_one_pass(setup, made, shared, bool(fullness))
+
+
+@pytest.mark.parametrize("packs", [False, True])
+@pytest.mark.parametrize("setup", ["early", "axes"], indirect=True)
+@torch.inference_mode()
+def test_a_beginning_may_end_within_an_image(setup, monkeypatch, packs):
+    """The rows of a pack then have half an image each left."""
+    monkeypatch.setattr(packed_decoding, "FULLNESS", 0.1)
+    made = [setup.request(word, f"{word} x", "wide-3") for word in ("cell", "size", "what")]
+    prompt, image_id = prompt_batch(setup, made).prompt(0), setup.transform.image_id
+    begun = prompt.index(image_id) + prompt.count(image_id) // 2 + 1
+    count = prompt[:begun].count(image_id)
+    assert 0 < count < prompt.count(image_id)
+    compare_with_one_pass(setup, made, SharedPrefixes([0, 1, 2], 1, [0] * 3, [begun] * 3, [count] * 3, True), packs)
+
+
+def compare_with_one_pass(setup, requests, shared, packs):
+    batch = prompt_batch(setup, requests)
+    features = FeatureStore(setup.model, at_once=2)(batch)
     decoder = CachedDecoder(setup.model, CPU, torch.float32)
-    forced = torch.arange(3 * len(keys)).reshape(3, -1)
-    packed = PackedDecoder(decoder, setup.transform.max_seq_len) if fullness else decoder
+    forced = torch.arange(3 * len(requests)).reshape(3, -1)
+    packed = PackedDecoder(decoder, setup.transform.max_seq_len) if packs else decoder
     try:
         plain = [decoder.prefill(batch, features, 3)] + [decoder.step(row.tolist()) for row in forced]
         ordered = batch.select(shared.order)

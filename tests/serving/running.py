@@ -164,7 +164,7 @@ def serving(
         thread.join(30)
         worker.close()
         assert not thread.is_alive()
-        assert images.held == 0 and not prompts.lengths, "a request was not forgotten"
+        assert images.held == 0 and prompts.remembered == 0, "a request was not forgotten"
 
 
 def until(condition: Any, seconds: float = 20) -> None:

@@ -4,6 +4,7 @@ import io
 import json
 import logging
 import socket
+import threading
 import time
 import urllib.error
 import urllib.request
@@ -303,3 +304,31 @@ def test_neither_log_nor_metrics_hold_what_was_asked(setup, caplog, capfd):
     for name in ("request_seconds_bucket", "first_token_seconds_bucket", "batch_rows_bucket", "requests_waiting",
                  "prompt_tokens_total", 'requests_total{model="tiny",status="200"} 1.0'):  # fmt: skip
         assert f"medtune_{name}" in page
+
+
+@pytest.mark.parametrize("hangs_up", ["before", "while"])
+def test_a_prompt_that_is_read_after_its_client_hung_up_leaves_nothing(setup, hangs_up):
+    """The engine's thread reads a prompt while the event loop already forgets the request."""
+    reading, forgotten = threading.Event(), threading.Event()
+
+    class Waits:
+        def __call__(self, *arguments: Any, **options: Any) -> Any:
+            reading.set()
+            if hangs_up == "before":
+                assert forgotten.wait(20)
+            made = setup.transform(*arguments, **options)
+            if hangs_up == "while":
+                assert forgotten.wait(20)
+            return made
+
+        def __getattr__(self, name: str) -> Any:
+            return getattr(setup.transform, name)
+
+    with serving(setup.model, Waits()) as running:
+        sent = body(max_tokens=5)
+        with raw(running) as client:
+            client.sendall(head(len(sent)) + sent)
+            assert reading.wait(20)
+        until(lambda: running.metric("medtune_requests_total", model="tiny", status="499") == 1)
+        forgotten.set()
+        assert ask(running), "and the next one is answered"

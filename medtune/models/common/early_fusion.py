@@ -3,6 +3,7 @@
 It has the same steps as :class:`medtune.models.common.deep_fusion.DeepFusionVLM`, so that every method runs on both.
 """
 
+from collections.abc import Sequence
 from dataclasses import replace as with_changes
 
 import torch
@@ -108,9 +109,13 @@ class EarlyFusionVLM(SharedVLM, nn.Module):
         images = vision["images"]
         b, i, t = images.shape[:3]
         index = encoded_tiles(vision)
-        encoded = self.encoder(images.flatten(0, 2)[index])
+        encoded = self.encode_tiles(images.flatten(0, 2)[index], vision)
         features = encoded.new_zeros(b * i * t, *encoded.shape[1:])
         return features.index_copy(0, index.to(encoded.device), encoded).view(b, -1, encoded.shape[-1])
+
+    def encode_tiles(self, tiles: Tensor, vision: dict[str, Tensor]) -> Tensor:
+        """Features [n, k, d] of the tiles [n, 3, h, w] of a batch's ``vision`` tensors that exist."""
+        return self.encoder(tiles)
 
     def hidden(
         self,
@@ -129,11 +134,13 @@ class EarlyFusionVLM(SharedVLM, nn.Module):
             tokens: token ids [b, s].
             features: from :meth:`encode`, or None for text alone (and for cached decoding steps).
             vision_mask: [b, s_e], True at the features that exist. The k-th image token of a row takes its k-th such
-                feature. None: all exist.
+                feature. None: all exist. A family whose positions depend on where a feature stands in its image holds
+                that here, as a number other than 0.
             replace: (where [b, s] bool, rows [k, d]): token embeddings to overwrite, rows in row-major order of
                 ``where``. Gradients reach ``rows``.
             mask: self-attention mask [b, s, keys], True = may attend, or one of branches; None is causal.
-            input_pos: positions [b, s]; None counts from 0.
+            input_pos: the number of each token in its text [b, s]; None counts from 0. Also what :meth:`positions`
+                returns.
             keep: columns [b, n] whose states are wanted; the last layer computes no others. None: all.
 
         Returns:
@@ -152,7 +159,22 @@ class EarlyFusionVLM(SharedVLM, nn.Module):
             h = _place_features(h, image, features, vision_mask)
         if replace is not None:
             h = override_embeddings(h, *replace)
-        return run_layers(decoder, h, keep, mask=mask, input_pos=input_pos)
+        positions = self.rotary_input(self.positions(tokens, vision_mask, input_pos))
+        masks = self.layer_masks(mask, image if features is not None else None, tokens)
+        return run_layers(decoder, h, keep, mask=masks, input_pos=positions)
+
+    def layer_masks(self, mask: Mask, image: Tensor | None, tokens: Tensor) -> Mask | Sequence[Mask]:
+        """The masks of the decoder's layers.
+
+        Args:
+            mask: as for :meth:`hidden`.
+            image: [b, s], True at the image tokens of this pass; None if no image is read in it.
+            tokens: [b, s].
+
+        Returns:
+            One mask for all layers, or one for each. Families with layers of other kinds override this.
+        """
+        return mask
 
     def parts(self) -> dict[str, list[str]]:
         """Sort every parameter into exactly one part.
@@ -205,8 +227,7 @@ def _place_features(h: Tensor, image: Tensor, features: Tensor, exists: Tensor |
     This gathers and does not use boolean indexing. Shapes then do not depend on values, and a zero gradient reaches the
     encoder even if a batch has no image token: sharded training waits for a gradient on every process.
     """
-    if exists is None:
-        exists = features.new_ones(features.shape[:2], dtype=torch.bool)
+    exists = features.new_ones(features.shape[:2], dtype=torch.bool) if exists is None else exists.bool()
     tokens, available = image.sum(dim=1), exists.sum(dim=1)
     if not h.is_meta and not torch.equal(tokens, available):
         row = int((tokens != available).nonzero()[0])

@@ -114,8 +114,13 @@ class Trainable(Protocol):
 
 
 class VLM(Trainable, Protocol):
-    """A vision-language model of any family; the arguments are described where the methods are implemented."""
+    """A vision-language model of any family; the arguments are described where the methods are implemented.
 
+    Attributes:
+        whole_images: whether the tokens of an image see one another, so that an image is always read in one pass.
+    """
+
+    whole_images: bool
     decoder: Any
     encoder: Any
     training: bool
@@ -136,6 +141,21 @@ class VLM(Trainable, Protocol):
         keep: Tensor | None = None,
     ) -> Tensor:
         """Final hidden states [b, s, d], or [b, n, d] of the columns ``keep``."""
+        ...
+
+    def positions(self, tokens: Tensor, vision_mask: Tensor | None, input_pos: Tensor | None) -> Tensor | None:
+        """Positions of tokens, from their numbers in the text.
+
+        Families with positions on several axes return [b, s, axes]. ``hidden`` calls this itself; a caller that joins
+        several texts in one row does so before, and gives the result to ``hidden``.
+        """
+        ...
+
+    def saved_positions(self, vision_mask: Tensor) -> Tensor | None:
+        """By how many positions each row's images are shorter than their tokens, [b]; None if they are not.
+
+        When a text is read in parts, this is subtracted from the numbers of the tokens after images of earlier parts.
+        """
         ...
 
     def logits(self, hidden: Tensor) -> Tensor:

@@ -29,16 +29,19 @@ class SharedVLM:
     Attributes:
         missing: empty, because a VLM needs no file to be built.
         reads_text: True.
+        whole_images: False: a prompt may be read in any parts.
     """
 
     decoder: Any
     family: Any
+    embed_dim: int
     encode: Callable[..., Tensor]
     hidden: Callable[..., Tensor]
     modules: Callable[..., Any]
     missing: tuple[str, ...] = ()
     reads_text: bool = True
     images_as_tokens: bool = False
+    whole_images: bool = False
 
     def logits(self, hidden: Tensor) -> Tensor:
         """Vocabulary logits of final hidden states: [..., d] -> fp32 [..., V]."""
@@ -70,6 +73,18 @@ class SharedVLM:
         """A context in which the model computes as its base, without a copy; see :mod:`medtune.models.lora.merge`."""
         return adapters_off(self)  # type: ignore[arg-type]
 
+    def positions(self, tokens: Tensor, vision_mask: Tensor | None, input_pos: Tensor | None) -> Tensor | None:
+        """Positions of tokens, from their numbers in the text; see :class:`medtune.models.common.interface.VLM`."""
+        return input_pos
+
+    def saved_positions(self, vision_mask: Tensor) -> Tensor | None:
+        """None: every image takes as many positions as it has tokens."""
+        return None
+
+    def rotary_input(self, positions: Tensor | None) -> Tensor | None:
+        """What the decoder's layers take as ``input_pos``, made of :meth:`positions` once for all of them."""
+        return positions
+
     def image_tokens(self, shape: BatchShape) -> int:
         """0: the decoder reads images through cross-attention, not as tokens."""
         return 0
@@ -85,7 +100,7 @@ class SharedVLM:
             The image features.
         """
         embeddings = self.decoder.tok_embeddings
-        width = self.decoder.norm.normalized_shape[0]
+        width = self.embed_dim
         trained = any(parameter.requires_grad for parameter in embeddings.parameters())
         self.decoder.tok_embeddings = _MetaEmbeddings(width, embeds_gradient or trained)
         self._empty_rotary_tables()
