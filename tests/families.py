@@ -40,6 +40,13 @@ def _mini(title: str, name: str, transform: str, model: dict[str, Any] | None = 
     )
 
 
+def _without_image_size(family: MiniFamily) -> MiniFamily:
+    """For a family whose images keep their own sizes."""
+    parts = (family.plain, family.adapted, family.transform)
+    kept = ({key: value for key, value in part.items() if key != "image_size"} for part in parts)
+    return MiniFamily(family.title, *kept, family.not_built)
+
+
 FAMILIES: dict[str, MiniFamily] = {
     "llama3_2_vision": _mini("Llama-3.2-Vision", "mini_vlm", "mini_transform"),
     "internvl_internlm2": _mini(
@@ -52,6 +59,18 @@ FAMILIES: dict[str, MiniFamily] = {
     "llava_mistral": _mini("LLaVA, Mistral", "mini_llava", "mini_llava_transform", {"decoder": "mistral"}),
     "llava_qwen2": _mini("LLaVA, Qwen2", "mini_llava", "mini_llava_transform", {"decoder": "qwen2"}),
     "sq_llava": _mini("SQ-LLaVA", "mini_sq_llava", "mini_llava_transform"),
+    "qwen2_5_vl": _without_image_size(
+        _mini(
+            "Qwen2.5-VL",
+            "mini_qwen2_5_vl",
+            "mini_qwen2_5_vl_transform",
+            {"patch_size": 4, "heads": 2},
+            patch_size=4,
+            min_pixels=256,
+            max_pixels=512,
+        )
+    ),
+    "gemma3": _mini("Gemma 3", "mini_gemma3", "mini_gemma3_transform"),
 }
 
 METHODS = ("SFT", "InstFree", "VITask", "DPO", "routing")
