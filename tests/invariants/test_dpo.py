@@ -37,6 +37,21 @@ FAMILIES: dict[str, dict[str, Any]] = {
         "model": {"_component_": "medtune.models.mini.lora_mini_llava", **SIZES, **LORA},
         "transform": {"_component_": "medtune.models.mini.mini_llava_transform", "image_size": 16},
     },
+    "qwen2_5_vl": {
+        "model": {
+            "_component_": "medtune.models.mini.lora_mini_qwen2_5_vl",
+            **{key: value for key, value in SIZES.items() if key != "image_size"},
+            **LORA,
+            "patch_size": 4,
+            "heads": 2,
+        },
+        "transform": {
+            "_component_": "medtune.models.mini.mini_qwen2_5_vl_transform",
+            "patch_size": 4,
+            "min_pixels": 256,
+            "max_pixels": 512,
+        },
+    },
 }
 FULL = {
     "model": {"_component_": "medtune.models.mini.mini_llava", **SIZES},

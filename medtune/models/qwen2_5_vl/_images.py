@@ -10,6 +10,7 @@ from torchvision.transforms.v2 import functional as F
 
 from medtune.errors import DataError, ModelError
 from medtune.models.qwen2_5_vl._positions import LONGEST_SIDE
+from medtune.models.qwen2_5_vl._shape import FRAMES, MERGE
 
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
@@ -106,3 +107,21 @@ def smart_resize(width: int, height: int, factor: int, least: int, most: int) ->
         scale = math.sqrt(least / (width * height))
         wide, high = (math.ceil(side * scale / factor) * factor for side in (width, height))
     return wide, high
+
+
+def published_inputs(images: Tensor, grids: Tensor) -> dict[str, Tensor]:
+    """A sample's images as the published processor gives them.
+
+    Args:
+        images: blocks [i, t, 3, size, size], each image padded to t.
+        grids: rows and columns of blocks of each image, [i, 2].
+
+    Returns:
+        ``pixel_values`` [patches, 3 * FRAMES * (size / MERGE)^2] of all images, the frames alike, and
+        ``image_grid_thw`` [i, 3], counted in patches.
+    """
+    blocks = torch.cat([image[: int(grid.prod())] for image, grid in zip(images, grids, strict=True)])
+    side = blocks.shape[-1] // MERGE
+    patches = blocks.unflatten(3, (MERGE, side)).unflatten(2, (MERGE, side)).permute(0, 2, 4, 1, 3, 5).flatten(0, 2)
+    frames = patches[:, :, None].expand(-1, -1, FRAMES, -1, -1).flatten(1)
+    return {"pixel_values": frames, "image_grid_thw": torch.cat([torch.ones_like(grids[:, :1]), MERGE * grids], dim=1)}
