@@ -23,8 +23,8 @@ READS = (
     "chat_template.json",
     "generation_config.json",
 )
-# It renames `model.` to `language_model.model.` and `lm_head.` to `language_model.lm_head.`. On loading it fuses q, k and
-# v of the decoder, and gate and up of all MLPs; q, k and v of the tower must be one tensor already.
+# It renames `model.` to `language_model.model.` and `lm_head.` to `language_model.lm_head.`. On loading it fuses q, k
+# and v of the decoder, and gate and up of all MLPs; q, k and v of the tower must be one tensor already.
 TOWER = {
     "patch_embed.proj.weight", "merger.ln_q.weight", "merger.mlp.0.weight", "merger.mlp.0.bias", "merger.mlp.2.weight",
     "merger.mlp.2.bias", "blocks.N.norm1.weight", "blocks.N.norm2.weight", "blocks.N.attn.qkv.weight",
