@@ -11,6 +11,7 @@ from omegaconf import OmegaConf
 from medtune.config import Component, check_component, import_path, instantiate
 from medtune.errors import ConfigError, ModelError
 from medtune.models.common.family import StateDict
+from medtune.models.from_checkpoint import component_of, is_known
 from medtune.models.published_config import CONFIG_NAME, builder_of
 from medtune.models.weight_files import SINGLE_NAME, read_json
 from medtune.models.weights import load_weights, save_hf, save_tensors
@@ -73,7 +74,10 @@ def _named(text: str) -> Component:
 
 def _found(source: Path) -> Component:
     file = (source if source.is_dir() else source.parent) / CONFIG_NAME
-    path = builder_of(read_json(file)) if file.is_file() else None
+    config = read_json(file) if file.is_file() else {}
+    path = builder_of(config) if config else None
+    if path is None and is_known(config):
+        return Component(component_of(file.parent, config))
     if path is None:
         raise ModelError(
             f"{source} is not a run, and no builder is known for this model; name it: --model "

@@ -1,6 +1,7 @@
 """`medtune export` of a plain model changes its layout and nothing else."""
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,7 @@ from safetensors.torch import load_file
 from medtune.cli.main import main
 from medtune.models.mini import mini_internvl, mini_llava
 from medtune.models.weights import load_weights, save_hf
+from tests.models.folders import FOLDERS
 
 SMALL = {"image_size": 16, "vision_layers": 2, "decoder_layers": 2, "embed_dim": 32, "heads": 2}
 TEXT = ", ".join(f"{key}: {value}" for key, value in SMALL.items())
@@ -46,6 +48,16 @@ def test_the_authors_layout_becomes_that_of_transformers(original: Path, tmp_pat
     assert theirs.dtype == torch.float16
 
 
+def test_a_model_of_any_size_needs_no_builder_by_name(tmp_path: Path) -> None:
+    from transformers import LlavaForConditionalGeneration
+
+    source = FOLDERS["LLaVA, authors' Mistral"](tmp_path / "base")
+    assert exported(source, tmp_path / "hf", "--to", "hf") == 0
+    theirs, info = LlavaForConditionalGeneration.from_pretrained(tmp_path / "hf", output_loading_info=True)
+    assert not info["missing_keys"] and not info["unexpected_keys"] and not info["mismatched_keys"]
+    assert theirs.config.text_config.model_type == "mistral"
+
+
 def test_the_type_can_be_chosen(original: Path, tmp_path: Path) -> None:
     assert exported(original, tmp_path / "hf", "--to", "hf", "--model", HF, "--dtype", "bf16") == 0
     assert {t.dtype for t in load_file(tmp_path / "hf" / "model.safetensors").values()} == {torch.bfloat16}
@@ -78,7 +90,6 @@ def small(layout: str = "original") -> torch.nn.Module:
 
 
 REFUSED = {
-    "unknown": ([], "no builder is known for this model; name it: --model"),
     "peft": (["--to", "peft", "--model", HF], "a plain model without an adapter"),
     "another family": (["--model", "medtune.models.mini.mini_llava"], "but mini_llava needs 'llava'"),
     "no component": (["--model", "{layout: hf}"], "a mapping needs _component_"),
@@ -96,6 +107,15 @@ def test_what_cannot_be_converted_is_one_sentence(
     assert exported(original, tmp_path / "out", "--to", "hf", *arguments) == 2
     error = capsys.readouterr().err
     assert said in error and error.count("\n") == 1 and not (tmp_path / "out").exists()
+
+
+def test_a_type_that_nothing_builds_needs_a_name(
+    original: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shutil.copytree(original, tmp_path / "other")
+    (tmp_path / "other" / "config.json").write_text(json.dumps({"model_type": "bert"}))
+    assert exported(tmp_path / "other", tmp_path / "out", "--to", "hf") == 2
+    assert "no builder is known for this model; name it: --model" in capsys.readouterr().err
 
 
 def test_the_source_is_never_replaced(original: Path, capsys: pytest.CaptureFixture[str]) -> None:

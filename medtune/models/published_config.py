@@ -16,13 +16,13 @@ from medtune.models.weight_files import read_json
 
 CONFIG_NAME = "config.json"
 _NAMED = 5
-# Keys that do not change what the model computes: names, tokens that only a tokenizer uses, limits, initial values, and
-# what the transform decides.
+# Keys that do not change what the model computes: names, tokens that only a tokenizer uses, limits, initial values,
+# what the transform decides, and whether embeddings are tied, which the tensors tell.
 _WITHOUT_EFFECT = frozenset({
     "architectures", "bos_token_id", "eos_token_id", "pad_token_id", "max_position_embeddings", "initializer_factor",
     "layer_scale_init_value", "use_flash_attn", "use_mean_pooling", "use_mask_token", "dynamic_image_size",
     "use_thumbnail", "min_dynamic_patch", "max_dynamic_patch", "projection_dim", "image_seq_length", "torch_dtype",
-    "dtype",
+    "dtype", "tie_word_embeddings",
 })  # fmt: skip
 # The size and normalisation of a classifier's images, and a router's labels, may change when its training goes on.
 _MAY_CHANGE = frozenset({"image_size", "mean", "std", "medtune_router"})
@@ -30,9 +30,15 @@ _SAME = {"image_token_index": "image_token_id", "attention_heads": "num_attentio
 _ROPE = ("rope_theta", "rope_scaling", "rope_parameters")
 _TYPES = ("torch_dtype", "dtype")
 # model_type -> what it is, for models that are often tried and have no builder.
-_WITHOUT_BUILDER = {
-    "llava_mistral": "LLaVA-Med (type llava_mistral) has Mistral as its decoder",
+WITHOUT_BUILDER = {
     "llava_next": "LLaVA-NeXT (type llava_next) has other image features than LLaVA-1.5",
+    "llava_onevision": "LLaVA-OneVision (type llava_onevision) has other image features than LLaVA-1.5",
+    "qwen2_vl": "Qwen2-VL (type qwen2_vl) is another model than Qwen2.5-VL",
+    "qwen3_vl": "Qwen3-VL (type qwen3_vl) has attention layers of its own",
+    "idefics3": "Idefics3 (type idefics3) has an image encoder of its own",
+    "paligemma": "PaliGemma (type paligemma) has Gemma 1 or 2 as its decoder",
+    "blip-2": "BLIP-2 (type blip-2) has a Q-Former",
+    "instructblip": "InstructBLIP (type instructblip) has a Q-Former",
 }
 _PACKAGES_WITHOUT_SIZES = ("common", "lora", "mini", "classifier", "task_router")
 
@@ -144,11 +150,19 @@ def _flat(config: Mapping[str, Any], where: str = "") -> Iterator[tuple[str, Any
             yield from _flat(value, f"{name}.")
         elif value is not None and not (key == "model_type" and where.startswith("vision")):
             yield name, _plain(value)
-    yield from ((f"{where}{key}", value) for key, value in _rope(config).items())
+    yield from ((f"{where}{key}", value) for key, value in rope_of(config).items())
 
 
-def _rope(config: Mapping[str, Any]) -> dict[str, Any]:
-    """Base and scaling of rotary positions; transformers 5 writes both into ``rope_parameters``."""
+def rope_of(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Base and scaling of rotary positions; transformers 5 writes both into ``rope_parameters``.
+
+    Args:
+        config: contents of a ``config.json``, or its part for the language model.
+
+    Returns:
+        ``rope_theta`` if it is given, and ``rope_scaling``: None if positions are not scaled. Nothing if the config
+        says nothing of positions.
+    """
     if not any(config.get(key) is not None for key in _ROPE):
         return {}
     both = {"rope_theta": config.get("rope_theta")}
@@ -181,12 +195,16 @@ def _shown(value: Any) -> str:
 
 def _remedy(given: Mapping[str, Any]) -> str:
     model_type = given.get("model_type")
-    known = _WITHOUT_BUILDER.get(model_type) if isinstance(model_type, str) else None
+    known = WITHOUT_BUILDER.get(model_type) if isinstance(model_type, str) else None
     if known:
         return f". {known}, for which medtune has no builder; predict can ask it through a backend"
     builder = builder_of(given)
     if builder:
         return f"; set model._component_ to {builder} (or its lora_ form) for these weights"
+    from medtune.models.from_checkpoint import FAMILIES  # it imports this module
+
+    if model_type in FAMILIES:
+        return "; set model._component_ to medtune.models.from_checkpoint (or its lora_ form), which reads config.json"
     return ". No builder of published sizes builds it; check the builder's arguments and the path"
 
 

@@ -105,14 +105,18 @@ def _check(state: StateDict, expected: dict[str, torch.Size], path: Path, family
         if names
     ]
     if problems:
-        raise ModelError(f"{path} does not fit {family.name}: tensors " + "; ".join(problems) + _hint(misshaped))
+        raise ModelError(
+            f"{path} does not fit {family.name}: tensors " + "; ".join(problems) + _hint(misshaped, family)
+        )
 
 
 def _some(names: list[str]) -> str:
     return ", ".join(names[:_NAMED]) + (", ..." if len(names) > _NAMED else "")
 
 
-def _hint(misshaped: list[str]) -> str:
+def _hint(misshaped: list[str], family: ModelFamily) -> str:
+    if family.about:
+        return f". Its {CONFIG_NAME} describes another model than the weights beside it; take all files of one download"
     if misshaped and all("positional_embedding" in line for line in misshaped):
         return ". Only position tables differ: image_size is not the one that the weights were made for"
     return ". Check the builder's sizes and the path"

@@ -19,6 +19,7 @@ from medtune.generation.interfaces import AnswerModel
 from medtune.generation.prompt_extension import PromptExtension
 from medtune.generation.run_model import read_run
 from medtune.models.common.names import is_adapter_key
+from medtune.models.from_checkpoint import component_of, is_known
 from medtune.models.published_config import CONFIG_NAME, builder_of
 from medtune.models.weight_files import read_json
 from medtune.models.weights import load_weights
@@ -91,7 +92,12 @@ def _found(config: ServeConfig) -> Source:
 
 def _exported(folder: Path) -> Source:
     """A folder in the published layout: builder and transform are those of the model that its config.json describes."""
-    builder = builder_of(read_json(folder / CONFIG_NAME))
+    config = read_json(folder / CONFIG_NAME)
+    builder = builder_of(config)
+    if builder is None and is_known(config):
+        model = component_of(folder, config)
+        transform = {"_component_": "medtune.models.from_checkpoint_transform", "path": str(folder)}
+        return Source(folder.resolve().name, model, transform, str(folder), "bf16")
     if builder is None:
         raise ConfigError(
             f"no builder is known for the model in {folder}; serve it by a config with model, transform and checkpoint "

@@ -114,6 +114,8 @@ def plan(config: str, overrides: Sequence[str] = (), gpus: int | None = None, le
     _try(lambda: check_loggers(settings), result.problems)
     if settings.feature_cache is not None and transform is not None:
         _try(lambda: check_frozen(stages, parts, transform), result.problems)
+    if model.family.about:
+        result.sections.append(("Model", _model_text(settings, model, transform)))
     for stage in stages:
         result.sections.append((f"Parts in stage {stage.name}", parts.table(parts.known(stage.trainable))))
     data = _try(lambda: _measure(settings, objective, transform, stages), result.problems) if transform else None
@@ -131,6 +133,16 @@ def plan(config: str, overrides: Sequence[str] = (), gpus: int | None = None, le
         _try(lambda: adapter_tensors(settings, model), result.problems)
     result.problems += _obstacles(settings, world, sum(result.memory.values()))
     return result
+
+
+def _model_text(config: TrainConfig, model: Any, transform: Any) -> str:
+    """What a model that was built from a folder is, and in which format its texts are written."""
+    count = sum(parameter.numel() for parameter in model.parameters())
+    lines = [f"{model.family.about}; {count / 1e6:,.0f} M parameters", f"from {config.checkpoint}"]
+    template = getattr(transform, "template", None)
+    if template is not None:
+        lines.append(f"chat format {template.name}" + (", with a system message" if template.default_system else ""))
+    return "\n".join(lines)
 
 
 def _launched_processes(path: Path) -> int:

@@ -10,6 +10,7 @@ import pytest
 
 from medtune.data.sample import Message, Sample
 from medtune.errors import DataError, ModelError
+from medtune.models.common.chat_formats import huatuo, mistral
 from medtune.models.common.chat_template import (
     VICUNA_SYSTEM,
     ChatTemplate,
@@ -40,6 +41,20 @@ _VICUNA = (
     "{% elif m.role == 'assistant' %}{{ 'ASSISTANT:' }}"
     "{% generation %}{{ ' ' + m.content + '</s>' }}{% endgeneration %}"
     "{% endif %}{% endfor %}{% if add_generation_prompt %}{{ 'ASSISTANT:' }}{% endif %}"
+)
+# Mistral-7B-Instruct-v0.2's chat template, with a system message as that of v0.3 writes it; HuatuoGPT-Vision's cli.py.
+_MISTRAL = (
+    "{%- set ns = namespace(system='') %}{% for m in messages %}{% if m.role == 'system' %}"
+    "{% set ns.system = m.content + '\n\n' %}{% elif m.role == 'user' %}"
+    "{{ '[INST] ' + ns.system + m.content + ' [/INST]' }}{% set ns.system = '' %}{% elif m.role == 'assistant' %}"
+    "{% generation %}{{ ' ' + m.content + '</s>' }}{% endgeneration %}{% endif %}{% endfor %}"
+)
+_HUATUO = (
+    "{%- set ns = namespace(system='') %}{% for m in messages %}{% if m.role == 'system' %}"
+    "{% set ns.system = m.content + '\n\n' %}{% elif m.role == 'user' %}"
+    "{{ '<|user|>\n' + ns.system + m.content + '\n' }}{% set ns.system = '' %}{% elif m.role == 'assistant' %}"
+    "{{ '<|assistant|>\n' }}{% generation %}{{ m.content + '<|endoftext|>' }}{% endgeneration %}{{ '\n' }}"
+    "{% endif %}{% endfor %}{% if add_generation_prompt %}{{ '<|assistant|>\n' }}{% endif %}"
 )
 TURNS = [
     ("user", "What is the cell size? Compare  both."),
@@ -78,19 +93,28 @@ class Format:
 
 
 @pytest.fixture(
-    scope="module", params=["qwen2", "internlm2", "vicuna legacy", "vicuna", "vicuna json", "vicuna legacy json"]
-)
+    scope="module",
+    params=[
+        "qwen2", "internlm2", "vicuna legacy", "vicuna", "vicuna json", "vicuna legacy json",
+        "mistral", "mistral legacy", "mistral json", "huatuo",
+    ],
+)  # fmt: skip
 def chat(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Format:
     folder, kind = tmp_path_factory.mktemp("tokenizer"), request.param
     if kind == "qwen2":
         theirs = qwen2(folder)
         return Format(chatml("Be kind."), FastTokenizer(folder), theirs, _CHATML, "<IMG_CONTEXT>")
+    if kind == "huatuo":
+        theirs = qwen2(folder)
+        return Format(huatuo(), FastTokenizer(folder), theirs, _HUATUO, "<IMG_CONTEXT>")
     if kind == "internlm2":
         theirs = llama2(folder, legacy=True, marks=tuple(CHATML_MARKS))
         template = chatml(CHINESE, end="<|im_end|>", bos="<s>", pad="</s>")
         return Format(template, SentencePieceTokenizer(folder), theirs, _CHATML, "<IMG_CONTEXT>")
     theirs = llama2(folder, legacy="legacy" in kind)
     ours = FastTokenizer(folder) if "json" in kind else SentencePieceTokenizer(folder)
+    if "mistral" in kind:
+        return Format(mistral(), ours, theirs, _MISTRAL, "<image>")
     return Format(vicuna(), ours, theirs, _VICUNA, "<image>")
 
 
@@ -123,7 +147,7 @@ def test_supervised_headers_begin_where_the_turn_begins(chat):
     header = [place for place in more if place < len(asked)][-len(more) // 2 :]
     assert header == list(range(len(asked) - len(more) // 2, len(asked)))  # right before the last answer
     text = chat.ours.decode([tokens[place] for place in header])
-    assert "assistant" in text.lower() and "?" not in text, text
+    assert ("[/INST]" in text or "assistant" in text.lower()) and "?" not in text, text
     assert all(label in (-100, token) for label, token in zip(labels, tokens, strict=True))
     assert set(lay_out(chat.template, chat.ours, sample(TURNS), [], inference=True, supervise_header=True)[1]) == {-100}
 
@@ -158,6 +182,20 @@ def test_random_conversations(chat):
         )
         assert tokens == found["input_ids"]
         assert [label != -100 for label in labels] == [bool(flag) for flag in found["assistant_masks"]]
+
+
+def test_a_system_message_of_a_format_without_a_turn_for_it_stands_before_the_images(tmp_path):
+    qwen2(tmp_path)
+    ours = FastTokenizer(tmp_path)
+    turns = [("system", "Answer in a word."), *TURNS[:2]]
+    block = [ours.special_id("<IMG_CONTEXT>")] * 3
+    tokens, _ = lay_out(huatuo(), ours, sample(turns, 1), [block])
+    first = tokens.index(block[0])
+    assert ours.decode(tokens[:first]) == "<|user|>\nAnswer in a word.\n\n"
+    assert ours.decode(tokens[first:]).startswith("\nWhat is")
+    report, labels = lay_out(huatuo(), ours, sample([turns[0], turns[2]]), [])
+    assert ours.decode(report).startswith("Answer in a word.\n\n<|assistant|>\nsmall"), "no question to stand in"
+    assert ours.decode([label for label in labels if label != -100]) == TURNS[1][1]
 
 
 def test_space_around_a_message_is_left_out(chat):

@@ -169,9 +169,22 @@ def test_internvl2_5_is_told_from_internvl2_by_its_chat_format(two: ModelFamily,
         check_config(beside(tmp_path, {**config, "template": "internvl2_5"}), two)
 
 
-def test_llava_med_is_named(llava: ModelFamily, tmp_path: Path) -> None:
-    with pytest.raises(ModelError, match=r"LLaVA-Med \(type llava_mistral\) has Mistral as its decoder"):
-        check_config(beside(tmp_path, {"model_type": "llava_mistral"}), llava)
+def test_llava_med_and_huatuogpt_name_their_builders(llava: ModelFamily, tmp_path: Path) -> None:
+    for kind, builder in (("llava_mistral", "llava_med_v1_5_7b"), ("llava_qwen2", "huatuogpt_vision_7b")):
+        with pytest.raises(ModelError, match=rf"set model._component_ to medtune.models.llava.{builder} "):
+            check_config(beside(tmp_path, {"model_type": kind}), llava)
+
+
+def test_a_size_without_a_builder_names_the_one_that_reads_the_folder(two: ModelFamily, tmp_path: Path) -> None:
+    with pytest.raises(
+        ModelError, match=r"set model._component_ to medtune.models.from_checkpoint \(or its lora_ form\)"
+    ):
+        check_config(beside(tmp_path, internvl3("14B")), two)
+
+
+def test_a_model_that_nothing_builds_is_named(llava: ModelFamily, tmp_path: Path) -> None:
+    with pytest.raises(ModelError, match=r"LLaVA-NeXT \(type llava_next\) has other image features"):
+        check_config(beside(tmp_path, {"model_type": "llava_next"}), llava)
 
 
 def test_the_authors_llava_config_is_compared_in_their_words(llava: ModelFamily, tmp_path: Path) -> None:

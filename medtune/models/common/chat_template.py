@@ -89,6 +89,8 @@ class ChatTemplate:
         image_separator: text after each image that has no ``<image>`` tag.
         virtual_user: text before and after a question that the model asks itself; the text after it begins with a
             special token, which is supervised. None for formats without a virtual user.
+        system_end: for formats without a system turn (Mistral's, Gemma's): the text between a system message and what
+            follows it in the first user turn. None writes a turn of its own, as ``system`` says.
 
     Raises:
         ModelError: if a supervised turn does not end with a special token.
@@ -106,6 +108,7 @@ class ChatTemplate:
     answer_prefix: str = ""
     image_separator: str = "\n"
     virtual_user: Turn | None = None
+    system_end: str | None = None
 
     def __post_init__(self) -> None:
         if not self.assistant[1].startswith(self.special):
@@ -298,13 +301,23 @@ def _pieces(
 ) -> Iterator[_Piece]:
     blocks = iter(images)
     no_user_turn = not any(message.role == "user" for message in messages)
+    system = ""
     for message in messages:
+        if message.role == "system" and template.system_end is not None:
+            system += message.content.strip() + template.system_end
+            continue
         before, after = template.turn(message.role)
         if untagged and no_user_turn and message.role != "system":
             yield from _images(template, blocks)
         header = _marked(template, tokenizer, before)
         learned = message.role in learned_roles
+        if system and message.role != "user":  # there is no question that it could stand in
+            yield _Piece(system)
+            system = ""
         yield from (replace(piece, learned=learned and supervise_header) for piece in header)
+        if system:
+            yield _Piece(system)
+            system = ""
         if untagged and message.role == "user":
             yield from _images(template, blocks)
         if message.role in LEARNED_ROLES:

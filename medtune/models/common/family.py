@@ -33,6 +33,7 @@ class ModelFamily:
             ``hf_config``; False if that file describes what this run may have changed.
         own_files: further files of an export, by name, that no source folder has; for example a tokenizer that the
             model was given by itself.
+        about: half a line on a model that was built from a folder: family, decoder, sizes.
     """
 
     name: str
@@ -49,3 +50,4 @@ class ModelFamily:
     layouts: tuple[Callable[[], dict], ...] = ()
     copies_config: bool = True
     own_files: Callable[[], dict[str, bytes]] = dict
+    about: str = ""

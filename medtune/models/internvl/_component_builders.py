@@ -19,6 +19,7 @@ from torchtune.modules.common_utils import reparametrize_as_dtype_state_dict_pos
 
 from medtune.models.common.early_fusion import EarlyFusionVLM, ImageEncoder
 from medtune.models.common.names import expected_shapes, is_adapter_key
+from medtune.models.common.tied import tied
 from medtune.models.internvl._convert_weights import internvl_family
 from medtune.models.internvl._peft import adapters_from_peft, adapters_to_peft
 from medtune.models.internvl._shape import InternVLShape, Layout
@@ -90,6 +91,9 @@ def language_decoder(shape: InternVLShape, lora: LoraOptions | None = None) -> T
     Args:
         shape: sizes.
         lora: adapters, or None for a plain model.
+
+    Raises:
+        ModelError: if an adapter is asked for on an output layer that is the embedding table.
     """
     sizes: dict[str, Any] = {
         "vocab_size": shape.vocab_size,
@@ -105,8 +109,8 @@ def language_decoder(shape: InternVLShape, lora: LoraOptions | None = None) -> T
     plain, with_lora = (llama3, lora_llama3) if shape.decoder == "internlm2" else (qwen2, lora_qwen2)
     adapted = lora.for_part("decoder") if lora is not None else None
     if adapted is None:
-        return plain(**sizes)
-    decoder = with_lora(**adapted.torchtune(), **sizes)
+        return tied(plain(**sizes), shape.tied)
+    decoder = tied(with_lora(**adapted.torchtune(), **sizes), shape.tied, adapted)
     # torchtune gives every adapted layer its own table of positions: a gigabyte for 28 layers of 32,768 positions
     shared = decoder.layers[0].attn.pos_embeddings
     for layer in decoder.layers:

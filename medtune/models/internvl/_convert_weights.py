@@ -13,6 +13,7 @@ from torch import Tensor
 
 from medtune.errors import ModelError
 from medtune.models.common.family import ModelFamily, StateDict
+from medtune.models.common.tied import without_copy
 from medtune.models.internvl._config import MODEL_TYPES, hf_config
 from medtune.models.internvl._shape import InternVLShape, Layout
 
@@ -48,6 +49,8 @@ _LIVE_PREFIXES = (
     ("model.multi_modal_projector.", "multi_modal_projector."),
     ("lm_head.", "language_model.lm_head."),
 )
+_HEADS = ("language_model.lm_head.weight", "language_model.output.weight")
+_WORDS = ("language_model.model.embed_tokens.weight", "language_model.model.tok_embeddings.weight")
 _QKV = ("q_proj", "k_proj", "v_proj")
 _SIDES = ("weight", "bias")
 _DECODER_HF = {
@@ -103,9 +106,11 @@ def live_name(name: str) -> str:
 def table(shape: InternVLShape, layout: Layout) -> Table:
     """Every published tensor of a model of this shape -> the state-dict keys that it holds (three if packed)."""
     names = _vision_hf(shape) if layout == "hf" else _vision_original(shape)
-    if layout == "original" and shape.packed_decoder:
-        return names | _decoder_internlm2(shape)
-    return names | _decoder_hf(shape)
+    packed = layout == "original" and shape.packed_decoder
+    names |= _decoder_internlm2(shape) if packed else _decoder_hf(shape)
+    if shape.tied:
+        del names["language_model.output.weight" if packed else "language_model.lm_head.weight"]
+    return names
 
 
 def _both(published: str, ours: str) -> Table:
@@ -192,6 +197,8 @@ def hf_to_tune(state: StateDict, *, shape: InternVLShape) -> StateDict:
     named = {disk_name(name): tensor for name, tensor in state.items() if "rotary_emb.inv_freq" not in name}
     layout: Layout = "original" if any(name.startswith(("vision_model.", "mlp1.")) for name in named) else "hf"
     names = table(shape, layout)
+    if shape.tied:
+        named = without_copy(named, _HEADS, _WORDS)
     unknown = sorted(named.keys() - names.keys())
     if unknown:
         raise ModelError(

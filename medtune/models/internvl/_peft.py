@@ -44,7 +44,7 @@ def module_names(shape: InternVLShape, layout: Layout) -> dict[str, str]:
     text = "model.language_model.layers" if hf else "language_model.model.layers"
     sight = "model.vision_tower.encoder.layer" if hf else "vision_model.encoder.layers"
     head = "output" if not hf and shape.packed_decoder else "lm_head"
-    names = {"decoder.output": head if hf else f"language_model.{head}"}
+    names = {} if shape.tied else {"decoder.output": head if hf else f"language_model.{head}"}
     for ours, theirs, depth, maps in (
         ("decoder.layers", text, shape.layers, decoder),
         ("encoder.vision.layers", sight, shape.vision_layers, vision),

@@ -7,6 +7,7 @@ from medtune.errors import ModelError
 
 DecoderKind = Literal["internlm2", "qwen2"]
 Layout = Literal["original", "hf"]
+Template = Literal["internlm2-chat", "internvl2_5", "Hermes-2"]
 SHUFFLE = 2  # SHUFFLE x SHUFFLE patches become one feature; the published downsample_ratio is 0.5
 
 
@@ -37,6 +38,10 @@ class InternVLShape:
         rope_base: base of the rotary positions.
         max_seq_len: longest text, image tokens included.
         layer_scale: value of the vision transformer's layer scales before training.
+        tied: whether the output layer is the embedding table.
+        template: the chat format, by its name in OpenGVLab's files: ``internlm2-chat`` (InternVL2), ``Hermes-2``
+            (InternVL2-1B), ``internvl2_5`` (InternVL2.5 and 3). None takes that of InternVL2-2B or InternVL3-8B, by the
+            decoder, and does not name it in transformers' layout, which has no such key.
 
     Raises:
         ModelError: if patches, tiles or heads do not divide evenly, or the decoder is unknown.
@@ -63,6 +68,8 @@ class InternVLShape:
     rope_base: float = 1_000_000.0
     max_seq_len: int = 32_768
     layer_scale: float = 0.1
+    tied: bool = False
+    template: Template | None = None
 
     def __post_init__(self) -> None:
         if self.image_size % (SHUFFLE * self.patch_size):
@@ -88,6 +95,11 @@ class InternVLShape:
     def head_dim(self) -> int:
         """Width of one head of the decoder."""
         return self.dim // self.heads
+
+    @property
+    def chat(self) -> Template:
+        """The chat format, by its name in OpenGVLab's files."""
+        return self.template or ("internlm2-chat" if self.decoder == "internlm2" else "internvl2_5")
 
     @property
     def packed_decoder(self) -> bool:

@@ -40,8 +40,9 @@ def internvl2_transform(
         supervise_header: whether the header before an answer is supervised too, as in torchtune's own recipes.
     """
     template = chatml(INTERNVL2_SYSTEM if system is None else system, end="<|im_end|>", bos="<s>", pad="</s>")
-    return _transform(
-        SentencePieceTokenizer(path), template, INTERNVL2_2B, max_num_tiles, max_seq_len, supervise_header
+    tiler = DynamicTiler(INTERNVL2_2B.image_size, max_num_tiles)
+    return internvl_transform(
+        SentencePieceTokenizer(path), template, INTERNVL2_2B, tiler, max_seq_len, supervise_header
     )
 
 
@@ -63,18 +64,35 @@ def internvl3_transform(
         supervise_header: whether the header before an answer is supervised too, as in torchtune's own recipes.
     """
     template = chatml(INTERNVL3_SYSTEM if system is None else system)
-    return _transform(FastTokenizer(path), template, INTERNVL3_8B, max_num_tiles, max_seq_len, supervise_header)
+    tiler = DynamicTiler(INTERNVL3_8B.image_size, max_num_tiles)
+    return internvl_transform(FastTokenizer(path), template, INTERNVL3_8B, tiler, max_seq_len, supervise_header)
 
 
-def _transform(
+def internvl_transform(
     tokenizer: TextTokenizer,
     template: ChatTemplate,
     shape: InternVLShape,
-    max_num_tiles: int,
+    tiler: DynamicTiler,
     max_seq_len: int,
     supervise_header: bool,
+    *,
+    bare: bool = False,
 ) -> EarlyFusionTransform:
-    image_id = tokenizer.special_id(IMAGE_CONTEXT)
+    """The transform of an InternVL of any size.
+
+    Args:
+        tokenizer: that of the checkpoint.
+        template: its chat format.
+        shape: sizes of the model.
+        tiler: cuts images.
+        max_seq_len: maximum number of tokens of one sample, including those of tiles.
+        supervise_header: whether the header before an answer is supervised too.
+        bare: whether images have no marks around them, as in a mini InternVL, whose image token has no text.
+
+    Raises:
+        ModelError: if the tokenizer is not that of the model.
+    """
+    image_id = shape.image_id if bare else tokenizer.special_id(IMAGE_CONTEXT)
     if image_id != shape.image_id:
         raise ModelError(
             f"{IMAGE_CONTEXT} is token {image_id} of this tokenizer, but {shape.image_id} of the model; take the "
@@ -83,11 +101,11 @@ def _transform(
     return EarlyFusionTransform(
         tokenizer,
         template,
-        DynamicTiler(shape.image_size, max_num_tiles),
+        tiler,
         image_id=image_id,
         tokens_per_tile=shape.tokens_per_tile,
-        image_start=[tokenizer.special_id(IMAGE_START)],
-        image_end=[tokenizer.special_id(IMAGE_END)],
+        image_start=[] if bare else [tokenizer.special_id(IMAGE_START)],
+        image_end=[] if bare else [tokenizer.special_id(IMAGE_END)],
         max_seq_len=max_seq_len,
         placeholder_text=_placeholder(tokenizer),
         supervise_header=supervise_header,

@@ -11,7 +11,7 @@ from medtune.models.lora.options import LoraParts
 
 _TABLE_TILES = 4
 # NF4's second quantisation: torchao's default of 256 does not divide the 1280-wide weights over 1, 2, 4, 6 or 8 GPUs
-_SCALER_BLOCK = 200
+SCALER_BLOCK = 200
 
 
 def _shape(image_size: int, *, dim: int, layers: int, heads: int, intermediate_dim: int) -> DeepFusionShape:
@@ -126,7 +126,7 @@ def lora_llama3_2_vision_11b(
         pad_tiles: tiles that ``checkpoint`` mode pads each image to.
         hf_rows: transformers' rule for text before the first image.
     """
-    lora = LoraOptions.from_arguments(locals(), scaler_block_size=_SCALER_BLOCK if quantize_base else None)
+    lora = LoraOptions.from_arguments(locals(), scaler_block_size=SCALER_BLOCK if quantize_base else None)
     return _build("llama3_2_vision_11b", _11b(image_size), max_num_tiles, encoder_mode, pad_tiles, hf_rows, lora)
 
 
@@ -146,7 +146,7 @@ def lora_llama3_2_vision_90b(
     hf_rows: bool = False,
 ) -> DeepFusionVLM:
     """Llama-3.2-90B-Vision with low-rank adapters; arguments as for :func:`lora_llama3_2_vision_11b`."""
-    lora = LoraOptions.from_arguments(locals(), scaler_block_size=_SCALER_BLOCK if quantize_base else None)
+    lora = LoraOptions.from_arguments(locals(), scaler_block_size=SCALER_BLOCK if quantize_base else None)
     return _build("llama3_2_vision_90b", _90b(image_size), max_num_tiles, encoder_mode, pad_tiles, hf_rows, lora)
 
 

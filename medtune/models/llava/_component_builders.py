@@ -1,22 +1,24 @@
-"""Build modules from sizes: CLIP's layers, the projection, and torchtune's Llama-2 decoder."""
+"""Build modules from sizes: CLIP's layers, the projection, and torchtune's decoders."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from torch import nn
 from torchtune.models.clip import clip_vision_encoder
 from torchtune.models.clip._text_encoder import QuickGELU
 from torchtune.models.llama2 import llama2, lora_llama2
-from torchtune.modules import TransformerDecoder
+from torchtune.models.qwen2 import lora_qwen2, qwen2
+from torchtune.modules import RotaryPositionalEmbeddings, TransformerDecoder
 from torchtune.modules.common_utils import reparametrize_as_dtype_state_dict_post_hook
 
 from medtune.models.common.early_fusion import EarlyFusionVLM, ImageEncoder
 from medtune.models.common.names import expected_shapes, is_adapter_key
-from medtune.models.llava._convert_weights import llava_family
+from medtune.models.common.tied import tied
+from medtune.models.llava._config import llava_family
 from medtune.models.llava._peft import adapters_from_peft, adapters_to_peft
-from medtune.models.llava._shape import LlavaShape
+from medtune.models.llava._shape import Layout, LlavaShape
 from medtune.models.llava._tower import ClipTower
 from medtune.models.lora.options import ATTENTION, AdapterOptions, adapt, keep_dtype_in_state_dicts, linear
 
@@ -96,7 +98,7 @@ def language_decoder(shape: LlavaShape, lora: AdapterOptions | None = None) -> T
         shape: sizes.
         lora: adapters, or None for a plain model.
     """
-    sizes = {
+    sizes: dict[str, Any] = {
         "vocab_size": shape.vocab_size,
         "num_layers": shape.layers,
         "num_heads": shape.heads,
@@ -104,25 +106,44 @@ def language_decoder(shape: LlavaShape, lora: AdapterOptions | None = None) -> T
         "embed_dim": shape.dim,
         "intermediate_dim": shape.mlp_dim,
         "max_seq_len": shape.max_seq_len,
-        "norm_eps": 1e-5,
+        "norm_eps": shape.norm_eps,
     }
     adapted = lora.for_part("decoder") if lora is not None else None
-    return llama2(**sizes) if adapted is None else lora_llama2(**adapted.torchtune(), **sizes)
+    base = {"rope_base": shape.rope_base}
+    if adapted is None:
+        plain = qwen2(**sizes, **base) if shape.decoder == "qwen2" else llama2(**sizes, **base)
+        return tied(plain, shape.tied)
+    if shape.decoder == "qwen2":
+        decoder = lora_qwen2(**adapted.torchtune(), **sizes, **base)
+        positions = decoder.layers[0].attn.pos_embeddings
+    else:  # the builder knows the base 10,000 only
+        decoder = lora_llama2(**adapted.torchtune(), **sizes)
+        head_dim = shape.dim // shape.heads
+        positions = RotaryPositionalEmbeddings(head_dim, max_seq_len=shape.max_seq_len, base=int(shape.rope_base))
+    for layer in decoder.layers:  # torchtune gives every adapted layer its own table
+        layer.attn.pos_embeddings = positions
+    return tied(decoder, shape.tied, adapted)
 
 
-def llava_vlm(name: str, shape: LlavaShape, *, lora: LoraOptions | None = None) -> EarlyFusionVLM:
+def llava_vlm(
+    name: str, shape: LlavaShape, *, layout: Layout = "hf", lora: LoraOptions | None = None
+) -> EarlyFusionVLM:
     """Build a complete model of the LLaVA architecture.
 
     Args:
         name: family and size, for messages.
         shape: sizes.
+        layout: published layout in which exports are written; both layouts can be read.
         lora: adapters; with adapters nothing else is trainable until a recipe says so.
+
+    Raises:
+        ModelError: if ``layout`` is unknown.
     """
     model = EarlyFusionVLM(
         language_decoder(shape, lora),
         image_encoder(shape, lora),
         image_id=shape.image_id,
-        family=llava_family(name, shape),
+        family=llava_family(name, shape, layout),
         adapters_only=lora is not None,
     )
     keep_dtype_in_state_dicts(model, model.decoder.norm.scale.dtype)
@@ -130,7 +151,7 @@ def llava_vlm(name: str, shape: LlavaShape, *, lora: LoraOptions | None = None) 
     model.family = replace(
         model.family,
         tensors=plain,
-        adapters_to_peft=partial(adapters_to_peft, shape=shape),
-        adapters_from_peft=partial(adapters_from_peft, shape=shape),
+        adapters_to_peft=partial(adapters_to_peft, shape=shape, layout=layout),
+        adapters_from_peft=partial(adapters_from_peft, shape=shape, layout=layout),
     )
     return model

@@ -1,13 +1,12 @@
 """Converter of LLaVA weights between torchtune's names, the published layout and the authors' layout."""
 
-from functools import partial
-
 import torch
 from torch import Tensor
 
 from medtune.errors import ModelError
-from medtune.models.common.family import ModelFamily, StateDict
-from medtune.models.llava._shape import LlavaShape
+from medtune.models.common.family import StateDict
+from medtune.models.common.tied import without_copy
+from medtune.models.llava._shape import Layout, LlavaShape
 
 TOKENIZER_FILES = (
     "tokenizer.json",
@@ -45,6 +44,9 @@ _AUTHORS_MARK = "model.mm_projector."
 _NOT_WEIGHTS = ("text_model.", "text_projection.", "visual_projection.", "logit_scale")
 _COMPUTED = (".position_ids", ".rotary_emb.inv_freq")
 VOCABULARY = ("decoder.tok_embeddings.weight", "decoder.output.weight")
+
+_HEAD = f"{_DECODER}lm_head.weight"
+_BIASED = ("q_proj", "k_proj", "v_proj")
 
 _CLIP_LAYER = {
     "layer_norm1": "sa_norm",
@@ -97,7 +99,7 @@ def tensor_names(shape: LlavaShape) -> dict[str, str]:
         f"{_TOWER}embeddings.position_embedding.weight": f"{vision}token_pos_embedding.positional_embedding",
         f"{_DECODER}model.embed_tokens.weight": "decoder.tok_embeddings.weight",
         f"{_DECODER}model.norm.weight": "decoder.norm.scale",
-        f"{_DECODER}lm_head.weight": "decoder.output.weight",
+        **({} if shape.tied else {_HEAD: "decoder.output.weight"}),
     }
     for side in sides:
         names[f"{_TOWER}pre_layrnorm.{side}"] = f"{vision}ln_pre.{side}"
@@ -112,6 +114,8 @@ def tensor_names(shape: LlavaShape) -> dict[str, str]:
     for layer in range(shape.layers):
         for their_part, our_part in _LLAMA_LAYER.items():
             names[f"{_DECODER}model.layers.{layer}.{their_part}"] = f"decoder.layers.{layer}.{our_part}"
+        for part in _BIASED if shape.decoder == "qwen2" else ():
+            names[f"{_DECODER}model.layers.{layer}.self_attn.{part}.bias"] = f"decoder.layers.{layer}.attn.{part}.bias"
     return names
 
 
@@ -130,8 +134,11 @@ def rotary_rows(tensor: Tensor, heads: int, *, published: bool) -> Tensor:
 
 
 def rotary_heads(key: str, shape: LlavaShape) -> int | None:
-    """Number of heads of the decoder's query or key layer that a key belongs to; None for any other tensor."""
-    if not key.startswith("decoder.layers."):
+    """Number of heads of the query or key layer that a key belongs to, if torchtune's layer has other rows; else None.
+
+    Its Llama layers have, which Mistral's decoder has too; its Qwen2 layers have the published rows.
+    """
+    if shape.decoder == "qwen2" or not key.startswith("decoder.layers."):
         return None
     return shape.heads if ".attn.q_proj." in key else shape.kv_heads if ".attn.k_proj." in key else None
 
@@ -139,7 +146,8 @@ def rotary_heads(key: str, shape: LlavaShape) -> int | None:
 def hf_to_tune(state: StateDict, *, shape: LlavaShape) -> StateDict:
     """From published names to torchtune's.
 
-    The authors' layout (liuhaotian/llava-v1.5) is read too. Its vocabulary ends before the image token. The further
+    The authors' layout (liuhaotian/llava-v1.5, microsoft/llava-med-v1.5-mistral-7b,
+    FreedomIntelligence/HuatuoGPT-Vision-7B) is read too. Its vocabulary ends before the image token. The further
     rows of the published layout are set to the mean of the others; llava-hf drew them at random near this mean. The
     authors' layout is mostly saved without the vision tower, whose tensors may be in the same folder under CLIP's
     names.
@@ -157,6 +165,8 @@ def hf_to_tune(state: StateDict, *, shape: LlavaShape) -> StateDict:
     if len(plain) < len(given):
         twice = next(name for name in given if state[name] is not plain[disk_name(name)])
         raise ModelError(f"it holds {disk_name(twice)} twice, under two names (one is {twice}); remove one file")
+    if shape.tied:
+        plain = without_copy(plain, (_HEAD,), (f"{_DECODER}model.embed_tokens.weight",))
     if any(name.startswith(_AUTHORS_MARK) for name in state) and not any(name.startswith(_TOWER) for name in plain):
         raise ModelError(
             "it is saved in the LLaVA authors' layout, without the vision tower. Take the converted weights "
@@ -181,19 +191,20 @@ def _read(key: str, tensor: Tensor, shape: LlavaShape) -> Tensor:
     return tensor
 
 
-def tune_to_hf(state: StateDict, *, shape: LlavaShape) -> StateDict:
+def tune_to_hf(state: StateDict, *, shape: LlavaShape, layout: Layout = "hf") -> StateDict:
     """From torchtune's names to the published names, as in a file.
 
     Args:
         state: tensors by state-dict key, with adapters merged.
         shape: sizes of the model.
+        layout: which of the two layouts.
     """
     names = {ours: theirs for theirs, ours in tensor_names(shape).items()}
     published = {}
     for key, tensor in state.items():
         heads = rotary_heads(key, shape)
         published[names[key]] = tensor if heads is None else rotary_rows(tensor, heads, published=True)
-    return published
+    return original_names(published, shape.image_id) if layout == "original" else published
 
 
 def original_names(published: StateDict, image_id: int) -> StateDict:
@@ -208,97 +219,15 @@ def original_names(published: StateDict, image_id: int) -> StateDict:
     """
     vocabulary = (f"{_DECODER}model.embed_tokens.weight", f"{_DECODER}lm_head.weight")
     return {
-        _original_name(name): tensor[:image_id] if name in vocabulary else tensor for name, tensor in published.items()
+        original_name(name): tensor[:image_id] if name in vocabulary else tensor for name, tensor in published.items()
     }
 
 
-def _original_name(name: str) -> str:
+def original_name(name: str) -> str:
+    """The name in the authors' files, and in their modules, of a tensor in a published file."""
     if name.startswith(_TOWER):
         return "model.vision_tower.vision_tower.vision_model." + name.removeprefix(_TOWER)
     if name.startswith(_PROJECTION):
         place, side = name.removeprefix(_PROJECTION).split(".")
         return f"model.mm_projector.{0 if place == 'linear_1' else 2}.{side}"
     return name.removeprefix(_DECODER)
-
-
-def hf_config(shape: LlavaShape) -> dict:
-    """Contents of ``config.json`` for a model of this shape."""
-    text = {
-        "model_type": "llama",
-        "vocab_size": shape.vocab_size,
-        "hidden_size": shape.dim,
-        "intermediate_size": shape.mlp_dim,
-        "num_hidden_layers": shape.layers,
-        "num_attention_heads": shape.heads,
-        "num_key_value_heads": shape.kv_heads,
-        "hidden_act": "silu",
-        "rms_norm_eps": 1e-5,
-        "rope_theta": 10_000.0,
-        "max_position_embeddings": shape.max_seq_len,
-        "tie_word_embeddings": False,
-        "bos_token_id": shape.bos_id,
-        "eos_token_id": shape.eos_id,
-        "pad_token_id": shape.pad_id,
-    }
-    vision = {
-        "model_type": "clip_vision_model",
-        "hidden_size": shape.vision_dim,
-        "intermediate_size": 4 * shape.vision_dim,
-        "num_hidden_layers": shape.vision_layers,
-        "num_attention_heads": shape.vision_heads,
-        "hidden_act": "quick_gelu",
-        "layer_norm_eps": 1e-5,
-        "image_size": shape.image_size,
-        "patch_size": shape.patch_size,
-        "projection_dim": 768,
-    }
-    return {
-        "architectures": ["LlavaForConditionalGeneration"],
-        "model_type": "llava",
-        "image_token_index": shape.image_id,
-        "image_seq_length": shape.tokens_per_image,
-        "projector_hidden_act": "gelu",
-        "vision_feature_layer": -2,
-        "vision_feature_select_strategy": "default",
-        "tie_word_embeddings": False,
-        "pad_token_id": shape.pad_id,
-        "text_config": text,
-        "vision_config": vision,
-    }
-
-
-def original_config(shape: LlavaShape) -> dict:
-    """What ``config.json`` of the authors' files says of a model of this shape; files of LLaVA-1.5 have its keys."""
-    return {
-        "architectures": ["LlavaLlamaForCausalLM"],
-        "model_type": "llava_llama",
-        "hidden_size": shape.dim,
-        "intermediate_size": shape.mlp_dim,
-        "num_hidden_layers": shape.layers,
-        "num_attention_heads": shape.heads,
-        "num_key_value_heads": shape.kv_heads,
-        "hidden_act": "silu",
-        "rms_norm_eps": 1e-5,
-        "rope_theta": 10_000.0,
-        "mm_hidden_size": shape.vision_dim,
-        "mm_projector_type": "mlp2x_gelu",
-        "mm_vision_select_feature": "patch",
-        "mm_vision_select_layer": -2,
-        "mm_use_im_start_end": False,
-        "mm_use_im_patch_token": False,
-    }
-
-
-def llava_family(name: str, shape: LlavaShape) -> ModelFamily:
-    """Converters and config of one model of this shape."""
-    return ModelFamily(
-        name=name,
-        model_type="llava",
-        also_reads=("llava_llama",),
-        hf_to_tune=partial(hf_to_tune, shape=shape),
-        tune_to_hf=partial(tune_to_hf, shape=shape),
-        hf_config=partial(hf_config, shape),
-        layouts=(partial(original_config, shape),),
-        live_name=live_name,
-        tokenizer_files=TOKENIZER_FILES,
-    )

@@ -9,6 +9,7 @@ from torch import Tensor
 from medtune.errors import ModelError
 from medtune.models.common.family import ModelFamily, StateDict
 from medtune.models.llava import _convert_weights as llava
+from medtune.models.llava._config import hf_config as llava_config
 from medtune.models.sq_llava._shape import SqLlavaShape
 
 PROJECTOR = "model.mm_projector."
@@ -100,7 +101,7 @@ def hf_config(shape: SqLlavaShape) -> dict:
 
     ``unfreeze_mm_vision_tower`` makes their code read the tower from the file. ``vision_config`` is not read by it.
     """
-    config = llava.hf_config(shape)
+    config = llava_config(shape)
     text = {key: value for key, value in config["text_config"].items() if key != "model_type"}
     return text | {
         "architectures": ["LlavaLlamaForCausalLM"],
