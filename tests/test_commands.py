@@ -21,6 +21,8 @@ from medtune.training.plan import Plan, plan
 from tests import commands
 from tests.annotate.running import provide_annotation
 from tests.commands import DATA, SHORT, Tune, in_a_process, is_training, leaves, needs_real_weights, shortened
+from tests.data.test_dicom import packaged
+from tests.judges.chat_files import provide_graded
 from tests.routing.validation_files import write_routed, write_verdicts
 
 CHECKOUT = Path(__file__).resolve().parent.parent
@@ -209,7 +211,10 @@ def medtune(words: list[str], at: Workspace) -> None:
         if arguments.command == "ask":
             at.provide([arguments.model])
             for name in arguments.rest[:-1]:
-                Image.new("RGB", (64, 64)).save(at.folder / name)
+                if name.endswith(".dcm"):
+                    shutil.copy(packaged("CT_small.dcm"), at.folder / name)
+                else:
+                    Image.new("RGB", (64, 64)).save(at.folder / name)
         if arguments.command == "serve":  # tests/serving start servers
             at.provide([arguments.source])
             words = [*words, *([] if arguments.dry_run else ["--dry-run"])]
@@ -244,6 +249,7 @@ def tune(words: list[str], at: Workspace) -> None:
         write_verdicts({name: at.folder / folder for name, folder in config.adapters.items()})
     else:
         at.provide(inputs)
+        provide_graded(config, at.folder)
     questions = getattr(config, "questions", None)
     if not isinstance(questions, str | None) and questions["_component_"].endswith("images_dataset"):
         (at.folder / questions["source"]).mkdir(exist_ok=True)
@@ -256,8 +262,12 @@ def tune(words: list[str], at: Workspace) -> None:
 
 def owners_files(config: Any, at: Workspace) -> bool:
     """Whether stand-ins for a data set's own files are here; its config has been read and checked in any case."""
-    named = [value for key, value in leaves(to_plain(config)) if key != "output_dir" and str(value).startswith("/")]
-    return bool(named) and all(Path(value).exists() for value in named)
+    named = [
+        str(value)
+        for key, value in leaves(to_plain(config))
+        if key != "output_dir" and (str(value).startswith("/") or key in ("data.table", "image_root"))
+    ]
+    return bool(named) and all((at.folder / value).exists() for value in named)
 
 
 RULES: dict[str, Callable[[list[str], Workspace], None]] = {

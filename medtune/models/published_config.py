@@ -28,6 +28,7 @@ _WITHOUT_EFFECT = frozenset({
 _MAY_CHANGE = frozenset({"image_size", "mean", "std", "medtune_router"})
 _SAME = {"image_token_index": "image_token_id", "attention_heads": "num_attention_heads"}
 _ROPE = ("rope_theta", "rope_scaling", "rope_parameters")
+_GLOBAL, _LOCAL = "full_attention", "sliding_attention"
 _TYPES = ("torch_dtype", "dtype")
 # model_type -> what it is, for models that are often tried and have no builder.
 WITHOUT_BUILDER = {
@@ -36,6 +37,8 @@ WITHOUT_BUILDER = {
     "qwen2_vl": "Qwen2-VL (type qwen2_vl) is another model than Qwen2.5-VL",
     "qwen3_vl": "Qwen3-VL (type qwen3_vl) has attention layers of its own",
     "idefics3": "Idefics3 (type idefics3) has an image encoder of its own",
+    "gemma3_text": "Gemma 3 without images (type gemma3_text: 270M, 1B and MedGemma 27B text) is no VLM",
+    "gemma3n": "Gemma 3n (type gemma3n) has layers and an image encoder of its own",
     "paligemma": "PaliGemma (type paligemma) has Gemma 1 or 2 as its decoder",
     "blip-2": "BLIP-2 (type blip-2) has a Q-Former",
     "instructblip": "InstructBLIP (type instructblip) has a Q-Former",
@@ -161,10 +164,16 @@ def rope_of(config: Mapping[str, Any]) -> dict[str, Any]:
 
     Returns:
         ``rope_theta`` if it is given, and ``rope_scaling``: None if positions are not scaled. Nothing if the config
-        says nothing of positions.
+        says nothing of positions. Where local layers (sliding window) have positions of their own, as in Gemma 3, also
+        ``rope_local_base_freq``.
     """
     if not any(config.get(key) is not None for key in _ROPE):
         return {}
+    by_kind = config.get("rope_parameters")
+    if isinstance(by_kind, Mapping) and isinstance(by_kind.get(_GLOBAL), Mapping):
+        local = by_kind.get(_LOCAL)
+        base = rope_of({"rope_parameters": local}).get("rope_theta") if isinstance(local, Mapping) else None
+        return rope_of({"rope_parameters": by_kind[_GLOBAL]}) | ({} if base is None else {"rope_local_base_freq": base})
     both = {"rope_theta": config.get("rope_theta")}
     for key in ("rope_scaling", "rope_parameters"):
         value = config.get(key)

@@ -54,6 +54,18 @@ def test_rows_without_a_partner_are_cut_so_that_the_second_pass_stays_narrow():
     assert (found.order[1], found.reader) == (3, [0, 1, 0, 0])
 
 
+def test_no_pass_ends_within_an_image_whose_tokens_see_one_another(eager):
+    image = [1, *[IMAGE] * 20]
+    rows = [[*image, 2], [*image, 3], [*image, 4], [*image, 9], [1, 2, *[IMAGE] * 3, 5, 6, 7], [8, 9, *[IMAGE] * 9]]
+    keys = ["a", "a", "a", "a", "b", "c"]
+    found = find_shared(token_batch(rows), keys, IMAGE, whole_images=True)
+    prompts = [rows[row] for row in found.order]
+    cuts = [prompt[length - 1 : length + 1] for prompt, length in zip(prompts, found.length, strict=True) if length]
+    assert [IMAGE, IMAGE] not in cuts and max(found.length) == 21 and found.images_left
+    free = find_shared(token_batch(rows), keys, IMAGE)
+    assert [IMAGE, IMAGE] in [rows[row][at - 1 : at + 1] for row, at in zip(free.order, free.length, strict=True) if at]
+
+
 def test_equal_prompts_share_all_but_their_last_token():
     found = find_shared(token_batch([[1, 2, 3, 4, 5]] * 4), [""] * 4, IMAGE)
     assert found.length == [4] * 4

@@ -17,7 +17,7 @@ from medtune.objectives.vitask.objective import VITask
 
 TOKENIZER = Path(__file__).parents[2] / "medtune" / "assets" / "mini_tokenizer"
 SIZES = {"embed_dim": 16, "vision_layers": 1, "decoder_layers": 2, "image_size": 16}
-BUILDERS = {"cross-attention": "vlm", "internvl": "internvl", "llava": "llava"}
+BUILDERS = {"cross-attention": "vlm", "internvl": "internvl", "llava": "llava", "gemma3": "gemma3"}
 CHOSEN = [0, 3, 2, 4, 20]  # blobs, bars, a wide blob, bars, and the lone row without a negative
 ALIGN, CONTRAST = Stage("align", ()), Stage("contrast", ())
 
@@ -31,7 +31,7 @@ def family(name: str) -> tuple[Any, Any]:
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.add_(0.05 * torch.randn_like(parameter))
-    tiles = {} if name == "llava" else {"max_num_tiles": 2}
+    tiles = {} if name in ("llava", "gemma3") else {"max_num_tiles": 2}
     path = {"vlm": "mini_transform"}.get(kind, f"mini_{kind}_transform")
     transform = instantiate(
         {"_component_": f"medtune.models.mini.{path}", "path": str(TOKENIZER), "image_size": 16, **tiles}

@@ -256,6 +256,9 @@ def test_a_published_folder_finds_its_builder_and_transform(tmp_path: Path) -> N
     with torch.device("meta"):
         family = internvl2_2b().family
     (tmp_path / "config.json").write_text(json.dumps(family.hf_config()))
+    with pytest.raises(ConfigError, match="has no tokenizer .* copy these files from the folder of the base weights"):
+        source_of(settings_of(str(tmp_path)))
+    (tmp_path / "tokenizer_config.json").write_text("{}")
     found = source_of(settings_of(str(tmp_path)))
     assert found.model == {"_component_": "medtune.models.internvl.internvl2_2b", "layout": "hf"}
     assert found.transform["_component_"] == "medtune.models.internvl.internvl2_transform"

@@ -326,7 +326,10 @@ class Engine:
     ) -> tuple[list[int], Tensor]:
         """Read prompts from their first token on; return their rows in the order of the decoder, and logits."""
         part, seen = _rows(batch, features, rows)
-        shared = find_shared(part, self._prefix_keys(part), self.transform.image_id) if self.share_prefix else None
+        shared = None
+        if self.share_prefix:
+            keys, image_id = self._prefix_keys(part), self.transform.image_id
+            shared = find_shared(part, keys, image_id, whole_images=self.model.whole_images)
         if shared is not None:
             part, seen = _rows(part, seen, shared.order)
             rows = [rows[place] for place in shared.order]

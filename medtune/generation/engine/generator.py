@@ -303,4 +303,5 @@ class Generator:
     def _shared(self, batch: PromptBatch) -> SharedPrefixes | None:
         if not self.share_prefix:
             return None
-        return find_shared(batch, [self._prefix_key(request) for request in batch.requests], self.transform.image_id)
+        keys = [self._prefix_key(request) for request in batch.requests]
+        return find_shared(batch, keys, self.transform.image_id, whole_images=self.model.whole_images)

@@ -40,7 +40,9 @@ class SharedPrefixes:
         return sum(self.length[: self.readers])
 
 
-def find_shared(batch: PromptBatch, keys: Sequence[Hashable], image_id: int) -> SharedPrefixes | None:
+def find_shared(
+    batch: PromptBatch, keys: Sequence[Hashable], image_id: int, *, whole_images: bool = False
+) -> SharedPrefixes | None:
     """Find the prefixes that rows share.
 
     Rows form a group if their keys and their tokens up to the last image token are equal. Rows that share nothing are
@@ -50,6 +52,7 @@ def find_shared(batch: PromptBatch, keys: Sequence[Hashable], image_id: int) -> 
         batch: Left-padded prompts as the model reads them.
         keys: One per row; if keys are equal, equal tokens have equal embeddings.
         image_id: The token of an image, or of one feature of it.
+        whole_images: Whether the tokens of an image see one another, so that no pass may end within an image.
 
     Returns:
         None if two passes would read more than ``WORTH`` times the tokens of one pass, padding included.
@@ -63,8 +66,10 @@ def find_shared(batch: PromptBatch, keys: Sequence[Hashable], image_id: int) -> 
     best, cost = None, WORTH * len(prompts) * max(map(len, prompts))
     for ends in sorted({_end(prompts, group) - length for group, length in zip(groups, longest, strict=True)}):
         cut = _cut(prompts, groups, longest, ends, least)
-        if cut is not None and _cost(cut, ends, len(prompts)) <= cost:
-            best, cost = cut, _cost(cut, ends, len(prompts))
+        if cut is not None and whole_images:
+            cut = [(rows, _before_image(prompts[rows[0]], length, image_id)) for rows, length in cut]
+        if cut is not None and _cost(cut, prompts) <= cost:
+            best, cost = cut, _cost(cut, prompts)
     return None if best is None else _shared(best, prompts, image_id)
 
 
@@ -106,9 +111,17 @@ def _cut(
     return cut if fits else None
 
 
-def _cost(cut: Cut, ends: int, rows: int) -> int:
+def _before_image(prompt: list[int], length: int, image_id: int) -> int:
+    """The length of a prefix that ends before the image in which ``length`` ends."""
+    while 0 < length < len(prompt) and prompt[length - 1] == prompt[length] == image_id:
+        length -= 1
+    return length
+
+
+def _cost(cut: Cut, prompts: Sequence[list[int]]) -> int:
     lengths = [length for _, length in cut if length]
-    return len(lengths) * max(lengths, default=0) + rows * ends
+    ends = max(len(prompts[row]) - length for rows, length in cut for row in rows)
+    return len(lengths) * max(lengths, default=0) + len(prompts) * ends
 
 
 def _shared(cut: Cut, prompts: Sequence[list[int]], image_id: int) -> SharedPrefixes:

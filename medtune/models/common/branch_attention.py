@@ -6,13 +6,13 @@ long part, is plainly causal, and only the branches' queries need a mask (prefix
 here without copies of the prefix's keys and values, since all branches lie in the prefix's row).
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torchtune.modules import MultiHeadAttention, TransformerDecoder, TransformerSelfAttentionLayer
 from torchtune.modules.model_fusion import FusionLayer
 
@@ -42,6 +42,12 @@ class BranchMask:
         masked = _take(rest, (columns - self.prefix).clamp(min=0))
         return torch.where((columns < self.prefix)[:, :, None], causal, masked)
 
+    def whole(self) -> Tensor:
+        """The mask as one tensor [b, s, s]."""
+        b, after, width = self.rest.shape
+        columns = torch.arange(width - after, device=self.rest.device).expand(b, -1)
+        return torch.cat([_causal(columns, width), self.rest], dim=1)
+
 
 Mask = Tensor | BranchMask | None
 """Self-attention mask: [b, s, keys] with True = may attend, one of branches, or None for causal attention."""
@@ -70,14 +76,17 @@ def prepare_decoder(decoder: TransformerDecoder) -> None:
         decoder.layers[-1] = LastLayer.of(last)
 
 
-def run_layers(decoder: TransformerDecoder, h: Tensor, keep: Tensor | None, **arguments: Any) -> Tensor:
+def run_layers(
+    decoder: TransformerDecoder, h: Tensor, keep: Tensor | None, *, mask: Mask | Sequence[Mask] = None, **arguments: Any
+) -> Tensor:
     """Run all layers and the final norm.
 
     Args:
         decoder: as :func:`prepare_decoder` leaves it.
         h: embedded tokens [b, s, d].
         keep: columns [b, n] whose final states are returned; None returns all.
-        arguments: of each layer.
+        mask: the mask of all layers, or one for each layer.
+        arguments: further arguments of each layer.
 
     Returns:
         [b, n, d], or [b, s, d].
@@ -88,10 +97,11 @@ def run_layers(decoder: TransformerDecoder, h: Tensor, keep: Tensor | None, **ar
     if keep is not None and decoder.caches_are_enabled():
         raise ModelError("columns can be chosen in a forward pass without key-value caches only")
     *layers, last = decoder.layers
-    for layer in layers:
-        h = layer(h, **arguments)
+    *masks, last_mask = mask if isinstance(mask, Sequence) else [mask] * len(decoder.layers)
+    for layer, own in zip(layers, masks, strict=True):
+        h = layer(h, mask=own, **arguments)
     chosen = {} if keep is None else {"keep": keep}
-    return decoder.norm(last(h, **arguments, **chosen))
+    return decoder.norm(last(h, mask=last_mask, **arguments, **chosen))
 
 
 class LastLayer(TransformerSelfAttentionLayer):
@@ -131,13 +141,10 @@ def _attend_from(attention: Any, h: Tensor, keep: Tensor, mask: Mask, input_pos:
     query = attention.q_proj(_take(h, keep)).view(b, keep.shape[1], -1, attention.head_dim)
     key = attention.k_proj(h).view(b, width, -1, attention.head_dim)
     value = attention.v_proj(h).view(b, width, -1, attention.head_dim)
-    if attention.pos_embeddings is not None:
-        places = keep if input_pos is None else _take(input_pos, keep)
-        query = attention.pos_embeddings(query, input_pos=places)
-        key = attention.pos_embeddings(key, input_pos=input_pos)
-    query, key, value = (values.transpose(1, 2) for values in (query, key, value))
-    if attention.q_norm is not None:
-        query, key = attention.q_norm(query), attention.k_norm(key)
+    places = keep if input_pos is None else _take(input_pos, keep)
+    query = placed(attention, query, attention.q_norm, places)
+    key = placed(attention, key, attention.k_norm, input_pos)
+    value = value.transpose(1, 2)
     share = attention.num_heads // attention.num_kv_heads
     if share > 1:
         key, value = (values.repeat_interleave(share, dim=1) for values in (key, value))
@@ -150,6 +157,30 @@ def _attend_from(attention: Any, h: Tensor, keep: Tensor, mask: Mask, input_pos:
         is_causal=False,
     )
     return attention.output_proj(out.transpose(1, 2).flatten(2))
+
+
+def placed(attention: Any, heads: Tensor, norm: nn.Module | None, positions: Tensor | None) -> Tensor:
+    """Rotate queries or keys by their positions, and apply the layer's norm to them, if it has one.
+
+    torchtune's layers rotate first. A layer with the attribute ``norm_first`` = True applies the norm first; only for a
+    norm whose scale is the same in all channels would that be the same.
+
+    Args:
+        attention: torchtune's attention layer.
+        heads: [b, s, heads, d].
+        norm: its norm of queries or of keys, over d.
+        positions: of the tokens; None counts from 0.
+
+    Returns:
+        [b, heads, s, d].
+    """
+    norm_first = getattr(attention, "norm_first", False)
+    if norm is not None and norm_first:
+        heads = norm(heads)
+    if attention.pos_embeddings is not None:
+        heads = attention.pos_embeddings(heads, input_pos=positions)
+    heads = heads.transpose(1, 2)
+    return heads if norm is None or norm_first else norm(heads)
 
 
 def _attend(

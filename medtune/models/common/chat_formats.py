@@ -1,4 +1,4 @@
-"""Chat formats without a system turn: Mistral's, and that of HuatuoGPT-Vision."""
+"""Chat formats without a system turn: Mistral's, Gemma's, and that of HuatuoGPT-Vision."""
 
 from medtune.models.common.chat_template import ChatTemplate
 
@@ -24,6 +24,34 @@ def mistral(default_system: str = "", pad: str = "<unk>") -> ChatTemplate:
         bos="<s>",
         default_system=default_system,
         answer_prefix=" ",
+        system_end="\n\n",
+    )
+
+
+def gemma(default_system: str = "") -> ChatTemplate:
+    """Gemma's format: ``<start_of_turn>user ... <end_of_turn>`` and ``<start_of_turn>model ... <end_of_turn>``.
+
+    It has no system turn: a system message stands at the start of the first question. An empty line stands on both
+    sides of each image. As in the published template, user and assistant speak in turns; a sample may also be a single
+    answer.
+
+    Args:
+        default_system: system message of samples that have none; the published template writes none.
+    """
+    end = "<end_of_turn>\n"
+    return ChatTemplate(
+        name="gemma",
+        special=("<start_of_turn>", "<end_of_turn>"),
+        system=("", ""),
+        user=("<start_of_turn>user\n", end),
+        assistant=("<start_of_turn>model\n", end),
+        stop=("<eos>", "<end_of_turn>"),
+        pad="<pad>",
+        bos="<bos>",
+        default_system=default_system,
+        image_separator="",
+        image_break="\n\n",
+        alternates=True,
         system_end="\n\n",
     )
 

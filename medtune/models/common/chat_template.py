@@ -89,6 +89,10 @@ class ChatTemplate:
         image_separator: text after each image that has no ``<image>`` tag.
         virtual_user: text before and after a question that the model asks itself; the text after it begins with a
             special token, which is supervised. None for formats without a virtual user.
+        image_break: text on both sides of each image (Gemma: an empty line); a message's own text is then stripped
+            beside images.
+        alternates: whether a format needs the user and the assistant to speak in turns, and images in the user's turns
+            (Gemma); other samples are refused.
         system_end: for formats without a system turn (Mistral's, Gemma's): the text between a system message and what
             follows it in the first user turn. None writes a turn of its own, as ``system`` says.
 
@@ -108,6 +112,8 @@ class ChatTemplate:
     answer_prefix: str = ""
     image_separator: str = "\n"
     virtual_user: Turn | None = None
+    image_break: str = ""
+    alternates: bool = False
     system_end: str | None = None
 
     def __post_init__(self) -> None:
@@ -248,10 +254,13 @@ def lay_out(
         tokens and labels of equal length, not shifted; labels are -100 where not supervised.
 
     Raises:
-        DataError: if ``inference`` is set for a sample without a user turn, or images and places differ in number.
+        DataError: if ``inference`` is set for a sample without a user turn, images and places differ in number, or a
+            format needs turns in alternation and the sample has others.
         ModelError: if a virtual user speaks and the format has none.
     """
     messages = prompt_messages(sample) if inference else sample.messages
+    if template.alternates:
+        _check_turns(template, sample)
     tags = sum(message.content.count(IMAGE_TAG) for message in messages if message.role == "user")
     if tags and tags != len(images):
         raise DataError(f"sample {sample.id} has {len(images)} images but its text has places for {tags}")
@@ -264,6 +273,24 @@ def lay_out(
     tokens, learned = _encode(tokenizer, pieces)
     labels = [token if flag else IGNORE_INDEX for token, flag in zip(tokens, learned, strict=True)]
     return [*bos, *tokens], [*([IGNORE_INDEX] * len(bos)), *([IGNORE_INDEX] * len(tokens) if inference else labels)]
+
+
+def _check_turns(template: ChatTemplate, sample: Sample) -> None:
+    """Refuse what a format with turns in alternation cannot hold."""
+    roles = [message.role for message in sample.messages]
+    for number, (before, role) in enumerate(zip(["", *roles], roles, strict=False), start=1):
+        if role == before or (role == "system" and number > 1):
+            problem = f"message {number} is of the {role} " + ("again" if role == before else "and not the first")
+            raise DataError(
+                f"sample {sample.id}: {problem}; {template.name}'s chat format has one system message at most, which is "
+                "the first, and then user and assistant in turns: join messages of one speaker"
+            )
+    for number, message in enumerate(sample.messages, start=1):
+        if message.role != "user" and IMAGE_TAG in message.content:
+            raise DataError(
+                f"sample {sample.id}: message {number} ({message.role}) has {IMAGE_TAG}; {template.name}'s chat format has "
+                "images in the user's turns only"
+            )
 
 
 def question_flags(sample: Sample, write: Callable[..., tuple[list[int], list[int]]]) -> dict[str, list[bool]]:
@@ -323,7 +350,7 @@ def _pieces(
         if message.role in LEARNED_ROLES:
             yield _Piece(template.answer_prefix + message.content.strip(), learned=learned)
         else:
-            yield from _tagged(message, blocks)
+            yield from _tagged(template, message, blocks)
         end, *rest = _marked(template, tokenizer, after) or [_Piece("")]
         yield _Piece(end.content, learned=learned)
         yield from rest
@@ -331,17 +358,22 @@ def _pieces(
 
 def _images(template: ChatTemplate, blocks: Iterator[Sequence[int]]) -> Iterator[_Piece]:
     for block in blocks:
-        yield _Piece(block)
+        yield from _broken(template, block)
         yield _Piece(template.image_separator)
 
 
-def _tagged(message: Message, blocks: Iterator[Sequence[int]]) -> Iterator[_Piece]:
+def _tagged(template: ChatTemplate, message: Message, blocks: Iterator[Sequence[int]]) -> Iterator[_Piece]:
     """A message's text; in a user message each tag becomes an image."""
     text = message.content.strip()
     for i, part in enumerate(text.split(IMAGE_TAG) if message.role == "user" else [text]):
         if i:
-            yield _Piece(next(blocks))
-        yield _Piece(part)
+            yield from _broken(template, next(blocks))
+        yield _Piece(part.strip() if template.image_break else part)
+
+
+def _broken(template: ChatTemplate, block: Sequence[int]) -> Iterator[_Piece]:
+    """An image with the text on both sides of it."""
+    yield from (_Piece(template.image_break), _Piece(block), _Piece(template.image_break))
 
 
 def _marked(template: ChatTemplate, tokenizer: TextTokenizer, text: str) -> list[_Piece]:

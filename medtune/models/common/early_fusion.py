@@ -3,6 +3,7 @@
 It has the same steps as :class:`medtune.models.common.deep_fusion.DeepFusionVLM`, so that every method runs on both.
 """
 
+from collections.abc import Sequence
 from dataclasses import replace as with_changes
 
 import torch
@@ -159,7 +160,21 @@ class EarlyFusionVLM(SharedVLM, nn.Module):
         if replace is not None:
             h = override_embeddings(h, *replace)
         positions = self.rotary_input(self.positions(tokens, vision_mask, input_pos))
-        return run_layers(decoder, h, keep, mask=mask, input_pos=positions)
+        masks = self.layer_masks(mask, image if features is not None else None, tokens)
+        return run_layers(decoder, h, keep, mask=masks, input_pos=positions)
+
+    def layer_masks(self, mask: Mask, image: Tensor | None, tokens: Tensor) -> Mask | Sequence[Mask]:
+        """The masks of the decoder's layers.
+
+        Args:
+            mask: as for :meth:`hidden`.
+            image: [b, s], True at the image tokens of this pass; None if no image is read in it.
+            tokens: [b, s].
+
+        Returns:
+            One mask for all layers, or one for each. Families with layers of other kinds override this.
+        """
+        return mask
 
     def parts(self) -> dict[str, list[str]]:
         """Sort every parameter into exactly one part.

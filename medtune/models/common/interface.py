@@ -114,8 +114,13 @@ class Trainable(Protocol):
 
 
 class VLM(Trainable, Protocol):
-    """A vision-language model of any family; the arguments are described where the methods are implemented."""
+    """A vision-language model of any family; the arguments are described where the methods are implemented.
 
+    Attributes:
+        whole_images: whether the tokens of an image see one another, so that an image is always read in one pass.
+    """
+
+    whole_images: bool
     decoder: Any
     encoder: Any
     training: bool

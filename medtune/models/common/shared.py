@@ -29,16 +29,19 @@ class SharedVLM:
     Attributes:
         missing: empty, because a VLM needs no file to be built.
         reads_text: True.
+        whole_images: False: a prompt may be read in any parts.
     """
 
     decoder: Any
     family: Any
+    embed_dim: int
     encode: Callable[..., Tensor]
     hidden: Callable[..., Tensor]
     modules: Callable[..., Any]
     missing: tuple[str, ...] = ()
     reads_text: bool = True
     images_as_tokens: bool = False
+    whole_images: bool = False
 
     def logits(self, hidden: Tensor) -> Tensor:
         """Vocabulary logits of final hidden states: [..., d] -> fp32 [..., V]."""
@@ -97,7 +100,7 @@ class SharedVLM:
             The image features.
         """
         embeddings = self.decoder.tok_embeddings
-        width = self.decoder.norm.normalized_shape[0]
+        width = self.embed_dim
         trained = any(parameter.requires_grad for parameter in embeddings.parameters())
         self.decoder.tok_embeddings = _MetaEmbeddings(width, embeds_gradient or trained)
         self._empty_rotary_tables()

@@ -28,6 +28,8 @@ class BlockCutter:
         size: side of a block in pixels.
         min_pixels: smaller images are enlarged.
         max_pixels: larger images are reduced.
+        mean: per channel, subtracted.
+        std: per channel, divided by.
 
     Attributes:
         size: side of a block in pixels.
@@ -37,8 +39,17 @@ class BlockCutter:
         ModelError: if no image can have so many pixels.
     """
 
-    def __init__(self, size: int, min_pixels: int, max_pixels: int) -> None:
+    def __init__(
+        self,
+        size: int,
+        min_pixels: int,
+        max_pixels: int,
+        *,
+        mean: tuple[float, ...] = CLIP_MEAN,
+        std: tuple[float, ...] = CLIP_STD,
+    ) -> None:
         self.size, self.min_pixels, self.max_pixels = size, min_pixels, max_pixels
+        self.mean, self.std = list(mean), list(std)
         if not 0 < min_pixels <= max_pixels or max_pixels < size**2:
             raise ModelError(
                 f"min_pixels {min_pixels} and max_pixels {max_pixels} must be in order, and max_pixels at least "
@@ -54,7 +65,7 @@ class BlockCutter:
         image = image if image.mode == "RGB" else image.convert("RGB")
         resized = image.resize((columns * self.size, rows * self.size), Image.Resampling.BICUBIC)
         pixels = F.to_dtype(F.pil_to_tensor(resized), torch.float32, scale=True)
-        pixels = F.normalize(pixels, mean=list(CLIP_MEAN), std=list(CLIP_STD))
+        pixels = F.normalize(pixels, mean=self.mean, std=self.std)
         blocks = pixels.unflatten(1, (rows, self.size)).unflatten(3, (columns, self.size))
         return blocks.permute(1, 3, 0, 2, 4).flatten(0, 1)
 
@@ -74,7 +85,7 @@ class BlockCutter:
 
     def settings(self) -> dict[str, Any]:
         """The settings that determine the blocks."""
-        names = ("size", "min_pixels", "max_pixels")
+        names = ("size", "min_pixels", "max_pixels", "mean", "std")
         return {"tiler": type(self).__name__, **{name: getattr(self, name) for name in names}}
 
 

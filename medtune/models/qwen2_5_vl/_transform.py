@@ -14,7 +14,7 @@ from medtune.models.common.early_transform import EarlyFusionTransform
 from medtune.models.common.padding import PadSide
 from medtune.models.common.tokenizer import FastTokenizer, TextTokenizer, single_token
 from medtune.models.qwen2_5_vl._collate import collate_blocks
-from medtune.models.qwen2_5_vl._images import BlockCutter
+from medtune.models.qwen2_5_vl._images import CLIP_MEAN, CLIP_STD, BlockCutter
 from medtune.models.qwen2_5_vl._model_builders import QWEN2_5_VL_7B
 from medtune.models.qwen2_5_vl._shape import Qwen2_5VLShape
 
@@ -102,6 +102,8 @@ def make_transform(
     max_pixels: int,
     max_seq_len: int,
     supervise_header: bool = False,
+    *,
+    normalisation: tuple[tuple[float, ...], tuple[float, ...]] = (CLIP_MEAN, CLIP_STD),
 ) -> Qwen2_5VLTransform:
     """The transform of a model of any size.
 
@@ -113,6 +115,7 @@ def make_transform(
         max_pixels: as there.
         max_seq_len: as there.
         supervise_header: as there.
+        normalisation: mean and standard deviation of each channel of images.
 
     Raises:
         ModelError: if the tokenizer is not that of the model.
@@ -126,7 +129,7 @@ def make_transform(
     return Qwen2_5VLTransform(
         tokenizer,
         template,
-        BlockCutter(shape.block_size, min_pixels, max_pixels),
+        BlockCutter(shape.block_size, min_pixels, max_pixels, mean=normalisation[0], std=normalisation[1]),
         image_id=image_id,
         tokens_per_tile=1,
         image_start=[tokenizer.special_id(IMAGE_START)],
