@@ -111,6 +111,6 @@ def test_the_plan_shows_what_max_pixels_means_in_tokens(tmp_path: Path) -> None:
     found = plan(str(tmp_path / "run.yaml"))
     assert "at most 8 an image" in found.text()
     assert not found.problems and found.memory["activations"] > 0
-    longer = plan(str(tmp_path / "run.yaml"), ["transform.max_pixels=4096"])
+    longer = plan(str(tmp_path / "run.yaml"), ["transform.min_pixels=4096", "transform.max_pixels=4096"])
     assert "at most 64 an image" in longer.text()
     assert longer.memory["activations"] > found.memory["activations"]
