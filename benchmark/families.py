@@ -114,7 +114,7 @@ def our_step(model: nn.Module, batch: dict[str, Any], optimizer: torch.optim.Opt
         loss.backward()
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
-        return float(loss)
+        return float(loss.detach())
 
     return step
 
@@ -127,7 +127,7 @@ def their_step(model: nn.Module, given: dict[str, Tensor], optimizer: torch.opti
         loss.backward()
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
-        return float(loss)
+        return float(loss.detach())
 
     return step
 

@@ -42,7 +42,7 @@ FAMILIES = {
     "llava": Family("mini_llava", mini.mini_llava_transform, {}, {}, 0.4),
     "sq_llava": Family("mini_sq_llava", mini.mini_llava_transform, {}, {}, 0.3),
     "qwen2_5_vl": Family(
-        "mini_qwen2_5_vl", mini.mini_qwen2_5_vl_transform, {"patch_size": 4}, {"patch_size": 4, "max_pixels": 1024}, 0.4
+        "mini_qwen2_5_vl", mini.mini_qwen2_5_vl_transform, {"patch_size": 4}, {"patch_size": 4, "max_pixels": 1024}, 0.6
     ),
 }
 KINDS = [(name, quantized) for quantized in (False, True) for name in FAMILIES]

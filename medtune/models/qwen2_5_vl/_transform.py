@@ -8,7 +8,7 @@ from PIL import Image
 
 from medtune.data.features import EncodedPicture
 from medtune.data.sample import Sample
-from medtune.errors import DataError, ModelError
+from medtune.errors import ModelError
 from medtune.models.common.chat_template import ChatTemplate, chatml
 from medtune.models.common.early_transform import EarlyFusionTransform
 from medtune.models.common.padding import PadSide
@@ -40,23 +40,20 @@ class Qwen2_5VLTransform(EarlyFusionTransform):
         """Transform one sample; see the base class.
 
         Raises:
-            DataError: also if one side of an image is more than 200 times as long as the other, or if an encoded image
-                was encoded at another resolution.
+            DataError: also if one side of an image is more than 200 times as long as the other.
         """
         item = super().__call__(sample, images, inference=inference)
         item["grids"] = [self.tiler.grid(*image.size) for image in images]
-        for number, ((rows, columns), blocks) in enumerate(zip(item["grids"], item["images"], strict=True), 1):
-            if len(blocks) != rows * columns:
-                raise DataError(
-                    f"sample {sample.id}: image {number} has {len(blocks)} blocks, but {rows} x {columns} at this "
-                    "min_pixels and max_pixels; its features were made at others, encode it again"
-                )
         return item
 
     def collate(
         self, items: list[dict], pad_side: PadSide = "right", *, min_images: int = 1, min_tiles: int = 1
     ) -> dict:
-        """As in the base class; ``vision`` has ``grid`` too, and ``vision_mask`` the place of each feature."""
+        """As in the base class; ``vision`` has ``grid`` too, and ``vision_mask`` the place of each feature.
+
+        Raises:
+            DataError: if an encoded image was encoded at another resolution.
+        """
         return collate_blocks(
             items,
             pad_id=self.pad_id,
