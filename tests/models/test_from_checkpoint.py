@@ -34,7 +34,7 @@ BY_TRANSFORMERS = [case for case in FOLDERS if "authors" not in case and "OpenGV
 FORMATS = {
     "InternVL, Qwen2": "<|im_start|>system", "InternVL, OpenGVLab's 2-1B": "<|im_start|>system",
     "LLaVA, Mistral": "ASSISTANT:", "LLaVA, Qwen2": "<|im_start|>assistant", "LLaVA, authors' Mistral": "[/INST]",
-    "LLaVA, authors' Qwen2": "<|assistant|>", "LLaVA, authors' Llama": "ASSISTANT:",
+    "Gemma 3": "<start_of_turn>model", "LLaVA, authors' Qwen2": "<|assistant|>", "LLaVA, authors' Llama": "ASSISTANT:",
 }  # fmt: skip
 
 
@@ -124,8 +124,10 @@ def test_it_computes_what_transformers_computes(case: str, made: Any) -> None:
     real = batch["vision"]["tiles"]
     images = batch["vision"]["images"]
     pixels = torch.cat([images[b, i, :n] for b, row in enumerate(real) for i, n in enumerate(row) if n])
+    kinds = {"token_type_ids": (batch["tokens"] == transform.image_id).long()} if case == "Gemma 3" else {}
     with torch.no_grad():
-        expected = theirs(input_ids=batch["tokens"], attention_mask=batch["padding"].long(), pixel_values=pixels).logits
+        attended = batch["padding"].long()
+        expected = theirs(input_ids=batch["tokens"], attention_mask=attended, pixel_values=pixels, **kinds).logits
     keep = batch["padding"]
     assert expected[keep].abs().max() > 1
     assert (logits(ours, batch) - expected)[keep].abs().max() < 1e-5

@@ -40,6 +40,7 @@ FAMILIES = {
         "mini_internvl", mini.mini_internvl_transform, {"decoder": "qwen2"}, {"max_num_tiles": 2}, 0.4
     ),
     "llava": Family("mini_llava", mini.mini_llava_transform, {}, {}, 0.4),
+    "gemma3": Family("mini_gemma3", mini.mini_gemma3_transform, {"window": 24}, {}, 0.1),
     "sq_llava": Family("mini_sq_llava", mini.mini_llava_transform, {}, {}, 0.3),
 }
 KINDS = [(name, quantized) for quantized in (False, True) for name in FAMILIES]

@@ -282,14 +282,14 @@ def _check_turns(template: ChatTemplate, sample: Sample) -> None:
         if role == before or (role == "system" and number > 1):
             problem = f"message {number} is of the {role} " + ("again" if role == before else "and not the first")
             raise DataError(
-                f"sample {sample.id}: {problem}; {template.name}'s chat format has one system message at most, which is "
-                "the first, and then user and assistant in turns: join messages of one speaker"
+                f"sample {sample.id}: {problem}; {template.name}'s chat format has at most one system message, which "
+                "is the first, and then user and assistant in turns: join messages of one speaker"
             )
     for number, message in enumerate(sample.messages, start=1):
         if message.role != "user" and IMAGE_TAG in message.content:
             raise DataError(
-                f"sample {sample.id}: message {number} ({message.role}) has {IMAGE_TAG}; {template.name}'s chat format has "
-                "images in the user's turns only"
+                f"sample {sample.id}: message {number} ({message.role}) has {IMAGE_TAG}; {template.name}'s chat format "
+                "has images in the user's turns only"
             )
 
 
