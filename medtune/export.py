@@ -21,6 +21,7 @@ from medtune.models.lora.peft import WEIGHTS_NAME, peft_files, write_peft
 from medtune.models.lora.peft_config import CONFIG_NAME
 from medtune.models.weights import INDEX_NAME, SINGLE_NAME, load_weights, save_hf, save_tensors
 from medtune.training import checkpoints
+from medtune.training.adapter_record import RECORD_NAME, record_of_checkpoint, write_record
 from medtune.training.building import DTYPES, adapter_start, base_fingerprint
 from medtune.trust import trusting
 from medtune.verification import Verified, compare, open_in_transformers, run_model
@@ -252,7 +253,13 @@ def _writer(trained: Trained, form: str, base: str | None, dtype: torch.dtype | 
     if form == "peft":
         adapters, beside = (_cast(state, dtype) for state in _adapters(trained))
         files = peft_files(adapters, trained.model, _named(base, trained), whole=beside)
-        return lambda folder: write_peft(files, folder)
+        record = record_of_checkpoint(trained.checkpoint.parent.parent, trained.values)
+
+        def write(folder: Path) -> None:
+            write_peft(files, folder)
+            write_record(record, folder)
+
+        return write
     base = base or trained.config.checkpoint
     whole = _cast(merge_adapters(_whole(trained, base), trained.model), dtype)
     if form == "torchtune":
@@ -340,7 +347,7 @@ def _refuse_harm(out: Path, family: ModelFamily, run: Path, base: str | None) ->
     for needed in [run.resolve(), *([Path(base).resolve()] if base and Path(base).exists() else [])]:
         if out == needed or out in needed.parents:
             raise ConfigError(f"--out {out} would replace {needed}; name another folder")
-    known = {CONFIG_NAME, WEIGHTS_NAME, INDEX_NAME, "config.json", *family.tokenizer_files}
+    known = {CONFIG_NAME, WEIGHTS_NAME, RECORD_NAME, INDEX_NAME, "config.json", *family.tokenizer_files}
     for file in out.rglob("*") if out.is_dir() else ():
         name = str(file.relative_to(out))
         shard = file.parent == out and file.name.startswith("model") and file.suffix == ".safetensors"

@@ -1,12 +1,14 @@
 """Let a judge choose the better of two answers to each question, and write preference pairs; a killed run continues.
 
 The judge is a served model, a rule of known truth, or people whose choices are in a file. Nothing is asked twice: every
-reply is kept in a cache. With ``compare`` the two answers are those of two models, and the win rate is measured.
+reply is kept in a cache. With ``compare`` the two answers are those of two models, and the win rate is measured. With
+``score`` each answer of one model is scored beside a reference answer, for the evaluate recipe.
 """
 
 import json
 import sys
 from collections import Counter
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -19,13 +21,17 @@ from medtune.config import Component, instantiate, recipe
 from medtune.data.folders import claim as claim_folder
 from medtune.data.writing import file_sha256, json_bytes, measured, write_files
 from medtune.errors import ConfigError, DataError
+from medtune.evaluation.prediction import write_predictions
 from medtune.evaluation.provenance import commit, versions
 from medtune.generation.identity import claim
 from medtune.judges.base import Judge, Judgement
 from medtune.judges.candidates import CandidateSource
+from medtune.judges.chat_judge import ChatJudge
 from medtune.judges.comparison import ComparedAnswers, win_rate
 from medtune.judges.human_judge import HumanJudge
 from medtune.judges.judging import DROPPED, Candidates, JudgementLog, Judging, bias_of, counts, run_id
+from medtune.judges.scored_answers import ScoredAnswers, described
+from medtune.judges.verdict_judge import VerdictJudge
 
 WRITES = (
     "judgements.jsonl",
@@ -33,6 +39,8 @@ WRITES = (
     "pairs.jsonl",
     "manifest.json",
     "pairs.html",
+    "graded.jsonl",
+    "graded.meta.json",
     "run.json",
     "replies.jsonl",
     "replies.jsonl.lock",
@@ -47,13 +55,19 @@ class JudgeConfig:
     """Every key of a run of a judge."""
 
     output_dir: str = field(metadata={"help": "folder of pairs.jsonl, manifest.json and the judgements"})
-    judge: Component = field(metadata={"help": "ModelJudge, AttributeJudge, HumanJudge, or your own"})
+    judge: Component = field(
+        metadata={"help": "ModelJudge, VerdictJudge, ChatJudge, AttributeJudge, HumanJudge, or your own"}
+    )
     candidates: str | None = field(
         default=None, metadata={"help": "JSON Lines of questions with two answers; null takes a human judge's own"}
     )
     compare: list[str] | None = field(
         default=None,
         metadata={"help": "in place of candidates, answers of two models (predictions.jsonl): the second's win rate"},
+    )
+    score: str | None = field(
+        default=None,
+        metadata={"help": "in place of candidates, answers of one model to the protocol chat: scored by a ChatJudge"},
     )
     image_root: str | None = field(default=None, metadata={"help": "folder or .tar of the images"})
     server: ServedModel | None = field(default=None, metadata={"help": "the served model that a ModelJudge asks"})
@@ -80,6 +94,8 @@ class JudgeConfig:
         """Refuse invalid sizes, and two kinds of candidates."""
         if self.compare is not None and (len(self.compare) != 2 or self.candidates is not None):
             raise ValueError("compare takes two files of answers, and then candidates must be null")
+        if self.score is not None and (self.candidates is not None or self.compare is not None):
+            raise ValueError("score takes one file of answers, and then candidates and compare must be null")
         for name in ("limit", "stop_after_unread"):
             value = getattr(self, name)
             if value is not None and value < 1:
@@ -92,7 +108,8 @@ def main(config: JudgeConfig) -> int:
     judge: Judge = instantiate(config.judge)
     if judge.remote and config.server is None:
         raise ConfigError("this judge asks a served model; set server.base_url and server.model")
-    judging = Judging(judge, _source(config, judge), config.limit, config.on_error == "skip")
+    keep_words = config.score is not None or config.compare is not None
+    judging = Judging(judge, _source(config, judge), config.limit, config.on_error == "skip", keep_words)
     if config.dry_run:
         return _dry_run(config, judging)
     folder = Path(config.output_dir)
@@ -112,6 +129,13 @@ def main(config: JudgeConfig) -> int:
 
 
 def _source(config: JudgeConfig, judge: Judge) -> Candidates:
+    if isinstance(judge, ChatJudge) != (config.score is not None):
+        raise ConfigError(
+            "a ChatJudge scores answers beside reference answers: set score to the predictions.jsonl of a model; "
+            "without score choose another judge"
+        )
+    if config.score is not None:
+        return ScoredAnswers(config.score, config.image_root)
     if config.compare is not None:
         first, second = config.compare
         return ComparedAnswers(first, second, config.image_root)
@@ -170,11 +194,13 @@ def _stop_unread(config: JudgeConfig, log: JudgementLog) -> None:
 
 def _finish(config: JudgeConfig, judging: Judging, log: JudgementLog, client: RecordedClient | None) -> int:
     folder = Path(config.output_dir)
+    if isinstance(judging.source, ScoredAnswers):
+        return _write_scores(config, judging, log, client, judging.source)
     pairs = measured(lambda: judging.pairs(log.done, config.ties, _who(config, judging.judge)))
     write_files(folder, {"pairs.jsonl": pairs}, overwrite=True)
     manifest = _write_manifest(config, judging, log, client, complete=True)
     found, won = manifest["counts"], manifest["win_rate"]
-    unread = ", ".join(f"{reason} {n}" for reason, n in found["unread"].items()) or "0"
+    unread = _listed(found["unread"])
     if config.samples:
         page = _page(config, judging, folder)
         write_files(folder, {"pairs.html": page.encode()}, overwrite=True)
@@ -190,6 +216,30 @@ def _finish(config: JudgeConfig, judging: Judging, log: JudgementLog, client: Re
             f"win rate {100 * won['rate']['value']:.1f}%{span}: {won['wins']} wins, {tied} ties, {won['losses']} losses"
         )
     return 0
+
+
+def _write_scores(
+    config: JudgeConfig, judging: Judging, log: JudgementLog, client: RecordedClient | None, source: ScoredAnswers
+) -> int:
+    """Write the answers with their scores, and the record from which evaluate reads what predict was asked."""
+    folder, record = Path(config.output_dir), source.path.with_suffix(".meta.json")
+    asked = {candidate.id for candidate in judging.candidates()}
+    who = _who(config, judging.judge)
+    done = {name: judgement for name, judgement in log.done.items() if name in asked}
+    write_predictions(folder / "graded.jsonl", source.graded(done, described(who)))
+    if record.is_file():
+        write_files(folder, {"graded.meta.json": record.read_bytes()}, overwrite=True)
+    found = _write_manifest(config, judging, log, client, complete=True)["counts"]
+    read = found["judged"] - sum(found["unread"].values())
+    print(
+        f"{read} of {judging.total} answers scored, unread: {_listed(found['unread'])}; {len(judging.skipped)} "
+        f"skipped; evaluate {folder / 'graded.jsonl'}"
+    )
+    return 0
+
+
+def _listed(reasons: Mapping[str, int]) -> str:
+    return ", ".join(f"{reason} {n}" for reason, n in reasons.items()) or "0"
 
 
 def _page(config: JudgeConfig, judging: Judging, folder: Path) -> str:
@@ -215,7 +265,7 @@ def _write_manifest(
     ids = [candidate.id for candidate in judging.candidates()]
     found = counts(log.done, iter(ids), config.ties)
     judge, folder = judging.judge, Path(config.output_dir)
-    pairs = folder / "pairs.jsonl"
+    written = folder / ("pairs.jsonl" if config.score is None else "graded.jsonl")
     manifest = {
         "complete": complete,
         **_who(config, judge),
@@ -224,15 +274,21 @@ def _write_manifest(
         "counts": {**found, "skipped": len(judging.skipped)},
         "skipped": dict(list(judging.skipped.items())[:LISTED]),
         "position_bias": bias_of(log.done, iter(ids)),
-        "win_rate": None if config.compare is None else win_rate(log.done, judging.candidates()),
+        "win_rate": None if config.compare is None else win_rate(log.done, judging.candidates(), _points(judge)),
+        "scored": None if config.score is None else config.score,
         "agreement": judge.agreement() if isinstance(judge, HumanJudge) else None,
         "replies": _replies(log, ids, client),
-        "pairs_sha256": file_sha256(pairs) if complete else None,
+        f"{written.stem}_sha256": file_sha256(written) if complete else None,
         "versions": versions(),
         "commit": commit(),
     }
     write_files(folder, {"manifest.json": json_bytes(manifest)}, overwrite=True)
     return manifest
+
+
+def _points(judge: Judge) -> bool:
+    """Return whether the judge's scores are points of a win."""
+    return isinstance(judge, VerdictJudge)
 
 
 def _replies(log: JudgementLog, ids: list[str], client: RecordedClient | None) -> dict[str, Any] | None:

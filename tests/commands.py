@@ -31,6 +31,7 @@ from medtune.datasets.wbcatt import ATTRIBUTES
 from tests.datasets.flare.files import write_flare
 from tests.datasets.medmnist_files import write_medmnist
 from tests.datasets.owners import Mimic, skincon_rows, write_picture, write_skincon, write_vqa
+from tests.judges.chat_files import write_llava_med
 
 BASH = shutil.which("bash")
 DATA = "/data"  # where the documents' examples keep data sets
@@ -279,6 +280,7 @@ def write_data(folder: Path) -> Path:
         write_medmnist(folder / "medmnist", name)
     write_vqa(folder)
     write_flare(folder / "flare")
+    write_llava_med(folder / "llava_med")
     Mimic(60).write(folder / "mimic-cxr-jpg", images=True)
     for name, file in (
         ("chexmask/OriginalResolution", "MIMIC-CXR-JPG.csv"),

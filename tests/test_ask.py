@@ -3,6 +3,7 @@
 import contextlib
 import io
 import json
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -15,10 +16,12 @@ from medtune.cli import main
 from medtune.cli.ask import Conversation, Opened, converse, split
 from medtune.config import PACKAGE, instantiate
 from medtune.config.composition import compose
+from medtune.data.images import ImageRoot
 from medtune.data.sample import Message, Sample
 from medtune.data.writing import jsonl_bytes
 from medtune.generation.requests import Generation
 from medtune.models.lora.merged import without_adapters
+from tests.data.test_dicom import packaged
 from tests.generation.chat_server import MODEL, serve
 from tests.runs import LORA, SFT, launch, tiny
 
@@ -183,6 +186,29 @@ def test_what_cannot_answer_is_named(run: Path, image: Path, tmp_path: Path) -> 
         ((run, "gone.png", "Hi"), "The image gone.png is not a file"),
         ((run, image, "Hi", "--max-new-tokens", "0"), "--max-new-tokens must be at least 1"),
         (("predict/minn", image, "Hi"), "predict/mini"),
+        (
+            ("runs/nope", image, "Hi"),
+            "runs/nope is no run's folder (the output_dir of a training), no folder of an exp",
+        ),
     ):
         status, out, said = ask(*arguments)
         assert (status, out) == (2, "") and "error: " in said and message in said
+
+
+def test_a_mini_export_says_that_it_has_no_tokenizer_and_what_to_name(run: Path, image: Path, tmp_path: Path) -> None:
+    lacks = "has no tokenizer (tokenizer.json)"
+    status, out, said = ask(run / "weights", image, "Hi")
+    assert (status, out) == (2, "") and f"{lacks} and no image processor (preprocessor_config.json): " in said
+    assert "Name the run that it was exported from" in said and "huggingface.co" not in said
+    served = io.StringIO()
+    with contextlib.redirect_stderr(served):
+        assert main.main(["serve", str(run / "weights"), "--dry-run"]) == 2
+    assert f"{lacks}: " in served.getvalue() and "Name the run that it was exported from" in served.getvalue()
+
+
+def test_a_dicom_file_is_asked_about(run: Path, tmp_path: Path) -> None:
+    shutil.copy(packaged("CT_small.dcm"), tmp_path / "scan.dcm")
+    ImageRoot(tmp_path).load("scan.dcm", "scan").save(tmp_path / "scan.png")
+    question = ("What is the cell size?", "--max-new-tokens", "12", "--device", "cpu")
+    status, answer, _ = ask(run, tmp_path / "scan.dcm", *question)
+    assert status == 0 and answer == ask(run, tmp_path / "scan.png", *question)[1] != ""

@@ -10,6 +10,9 @@ from pathlib import Path
 import pytest
 
 from medtune.cli.main import main
+from medtune.config import load_config
+from medtune.sweep.config import SweepConfig
+from medtune.sweep.run import run_part
 
 STAND_INS = {
     # Runs a job at once: an array task by task. Its options are noted, as is what it ran.
@@ -21,14 +24,14 @@ for task in $([ -n "$array" ] && seq "${array%-*}" "${array#*-}" || echo ""); do
   SLURM_JOB_ID=7 SLURM_ARRAY_TASK_ID=$task bash "$@" >&2 || exit 1
 done
 [ -n "$array" ] || SLURM_JOB_ID=7 bash "$@" >&2
-echo 7
+echo "$((70 + $(grep -c ^sbatch "$LOG")))"
 """,
     "srun": 'while [[ $1 == -* ]]; do shift; done; exec "$@"',
     "scontrol": 'if [ "$1" = show ]; then printf "node1\\nnode2\\n"; else echo "scontrol $*" >> "$LOG"; fi',
     "tune": """
 if [[ "$*" == *only=list* ]]; then
   echo "a line of something else"
-  printf "task %s\\n" base/0 tuned/1 tuned/2
+  printf "%s\\n" "wave 3" "task base/0" "task tuned/1" "task tuned/2" ${NEEDY:+"wave 2" "task both/1" "task both/2"}
   exit
 fi
 echo "tune $*" >> "$LOG"
@@ -71,13 +74,37 @@ def test_a_sweep_is_three_jobs_and_each_task_does_one_run(cluster: dict[str, str
     assert noted(cluster) == [
         f"sbatch --parsable {job}",
         f"{run} only=before",
-        f"sbatch --parsable --dependency=afterok:7 --array=0-2 {job}",
+        f"sbatch --parsable --dependency=afterok:71 --array=0-2 {job}",
         f"{run} only=base/0",
         f"{run} only=tuned/1",
         f"{run} only=tuned/2",
-        f"sbatch --parsable --dependency=afterok:7 {job}",
+        f"sbatch --parsable --dependency=afterok:72 {job}",
         f"{run} collect=true",
     ]
+
+
+def test_variants_that_need_others_are_an_array_that_waits_for_them(cluster: dict[str, str], tmp_path: Path) -> None:
+    script = str(tmp_path / "sweep.sh")
+    subprocess.run(["bash", script, "sweep/x"], env={**cluster, "NEEDY": "yes"}, check=True, timeout=30)
+    run, job = "tune run medtune/recipes/sweep.py --config sweep/x", f"{script} sweep/x"
+    assert noted(cluster)[5:] == [
+        f"{run} only=tuned/2",
+        f"sbatch --parsable --dependency=afterok:72 --array=3-4 {job}",
+        f"{run} only=both/1",
+        f"{run} only=both/2",
+        f"sbatch --parsable --dependency=afterok:73 {job}",
+        f"{run} collect=true",
+    ]
+
+
+def test_the_list_of_a_sweep_puts_what_is_needed_into_an_earlier_wave(capsys: pytest.CaptureFixture[str]) -> None:
+    config = load_config("sweep/me_vlip_mini", SweepConfig, ["seeds=[0, 1]", "only=list"])
+    assert run_part(config) == 0
+    lines = capsys.readouterr().out.splitlines()
+    second = lines.index("wave 4", 1)
+    assert lines[0] == f"wave {second - 1}" and not any(line.startswith("wave") for line in lines[second + 1 :])
+    assert {line.split("/")[0] for line in lines[1:second]} >= {"task base", "task general", "task detection"}
+    assert sorted(lines[second + 1 :]) == ["task oracle/0", "task oracle/1", "task routed/0", "task routed/1"]
 
 
 def test_training_on_nodes_names_them_all_the_same_meeting_point(cluster: dict[str, str], tmp_path: Path) -> None:

@@ -24,7 +24,7 @@ def words(folder: Path, *more: str) -> list[str]:
 
 def test_the_list_has_every_run_once_and_writes_nothing(tmp_path: Path, capsys) -> None:
     assert main(words(tmp_path / "out", "only=list")) == 0
-    expected = ["task base/3", "task a/3", "task a/4", "task b/3", "task b/4"]
+    expected = ["wave 5", "task base/3", "task a/3", "task a/4", "task b/3", "task b/4"]
     assert capsys.readouterr().out.split("\n")[:-1] == expected and not (tmp_path / "out").exists()
 
 

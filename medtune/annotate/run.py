@@ -139,12 +139,23 @@ def prepare(arguments: argparse.Namespace) -> Prepared:
     lines = [
         f"{len(rows)} questions, {sum(len(row.images) for row in rows)} images"
         + (f"; {without} have no caption" if without else ""),
-        f"{len(shares.shared([row.id for row in rows]))} of them go to "
-        f"{shares.raters or 'all'} annotators each, the others to one (seed {shares.seed})",
+        f"{_division(shares, [row.id for row in rows])} (seed {shares.seed})",
     ]
     if items.unusable:
         lines.append(f"{items.unusable} left out: an answer is empty, or both are equal")
     return Prepared(rows, root, shares, "\n".join(lines))
+
+
+def _division(shares: Shares, items: Sequence[str]) -> str:
+    """Say in words how many questions go to several annotators, and how many to one."""
+    shared = len(shares.shared(items))
+    several = f"{shares.raters} annotators" if shares.raters else "all annotators"
+    if not shared:
+        return "each question goes to one annotator"
+    if shared == len(items):
+        return f"each question goes to {several}"
+    goes, rest = "goes" if shared == 1 else "go", len(items) - shared
+    return f"{shared} of them {goes} to {several}, the other {'one' if rest == 1 else rest} to one annotator each"
 
 
 def check_renewed(store: Store, names: Sequence[str]) -> None:

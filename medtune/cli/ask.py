@@ -20,6 +20,7 @@ from medtune.generation.backends.base import Answerer, AnswerSettings, Backend
 from medtune.generation.backends.openai_api import OpenAIServer
 from medtune.generation.backends.transformers_local import TransformersCheckpoint
 from medtune.generation.engine.sampling import Sampling
+from medtune.generation.named_model import check_exported, kind_of
 from medtune.generation.requests import Request
 from medtune.generation.run_model import read_run
 
@@ -193,18 +194,18 @@ def open_model(arguments: argparse.Namespace) -> Opened:
         ConfigError: If it is none of the four kinds.
         ModelError: If its weights do not fit.
     """
-    name, folder = arguments.model, Path(arguments.model)
+    name, folder = arguments.model, Path(arguments.model).expanduser()
     if name.startswith(("http://", "https://")):
         if not arguments.model_name:
             raise ConfigError("a server needs --model-name, the name under which it offers the model")
         server = OpenAIServer(name, arguments.model_name, arguments.api_key_env)
         return Opened(_opened(server, arguments, "fp32"), f"{arguments.model_name} at {name}")
-    if (folder / "config.yaml").is_file():
+    kind = kind_of(name)
+    if kind == "run":
         return _run(folder, arguments)
-    if (folder / "config.json").is_file():
-        return Opened(_opened(TransformersCheckpoint(name), arguments, "bf16"), f"{name} in transformers")
-    if folder.is_dir():
-        raise ConfigError(f"{folder} holds neither a run's config.yaml nor an exported model's config.json")
+    if kind == "exported":
+        check_exported(folder, processor=True)
+        return Opened(_opened(TransformersCheckpoint(str(folder)), arguments, "bf16"), f"{name} in transformers")
     return _config(name, arguments)
 
 

@@ -67,10 +67,11 @@ def main(arguments: list[str] | None = None) -> int:
         print(f"error: {error}", file=sys.stderr)
         return 2
     say("done")
-    from medtune.reporting.summary import summary_table
+    from medtune.reporting.summary import ranking_note, summary_table
 
     combined = json.loads((folder / "results.json").read_text(encoding="utf-8"))
-    print(f"\n{summary_table(combined['runs'])}\n\nreport: {report.resolve()}")
+    note = ranking_note(combined["runs"])
+    print(f"\n{summary_table(combined['runs'])}" + (f"\n{note}" if note else "") + f"\n\nreport: {report.resolve()}")
     return 0
 
 

@@ -13,6 +13,8 @@ from medtune.config import nearest
 from medtune.data.writing import sha256
 from medtune.errors import ConfigError
 
+NONE, CUT = "(none)", " [...]"
+"""Stands for a text that is absent; marks the end of a text that was cut."""
 _HEADER = re.compile(r"# *(\w+): *(.*?) *")
 
 
@@ -83,3 +85,12 @@ def read_prompt_file(name: str, folder: Path, placeholders: Collection[str]) -> 
     if missing:
         raise ConfigError(f"the prompt {path} does not contain {', '.join(missing)}; put it where it belongs")
     return PromptFile(path, text, f"{path.stem}@{sha256(raw.encode())[:12]}", head)
+
+
+def shortened(text: str, limit: int) -> str:
+    """Return a text of at most ``limit`` characters, cut before a word; a mark shows the cut."""
+    if len(text) <= limit:
+        return text
+    head = text[: limit - len(CUT)]
+    cut = head.rsplit(None, 1)[0] if len(head.split(None, 1)) > 1 else head
+    return cut + CUT

@@ -4,6 +4,7 @@ Every encoder returns image and text features of length 1 each, side by side wit
 has them. Weights are read from local files; nothing is downloaded.
 """
 
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -20,6 +21,8 @@ from medtune.data.writing import file_sha256
 from medtune.errors import ConfigError, DataError, ModelError
 
 Rows = NDArray[np.float32]
+LOCAL = "local-dir:"
+"""Begins the name of a model of open_clip in a folder."""
 
 
 class Features(Protocol):
@@ -138,6 +141,37 @@ class StoredFeatures(Features):
 
 
 @dataclass(frozen=True)
+class PlainFeatures(Features):
+    """Small thumbnails and counts of words: no weights are needed, and no more is seen than colours and words.
+
+    Attributes:
+        side: Pixels of a thumbnail's side.
+        words: Cells that words and pairs of words are hashed to.
+    """
+
+    side: int = 8
+    words: int = 256
+
+    @property
+    def looks(self) -> bool:
+        """Images are opened."""
+        return True
+
+    def identity(self) -> dict[str, Any]:
+        """Return the sizes."""
+        return {"name": "plain", "side": self.side, "words": self.words}
+
+    def of(self, figures: Sequence[Figure], images: Sequence[Image.Image], rows: Sequence[int]) -> Rows:
+        """Return counts of words and pixels."""
+        from sklearn.feature_extraction.text import HashingVectorizer
+
+        counted = HashingVectorizer(n_features=self.words, ngram_range=(1, 2)).transform([one.text for one in figures])
+        small = [np.asarray(image.resize((self.side, self.side), Image.Resampling.BOX)) / 255 - 0.5 for image in images]
+        pixels = np.stack(small).reshape(len(images), -1).astype(np.float32)
+        return beside(torch.from_numpy(counted.toarray().astype(np.float32)), torch.from_numpy(pixels))
+
+
+@dataclass(frozen=True)
 class TimmFeatures(Features):
     """An image model of timm, and a sentence encoder of transformers (extra ``transformers``).
 
@@ -227,7 +261,8 @@ class ClipFeatures(Features):
 
     Attributes:
         model: Name of the architecture that open_clip knows, such as ``ViT-B-16``; or ``local-dir:FOLDER`` with the
-            ``open_clip_config.json``, the weights and the tokenizer of a downloaded model.
+            ``open_clip_config.json``, the weights and the tokenizer of a downloaded model, and the ``config.json`` of
+            its text model where that is one of transformers (BiomedCLIP).
         checkpoint: The ``.safetensors`` file; null with ``local-dir:``.
         device: ``cpu`` or ``cuda``.
     """
@@ -239,7 +274,7 @@ class ClipFeatures(Features):
     def __post_init__(self) -> None:
         if self.model.startswith("hf-hub:"):
             raise ConfigError("nothing is downloaded; give local-dir:FOLDER, the folder of the downloaded model")
-        if self.checkpoint is None and not self.model.startswith("local-dir:"):
+        if self.checkpoint is None and not self.model.startswith(LOCAL):
             raise ConfigError("features.checkpoint is missing; give the .safetensors file of the weights")
         if self.checkpoint is not None and not self.checkpoint.endswith(".safetensors"):
             raise ConfigError("features.checkpoint must be a .safetensors file; other formats can run code")
@@ -251,7 +286,7 @@ class ClipFeatures(Features):
 
     def identity(self) -> dict[str, Any]:
         """Return the architecture and the weights."""
-        folder = self.model.removeprefix("local-dir:")
+        folder = self.model.removeprefix(LOCAL)
         held = _folder_sha256(folder) if self.checkpoint is None else _sha256(self.checkpoint)
         return {"name": "clip", "model": Path(self.model).name, "weights": held}
 
@@ -270,8 +305,11 @@ class ClipFeatures(Features):
         except ImportError:
             raise ConfigError("CLIP models need open_clip: pip install 'medtune[curation]'") from None
         given = None if self.checkpoint is None else str(Path(self.checkpoint).expanduser())
+        more = {"text_cfg": _text_config(Path(self.model.removeprefix(LOCAL)))} if self.model.startswith(LOCAL) else {}
         try:
-            network, _, transform = open_clip.create_model_and_transforms(self.model, pretrained=given)
+            network, _, transform = open_clip.create_model_and_transforms(
+                self.model, pretrained=given, require_pretrained=True, weights_only=True, **more
+            )
             tokenizer = open_clip.get_tokenizer(self.model)
         except Exception as error:
             raise ModelError(
@@ -286,6 +324,30 @@ def beside(text: torch.Tensor, image: torch.Tensor) -> Rows:
     return torch.cat(parts, dim=-1).cpu().numpy()
 
 
+def _text_config(folder: Path) -> dict[str, Any]:
+    """Return the text model's settings of a model in a folder; open_clip itself would look its architecture up online.
+
+    Raises:
+        ConfigError: A file is missing.
+    """
+    path = folder / "open_clip_config.json"
+    try:
+        settings = json.loads(path.read_text(encoding="utf-8"))
+        text = dict(settings.get("model_cfg", settings)["text_cfg"])
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        raise ConfigError(
+            f"{path} is missing or no config of open_clip; give the folder of a downloaded model"
+        ) from None
+    name = text.get("hf_model_name")
+    if name is not None:
+        if not (folder / "config.json").is_file():
+            raise ConfigError(
+                f"{folder} has no config.json of its text model: hf download {name} config.json --local-dir {folder}"
+            )
+        text |= {"hf_model_name": str(folder), "hf_model_pretrained": False}
+    return text
+
+
 def _sha256(path: str) -> str:
     found = Path(path).expanduser()
     if not found.is_file():
@@ -295,7 +357,8 @@ def _sha256(path: str) -> str:
 
 def _folder_sha256(path: str) -> dict[str, str]:
     folder = Path(path).expanduser()
-    files = sorted([*folder.glob("*.safetensors"), *folder.glob("*.json")]) if folder.is_dir() else []
+    kinds = ("*.safetensors", "*.bin", "*.json")
+    files = sorted(file for kind in kinds for file in folder.glob(kind)) if folder.is_dir() else []
     if not files:
         raise ConfigError(f"there is no model in the folder {path}; give the folder with its weights")
     return {file.name: file_sha256(file) for file in files}

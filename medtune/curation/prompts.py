@@ -8,7 +8,7 @@ from typing import Any
 from PIL import Image
 
 from medtune.clients.messages import ChatRequest, SamplingAt, content
-from medtune.clients.prompt_files import PromptFile, filled, read_prompt_file
+from medtune.clients.prompt_files import NONE, PromptFile, filled, read_prompt_file, shortened
 from medtune.config import PACKAGE
 from medtune.curation.demonstrations import Demonstration, Demonstrations
 from medtune.curation.figures import Figure
@@ -16,7 +16,6 @@ from medtune.errors import ConfigError
 
 FOLDER = PACKAGE / "assets" / "curation_prompts"
 PLACEHOLDERS = ("demonstrations", "caption", "mentions")
-NONE, CUT = "(none)", " [...]"
 
 
 @dataclass(frozen=True)
@@ -141,12 +140,3 @@ def demonstrated(demonstrations: Sequence[Demonstration], limit: int) -> str:
             lines += [f"User: {question}", f"Assistant: {answer}"]
         blocks.append("\n".join([*lines, f"</example_{number}>"]))
     return "\n\n".join(blocks) or NONE
-
-
-def shortened(text: str, limit: int) -> str:
-    """Return a text of at most ``limit`` characters, cut before a word; a mark shows the cut."""
-    if len(text) <= limit:
-        return text
-    head = text[: limit - len(CUT)]
-    cut = head.rsplit(None, 1)[0] if len(head.split(None, 1)) > 1 else head
-    return cut + CUT

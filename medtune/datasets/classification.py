@@ -44,6 +44,11 @@ class ClassSet:
     def __post_init__(self) -> None:
         check_classes(self.task, self.classes, f"the set {self.name!r}")
 
+    @property
+    def weighable(self) -> list[str]:
+        """What a weight can be given for: the classes, and "no finding" if an image may have none."""
+        return [*self.classes, *([NO_FINDING] if self.task == "multi_label" else [])]
+
     def instruction(self, template: Template = "full") -> str:
         """Return the user's turn (VITask, section 3; without the classes, section 5.4).
 
@@ -134,7 +139,7 @@ class Choice:
         several = words.task == "multi_label"
         if isinstance(self.class_weights, str):
             return [float(w) for w in balanced_class_weights(labels, len(words.classes), several)]
-        known = [*words.classes, *([NO_FINDING] if several else [])]
+        known = words.weighable
         for name in self.class_weights:
             if name not in known:
                 raise ConfigError(f"class_weights: {words.name} has no class {name!r}; {nearest(name, known)}")

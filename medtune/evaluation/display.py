@@ -122,6 +122,28 @@ class Scatter:
 
 
 @dataclass(frozen=True)
+class Grouping:
+    """Numbers of groups of questions: a section with a table and a chart, a row for each group and one for all.
+
+    Attributes:
+        key: Where the groups are in the protocol's results: ``attributes``, or a further key of its scores; each group
+            has a name and numbers.
+        title: Heading of the section.
+        first: Heading of the groups' names.
+        help: Sentences below the heading.
+        column: The number of a group; ``<key>_micro`` of the column's key is that of all questions.
+        notes: Numbers in small letters below it, with short titles.
+    """
+
+    key: str
+    title: str
+    first: str
+    help: str
+    column: Column
+    notes: tuple[Column, ...] = ()
+
+
+@dataclass(frozen=True)
 class Display:
     """How one protocol is shown.
 
@@ -153,6 +175,8 @@ class Display:
         boxes: Ends of the attributes whose right and read values are boxes in pixels, as JSON: a list of boxes, or
             ``{class: boxes}``. They are drawn on sample images.
         side_by_side: Sentence above a section with all whole answers of all runs, side by side; empty for none.
+            :meth:`~medtune.evaluation.protocols.base.EvaluationProtocol.remarks` adds a right answer and remarks.
+        groupings: Sections with numbers of groups of questions.
     """
 
     title: str
@@ -178,6 +202,7 @@ class Display:
     tasks: bool = False
     boxes: tuple[str, ...] = ()
     side_by_side: str = ""
+    groupings: tuple[Grouping, ...] = ()
 
     @property
     def table(self) -> tuple[Column, ...]:
@@ -233,6 +258,7 @@ class Display:
             for name, kind in (("attribute", Column), ("examples", Examples)):
                 known[name] = kind(**_known(kind, known[name])) if known.get(name) else None
             known["scatter"] = tuple(_scatter(one) for one in known.get("scatter", ()))
+            known["groupings"] = tuple(_grouping(one) for one in known.get("groupings", ()))
             known["boxes"] = tuple(known.get("boxes", ()))
             known["densities"] = _densities(known.get("densities"))
             return cls(**known)
@@ -248,6 +274,12 @@ def _known(kind: Any, node: Mapping[str, Any]) -> dict[str, Any]:
 def _scatter(node: Mapping[str, Any]) -> Scatter:
     known = _known(Scatter, node)
     return Scatter(**{**known, "endings": tuple(known.get("endings", ()))})
+
+
+def _grouping(node: Mapping[str, Any]) -> Grouping:
+    known = _known(Grouping, node)
+    notes = tuple(Column(**_known(Column, column)) for column in known.get("notes", ()))
+    return Grouping(**{**known, "column": Column(**_known(Column, known["column"])), "notes": notes})
 
 
 def _densities(node: Mapping[str, Any] | None) -> Densities | None:

@@ -10,8 +10,10 @@ from medtune.data.sample import IMAGE_TAG
 from medtune.data.writing import replaced
 from medtune.evaluation.prediction import Prediction, iterate_predictions
 
-COLUMNS = ("id", "images", "question", "answer", "finished", "query")
-"""``id`` is that of the row that was asked, ``query`` that of the query, which is unique. Columns of notes follow."""
+COLUMNS = ("id", "images", "question", "answer", "finished", "query", "control")
+"""``id`` is that of the row that was asked, ``query`` that of the query, which is unique. ``control`` is empty if
+the row was asked as it is; else it says what was changed for a control: ``swapped`` (another row's image), ``no_image``
+and the other probes of the robustness card. Columns of notes follow."""
 _FORMULA = ("=", "+", "-", "@", "\t", "\r")
 _NUMBER = re.compile(r"[+-]?\d+(?:[.,]\d+)*")
 
@@ -58,7 +60,8 @@ def _cells(row: Prediction) -> list[str]:
     finished = {True: "yes", False: "no"}.get(meta.get("stopped"), "")  # type: ignore[arg-type]
     question = row.prompt.replace(IMAGE_TAG, "").strip()
     images = [str(image) for image in meta.get("images", [])]
-    return [str(meta.get("sample_id", row.id)), "+".join(images), question, row.prediction, finished, row.id]
+    control = "swapped" if meta.get("swapped") else str(meta.get("probe") or "")
+    return [str(meta.get("sample_id", row.id)), "+".join(images), question, row.prediction, finished, row.id, control]
 
 
 def as_text(cell: str) -> str:

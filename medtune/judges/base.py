@@ -27,6 +27,8 @@ class Judgement:
         asked: Replies that this run has asked a server for.
         cached: Replies that were in the cache.
         votes: A human judge's votes: for the first answer, for the second, for both or neither.
+        words: What the judge wrote, a text for each reply; empty if it is not kept.
+        reference: The reference answer that the judge made itself; empty if it made none.
     """
 
     id: str
@@ -36,6 +38,8 @@ class Judgement:
     asked: int = 0
     cached: int = 0
     votes: tuple[int, int, int] | None = None
+    words: tuple[str, ...] = ()
+    reference: str = ""
 
     @property
     def preferred(self) -> int | None:
@@ -49,7 +53,9 @@ class Judgement:
         row: dict[str, Any] = {"id": self.id, "scores": self.scores and list(self.scores), "reason": self.reason}
         row["shown"] = [scores and list(scores) for scores in self.shown]
         row |= {"asked": self.asked, "cached": self.cached}
-        return {**row, "votes": list(self.votes)} if self.votes else row
+        row |= {"votes": list(self.votes)} if self.votes else {}
+        row |= {"words": list(self.words)} if self.words else {}
+        return {**row, "reference": self.reference} if self.reference else row
 
     @classmethod
     def from_dict(cls, row: dict[str, Any]) -> "Judgement":
@@ -68,6 +74,8 @@ class Judgement:
             int(row["asked"]),
             int(row["cached"]),
             None if votes is None else (int(votes[0]), int(votes[1]), int(votes[2])),
+            tuple(map(str, row.get("words", ()))),
+            str(row.get("reference", "")),
         )
 
 

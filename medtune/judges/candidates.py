@@ -2,7 +2,7 @@
 
 import dataclasses
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -20,9 +20,12 @@ class Candidate(Sample):
 
     Attributes:
         answers: The two answers.
+        context: Further texts that a prompt may show, by the name of their placeholder: ``reference``, ``caption``,
+            ``mentions``. A text that is absent is empty.
     """
 
     answers: tuple[str, ...] = ()
+    context: Mapping[str, str] = field(default_factory=dict)
 
     @classmethod
     def from_dict(cls, row: Mapping[str, Any], where: str) -> "Candidate":
@@ -43,7 +46,7 @@ class Candidate(Sample):
         sample = Sample.from_dict({name: value for name, value in row.items() if name != "answers"}, where)
         if sample.messages[-1].role != "user":
             raise DataError(f"{where} (id {sample.id!r}): the messages must end with the user's turn, the question.")
-        known = {field.name: getattr(sample, field.name) for field in dataclasses.fields(sample)}
+        known = {one.name: getattr(sample, one.name) for one in dataclasses.fields(sample)}
         return cls(**known, answers=tuple(answers))
 
     @property

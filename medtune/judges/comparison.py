@@ -14,11 +14,19 @@ from medtune.evaluation.prediction import Prediction, read_predictions
 from medtune.evaluation.result import Metric
 from medtune.judges.base import Judgement
 from medtune.judges.candidates import Candidate, HeldCandidates
+from medtune.judges.scored_answers import reference_of
 
+_LEFT_OUT = "unread judgements and empty answers are left out; interval by a bootstrap over images"
 _DEFINITION = (
     "share of the questions for which the judge prefers the second model's answer; a tie counts half, and so do two "
-    "equal answers; unread judgements and empty answers are left out; interval by a bootstrap over images"
+    f"equal answers; {_LEFT_OUT}"
 )
+_OF_POINTS = (
+    "mean over questions of the second model's points: 1 for each reply that prefers its answer, half for a tie, the "
+    f"mean over both orders; two equal answers count half; {_LEFT_OUT}"
+)
+_GROUPED = ("attribute", "answer_type", "question_type")
+"""Keys of a prediction's ``meta`` by whose values win rates are given too."""
 
 
 class ComparedAnswers(HeldCandidates):
@@ -49,38 +57,59 @@ class ComparedAnswers(HeldCandidates):
     def __getitem__(self, index: int) -> Candidate:
         """Return a question with both answers."""
         first, second = self._rows[index]
-        answers = (first.prediction, second.prediction)
-        return Candidate(first.id, _images(first), (Message("user", first.prompt),), {}, answers=answers)
+        groups = {name: first.meta[name] for name in _GROUPED if isinstance(first.meta.get(name), str)}
+        return Candidate(
+            first.id,
+            _images(first),
+            (Message("user", first.prompt),),
+            groups,
+            answers=(first.prediction, second.prediction),
+            context={"reference": reference_of(first)},
+        )
 
     def fingerprint(self) -> str:
         """Return a SHA-256 of both files."""
         return sha256("".join(file_sha256(path) for path in self.paths).encode())
 
 
-def win_rate(judgements: Mapping[str, Judgement], asked: Iterable[Candidate]) -> dict[str, Any]:
+def win_rate(judgements: Mapping[str, Judgement], asked: Iterable[Candidate], points: bool = False) -> dict[str, Any]:
     """Return how often the second answer wins.
 
     Args:
         judgements: Judgements by id of the candidate.
         asked: The candidates; those without a judgement are left out.
+        points: Whether the scores are points of a win, which add up to 1; else the higher score wins.
 
     Returns:
         ``rate`` (a :class:`~medtune.evaluation.result.Metric` as plain values) and the counts ``wins``, ``ties``,
-        ``identical`` (equal answers, which count as ties), ``losses`` and ``left_out``.
+        ``identical`` (equal answers, which count as ties), ``losses`` and ``left_out``; and ``groups``, the same for
+        the questions of each value of ``attribute``, ``answer_type`` and ``question_type``, where there are several.
     """
+    judged = [(one, judgements[one.id]) for one in asked if one.id in judgements]
+    found = _counted(judged, points)
+    groups = {}
+    for name in _GROUPED:
+        values = sorted({one.meta[name] for one, _ in judged if name in one.meta})
+        if len(values) > 1:
+            groups[name] = {
+                value: _counted([pair for pair in judged if pair[0].meta.get(name) == value], points)
+                for value in values
+            }
+    return {**found, "groups": groups}
+
+
+def _counted(judged: Sequence[tuple[Candidate, Judgement]], points: bool) -> dict[str, Any]:
     counts = dict.fromkeys(("wins", "ties", "identical", "losses", "left_out"), 0)
     values: list[float] = []
     images: list[str] = []
-    for candidate in asked:
-        judgement = judgements.get(candidate.id)
-        if judgement is None:
-            continue
+    for candidate, judgement in judged:
         outcome, value = _outcome(judgement)
         counts[outcome] += 1
-        if value is not None:
-            values.append(value)
-            images.append("+".join(candidate.images) or candidate.id)
-    return {"rate": _rate(values, images).to_dict(), **counts}
+        if value is None:
+            continue
+        values.append(judgement.scores[1] if points and judgement.scores else value)
+        images.append("+".join(candidate.images) or candidate.id)
+    return {"rate": _rate(values, images, _OF_POINTS if points else _DEFINITION).to_dict(), **counts}
 
 
 def _outcome(judgement: Judgement) -> tuple[str, float | None]:
@@ -92,12 +121,12 @@ def _outcome(judgement: Judgement) -> tuple[str, float | None]:
     return ("wins", 1.0) if judgement.preferred else ("losses", 0.0)
 
 
-def _rate(values: Sequence[float], images: Sequence[str]) -> Metric:
+def _rate(values: Sequence[float], images: Sequence[str], definition: str) -> Metric:
     if not values:
-        return Metric(None, "fraction", True, 0, None, _DEFINITION)
+        return Metric(None, "fraction", True, 0, None, definition)
     binary = set(values) <= {0.0, 1.0}
     interval = bootstrap_interval(values, [""] * len(values), images, lambda means: means[:, 0], binary=binary)
-    return Metric(float(np.mean(values)), "fraction", True, len(values), interval, _DEFINITION)
+    return Metric(float(np.mean(values)), "fraction", True, len(values), interval, definition)
 
 
 def _own(path: Path) -> dict[str, Prediction]:

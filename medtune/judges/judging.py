@@ -4,6 +4,7 @@ import json
 import uuid
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
@@ -99,14 +100,17 @@ class Judging:
         limit: Only the first N candidates.
         skip: Whether a candidate that cannot be used (a broken row, an image that is gone) is skipped and counted; else
             its error is raised.
+        words: Whether the log keeps what the judge wrote.
 
     Attributes:
         skipped: Reason by name of each skipped candidate.
         total: Number of candidates.
     """
 
-    def __init__(self, judge: Judge, source: Candidates, limit: int | None = None, skip: bool = False) -> None:
-        self.judge, self.source, self.skip = judge, source, skip
+    def __init__(
+        self, judge: Judge, source: Candidates, limit: int | None = None, skip: bool = False, words: bool = False
+    ) -> None:
+        self.judge, self.source, self.skip, self.words = judge, source, skip, words
         self.total = len(source) if limit is None else min(limit, len(source))
         self.skipped: dict[str, str] = {}
 
@@ -158,7 +162,8 @@ class Judging:
     def _judge(self, candidate: Candidate, client: RecordedClient | None) -> Judgement:
         if candidate.unusable:
             return Judgement(candidate.id, None, candidate.unusable)
-        return self.judge.judge(candidate, lambda: self.source.open_images(candidate), client)
+        judged = self.judge.judge(candidate, lambda: self.source.open_images(candidate), client)
+        return judged if self.words else replace(judged, words=())
 
     def pairs(self, done: Mapping[str, Judgement], ties: Ties, who: Mapping[str, Any]) -> Iterator[bytes]:
         """Yield the lines of the preference file, in the order of the candidates.

@@ -19,11 +19,15 @@ REASONS = {
     "broken_json": "the reply begins like JSON and is none, or has other keys",
     "other_language": "the reply is text in another script than Latin",
     "prose": "the first line is text and not scores",
+    "no_verdict": "the reply has no verdict such as [[A]], or none that stands by itself at its beginning or end",
     "too_few_numbers": "the first line has fewer numbers than there are answers",
     "too_many_numbers": "the first line has more numbers than there are answers",
-    "ambiguous": "the first line can be read in two ways, such as 8/10",
+    "ambiguous": "the first line can be read in two ways, such as 8/10, or the reply has two different verdicts",
     "out_of_range": "a score is outside the scale",
     "rejected": "the server rejected the request",
+    "reference_rejected": "the server rejected the request for a reference answer",
+    "reference_empty": "the judge declined to write a reference answer, or wrote nothing",
+    "reference_cut_off": "the reference answer reached its maximum length",
 }
 """Why a reply has no scores."""
 _NUMBER = r"[-+]?\d+(?:\.\d+)?"
@@ -63,13 +67,9 @@ def read_scores(text: str | None, count: int, low: float, high: float, finish_re
         high: Highest score.
         finish_reason: Why the reply ended; ``length`` if it reached its maximum length.
     """
-    if text is None or finish_reason == "content_filter":
-        return ReadScores(None, "refusal")
-    plain = unicodedata.normalize("NFKC", _THOUGHTS.sub("", text)).replace("’", "'").strip()
-    if not plain:
-        return ReadScores(None, "cut_off" if finish_reason == "length" else "empty")
-    fenced = _FENCE.match(plain)
-    plain = fenced[1].strip() if fenced else plain
+    plain, reason = opened(text, finish_reason)
+    if reason:
+        return ReadScores(None, reason)
     found: list[float] | str = _in_json(plain, count) if plain[:1] in "[{" else _in_lines(plain, count, high)
     if isinstance(found, str):
         weak = found in ("prose", "broken_json", "too_few_numbers")
@@ -77,6 +77,21 @@ def read_scores(text: str | None, count: int, low: float, high: float, finish_re
     if not all(low <= score <= high for score in found):
         return ReadScores(None, "out_of_range")
     return ReadScores(tuple(found))
+
+
+def opened(text: str | None, finish_reason: str) -> tuple[str, str]:
+    """Return a reply without its thoughts and the fence of a code block, and why there is nothing in it to read.
+
+    Args:
+        text: The reply; None if the judge declined to answer.
+        finish_reason: Why the reply ended; ``length`` if it reached its maximum length.
+    """
+    if text is None or finish_reason == "content_filter":
+        return "", "refusal"
+    plain = unicodedata.normalize("NFKC", _THOUGHTS.sub("", text)).replace("’", "'").strip()
+    fenced = _FENCE.match(plain)
+    plain = fenced[1].strip() if fenced else plain
+    return plain, "" if plain else "cut_off" if finish_reason == "length" else "empty"
 
 
 def _in_json(plain: str, count: int) -> list[float] | str:
@@ -115,7 +130,7 @@ def _in_lines(plain: str, count: int, high: float) -> list[float] | str:
         return labelled
     line = _TITLE.sub("", lines[0]).strip(" *_`.()[]")
     if re.search(r"[^\W\d_]", line):
-        return _worded(plain, line)
+        return worded(plain)
     if (
         _COMMA_DECIMAL.search(line)
         and re.fullmatch(r"[-+]?\d+(?:,\d+)?(?:\s+[-+]?\d+(?:,\d+)?)*", line)
@@ -144,8 +159,8 @@ def _labelled(text: str, count: int, high: float) -> list[float] | None:
     return None if match is None else [float(score) for score in match.groups()]
 
 
-def _worded(plain: str, line: str) -> str:
-    """Return why a reply whose first line has letters cannot be read."""
+def worded(plain: str) -> str:
+    """Return why a reply whose first line is text cannot be read."""
     if _REFUSAL.match(plain):
         return "refusal"
     letters = [character for character in plain if character.isalpha()]

@@ -134,8 +134,13 @@ def _layouts(given: Mapping[str, Any], family: ModelFamily) -> list[dict[str, An
     for key in ("architectures", "model_type"):
         same = [ours for ours in every if ours.get(key) is not None and ours.get(key) == given.get(key)]
         if same:
-            return same
+            # where one spelling has the decoder's keys at the top and another below text_config
+            return [ours for ours in same if _parts(ours) == _parts(given)] or same
     return []
+
+
+def _parts(config: Mapping[str, Any]) -> set[str]:
+    return {key for key, value in config.items() if isinstance(value, Mapping) and key.endswith("_config")}
 
 
 def _flat(config: Mapping[str, Any], where: str = "") -> Iterator[tuple[str, Any]]:
@@ -175,6 +180,8 @@ def rope_of(config: Mapping[str, Any]) -> dict[str, Any]:
         both |= dict(value) if isinstance(value, Mapping) else {}
     theta, old_kind = both.pop("rope_theta"), both.pop("type", None)
     kind = both.pop("rope_type", None) or old_kind
+    if both.get("mrope_section") is not None:  # transformers 5 writes "default" beside the sections
+        kind = "mrope"
     # "dynamic" changes nothing up to max_position_embeddings, the longest text that is allowed
     scaling = None if kind in (None, "default", "dynamic") else {"rope_type": kind, **both}
     return {**({} if theta is None else {"rope_theta": theta}), "rope_scaling": scaling}

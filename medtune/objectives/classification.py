@@ -1,7 +1,8 @@
 """Training of a task-specific model on class labels (VITask, 3: the TSM is fine-tuned before the VLM)."""
 
+import math
 import random
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any
@@ -10,12 +11,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from medtune.config import nearest
 from medtune.data.items import Row, SampleTransform, check_answer, measured_row
 from medtune.data.labels import Target, classification_target
 from medtune.data.sample import Sample
 from medtune.data.source import SampleSource
 from medtune.errors import ConfigError, DataError, ModelError
 from medtune.losses.labels import label_losses, labels_right
+from medtune.models.classifier.sets import positive_weights
 from medtune.models.classifier.tsm import LabelledSet, PixelTransform, TaskModel
 from medtune.objectives.base import Objective, Stage, StepOutput
 
@@ -123,12 +126,21 @@ class Classification(Objective):
     Args:
         flip: sets whose training images are mirrored left to right with probability 1/2, drawn per sample and epoch.
             Name only sets in which left and right do not matter. In chest X-rays they matter: the heart is on one side.
+        pos_weight: weights of present findings in multi-label sets: a mapping from set to class to weight, in which
+            other classes have 1, or a prepared file of training rows, from which
+            :func:`medtune.models.classifier.sets.positive_weights` computes them.
     """
+
+    pos_weight: Tensor | None
 
     higher_is_better = MappingProxyType({"accuracy": True})
 
-    def __init__(self, flip: Sequence[str] = ()) -> None:
+    def __init__(
+        self, flip: Sequence[str] = (), pos_weight: str | Mapping[str, Mapping[str, float]] | None = None
+    ) -> None:
         super().__init__()
+        self._weigh = pos_weight
+        self.register_buffer("pos_weight", None)
         if isinstance(flip, str | bool) or not all(isinstance(name, str) for name in flip):
             raise ValueError(f"flip is a list of sets, for example [blood], not {flip!r}")
         self.flip = frozenset(flip)
@@ -157,8 +169,36 @@ class Classification(Objective):
         if unknown := sorted(self.flip - model.sets.keys()):
             if not model.missing:
                 raise ConfigError(f"objective.flip: no set {unknown[0]!r}; the model has {', '.join(model.sets)}")
+        if self._weigh is not None and not model.missing:
+            self.pos_weight = self._positive(model.sets)
         if not planned:
             model.check_trainable()
+
+    def _positive(self, sets: Mapping[str, LabelledSet]) -> Tensor:
+        """Return the weight of a present finding for each logit, [C] in fp64; 1 where none is given.
+
+        Raises:
+            ConfigError: if a set or a class is unknown, a set has one label an image, or a weight is not above 0.
+            DataError: if they are computed from a file that cannot be read.
+        """
+        given = positive_weights(self._weigh, sets) if isinstance(self._weigh, str) else self._weigh or {}
+        for name, weights in given.items():
+            if name not in sets:
+                raise ConfigError(f"objective.pos_weight: no set {name!r}; {nearest(str(name), list(sets))}")
+            if sets[name].task != "multi_label":
+                raise ConfigError(
+                    f"objective.pos_weight: {name} has one label an image; weigh its rows in prepare (class_weights)"
+                )
+            for label, weight in weights.items():
+                if label not in sets[name].classes:
+                    raise ConfigError(
+                        f"objective.pos_weight: {name} has no class {label!r}; "
+                        f"{nearest(str(label), list(sets[name].classes))}"
+                    )
+                if not 0 < weight < math.inf:
+                    raise ConfigError(f"objective.pos_weight: the weight of {label!r} must be a number above 0")
+        each = [given.get(name, {}).get(label, 1.0) for name, one in sets.items() for label in one.classes]
+        return torch.tensor(each, dtype=torch.float64)
 
     def sample_transform(self) -> SampleTransform:
         """Samples stay unchanged; samples with unusable labels are found before training."""
@@ -179,5 +219,7 @@ class Classification(Objective):
         weight = batch["weight"].double()
         right: Tensor = labels_right(logits.detach(), *labels)
         return StepOutput(
-            (label_losses(logits, *labels) * weight).sum(), weight.sum(), {"accuracy": right.double() @ weight}
+            (label_losses(logits, *labels, self.pos_weight) * weight).sum(),
+            weight.sum(),
+            {"accuracy": right.double() @ weight},
         )

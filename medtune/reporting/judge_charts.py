@@ -26,7 +26,7 @@ def judge_chart(judged: Mapping[str, tuple[Mapping[str, Any], Sequence[float]]])
         rows: Any = figure.subplots(len(judged), 3, squeeze=False)
         for (name, (manifest, differences)), (left, middle, right) in zip(judged.items(), rows, strict=True):
             _differences(left, differences, manifest["counts"]["ties"])
-            _outcomes(middle, manifest["counts"])
+            _outcomes(middle, manifest["counts"], bool(manifest.get("scored")))
             _places(right, manifest["position_bias"], manifest["judge"].get("orders") == "given")
             left.set_ylabel(name if len(judged) > 1 else "pairs", fontsize=9)
             for panel in (left, middle, right):
@@ -84,10 +84,11 @@ def _differences(panel: Any, differences: Sequence[float], ties: int) -> None:
     panel.grid(axis="y", color="#e5e5e5", linewidth=0.7)
 
 
-def _outcomes(panel: Any, counts: Mapping[str, Any]) -> None:
+def _outcomes(panel: Any, counts: Mapping[str, Any], scored: bool) -> None:
     nothing = {f"{name.replace('_', ' ')} (not asked)": n for name, n in counts["dropped"].items()}
     unread = {f"unread: {name.replace('_', ' ')}": n for name, n in counts["unread"].items()}
-    bars = {"pairs": counts["pairs"], "ties": counts["ties"], **unread, **nothing}
+    apart, equal = ("different scores", "equal scores") if scored else ("pairs", "ties")
+    bars = {apart: counts["pairs"], equal: counts["ties"], **unread, **nothing}
     inks = [GOOD, GREY, *["#a15c00"] * len(unread), *["#c9ced6"] * len(nothing)]
     _bars(panel, bars, inks)
     panel.set_title(f"what became of {counts['judged']} candidates", fontsize=9.5)

@@ -62,7 +62,11 @@ def _titles(shown: Display, keys: Sequence[str]) -> list[str]:
     first = shown.table_title(shown.main)
     micro = shown.main.removesuffix("_macro") + "_micro"
     found = {"micro": shown.table_title(micro) if shown.has(micro) else f"{first}, over questions"}
-    return [first, *(found.get(key, shown.table_title(key)) for key in keys)]
+    return [first, *(found[key] if key in found else _title_of(shown, key) for key in keys)]
+
+
+def _title_of(shown: Display, key: str) -> str:
+    return shown.table_title(key) if shown.has(key) else shown.titles.get(key, key)
 
 
 def _cells(number: dict[str, Any], keys: Sequence[str], tested: bool) -> list[Cell]:

@@ -9,11 +9,13 @@ from typing import Any
 from medtune.data.randomness import sample_rng
 from medtune.data.sample import IMAGE_TAG
 from medtune.errors import DataError
+from medtune.judges.base import Judgement
 from medtune.reporting.gallery import OpenImage, thumbnail
-from medtune.reporting.judge_charts import judge_chart, win_rate_chart
+from medtune.reporting.judge_charts import judge_chart
 from medtune.reporting.runs import Run
 from medtune.reporting.summary import interval, percent
-from medtune.reporting.views import Cell, Example, Option, Row, Section, Table, cell
+from medtune.reporting.views import Cell, Example, Option, Row, Section, Table
+from medtune.reporting.win_rates import compared_sections, win_rate_sections
 
 _KEYS = {"judge", "counts", "position_bias", "replies"}
 _ALT = (
@@ -61,11 +63,17 @@ def judging_sections(
     meant = dict.fromkeys(f"Position bias: {bias['rate']['definition']}." for bias in biases)
     words = " ".join([*(_words(name, manifest) for name, manifest in manifests.items()), *meant])
     rows = [_row(name, manifest) for name, manifest in manifests.items()]
-    chart = judge_chart({name: (manifests[name], _differences(folders[name])) for name in folders})
-    sections = [Section("The judge", words, _table(rows), chart, _ALT, first="Judge"), *_win_rates(manifests)]
+    chart = judge_chart({name: (one, _differences(folders[name], one)) for name, one in manifests.items()})
+    sections = [Section("The judge", words, _table(rows), chart, _ALT, first="Judge")]
+    sections += win_rate_sections({name or _model(one): one for name, one in manifests.items()})
     for name, folder in folders.items():
-        if samples > 0 and manifests[name].get("win_rate") is None:
-            sections += _pair_sections(name, folder / "pairs.jsonl", samples, open_image, seed)
+        path = folder / "pairs.jsonl"
+        if samples <= 0 or manifests[name].get("scored"):  # scored answers are shown with the runs
+            continue
+        if manifests[name].get("win_rate") is not None:
+            sections += compared_sections(name, _chosen(path, samples, seed), _judgements(folder), open_image)
+        else:
+            sections += _pair_sections(name, path, samples, open_image, seed)
     return sections
 
 
@@ -127,7 +135,8 @@ def _row(name: str, manifest: Mapping[str, Any]) -> tuple[str, dict[str, Cell]]:
     """Return a judge's name and its cells by the title of their column."""
     counts, bias, replies = manifest["counts"], manifest["position_bias"], manifest["replies"]
     unread = sum(counts["unread"].values())
-    numbers = {"judged": counts["judged"], "pairs": counts["pairs"], "ties": counts["ties"], "unread": unread}
+    parts = {"scored": counts["judged"] - unread} if manifest.get("scored") else {"pairs": counts["pairs"]}
+    numbers = {"judged": counts["judged"], **parts, "ties": counts["ties"], "unread": unread}
     cells = {title: Cell(str(value)) for title, value in numbers.items()}
     if bias is not None:
         rate = bias["rate"]
@@ -148,29 +157,6 @@ def _row(name: str, manifest: Mapping[str, Any]) -> tuple[str, dict[str, Cell]]:
 def _table(rows: Sequence[tuple[str, Mapping[str, Cell]]]) -> Table:
     columns = list(dict.fromkeys(title for _, cells in rows for title in cells))
     return Table("", columns, [Row(name, [cells.get(title, Cell("")) for title in columns]) for name, cells in rows])
-
-
-def _win_rates(manifests: Mapping[str, Mapping[str, Any]]) -> list[Section]:
-    """Return a section with the win rates of the comparisons, if there are any."""
-    named = {name or _model(one): one for name, one in manifests.items() if one.get("win_rate") is not None}
-    if not named:
-        return []
-    rates = {name: one["win_rate"] for name, one in named.items()}
-    counts = {"wins": "wins", "ties": "ties", "identical": "equal answers", "losses": "losses", "left_out": "left out"}
-    rows = [
-        Row(name, [cell(won["rate"], against=0.5), *(Cell(str(won[key])) for key in counts)])
-        for name, won in rates.items()
-    ]
-    compared = [f"{name}: {one['candidates']['file']}." for name, one in named.items()]
-    text = (
-        "A judge chose between two models' answers to the same questions; the win rate is that of the second model. "
-        "Two equally good models have 50%. Green lies above 50% with its whole interval, red below. The files of "
-        "answers, those of the first model first: "
-    )
-    known = {name: won for name, won in rates.items() if won["rate"]["value"] is not None}
-    chart, alt = (win_rate_chart(known), "Wins, ties and losses of each comparison") if known else ("", "")
-    table = Table("", ["win rate, %", *counts.values()], rows)
-    return [Section("Win rate", text + " ".join(compared), table, chart, alt, first="Judge")]
 
 
 def _pair_sections(name: str, path: Path, samples: int, open_image: OpenImage | None, seed: int) -> list[Section]:
@@ -198,8 +184,19 @@ def _difference(row: Mapping[str, Any]) -> float:
     return float(first) - float(second)
 
 
-def _differences(folder: Path) -> list[float]:
-    return [_difference(row) for row in _rows(folder / "pairs.jsonl")]
+def _differences(folder: Path, manifest: Mapping[str, Any]) -> list[float]:
+    """Return the differences of the two scores of the pairs; those of all judgements if answers were scored."""
+    if not manifest.get("scored"):
+        return [_difference(row) for row in _rows(folder / "pairs.jsonl")]
+    return [abs(one.scores[0] - one.scores[1]) for one in _judgements(folder).values() if one.scores is not None]
+
+
+def _judgements(folder: Path) -> dict[str, Judgement]:
+    path = folder / "judgements.jsonl"
+    try:
+        return {judgement.id: judgement for judgement in map(Judgement.from_dict, _rows(path))}
+    except (KeyError, TypeError, ValueError):
+        raise DataError(f"{path} cannot be read; run the judge recipe again, it asks nothing twice.") from None
 
 
 def _chosen(path: Path, samples: int, seed: int) -> list[dict[str, Any]]:

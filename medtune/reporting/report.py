@@ -19,6 +19,7 @@ from medtune.reporting.confusions import confusion_rows, confusion_tables
 from medtune.reporting.curves import config_section, training_rows, training_section
 from medtune.reporting.displays import displays
 from medtune.reporting.gallery import OpenImage, choose_cards, data_uri
+from medtune.reporting.groups import group_sections
 from medtune.reporting.leakage import known_overlaps, leakage_text
 from medtune.reporting.method_curves import method_section
 from medtune.reporting.pairs import paired_skips, paired_tables
@@ -160,6 +161,7 @@ def render(
             for section in [
                 *extra,
                 *beside_sections(runs),
+                *group_sections(runs),
                 *robustness_sections(runs),
                 *protocol_sections(runs),
                 *scatter_sections(runs),

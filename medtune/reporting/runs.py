@@ -10,6 +10,7 @@ from typing import Any
 from omegaconf import OmegaConf
 
 from medtune.aliases import resolve_metrics
+from medtune.data.writing import file_sha256
 from medtune.errors import DataError
 from medtune.evaluation.evaluation import SCHEMA
 from medtune.evaluation.prediction import Prediction, read_predictions
@@ -173,10 +174,18 @@ def _read_metrics(path: Path) -> list[dict[str, Any]]:
 
 
 def _read_answers(folder: Path, results: dict[str, Any]) -> dict[str, Prediction]:
-    """Read the answers from the run's folder, else from the file that evaluate read."""
-    scored = results.get("provenance", {}).get("config", {}).get("predictions") or []
+    """Read the answers from the files that evaluate read, else from the run's folder.
+
+    A judge writes its scores into a copy of the answers; evaluate reads the copy, and the run's folder holds the first
+    file. A file that has changed since it was evaluated is not taken before that of the run's folder.
+    """
+    provenance = results.get("provenance", {})
+    scored = provenance.get("config", {}).get("predictions") or []
+    paths = [Path(path) for path in ([scored] if isinstance(scored, str) else scored)]
+    known = provenance.get("sha256", {}).get("predictions")
     own = folder / "predictions.jsonl"
-    paths = [own] if own.is_file() else [Path(path) for path in ([scored] if isinstance(scored, str) else scored)]
+    if own.is_file() and not (all(map(Path.is_file, paths)) and [file_sha256(path) for path in paths] == known):
+        paths = [own]
     return {row.id: row for path in paths if path.is_file() for row in read_predictions(path)}
 
 

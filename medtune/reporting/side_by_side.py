@@ -1,8 +1,10 @@
-"""Whole answers of all runs side by side, for protocols without a score."""
+"""Whole answers of all runs side by side, with the right answer and remarks where the protocol has them."""
 
 from collections.abc import Sequence
 
+from medtune.data.sample import IMAGE_TAG
 from medtune.evaluation.prediction import Prediction
+from medtune.evaluation.protocols.registry import REGISTRY
 from medtune.reporting.displays import displays
 from medtune.reporting.gallery import OpenImage, thumbnail
 from medtune.reporting.runs import Run
@@ -28,7 +30,7 @@ def side_by_side_sections(runs: Sequence[Run], samples: int, open_image: OpenIma
             asked = {**{row.id: row for row in rows}, **asked}
         images = list(dict.fromkeys(tuple(row.meta["images"]) for row in asked.values()))[:samples]
         examples = [
-            _example(runs, row, open_image)
+            _example(runs, name, row, open_image)
             for shown_images in images
             for row in asked.values()
             if tuple(row.meta["images"]) == shown_images
@@ -38,12 +40,27 @@ def side_by_side_sections(runs: Sequence[Run], samples: int, open_image: OpenIma
     return sections
 
 
-def _example(runs: Sequence[Run], asked: Prediction, open_image: OpenImage | None) -> Example:
+def _example(runs: Sequence[Run], protocol: str, asked: Prediction, open_image: OpenImage | None) -> Example:
     opened = [thumbnail(path, open_image) for path in asked.meta["images"]]
     answers = [(run.name, run.predictions.get(asked.id)) for run in runs]
+    said = {name: _remarks(protocol, row) for name, row in answers if row is not None}
+    right = next((text for text, _ in said.values() if text), "")
+    options = [
+        Option(
+            name,
+            "(not asked)" if row is None else row.prediction or "(no words)",
+            said[name][1] if name in said else "",
+        )
+        for name, row in answers
+    ]
     return Example(
-        asked.prompt,
+        asked.prompt.replace(IMAGE_TAG, "").strip(),
         [picture for picture, _ in opened if picture],
-        [Option(name, "(not asked)" if row is None else row.prediction or "(no words)") for name, row in answers],
+        [*([Option("reference answer", right, tone="good")] if right else []), *options],
         next((trouble for _, trouble in opened if trouble), ""),
     )
+
+
+def _remarks(protocol: str, row: Prediction) -> tuple[str, str]:
+    """Return the right answer and the remarks on an answer; none for a protocol whose code is not there."""
+    return REGISTRY[protocol]().remarks(row) if protocol in REGISTRY else ("", "")

@@ -1,5 +1,6 @@
 """Formats numbers, and makes the plain-text table for a terminal."""
 
+import textwrap
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -8,6 +9,9 @@ from medtune.reporting.displays import displays
 
 MISSING = "–"
 MINUS = "−"
+WIDTH = 140
+"""Characters of a line of the table."""
+_HEADING, _SENTENCE = 15, 118
 
 
 def is_share(unit: str) -> bool:
@@ -79,14 +83,17 @@ def swapped(results: dict[str, Any], protocol: str, metric: str) -> dict[str, An
 def summary_table(results: Sequence[dict[str, Any]]) -> str:
     """Format the headline of several runs as plain text: a row for each run, then majority and chance.
 
+    Columns and baselines without any value are left out, headings are wrapped, and a table that would be wider than
+    ``WIDTH`` goes on in a second one below.
+
     Args:
         results: Results of each run, as in ``results.json``.
 
     Returns:
-        Lines of at most about 140 characters, with 95% intervals. Shares are percent, and the mean over attributes
-        or sets.
+        Lines of at most ``WIDTH`` characters, with 95% intervals. Shares are percent, and the mean over attributes or
+        sets.
     """
-    shown = headline_numbers(results)
+    shown = {key: column for key, column in headline_numbers(results).items() if _values(results, *key)}
     titles = {name: display.title for name, display in displays(results).items()}
     retained = any(run_results["retention"] for run_results in results) or not shown
     swaps = (
@@ -97,17 +104,48 @@ def summary_table(results: Sequence[dict[str, Any]]) -> str:
     control = next(swaps, None)
     header = ["accuracy, %", *(column.title for column in shown.values()), *(["Retention"] if retained else [])]
     header += [f"Swap costs ({titles[control].lower()})"] if control else []
-    rows = [header]
+    rows = []
     for run_results in results:
         row = [run_results["name"], *(_cell(overall(run_results, name, metric)) for name, metric in shown)]
         row += [_cell(run_results["retention"].get("composite"))] if retained else []
         rows.append([*row, _cell(swapped(run_results, control, "drop_macro"))] if control else row)
+    below = []
     for label, kind in (("majority (train)", "majority"), ("chance", "chance")):
         cells = [percent(baseline(results, kind, name, column)) for (name, _), column in shown.items()]
-        rows.append([label, *cells, *[""] * (len(header) - 1 - len(cells))])
+        if any(cell != MISSING for cell in cells) or not shown:
+            below.append([label, *cells, *[""] * (len(header) - 1 - len(cells))])
     counts = [_count(results, name, metric) for name, metric in shown]
-    rows.append(["n (answers)", *counts, *[""] * (len(header) - 1 - len(counts))])
-    return "\n".join([_aligned(rows), *_cautions(results, shown)])
+    below.append(["n (answers)", *counts, *[""] * (len(header) - 1 - len(counts))])
+    cautions = [textwrap.fill(line, _SENTENCE) for line in _cautions(results, shown)]
+    return "\n".join([_aligned(header, rows, below), *cautions])
+
+
+def ranking_note(results: Sequence[dict[str, Any]]) -> str | None:
+    """Say that the questions are too few to rank the models; None if they are not.
+
+    They are too few if in every headline column the 95% interval of the best model overlaps that of another one.
+    """
+    if len(results) < 2:
+        return None
+    counts = set()
+    for name, metric in headline_numbers(results):
+        numbers = [number for number in _values(results, name, metric) if number["interval"] is not None]
+        counts |= {number["n"] for number in numbers}
+        if len(numbers) < 2 or numbers[0]["higher_is_better"] is None:
+            continue
+        up = 1 if numbers[0]["higher_is_better"] else -1
+        best, *others = sorted(numbers, key=lambda number: -up * number["value"])
+        worst_of_best = min(up * end for end in best["interval"])
+        if all(max(up * end for end in other["interval"]) < worst_of_best for other in others):
+            return None
+    asked = f" (n = {' / '.join(map(str, sorted(counts)))})" if counts else ""
+    return f"In no column is the best model apart from the next one: this set{asked} is too small to rank the methods."
+
+
+def _values(results: Sequence[dict[str, Any]], name: str, metric: str) -> list[dict[str, Any]]:
+    """Return a number of all runs that have a value of it."""
+    numbers = (overall(run_results, name, metric) for run_results in results)
+    return [number for number in numbers if number is not None and number["value"] is not None]
 
 
 def _cautions(results: Sequence[dict[str, Any]], shown: Mapping[tuple[str, str], Column]) -> list[str]:
@@ -127,12 +165,34 @@ def _cell(number: dict[str, Any] | None) -> str:
 
 
 def _count(results: Sequence[dict[str, Any]], protocol: str, metric: str) -> str:
-    numbers = (overall(run_results, protocol, metric) for run_results in results)
-    return " / ".join(map(str, sorted({number["n"] for number in numbers if number is not None})))
+    return " / ".join(map(str, sorted({number["n"] for number in _values(results, protocol, metric)})))
 
 
-def _aligned(rows: list[list[str]]) -> str:
-    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
-    lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
-    rule = "  ".join("-" * width for width in widths)
-    return "\n".join([lines[0], rule, *lines[1:-3], rule, *lines[-3:]])
+def _aligned(header: list[str], rows: list[list[str]], below: list[list[str]]) -> str:
+    """Lay out rows, and below a rule the baselines; columns that do not fit go on in a table below."""
+    widths = [max(len(row[column]) for row in [*rows, *below]) for column in range(len(header))]
+    # A heading may be as wide as its cells or its longest word, and short cells leave some room for it.
+    widths = [
+        max(width, min(len(title), _HEADING), *map(len, title.split()))
+        for width, title in zip(widths, header, strict=True)
+    ]
+    parts: list[list[int]] = [[0]]
+    for column in range(1, len(header)):
+        if len(parts[-1]) > 1 and sum(widths[one] + 2 for one in [*parts[-1], column]) - 2 > WIDTH:
+            parts.append([0])
+        parts[-1].append(column)
+    return "\n\n".join(_part(header, rows, below, widths, columns) for columns in parts)
+
+
+def _part(
+    header: list[str], rows: list[list[str]], below: list[list[str]], widths: list[int], columns: list[int]
+) -> str:
+    def line(cells: Sequence[str]) -> str:
+        return "  ".join(cell.ljust(widths[column]) for column, cell in zip(columns, cells, strict=True)).rstrip()
+
+    headings = [textwrap.wrap(header[column], widths[column], break_long_words=False) for column in columns]
+    rule = "  ".join("-" * widths[column] for column in columns)
+    height = max(map(len, headings))
+    tops = [line([heading[at] if at < len(heading) else "" for heading in headings]) for at in range(height)]
+    plain, last = ([line([row[column] for column in columns]) for row in group] for group in (rows, below))
+    return "\n".join([*tops, rule, *plain, rule, *last])

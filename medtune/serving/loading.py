@@ -16,6 +16,7 @@ from medtune.generation.answering import DTYPES, choose_device
 from medtune.generation.engine.continuous import Engine
 from medtune.generation.exemplars import ExemplarSource
 from medtune.generation.interfaces import AnswerModel
+from medtune.generation.named_model import check_exported, kind_of
 from medtune.generation.prompt_extension import PromptExtension
 from medtune.generation.run_model import read_run
 from medtune.models.common.names import is_adapter_key
@@ -79,14 +80,14 @@ def _found(config: ServeConfig) -> Source:
         name = config.model.path.rpartition(".")[2]
         return Source(name, config.model, config.transform, config.checkpoint, "bf16")
     folder = Path(config.source).expanduser()
-    if (folder / "config.yaml").is_file():
+    kind = kind_of(config.source)
+    if kind == "run":
         run = read_run(folder)
         name = folder.resolve().name
         return Source(name, run.model, run.transform, run.checkpoint, run.dtype, run.center_crop, run.pad_to_square)
-    if (folder / CONFIG_NAME).is_file():
+    if kind == "exported":
+        check_exported(folder)
         return _exported(folder)
-    if folder.is_dir():
-        raise ConfigError(f"{folder} holds neither a run's config.yaml nor an exported model's config.json")
     return _predicting(config.source)
 
 

@@ -376,3 +376,14 @@ def data_of(config: SweepConfig, variant: Variant | None = None, ask: EvalSettin
     levels = [level for level in (ask, variant, config) if level is not None]
     prepared = next(level.prepared_dir for level in levels if level.prepared_dir)
     return prepared, next(level.image_root for level in levels if level.image_root).replace("{prepared}", prepared)
+
+
+def waves(config: SweepConfig) -> list[list[SweepRun]]:
+    """Return all runs in groups: a run needs only runs of earlier groups, and stands in the first group it can."""
+    left, done, found = chains(config), set[Path](), list[list[SweepRun]]()
+    while left:
+        ready = [run for run in left if done.issuperset(one.folder for one in needed_runs(config, run).values())]
+        found.append(ready)
+        done |= {run.folder for run in ready}
+        left = [run for run in left if run.folder not in done]
+    return found

@@ -35,6 +35,7 @@ from medtune.sweep.config import (
     needed_runs,
     rows_of,
     task_name,
+    waves,
 )
 
 # A run whose sweep was killed has this much time to write a checkpoint before it is ended.
@@ -258,7 +259,8 @@ def run_part(config: SweepConfig, say: Callable[[str], None] = print) -> int:
 
     Args:
         config: The sweep.
-        say: Called with a line for each step and run that is done, or with ``task VARIANT/SEED`` for each run.
+        say: Called with a line for each step and run that is done; or for a list with ``wave N`` before each N runs
+            that can be done at the same time, once those of earlier waves are done, and ``task VARIANT/SEED`` for each.
 
     Returns:
         0, or 128 + N if the signal N ended it; the same command goes on.
@@ -268,8 +270,10 @@ def run_part(config: SweepConfig, say: Callable[[str], None] = print) -> int:
     """
     root = Path(config.output_dir)
     if config.only == "list":
-        for run in chains(config):
-            say(f"task {task_name(run)}")
+        for wave in waves(config):
+            say(f"wave {len(wave)}")
+            for run in wave:
+                say(f"task {task_name(run)}")
         return 0
     claim(root, "sweep", WRITES, _is_sweep)
     chain = chosen(config)

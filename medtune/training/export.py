@@ -1,6 +1,5 @@
 """Writes weights: complete with adapters merged, in HF's layout or with torchtune's names, or the adapter alone."""
 
-import json
 import shutil
 from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
@@ -17,7 +16,7 @@ from medtune.models.common.names import is_adapter_key, state_dict_names
 from medtune.models.lora.merge import merge_adapters
 from medtune.models.lora.peft import save_peft
 from medtune.models.weights import save_hf
-from medtune.training.adapter_record import RECORD_NAME
+from medtune.training.adapter_record import write_record
 from medtune.training.config import TrainConfig
 from medtune.training.parts import canonical
 from medtune.training.run_folder import note_weights, refuse_foreign_files
@@ -81,7 +80,7 @@ def _write_adapter(
     whole = {key: tensor for key, tensor in state.items() if key not in adapters}
     save_peft(adapters, model, path, str(Path(str(config.checkpoint)).resolve()), whole=whole)
     if record is not None:
-        (path / RECORD_NAME).write_text(json.dumps(record(), indent=1) + "\n", encoding="utf-8")
+        write_record(record(), path)
 
 
 def _write(state: dict[str, Tensor], model: Any, config: TrainConfig, folder: Path) -> None:

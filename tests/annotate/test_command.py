@@ -80,8 +80,26 @@ def test_label_studio_tasks_are_questions_too(folder: Path, capsys: pytest.Captu
 def test_dry_run_writes_nothing(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert annotate("--images", "images", "--annotator", "Ann", "--overlap", "0.5", "--dry-run") == 0
     said = capsys.readouterr().out
-    assert "6 questions, 6 images\n3 of them go to all annotators" in said and "token" not in said
+    assert "6 questions, 6 images\n3 of them go to all annotators, the other 3 to one annotator each (seed 0)\n" in said
+    assert "token" not in said
     assert sorted(path.name for path in folder.iterdir()) == ["data.jsonl", "images"]
+
+
+@pytest.mark.parametrize(
+    ("options", "sentence"),
+    [
+        (["--overlap", "0"], "each question goes to one annotator (seed 0)"),
+        (["--overlap", "1"], "each question goes to all annotators (seed 0)"),
+        (["--overlap", "1", "--raters", "2"], "each question goes to 2 annotators (seed 0)"),
+        (["--overlap", "0.17"], "1 of them goes to all annotators, the other 5 to one annotator each (seed 0)"),
+        (["--overlap", "0.83", "--raters", "3"], "5 of them go to 3 annotators, the other one to one annotator each"),
+    ],
+)
+def test_dry_run_says_in_a_sentence_who_gets_the_questions(
+    options: list[str], sentence: str, folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert annotate("--images", "images", *options, "--dry-run") == 0
+    assert f"6 questions, 6 images\n{sentence}" in capsys.readouterr().out
 
 
 def test_captions_of_articles_are_found_by_image_and_pair_id(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:

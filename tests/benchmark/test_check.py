@@ -10,7 +10,7 @@ import pytest
 from tests.benchmark.scripts import FOLDER, script
 
 check = script("check")
-CPU = ["train_step", "vitask_step", "dpo_step", "predict", "start", "data", "routing", "serve"]
+CPU = ["train_step", "vitask_step", "dpo_step", "predict", "start", "data", "routing", "serve", "curation"]
 START = {"remembered_seconds_377110": 15.0, "one_changed_seconds_377110": 15.0}
 SHARED = {name: {"shared_prefix_speedup": value} for name, value in (("internvl", 2.5), ("llava", 4.0))}
 DPO_STEP = {
@@ -39,6 +39,12 @@ RESULTS: dict[str, dict[str, Any]] = {
         "memory": {"memory_over_base_and_adapters": 1.01},
     },
     "serve": {"speedup": 5.0, "lost": {"medtune": 2}, "same_answers": 1.0},
+    "curation": {
+        "requests": {"throughput_ratio": 1.0},
+        "features": {"feature_ratio": 1.0},
+        "selection": {"processor_seconds": 30.0, "peak_memory_bytes": 1.2e9},
+        "annotation": {"p95_ms": 50.0, "lost": 2},
+    },
 }
 GPU_STEP = {"time_ratio": 1.0, "tokens_per_second": 4000.0, "peak_memory_bytes": 40e9, "hardware": {"gpu": "H100"}}
 

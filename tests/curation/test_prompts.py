@@ -6,10 +6,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
+from medtune.clients.prompt_files import CUT, shortened
 from medtune.curation.demonstrations import Demonstration, Demonstrations
 from medtune.curation.figures import Figure
 from medtune.curation.parsing import REASONS, Turn, read_conversation, written
-from medtune.curation.prompts import CUT, Requests, Writing, shortened
+from medtune.curation.prompts import Requests, Writing
 from medtune.errors import ConfigError
 
 PICTURE = Image.fromarray(np.full((3, 4, 3), 7, dtype=np.uint8))

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from medtune.data.class_weights import balanced_class_weights
 from medtune.data.images import ImageRoot
 from medtune.data.labels import classification_target
 from medtune.datasets import jsonl_dataset
@@ -128,6 +129,27 @@ def test_limits_and_balance(tmp_path):
     names = tarfile.open(fileobj=io.BytesIO(b"".join(kept.files["images.tar"]()))).getnames()
     assert len(names) == 15, "only images that a sample names are written"
     assert kept.tables["training_majority"] == {"breast": "malignant"}
+
+
+def test_training_rows_are_weighed_set_by_set(tmp_path):
+    for name in ("blood", "chest"):
+        write_medmnist(tmp_path, name)
+    balanced = prepare_medmnist(str(tmp_path), class_weights="balanced")
+    for name in ("blood", "chest"):
+        rows = [sample for sample in balanced.splits["train"] if sample.meta["set"] == name]
+        labels = [classification_target(sample).indices for sample in rows]
+        words = FACTS[name].words
+        expected = balanced_class_weights(labels, len(words.classes), words.task == "multi_label")
+        assert [sample.weight for sample in rows] == pytest.approx(expected.tolist()) and len(set(expected)) > 1
+    assert {sample.weight for split in ("val", "test") for sample in balanced.splits[split]} == {1.0}
+    given = prepare_medmnist(str(tmp_path), class_weights={"basophil": 3.0, "no finding": 0.5})
+    seen = {(sample.meta["set"], sample.messages[1].content): sample.weight for sample in given.splits["train"]}
+    assert {answer for (_, answer), weight in seen.items() if weight != 1.0} == {"basophil", "no finding"}
+    assert seen["blood", "basophil"] == 3.0 and seen["chest", "no finding"] == 0.5
+    with pytest.raises(ConfigError, match="none of the sets has a class 'basofil'; did you mean 'basophil'"):
+        prepare_medmnist(str(tmp_path), class_weights={"basofil": 3.0})
+    with pytest.raises(ConfigError, match="balance_train already makes the classes equally frequent"):
+        prepare_medmnist(str(tmp_path), class_weights="balanced", balance_train="oversample")
 
 
 @pytest.mark.parametrize(

@@ -13,7 +13,13 @@ from torch import Tensor, nn
 from medtune.data.sample import Message, Sample
 from medtune.errors import DataError
 from medtune.generation.requests import Request
-from medtune.models.mini import mini_transform, mini_vlm, train_mini_tokenizer
+from medtune.models.mini import (
+    mini_qwen2_5_vl,
+    mini_qwen2_5_vl_transform,
+    mini_transform,
+    mini_vlm,
+    train_mini_tokenizer,
+)
 from tests.models.tiny_early import tiny_early_transform, tiny_early_vlm
 
 SIZES = {"square": (16, 16), "wide": (40, 16), "tall": (14, 30), "large": (50, 50)}
@@ -105,11 +111,22 @@ def early(tokenizer) -> nn.Module:
     return randomised(tiny_early_vlm(tokenizer[1], embed_dim=32, max_seq_len=128), std=0.6)
 
 
-@pytest.fixture(params=["deep", "early"])
+@pytest.fixture(scope="session")
+def axes(tokenizer) -> nn.Module:
+    """A model of images of any size, whose positions have three axes."""
+    torch.manual_seed(1)
+    sizes = {"patch_size": 4, "embed_dim": 32, "vision_layers": 2, "decoder_layers": 2, "heads": 2, "max_seq_len": 128}
+    return randomised(mini_qwen2_5_vl(tokenizer[1], **sizes), std=0.5)
+
+
+@pytest.fixture(params=["deep", "early", "axes"])
 def setup(request, tokenizer) -> Setup:
     folder = tokenizer[0]
     if request.param == "deep":
         transform = mini_transform(folder, image_size=16, max_num_tiles=4, max_seq_len=128)
+    elif request.param == "axes":
+        limits = {"min_pixels": 256, "max_pixels": 1024}
+        transform = mini_qwen2_5_vl_transform(folder, patch_size=4, max_seq_len=128, **limits)
     else:
         transform = tiny_early_transform(folder, max_seq_len=128)
     return Setup(request.getfixturevalue(request.param), transform, PictureSource())

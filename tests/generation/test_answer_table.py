@@ -26,9 +26,17 @@ def test_lines_quotes_delimiters_and_umlauts_survive(tmp_path: Path) -> None:
     write_predictions(tmp_path / "p.jsonl", [predicted(text, stopped=True), predicted("", "b", stopped=False)])
     found = read(write_answer_table(tmp_path / "p.jsonl"))
     assert found[1:] == [
-        ["a", "1.png", "What?", text, "yes", "a/prompt"],
-        ["b", "1.png", "What?", "", "no", "b/prompt"],
+        ["a", "1.png", "What?", text, "yes", "a/prompt", ""],
+        ["b", "1.png", "What?", "", "no", "b/prompt", ""],
     ]
+
+
+def test_answers_about_a_changed_question_are_told_from_real_ones(tmp_path: Path) -> None:
+    rows = [predicted("x"), predicted("y", swapped=True, swapped_with="c"), predicted("z", probe="no_image")]
+    write_predictions(tmp_path / "p.jsonl", [*rows, predicted("w", swapped=False, probe="")])
+    header, *found = read(write_answer_table(tmp_path / "p.jsonl"))
+    place = header.index("control")
+    assert [(row[3], row[place]) for row in found] == [("x", ""), ("y", "swapped"), ("z", "no_image"), ("w", "")]
 
 
 def test_likelihoods_are_no_answers(tmp_path: Path) -> None:

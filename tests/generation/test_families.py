@@ -17,32 +17,36 @@ from medtune.models.mini import (
     mini_internvl_transform,
     mini_llava,
     mini_llava_transform,
+    mini_qwen2_5_vl,
+    mini_qwen2_5_vl_transform,
     mini_transform,
     mini_vlm,
 )
 from tests.generation.conftest import PictureSource, Setup, randomised
 from tests.generation.test_engine import alone, run, text, varied
 
-SIZES = {"image_size": 32, "embed_dim": 32, "vision_layers": 2, "decoder_layers": 2, "heads": 2, "max_seq_len": 256}
-FAMILIES: dict[str, tuple[Callable, Callable, dict, float]] = {
-    "llama3_2_vision": (mini_vlm, mini_transform, {"max_num_tiles": 4}, 0.3),
-    "internvl": (mini_internvl, mini_internvl_transform, {"max_num_tiles": 2}, 0.4),
-    "llava": (mini_llava, mini_llava_transform, {}, 0.4),
-    "gemma3": (partial(mini_gemma3, window=24), mini_gemma3_transform, {}, 0.1),
+SIZES = {"embed_dim": 32, "vision_layers": 2, "decoder_layers": 2, "heads": 2, "max_seq_len": 256}
+IMAGES = {"image_size": 32}
+TILES = {**IMAGES, "max_num_tiles": 4}
+FAMILIES: dict[str, tuple[Callable, Callable, dict, dict, float]] = {
+    "llama3_2_vision": (mini_vlm, mini_transform, TILES, TILES, 0.3),
+    "internvl": (mini_internvl, mini_internvl_transform, IMAGES, {**IMAGES, "max_num_tiles": 2}, 0.4),
+    "llava": (mini_llava, mini_llava_transform, IMAGES, IMAGES, 0.4),
+    "qwen2_5_vl": (mini_qwen2_5_vl, mini_qwen2_5_vl_transform, {"patch_size": 4}, {"patch_size": 4}, 0.5),
+    "gemma3": (partial(mini_gemma3, window=24), mini_gemma3_transform, IMAGES, IMAGES, 0.1),
 }
 
 
 @pytest.fixture(params=FAMILIES, scope="module")
 def family(request, tokenizer) -> Setup:
     folder, vocabulary = tokenizer
-    build, transform, tiles, std = FAMILIES[request.param]
+    build, transform, sizes, images, std = FAMILIES[request.param]
     torch.manual_seed(2)
-    own = tiles if request.param == "llama3_2_vision" else {}
-    model = randomised(build(vocabulary, **SIZES, **own), std)
+    model = randomised(build(vocabulary, **SIZES, **sizes), std)
     for name, parameter in model.named_parameters():
         if name.endswith("q_norm.scale"):  # with flat attention an output tied to the embeddings repeats itself
             parameter.data.add_(4)
-    return Setup(model, transform(folder, image_size=32, max_seq_len=256, **tiles), PictureSource())
+    return Setup(model, transform(folder, max_seq_len=256, **images), PictureSource())
 
 
 @pytest.mark.parametrize("seed", range(2))

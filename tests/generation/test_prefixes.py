@@ -105,14 +105,33 @@ def questions(setup):
 def test_logits_equal_those_of_one_pass(setup, eager, monkeypatch, fullness):
     """Row by row, and in packs narrow and wide. Measured: 7e-6 on logits up to 6."""
     monkeypatch.setattr(packed_decoding, "FULLNESS", fullness or 1.0)
-    batch = prompt_batch(setup, questions(setup))
-    features = FeatureStore(setup.model, at_once=2)(batch)
-    keys = [tuple(request.image_keys) for request in batch.requests]
-    shared = find_shared(batch, keys, setup.transform.image_id)
+    made = questions(setup)
+    keys = [tuple(request.image_keys) for request in made]
+    shared = find_shared(prompt_batch(setup, made), keys, setup.transform.image_id)
     assert shared.readers < len(keys)
+    compare_with_one_pass(setup, made, shared, bool(fullness))
+
+
+@pytest.mark.parametrize("packs", [False, True])
+@pytest.mark.parametrize("setup", ["early", "axes"], indirect=True)
+@torch.inference_mode()
+def test_a_beginning_may_end_within_an_image(setup, monkeypatch, packs):
+    """The rows of a pack then have half an image each left."""
+    monkeypatch.setattr(packed_decoding, "FULLNESS", 0.1)
+    made = [setup.request(word, f"{word} x", "wide-3") for word in ("cell", "size", "what")]
+    prompt, image_id = prompt_batch(setup, made).prompt(0), setup.transform.image_id
+    begun = prompt.index(image_id) + prompt.count(image_id) // 2 + 1
+    count = prompt[:begun].count(image_id)
+    assert 0 < count < prompt.count(image_id)
+    compare_with_one_pass(setup, made, SharedPrefixes([0, 1, 2], 1, [0] * 3, [begun] * 3, [count] * 3, True), packs)
+
+
+def compare_with_one_pass(setup, requests, shared, packs):
+    batch = prompt_batch(setup, requests)
+    features = FeatureStore(setup.model, at_once=2)(batch)
     decoder = CachedDecoder(setup.model, CPU, torch.float32)
-    forced = torch.arange(3 * len(keys)).reshape(3, -1)
-    packed = PackedDecoder(decoder, setup.transform.max_seq_len) if fullness else decoder
+    forced = torch.arange(3 * len(requests)).reshape(3, -1)
+    packed = PackedDecoder(decoder, setup.transform.max_seq_len) if packs else decoder
     try:
         plain = [decoder.prefill(batch, features, 3)] + [decoder.step(row.tolist()) for row in forced]
         ordered = batch.select(shared.order)

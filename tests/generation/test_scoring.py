@@ -23,7 +23,7 @@ def test_rows_hold_what_fits_and_end_before_the_last_token(setup, monkeypatch, r
         return hidden(tokens, *args, **kwargs)
 
     monkeypatch.setattr(setup.model, "hidden", watched)
-    vision_mask = torch.zeros((1, 10, 0) if setup.model.family.name != "tiny_early" else (1, 0), dtype=torch.bool)
+    vision_mask = torch.zeros((1, 10, 0) if not setup.model.images_as_tokens else (1, 0), dtype=torch.bool)
     arguments = {"pad_id": 0, "max_seq_len": 10 + room}
     with torch.inference_mode():
         (found,) = score_continuations(setup.model, [prompt], vision_mask, None, [OPTIONS], **arguments)
@@ -52,7 +52,7 @@ def test_the_prompt_of_each_row_is_told_before_the_pass(setup, monkeypatch):
 
     monkeypatch.setattr(setup.model, "hidden", watched)
     prompts = [[1], list(range(20, 30)), [2, 3]]
-    vision_mask = torch.zeros((3, 10, 0) if setup.model.family.name != "tiny_early" else (3, 0), dtype=torch.bool)
+    vision_mask = torch.zeros((3, 10, 0) if not setup.model.images_as_tokens else (3, 0), dtype=torch.bool)
     arguments = {"pad_id": 0, "max_seq_len": 11, "before_forward": events.append}
     with torch.inference_mode():
         score_continuations(setup.model, prompts, vision_mask, None, [[], OPTIONS, [[11]]], **arguments)

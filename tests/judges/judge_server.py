@@ -20,7 +20,12 @@ from tests.loopback import LoopbackHandler, LoopbackServer, serving
 MODEL = "rule"
 FAULTS = ("429", "500", "timeout", "half")
 OTHER_LANGUAGE = "第一个回答更好，我给它八分。"
-_PROMPT = re.compile(r"Question:\n(.*?)\n\n<answer_1>\n(.*?)\n</answer_1>\n\n<answer_2>\n(.*?)\n</answer_2>", re.DOTALL)
+_PROMPT = re.compile(
+    r"Question:\n(.*?)\n\n(?:<right_answer>.*?</right_answer>\n\n)?"
+    r"<answer_[1A]>\n(.*?)\n</answer_[1A]>\n\n<answer_[2B]>\n(.*?)\n</answer_[2B]>",
+    re.DOTALL,
+)
+_REFERENCE = re.compile(r"Question:\n(.*?)\n\nAnswer as an expert", re.DOTALL)
 
 
 def fewer_letters(question: str, first: str, second: str) -> str:
@@ -34,8 +39,10 @@ class JudgeServer(LoopbackServer):
 
     Attributes:
         say: Question, first and second answer to the text of the reply.
+        refer: Question to the reference answer, for a prompt that asks for one.
         faults: Share of the requests that fail, each in one of :data:`FAULTS` by chance.
         foreign: Share of the requests that are answered in another language.
+        status: Status of every reply that is no fault.
         hang: Seconds that a request takes which times out.
         on_request: Called with the number of a chat request before it is answered.
         asked: How often each (question, first answer) was answered with status 200 and a whole body.
@@ -46,8 +53,10 @@ class JudgeServer(LoopbackServer):
     """
 
     say: Callable[[str, str, str], str] = fewer_letters
+    refer: Callable[[str], str] = "The answer to: {}".format
     faults: float = 0.0
     foreign: float = 0.0
+    status: int = 200
     hang: float = 0.0
     delay: float = 0.0
     on_request: Callable[[int], None] | None = None
@@ -63,18 +72,19 @@ class JudgeServer(LoopbackServer):
         parts = body["messages"][-1]["content"]
         parts = [{"type": "text", "text": parts}] if isinstance(parts, str) else parts
         text = "\n".join(part["text"] for part in parts if part["type"] == "text")
-        found = _PROMPT.search(text)
-        assert found is not None, text
+        found, wanted = _PROMPT.search(text), _REFERENCE.search(text)
+        assert found is not None or wanted is not None, text
         with self.lock:
             self.bodies.append(body)
             self.images += [decoded(part["image_url"]["url"]) for part in parts if part["type"] == "image_url"]
             number = len(self.bodies)
             fault = self.rng.choice(FAULTS) if self.rng.random() < self.faults else ""
-            said = OTHER_LANGUAGE if self.rng.random() < self.foreign else self.say(*found.groups())
+            said = self.refer(wanted[1]) if wanted else self.say(*found.groups())  # type: ignore[union-attr]
+            said = OTHER_LANGUAGE if found and self.rng.random() < self.foreign else said
             if fault:
                 self.failed[fault] += 1
             else:
-                self.asked[found[1], found[2]] += 1
+                self.asked[(wanted[1], "") if wanted else found.groups()[:2]] += 1  # type: ignore[union-attr]
         if self.on_request is not None:
             self.on_request(number)
         if fault in ("429", "500"):
@@ -83,7 +93,7 @@ class JudgeServer(LoopbackServer):
             time.sleep(self.hang)
         time.sleep(self.delay)
         raw = json.dumps(completion(said)).encode()
-        return 200, raw[: len(raw) // 2] if fault == "half" else raw
+        return self.status, raw[: len(raw) // 2] if fault == "half" else raw
 
 
 def completion(text: str) -> dict[str, Any]:

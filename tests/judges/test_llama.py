@@ -8,8 +8,13 @@ from pathlib import Path
 
 import pytest
 
+from medtune.data.writing import jsonl_bytes
+from medtune.datasets.llava_med_chat import prepare_llava_med_chat
+from medtune.evaluation.chat_grades import ChatGrade
+from medtune.evaluation.prediction import Prediction, read_predictions, write_predictions
 from tests.judges import llama_server
 from tests.judges.candidate_files import manifest_of, rows_of, write_candidates
+from tests.judges.chat_files import answered
 from tests.recipe_modules import load_recipe
 
 SCORE = "{type: integer, minimum: 1, maximum: 10}"
@@ -74,3 +79,50 @@ def test_a_real_model_that_writes_prose_is_unread_by_name(
     assert load_recipe("judge").main(command) == 2
     assert "pairs.jsonl is empty" in capsys.readouterr().err
     assert sum(manifest_of(tmp_path)["counts"]["unread"].values()) == 2
+
+
+def test_a_real_model_makes_references_scores_answers_and_both_are_evaluated(
+    llama: str, medtune_data: Path, tmp_path: Path
+) -> None:
+    """Three of LLaVA-Med's own questions, about stand-ins for their figures."""
+    source = medtune_data / "llava_med/llava_med_eval_qa50_qa.jsonl"
+    if not source.is_file():
+        pytest.skip("LLaVA-Med's chat questions are not here")
+    samples = list(prepare_llava_med_chat(str(source)).splits["test"])[:3]
+    (tmp_path / "prepared").mkdir()
+    (tmp_path / "prepared/test.jsonl").write_bytes(jsonl_bytes(samples))
+    write_predictions(tmp_path / "answers.jsonl", answered(samples, {0: "It is the eye."}))
+    for reference, requests in (("stored", 6), ("made", 9)):
+        folder = tmp_path / reference
+        words = ["--config", "judge/chat_llama_cpp", f"score={tmp_path}/answers.jsonl", f"output_dir={folder}"]
+        words += [f"server.base_url={llama}", f"judge.reference={reference}", "judge.text_limit=300"]
+        assert load_recipe("judge").main([*words, "judge.reference_max_tokens=120", "stop_after_unread=null"]) == 0
+        manifest = json.loads((folder / "manifest.json").read_text())
+        assert manifest["counts"]["judged"] == 3 and manifest["replies"]["asked"] <= requests
+        rows = [ChatGrade.from_dict(row.meta["chat"], row.id) for row in read_predictions(folder / "graded.jsonl")]
+        assert all(grade.scores is not None or grade.reason for grade in rows)
+        if reference == "made":
+            assert all(grade.made == bool(grade.shown) for grade in rows)
+            assert all("{" not in grade.reference for grade in rows), "the schema is for scores alone"
+        else:
+            assert all(grade.scores is not None for grade in rows) and rows[0].reference.startswith("The organ")
+        scored = [f"predictions={folder}/graded.jsonl", f"prepared_dir={tmp_path}/prepared", f"output={folder}/scored"]
+        load_recipe("evaluate").main(["--config", "evaluate/chat", *scored, "bootstrap_draws=20"])
+        overall = json.loads((folder / "scored/results.json").read_text())["protocols"]["chat"]["overall"]
+        assert overall["relative_score_micro"]["n"] == sum(grade.scores is not None for grade in rows)
+
+
+def test_a_real_model_gives_verdicts_in_both_orders(llama: str, tmp_path: Path) -> None:
+    for name, answers in (("one", {0: "A cell.", 1: "No."}), ("two", {0: "A large monocyte.", 1: "Yes."})):
+        rows = [
+            Prediction(f"q{at}", "vqa", f"Question {at}?", text, ("Yes.",), {"images": ["a.png"]})
+            for at, text in answers.items()
+        ]
+        write_predictions(tmp_path / f"{name}.jsonl", rows)
+    words = ["--config", "judge/verdict_llama_cpp", f"compare=[{tmp_path}/one.jsonl,{tmp_path}/two.jsonl]"]
+    assert load_recipe("judge").main([*words, f"server.base_url={llama}", f"output_dir={tmp_path / 'out'}"]) == 0
+    manifest = manifest_of(tmp_path)
+    assert manifest["counts"]["unread"] == {} and manifest["win_rate"]["rate"]["n"] == 2
+    assert manifest["replies"]["asked"] == 4 and manifest["position_bias"] is not None
+    for row in rows_of(tmp_path / "out/judgements.jsonl"):
+        assert sum(row["scores"]) == 1 and all(json.loads(text)["verdict"] in "ABC" for text in row["words"])

@@ -34,7 +34,7 @@ def test_scores_are_averaged_over_both_orders(tmp_path: Path) -> None:
     replies = {"One.": "9 4", "Two {answer_1}": "6 5"}
     judgement, server = judged(lambda question, first, second: replies[first], tmp_path)
     # "One." got 9 when it was first and 5 when it was second, "Two" got 4 and 6.
-    assert judgement == Judgement("q", ((9 + 5) / 2, (4 + 6) / 2), "", ((9, 4), (6, 5)), 2, 0)
+    assert judgement == Judgement("q", ((9 + 5) / 2, (4 + 6) / 2), "", ((9, 4), (6, 5)), 2, 0, words=("9 4", "6 5"))
     assert judgement.preferred == 0
     question, first, second = (server.bodies[0]["messages"][0]["content"][place]["type"] for place in range(3))
     assert (question, first, second) == ("image_url", "image_url", "text") and len(server.images) == 4
@@ -42,7 +42,7 @@ def test_scores_are_averaged_over_both_orders(tmp_path: Path) -> None:
 
 def test_one_order_is_asked_as_the_paper_does(tmp_path: Path) -> None:
     judgement, server = judged(lambda *_: "4 9", tmp_path, ModelJudge(orders="given", temperature=0.2))
-    assert judgement == Judgement("q", (4, 9), "", ((4, 9),), 1, 0) and judgement.preferred == 1
+    assert judgement == Judgement("q", (4, 9), "", ((4, 9),), 1, 0, words=("4 9",)) and judgement.preferred == 1
     assert server.bodies[0]["temperature"] == 0.2 and len(server.bodies) == 1
 
 
@@ -77,6 +77,7 @@ def test_a_judgement_survives_its_file() -> None:
         Judgement("q", (8.5, 7), "", ((8.5, 7), None), 1, 1),
         Judgement("q", None, "prose", (None,)),
         Judgement("q", (0.5, 0.5), votes=(1, 1, 2)),
+        Judgement("q", (8, 7), "", ((8, 7),), words=("8 7\nGood.",), reference="A cell."),
     ):
         assert Judgement.from_dict(judgement.to_dict()) == judgement
     assert Judgement("q", (7, 7)).preferred is None and Judgement("q", None).preferred is None

@@ -4,15 +4,30 @@ from pathlib import Path
 
 import pytest
 
+from medtune.clients.prompt_files import read_prompt_file
 from medtune.errors import ConfigError
 from medtune.judges.prompts import FOLDER, read_prompt
 
 # A packaged prompt is never changed: caches and results name it. Another wording is a new file.
-VERSIONS = {"pair-v1": "247555be2685", "pair_short-v1": "4735e98852cf", "pair_text-v1": "c4ff205c27fd"}
+VERSIONS = {
+    "chat-v1": "4b5a737a2c61",
+    "chat_short-v1": "6167b7d07e55",
+    "chat_text-v1": "68e2fde66656",
+    "pair-v1": "247555be2685",
+    "pair_short-v1": "4735e98852cf",
+    "pair_text-v1": "c4ff205c27fd",
+    "reference-v1": "f88966038d3a",
+    "reference_text-v1": "71221fcf3dd0",
+    "verdict-v1": "634502620b90",
+    "verdict_short-v1": "af21d3720a58",
+    "verdict_text-v1": "7f3a2233e61b",
+}
 
 
 def test_packaged_prompts_are_as_they_were_released() -> None:
-    assert {path.stem: read_prompt(path.stem).version.split("@")[1] for path in FOLDER.glob("*.txt")} == VERSIONS
+    files = {path.stem: read_prompt_file(path.stem, FOLDER, ()) for path in FOLDER.glob("*.txt")}
+    assert {name: file.version.split("@")[1] for name, file in files.items()} == VERSIONS
+    assert all(file.yes("images") == ("_" not in name) for name, file in files.items())
     assert read_prompt("pair-v1").images and not read_prompt("pair_text-v1").images
     assert (read_prompt("pair-v1").low, read_prompt("pair-v1").high) == (1.0, 10.0)
     assert "#" not in read_prompt("pair-v1").text

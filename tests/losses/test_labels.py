@@ -32,6 +32,19 @@ def test_losses_by_hand() -> None:
     assert found.tolist() == pytest.approx([first, second, third], abs=1e-14)
 
 
+def test_weights_of_present_findings_by_hand() -> None:
+    weights = torch.tensor([3.0, 5.0, 0.5, 7.0, 7.0])
+    logits, *labels = batch()
+    found = label_losses(logits, *labels, weights)
+    third = -(3 * math.log(sigmoid(1.0)) + math.log(1 - sigmoid(0.1)) + 0.5 * math.log(sigmoid(-0.3))) / 3
+    assert found[2].item() == pytest.approx(third, abs=1e-14)
+    assert found[:2].tolist() == label_losses(*batch())[:2].tolist(), "one right class is not weighed"
+    found[2].backward()
+    assert logits.grad is not None
+    by_hand = [3 * (sigmoid(1.0) - 1) / 3, sigmoid(0.1) / 3, 0.5 * (sigmoid(-0.3) - 1) / 3, 0, 0]
+    assert logits.grad[2].tolist() == pytest.approx(by_hand, abs=1e-14)
+
+
 def test_gradients_by_hand_and_none_outside_the_set() -> None:
     logits, *labels = batch()
     label_losses(logits, *labels).sum().backward()

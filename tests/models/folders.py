@@ -199,3 +199,29 @@ FOLDERS: dict[str, Callable[[Path], Path]] = {
     "Gemma 3": gemma3_hf,
 }
 """Case -> what fills an empty folder; the owner of a family adds its own here."""
+
+# Files as they are published, as far as they are compared: sizes of Qwen2.5 and InternLM2 in InternVL2 to 3.
+SIZES = {
+    "InternVL2-1B": ("qwen2", 896, 24, 14, 2, 4864, 151_655, "Hermes-2"),
+    "InternVL2_5-1B": ("qwen2", 896, 24, 14, 2, 4864, 151_674, "internvl2_5"),
+    "InternVL2_5-2B": ("internlm2", 2048, 24, 16, 8, 8192, 92_553, "internvl2_5"),
+    "InternVL2_5-8B": ("internlm2", 4096, 32, 32, 8, 14_336, 92_553, "internvl2_5"),
+    "InternVL3-2B": ("qwen2", 1536, 28, 12, 2, 8960, 151_674, "internvl2_5"),
+    "InternVL3-14B": ("qwen2", 5120, 48, 40, 8, 13_824, 151_674, "internvl2_5"),
+}
+TOWER = {"hidden_size": 1024, "num_hidden_layers": 24, "num_attention_heads": 16, "intermediate_size": 4096}
+
+
+def published_internvl(name: str, **text: Any) -> dict:
+    kind, dim, layers, heads, kv_heads, mlp, vocab, template = SIZES[name]
+    return {
+        "architectures": ["InternVLChatModel"], "model_type": "internvl_chat", "template": template, "ps_version": "v2",
+        "force_image_size": 448, "downsample_ratio": 0.5, "use_thumbnail": True, "select_layer": -1,
+        "llm_config": {
+            "model_type": kind, "hidden_size": dim, "num_hidden_layers": layers, "num_attention_heads": heads,
+            "num_key_value_heads": kv_heads, "intermediate_size": mlp, "vocab_size": vocab, "rms_norm_eps": 1e-6,
+            "rope_theta": 1e6, "max_position_embeddings": 32_768, "bias": False, "tie_word_embeddings": False,
+            "rope_scaling": {"type": "dynamic", "factor": 2.0}, **text,
+        },
+        "vision_config": {**TOWER, "image_size": 448, "patch_size": 14, "qkv_bias": True, "norm_type": "layer_norm"},
+    }  # fmt: skip

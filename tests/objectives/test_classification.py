@@ -71,6 +71,41 @@ def test_a_step_sums_the_losses_of_its_images(tmp_path: Path) -> None:
     assert batch["padding"].sum() == 9
 
 
+def test_present_findings_are_weighed_by_a_mapping_or_by_their_frequency(tmp_path: Path) -> None:
+    path = write(tmp_path)
+    labels = [row["meta"] for row in rows() if row["meta"]["set"] == "chest"]
+    classes = labels[0]["classes"]
+    counts = [sum(place in one["label_index"] for one in labels) for place in range(len(classes))]
+    assert all(0 < count < len(labels) for count in counts) and len(set(counts)) > 1
+    by_hand = [1.0] * 3 + [(len(labels) - count) / count for count in counts] + [1.0] * 2
+    model, counted, source = bound(tmp_path, pos_weight=path)
+    assert counted.pos_weight is not None and counted.pos_weight.tolist() == pytest.approx(by_hand)
+    _, given, _ = bound(tmp_path, pos_weight={"chest": {classes[1]: 4.0}})
+    assert given.pos_weight is not None and given.pos_weight.tolist() == [1, 1, 1, 1, 4, 1, 1]
+    assert "pos_weight" in given.state_dict() and "pos_weight" not in bound(tmp_path)[1].state_dict()
+    items = given.items(source, np.arange(len(source)), STAGE)
+    batch = items.collate(made(items, source, model), None)
+    targets = batch["target"], batch["among"], batch["multi_label"]
+    losses = label_losses(model.encoder(batch["pixels"]), *targets, given.pos_weight)
+    assert given(model, batch).loss_sum.item() == pytest.approx(losses.sum().item(), abs=1e-12)
+    assert given(model, batch).loss_sum.item() != pytest.approx(counted(model, batch).loss_sum.item(), abs=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ({"chess": {}}, "no set 'chess'; did you mean 'chest'"),
+        ({"cells": {"round": 2.0}}, "cells has one label an image; weigh its rows in prepare"),
+        ({"chest": {"efusion": 2.0}}, "chest has no class 'efusion'; did you mean 'effusion'"),
+        ({"chest": {"effusion": 0.0}}, "the weight of 'effusion' must be a number above 0"),
+        ("gone.jsonl", "the data file gone.jsonl does not exist"),
+    ],
+)
+def test_weights_that_fit_no_finding_are_refused(given: Any, said: str, tmp_path: Path) -> None:
+    with pytest.raises((ConfigError, DataError), match=said):
+        bound(tmp_path, pos_weight=given)
+
+
 def test_blank_items_weigh_nothing(tmp_path: Path) -> None:
     model, method, source = bound(tmp_path)
     items = method.items(source, np.arange(len(source)), STAGE)

@@ -56,8 +56,11 @@ def linear_maps(model: nn.Module) -> dict[str, tuple[int, ...]]:
     return {name: tuple(module.weight.shape) for name, module in maps.items()}
 
 
-def assert_fits(model: Any, linear: dict[str, tuple[int, ...]], rank: int) -> None:
-    """Every linear map carries both sides of an adapter, and nothing else does; ``model`` may have no storage."""
+def assert_fits(model: Any, linear: dict[str, tuple[int, ...]], rank: int, packed: str = "none") -> None:
+    """Every linear map carries both sides of an adapter, and nothing else does; ``model`` may have no storage.
+
+    Maps whose names end with ``packed`` hold q, k and v, and three times the rank.
+    """
     shapes = {key: torch.empty(size, device="meta") for key, size in expected_shapes(model).items()}
     published = model.family.adapters_to_peft({key: value for key, value in shapes.items() if is_adapter_key(key)})
     seen: dict[str, dict[str, tuple[int, ...]]] = {}
@@ -67,4 +70,5 @@ def assert_fits(model: Any, linear: dict[str, tuple[int, ...]], rank: int) -> No
     assert seen.keys() == linear.keys()
     for module, sides in seen.items():
         out, wide = linear[module]
-        assert sides == {"lora_A": (rank, wide), "lora_B": (out, rank)}, module
+        own = 3 * rank if module.endswith(packed) else rank
+        assert sides == {"lora_A": (own, wide), "lora_B": (out, own)}, module

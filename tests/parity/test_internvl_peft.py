@@ -1,20 +1,18 @@
 """An adapter folder of a model of the InternVL family is the same model in PEFT, and the other way round."""
 
-import re
-
 import pytest
 import torch
 from safetensors import safe_open
+from safetensors.torch import load_file
 from transformers import InternVLConfig, InternVLForConditionalGeneration
 
-from medtune.errors import ModelError
 from medtune.models.internvl import lora_internvl2_2b, lora_internvl3_8b
 from medtune.models.internvl._component_builders import LoraOptions
-from medtune.models.internvl._convert_weights import table
-from medtune.models.internvl._peft import module_names
+from medtune.models.lora.merge import merge_adapters
 from medtune.models.lora.options import ATTENTION
 from medtune.models.lora.peft import WEIGHTS_NAME, load_peft, save_peft
-from tests.parity.internvl_twin import SHAPES, batch_of, item, our_logits, their_logits, tiny, twin, worst
+from medtune.models.lora.peft_config import read_config, strength_of
+from tests.parity.internvl_twin import batch_of, item, our_logits, their_logits, tiny, twin, worst
 from tests.parity.peft_twin import adapters_of, assert_fits, in_peft, linear_maps, torchao_passed_over  # noqa: F401
 
 TOLERANCE = 3e-5  # measured: 1.2e-5 on logits of up to 9
@@ -55,24 +53,27 @@ def test_the_published_sizes_fit_transformers_module_by_module(builder):
     assert_fits(model, linear, rank=2)
 
 
+@pytest.mark.parametrize("place", PLACES)
 @pytest.mark.parametrize("decoder", ["internlm2", "qwen2"])
-def test_the_original_layout_takes_adapters_of_maps_that_it_does_not_pack(decoder, tmp_path):
-    """Every name is that of a linear map of the original layout, whose weight the table knows."""
-    names = module_names(SHAPES[decoder], "original")
-    known = {name.removesuffix(".weight") for name in table(SHAPES[decoder], "original")}
-    assert set(names.values()) <= known
-    assert not any(re.search(r"qkv", name) for name in names.values())
-    adapted = tiny(decoder, layout="original", lora=LoraOptions(("output_proj",), mlp=True, rank=2))
-    save_peft(adapters_of(adapted), adapted, tmp_path, "some/base")
-    again, ours = load_peft(tmp_path, adapted), adapters_of(adapted)
+def test_adapters_in_the_original_layout_are_those_of_the_weights(decoder, place, tmp_path):
+    """Each written adapter changes its tensor as merging changes it, packed q, k and v included; then read back."""
+    adapted, plain = (tiny(decoder, layout="original", **more) for more in ({"lora": PLACES[place]}, {}))
+    ours = adapters_of(adapted)
+    base = {key: value for key, value in adapted.state_dict().items() if key not in ours}
+    before, after = (plain.family.tune_to_hf(state) for state in (base, merge_adapters(adapted.state_dict(), adapted)))
+    save_peft(ours, adapted, tmp_path, "some/base")
+    tensors, config = load_file(tmp_path / WEIGHTS_NAME), read_config(tmp_path)
+    changed = {name for name in after if not torch.equal(before[name], after[name])}
+    for name in changed:
+        module = name.removesuffix(".weight")
+        a, b = (tensors[f"base_model.model.{module}.lora_{side}.weight"] for side in "AB")
+        strength = strength_of(config, module, tmp_path)
+        assert a.shape[0] == strength.rank
+        update = strength.alpha / strength.rank * (b @ a)
+        assert (before[name] + update - after[name]).abs().max() < 1e-6
+    assert len(tensors) == 2 * len(changed)
+    again = load_peft(tmp_path, adapted)
     assert again.keys() == ours.keys() and all(torch.equal(again[key], ours[key]) for key in ours)
-
-
-@pytest.mark.parametrize(("decoder", "parts"), [("internlm2", ("decoder",)), ("qwen2", ("vision",))])
-def test_split_adapters_of_a_packed_map_are_refused(decoder, parts, tmp_path):
-    adapted = tiny(decoder, layout="original", lora=LoraOptions(("q_proj",), parts, rank=2))
-    with pytest.raises(ModelError, match=r"q, k and v in one tensor.*layout=hf"):
-        save_peft(adapters_of(adapted), adapted, tmp_path, "some/base")
 
 
 def test_qwen2_in_the_original_layout_keeps_its_decoder_adapters(tmp_path):

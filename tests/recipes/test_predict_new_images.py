@@ -44,7 +44,7 @@ def test_one_question_for_all_images_of_a_folder(world, tmp_path, new_images):
     written = table(output)
     assert [row["id"] for row in written] == ["a/1.png", "a/2.png", "b/1.png"]
     assert [row["answer"] for row in written] == [row["prediction"] for row in found]
-    assert list(written[0]) == ["id", "images", "question", "answer", "finished", "query"]
+    assert list(written[0]) == ["id", "images", "question", "answer", "finished", "query", "control"]
     assert {row["finished"] for row in written} == {"no"}  # five tokens are too few for this model
 
 

@@ -156,7 +156,7 @@ def test_the_terminals_table_counts_what_was_asked():
 def test_protocols_are_shown_in_their_order_and_one_that_is_not_known_by_its_first_number():
     assert list(packaged()) == [
         "open", "multiple_choice", "letter_likelihood", "yes_no", "description", "classification",
-        "response_likelihood", "vqa", "report_generation", "flare", "prompt", "free_form",
+        "response_likelihood", "vqa", "chat", "report_generation", "flare", "prompt", "free_form",
     ]  # fmt: skip
     results = {"protocols": {"alien": {"overall": {"mood": number(1.0)}}, "open": {}}, "retention": {"composite": {}}}
     found = displays([results])

@@ -145,8 +145,8 @@ def comparison(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def test_a_win_rate_has_its_interval_a_plot_and_no_pairs(comparison: Path) -> None:
-    sections = preference_sections(comparison / "out", 4, None)
+def test_a_win_rate_has_its_interval_and_a_plot(comparison: Path) -> None:
+    sections = preference_sections(comparison / "out")
     assert [one.title for one in sections] == ["The judge", "Win rate"]
     assert sections[1].table is not None
     cells = sections[1].table.rows[0].cells
@@ -158,6 +158,35 @@ def test_a_win_rate_has_its_interval_a_plot_and_no_pairs(comparison: Path) -> No
     (comparison / "out/manifest.json").write_text(json.dumps({**manifest_of(comparison), "win_rate": nothing}))
     _, without = preference_sections(comparison / "out")
     assert without.picture == "" and without.table is not None and without.table.rows[0].cells[0].value == "–"
+
+
+def test_compared_answers_stand_side_by_side_with_the_judges_words_on_request_alone(comparison: Path) -> None:
+    *_, shown = preference_sections(comparison / "out", 9, image_opener(comparison / "images"))
+    assert (
+        shown.title == "Compared answers" and len(shown.examples) == 4 and all(one.pictures for one in shown.examples)
+    )
+    first, last = shown.examples[0], shown.examples[-1]
+    assert [(one.title, one.text, one.tone) for one in first.options] == [
+        ("first model", "A long answer.", "bad"), ("second model", "<i>S</i>.", "good"),
+    ]  # fmt: skip
+    assert [one.tone for one in last.options] == ["good", "bad"] and last.options[1].text == "A long answer."
+    assert first.note.count("“") == 2 and first.note.startswith("“8.6 9.1”")
+    page = render_sections(preference_sections(comparison / "out", 9), title="x")
+    assert "&lt;i&gt;S&lt;/i&gt;." in page and "<i>S</i>" not in page
+
+
+def test_win_rates_of_types_of_questions_have_tables_of_their_own(comparison: Path) -> None:
+    manifest = manifest_of(comparison)
+    won = manifest["win_rate"]
+    nothing = {**won, "rate": {**won["rate"], "value": None, "interval": None, "n": 0}}
+    groups = {"answer_type": {"closed": {**won, "wins": 1}, "open": nothing}, "attribute": {"PRES": won, "ABN": won}}
+    (comparison / "out/manifest.json").write_text(json.dumps({**manifest, "win_rate": {**won, "groups": groups}}))
+    _, _, by_type, by_attribute = preference_sections(comparison / "out")
+    assert (by_type.title, by_attribute.title) == ("Win rate by answer type", "Win rate by attribute")
+    assert by_type.table is not None and by_type.picture == "" and by_attribute.picture
+    assert [(row.label, row.cells[0].value, row.cells[1].value) for row in by_type.table.rows] == [
+        ("closed", "75.0", "1"), ("open", "–", "3"),
+    ]  # fmt: skip
 
 
 def test_the_report_takes_folders_of_judges(folder: Path, comparison: Path, tmp_path: Path, capsys: Any) -> None:

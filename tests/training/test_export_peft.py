@@ -32,8 +32,8 @@ def trained(folder: Path, **changes: object) -> Path:
     torch.manual_seed(3)
     model = mini_vlm(**SIZES)
     base = save_hf(model.state_dict(), model.family, folder / "base")
-    values = {"checkpoint": str(base), "model": LORA, "trainable": ["adapter"], "export": "peft", **changes}
-    assert launch(tiny(folder / "run", objective={"warmup_steps": 0}, max_steps=3, **values)) == [0]
+    values = {"checkpoint": str(base), "model": LORA, "trainable": ["adapter"], "export": "peft", "max_steps": 3}
+    assert launch(tiny(folder / "run", **{"objective": {"warmup_steps": 0}, **values, **changes})) == [0]
     return folder / "run"
 
 
@@ -49,6 +49,38 @@ def test_it_is_the_adapter_that_medtune_export_writes(parts: list[str], tmp_path
         json.loads((folder / "adapter_config.json").read_text()) for folder in (run / "weights", tmp_path / "out")
     ]
     assert configs[0] == configs[1]
+    records = [json.loads((folder / RECORD_NAME).read_text()) for folder in (run / "weights", tmp_path / "out")]
+    assert records[0] == records[1] and records[0]["steps"] == 3
+    again = ["export", str(run), "--to", "peft", "--out", str(tmp_path / "out"), "--force"]
+    assert main(again) == 0, "the record is part of an earlier export"
+
+
+def test_a_later_export_records_its_own_step_and_no_data_that_changed(tmp_path: Path) -> None:
+    message = [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}]
+    rows = [{"id": n, "messages": message, "meta": {"task": "counting"}} for n in range(6)]
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    data = {"_component_": "medtune.datasets.jsonl_dataset", "source": str(tmp_path / "rows.jsonl")}
+    run = trained(
+        tmp_path,
+        objective={"_component_": "medtune.objectives.SFT"},
+        dataset=data,
+        learning_rates={},
+        log_every_steps=1,
+        save_every_steps=1,
+        keep_checkpoints=3,
+    )
+    out = tmp_path / "out"
+    assert main(["export", str(run / "checkpoints/step_00000002"), "--to", "peft", "--out", str(out)]) == 0
+    record = json.loads((out / RECORD_NAME).read_text())
+    assert record["steps"] == 2 == record["metrics"]["training"]["step"]
+    assert record["tasks"] == {"counting": 6} and record["samples"] == 6
+    with (tmp_path / "rows.jsonl").open("a") as file:
+        file.write(json.dumps({**rows[0], "id": "new"}) + "\n")
+    for change in ("a row more", "no file"):
+        assert main(["export", str(run), "--to", "peft", "--out", str(out), "--force"]) == 0
+        later = json.loads((out / RECORD_NAME).read_text())
+        assert (later["tasks"], later["samples"], later["data"]) == (None, None, record["data"]), change
+        (tmp_path / "rows.jsonl").unlink(missing_ok=True)
 
 
 def test_the_record_says_of_which_data_and_base_it_is_and_how_far_it_came(tmp_path: Path) -> None:

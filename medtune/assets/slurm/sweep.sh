@@ -3,9 +3,10 @@
 #
 #   bash sweep.sh sweep/mini_wbcatt output_dir=/shared/sweep 'seeds=[0,1,2]'
 #
-# Arguments: the config of the sweep, overrides. Three jobs are submitted: the steps before all runs, the array, and the
-# report. The report starts when all tasks have ended well; it refuses and names what is missing. A task that is
-# preempted or reaches its time limit is queued again and goes on; after a failure, submit again: what is done is kept.
+# Arguments: the config of the sweep, overrides. Jobs are submitted for the steps before all runs, for the runs (an array;
+# one more for variants that need others, which waits until those have ended well), and for the report. The report starts
+# when all tasks have ended well; it refuses and names what is missing. A task that is preempted or reaches its time limit
+# is queued again and goes on; after a failure, cancel the jobs that wait and submit again: what is done is kept.
 #SBATCH --job-name=medtune-sweep
 #SBATCH --nodes=1
 #SBATCH --ntasks=1
@@ -18,8 +19,8 @@
 set -u
 sweep=(tune run medtune/recipes/sweep.py --config "$@")
 
-list() {
-  "${sweep[@]}" only=list | sed -n 's/^task //p'
+list() { # of "task" the names of the runs, of "wave" how many can be done at the same time, wave after wave
+  "${sweep[@]}" only=list | sed -n "s/^$1 //p"
 }
 
 work() {
@@ -40,15 +41,20 @@ work() {
 
 case "${MEDTUNE_STAGE:-submit}" in
 submit)
-  count=$(list | wc -l)
-  [ "$count" -gt 0 ] || { echo "the sweep has no runs, or cannot be read" >&2; exit 2; }
-  before=$(MEDTUNE_STAGE=before sbatch --parsable "$0" "$@") || exit
-  tasks=$(MEDTUNE_STAGE=task sbatch --parsable --dependency="afterok:$before" --array="0-$((count - 1))" "$0" "$@") || exit
-  MEDTUNE_STAGE=collect sbatch --parsable --dependency="afterok:$tasks" "$0" "$@"
+  counts=$(list wave)
+  [ -n "$counts" ] || { echo "the sweep has no runs, or cannot be read" >&2; exit 2; }
+  last=$(MEDTUNE_STAGE=before sbatch --parsable "$0" "$@") || exit
+  first=0
+  for count in $counts; do
+    array="$first-$((first + count - 1))"
+    last=$(MEDTUNE_STAGE=task sbatch --parsable --dependency="afterok:$last" --array="$array" "$0" "$@") || exit
+    first=$((first + count))
+  done
+  MEDTUNE_STAGE=collect sbatch --parsable --dependency="afterok:$last" "$0" "$@"
   ;;
 before) work only=before ;;
 task)
-  name=$(list | sed -n "$((SLURM_ARRAY_TASK_ID + 1))p")
+  name=$(list task | sed -n "$((SLURM_ARRAY_TASK_ID + 1))p")
   [ -n "$name" ] || { echo "the sweep has no run number $SLURM_ARRAY_TASK_ID" >&2; exit 2; }
   work "only=$name"
   ;;

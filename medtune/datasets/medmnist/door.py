@@ -2,7 +2,7 @@
 
 import re
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Literal
@@ -10,7 +10,7 @@ from typing import Literal
 from medtune.config import nearest
 from medtune.data.archives import png_bytes, tar_blocks
 from medtune.data.sample import Sample
-from medtune.datasets.classification import Balance, Choice, Row, Template, commonest, row_id
+from medtune.datasets.classification import Balance, Choice, ClassWeights, Row, Template, commonest, row_id
 from medtune.datasets.medmnist.facts import FACTS, GRADES, RETINOPATHY, SPLITS, Facts
 from medtune.datasets.medmnist.npz import MedMnistFile
 from medtune.datasets.prepared import Prepared, Stream
@@ -30,6 +30,7 @@ class _Chosen:
 
     file: MedMnistFile
     rows: dict[str, list[Row]]
+    weights: dict[str, list[float]]
 
     @property
     def name(self) -> str:
@@ -37,9 +38,10 @@ class _Chosen:
 
     def samples(self, split: str, template: Template) -> Iterator[Sample]:
         words = self.file.facts.words
-        for row, copy in self.rows[split]:
+        for (row, copy), weight in zip(self.rows[split], self.weights[split], strict=True):
             id = f"{self.name}/{split}/{row}"
-            yield words.sample(row_id(id, copy), f"{id}.png", self.file.indices(split, row), template)
+            sample = words.sample(row_id(id, copy), f"{id}.png", self.file.indices(split, row), template)
+            yield replace(sample, weight=weight)
 
     def images(self, split: str) -> Iterator[tuple[str, bytes]]:
         for row, pixels in self.file.images(split, (row for row, _ in self.rows[split])):
@@ -59,6 +61,7 @@ def prepare_medmnist(
     limit_train: int | None = None,
     limit_questions: int | None = None,
     seed: int = 0,
+    class_weights: ClassWeights = None,
 ) -> Prepared:
     """Convert sets of MedMNIST 2D to one file of instructions for each split (VITask, section 3).
 
@@ -76,14 +79,18 @@ def prepare_medmnist(
         limit_train: keep this many training images of each set, drawn at random after balancing.
         limit_questions: keep this many images of each set in val and in test, drawn at random.
         seed: seed of all draws.
+        class_weights: see :class:`medtune.datasets.classification.Choice`; ``balanced`` is computed set by set, and a
+            class of a mapping must occur in one of the sets.
 
     Raises:
-        ConfigError: for an unknown set or option, or a limit below 1.
+        ConfigError: for an unknown set, class or option, or a limit below 1.
         DataError: for a file that cannot be used.
     """
-    choice = Choice(template, balance_train, limit_train, limit_questions, seed)
+    choice = Choice(template, balance_train, limit_train, limit_questions, seed, class_weights)
     found = find_files(files, sets)
-    chosen = [_choose(MedMnistFile(path, _worded(FACTS[name], grades)), choice) for name, path in found.items()]
+    files_of = [MedMnistFile(path, _worded(FACTS[name], grades)) for name, path in found.items()]
+    _check_weights(class_weights, files_of)
+    chosen = [_choose(file, choice) for file in files_of]
     answers = {part.name: part.answers("train") for part in chosen}
 
     def images() -> Iterator[bytes]:
@@ -147,7 +154,20 @@ def find_files(files: str | Sequence[str], sets: Sequence[str] | None = None) ->
 
 def _choose(file: MedMnistFile, choice: Choice) -> _Chosen:
     labels = {split: [file.indices(split, row) for row in range(file.sizes[split])] for split in SPLITS}
-    return _Chosen(file, {split: choice.rows(file.facts.words, split, labels[split]) for split in SPLITS})
+    words = file.facts.words
+    rows = {split: choice.rows(words, split, labels[split]) for split in SPLITS}
+    if isinstance(choice.class_weights, Mapping):  # each set takes the classes that it has
+        own = {name: weight for name, weight in choice.class_weights.items() if name in words.weighable}
+        choice = replace(choice, class_weights=own)
+    weights = {split: choice.weights(words, split, [labels[split][row] for row, _ in rows[split]]) for split in SPLITS}
+    return _Chosen(file, rows, weights)
+
+
+def _check_weights(given: ClassWeights, files: Sequence[MedMnistFile]) -> None:
+    known = list(dict.fromkeys(name for file in files for name in file.facts.words.weighable))
+    for name in given if isinstance(given, Mapping) else ():
+        if name not in known:
+            raise ConfigError(f"class_weights: none of the sets has a class {name!r}; {nearest(name, known)}")
 
 
 def _stream(chosen: Sequence[_Chosen], split: str, template: Template) -> Stream:

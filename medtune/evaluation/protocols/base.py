@@ -239,6 +239,17 @@ class EvaluationProtocol:
         """
         raise NotImplementedError
 
+    def remarks(self, row: Prediction) -> tuple[str, str]:
+        """Return what a report shows beside whole answers (``display.side_by_side``).
+
+        Args:
+            row: An answer of the prediction file, with its own ``meta``.
+
+        Returns:
+            The right answer to its question, and a line below the answer; either may be empty.
+        """
+        return "", ""
+
     def facts(self, verdicts: Sequence[Verdict]) -> dict[str, Any]:
         """Return facts about the questions that readers of the results need; they are added to ``vocabulary``."""
         return {}

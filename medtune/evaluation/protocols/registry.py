@@ -7,6 +7,7 @@ from medtune.data.labels import classification_target, is_classification
 from medtune.data.sample import Sample
 from medtune.errors import ConfigError, DataError
 from medtune.evaluation.protocols.base import EvaluationProtocol, Query
+from medtune.evaluation.protocols.chat import Chat
 from medtune.evaluation.protocols.classification import Classification
 from medtune.evaluation.protocols.description import Description
 from medtune.evaluation.protocols.flare import Flare
@@ -31,6 +32,7 @@ REGISTRY: dict[str, type[EvaluationProtocol]] = {
         Classification,
         ResponseLikelihood,
         Vqa,
+        Chat,
         ReportGeneration,
         Flare,
         Prompt,

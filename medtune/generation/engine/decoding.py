@@ -30,6 +30,8 @@ class Part:
         vision_mask: None without images.
         replace: None without learned vectors.
         wide: Image embeddings per row that cross-attention can see, from this pass or an earlier one.
+        saved: By how many positions the images before each row's first token are shorter than their tokens, ``[b]``;
+            None if images have as many positions as tokens.
     """
 
     tokens: Tensor
@@ -39,6 +41,7 @@ class Part:
     vision_mask: Tensor | None = None
     replace: tuple[Tensor, Tensor] | None = None
     wide: int = 0
+    saved: Tensor | None = None
 
 
 class CachedDecoder:
@@ -65,6 +68,7 @@ class CachedDecoder:
         self._requests: list[Request] = []
         self._lengths: list[int] = []
         self._vision: Tensor | None = None  # what a row's next token may attend to, [rows, features]
+        self._saved: Tensor | None = None  # as in a part, of each row's images, [rows]
 
     @property
     def rows(self) -> int:
@@ -130,7 +134,8 @@ class CachedDecoder:
         for place, beginning in enumerate(beginnings):
             self.caches.copy_rows([beginning.source], self.rows + place, beginning.length)
         images = [beginning.images for beginning in beginnings]
-        hidden = self.forward(endings(batch, features, start, images, images_left=False), batch.requests)
+        rest = endings(batch, features, start, images, False, self.model.saved_positions)
+        hidden = self.forward(rest, batch.requests)
         return self._admitted(batch, wide, hidden)
 
     def _make_room(self, batch: PromptBatch, features: Tensor | None, columns: int) -> int:
@@ -144,6 +149,8 @@ class CachedDecoder:
         """Record new rows; return their logits."""
         if batch.vision_mask.dim() == 3:
             self._see(batch.vision_mask[:, -1], wide)
+        elif (saved := self.model.saved_positions(batch.vision_mask)) is not None:
+            self._saved = saved if self._saved is None else torch.cat([self._saved, saved])
         self._requests = [*self._requests, *batch.requests]
         self._lengths = [*self._lengths, *batch.lengths]
         return self.model.logits(hidden)
@@ -160,6 +167,7 @@ class CachedDecoder:
             [1] * len(tokens),
             vision_mask=None if self._vision is None else self._vision[:, None],
             wide=0 if self._vision is None else self._vision.shape[1],
+            saved=self._saved,
         )
         hidden = self.forward(part, self._requests, first=0)
         self._lengths = [length + 1 for length in self._lengths]
@@ -175,10 +183,13 @@ class CachedDecoder:
         if self._vision is not None:
             self._vision[row] = self._vision[last]
             self._vision = self._vision[:last] if last else None
+        if self._saved is not None:
+            self._saved[row] = self._saved[last]
+            self._saved = self._saved[:last] if last else None
 
     def clear(self) -> None:
         """Remove all rows."""
-        self._requests, self._lengths, self._vision = [], [], None
+        self._requests, self._lengths, self._vision, self._saved = [], [], None, None
 
     def close(self) -> None:
         """Remove the caches. While they exist, the model's layers do not apply the causal mask by themselves."""
@@ -192,7 +203,7 @@ class CachedDecoder:
         self.forward(beginnings(batch, features, shared), batch.requests[:heads])
         copies = [self.rows + row for row in shared.reader[heads:]]
         self.caches.copy_rows(copies, self.rows + heads, max(shared.length))
-        rest = endings(batch, features, shared.length, shared.images, shared.images_left)
+        rest = endings(batch, features, shared.length, shared.images, shared.images_left, self.model.saved_positions)
         return self.forward(rest, batch.requests)
 
     def forward(self, part: Part, requests: Sequence[Request], first: int | None = None) -> Tensor:
@@ -213,6 +224,8 @@ class CachedDecoder:
         columns = part.start[0] if aligned else torch.where(column < count, position, self.caches.columns)
         position = position.clamp(max=end - 1)
         mask = torch.arange(end, device=self.device) <= position[:, :, None]
+        if part.saved is not None:
+            position = position - part.saved[:, None]
         cursor = Cursor(slice(first, first + rows), columns, end, part.wide)
         hidden = self.read(part, requests, cursor, mask, position)
         return hidden.gather(1, (count - 1)[:, :, None].expand(-1, -1, hidden.shape[2])).squeeze(1)
@@ -225,7 +238,8 @@ class CachedDecoder:
             requests: One per row.
             cursor: Place in the caches.
             mask: Which columns each token may attend to, ``[b, s, columns]``.
-            position: Position of each token, ``[b, s]``.
+            position: Number of each token in its text, less what earlier images save, ``[b, s]``; or positions from
+                the model.
 
         Returns:
             Final hidden states ``[b, s, d]``.
@@ -278,14 +292,18 @@ def beginnings(batch: PromptBatch, features: Tensor | None, shared: SharedPrefix
     begun = batch.select(range(heads))
     attended = batch.vision_mask.dim() == 3
     if not attended:
-        within = begun.vision_mask.cumsum(dim=1) <= torch.tensor(images, device=batch.tokens.device)[:, None]
-        begun = replace(begun, vision_mask=begun.vision_mask & within)
+        begun = replace(begun, vision_mask=begun.vision_mask * _first_features(begun.vision_mask, images))
     given = features[:heads] if features is not None and (attended or any(images)) else None
     return part_of(begun, given, [0] * heads, shared.length[:heads])
 
 
 def endings(
-    batch: PromptBatch, features: Tensor | None, start: Sequence[int], images: Sequence[int], images_left: bool
+    batch: PromptBatch,
+    features: Tensor | None,
+    start: Sequence[int],
+    images: Sequence[int],
+    images_left: bool,
+    saved: Callable[[Tensor], Tensor | None],
 ) -> Part:
     """Return what each row reads after its prefix.
 
@@ -295,13 +313,20 @@ def endings(
         start: Number of tokens of each row's prefix.
         images: Number of image tokens in the prefix.
         images_left: Whether any row has image tokens after its prefix.
+        saved: The model's ``saved_positions``.
     """
     count = [whole - at for whole, at in zip(batch.lengths, start, strict=True)]
     if batch.vision_mask.dim() == 3:  # cross-attention uses the keys and values cached with the prefixes
         return replace(part_of(batch, features, start, count), features=None)
-    later = batch.vision_mask.cumsum(dim=1) > torch.tensor(images, device=batch.tokens.device)[:, None]
-    rest = replace(batch, vision_mask=batch.vision_mask & later)
-    return part_of(rest, features if images_left else None, start, count)
+    earlier = _first_features(batch.vision_mask, images)
+    rest = replace(batch, vision_mask=batch.vision_mask * ~earlier)
+    part = part_of(rest, features if images_left else None, start, count)
+    return replace(part, saved=saved(batch.vision_mask * earlier))
+
+
+def _first_features(vision_mask: Tensor, counts: Sequence[int]) -> Tensor:
+    """[b, s_e], True up to the last of the first ``counts`` features of each row that exist."""
+    return (vision_mask != 0).cumsum(dim=1) <= torch.tensor(counts, device=vision_mask.device)[:, None]
 
 
 def _replaced(batch: PromptBatch, source: Tensor, real: Tensor) -> tuple[Tensor, Tensor] | None:

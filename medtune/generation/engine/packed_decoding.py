@@ -126,7 +126,8 @@ class PackedDecoder:
         images = [shared.images[row] for row in rows]
         attended = batch.vision_mask.dim() == 3
         given = features if attended or features is None or not shared.images_left else features[rows]
-        part = endings(filled, given, length, images, shared.images_left)
+        model = self.decoder.model
+        part = endings(filled, given, length, images, shared.images_left, model.saved_positions)
         self._column, self._wide = max(shared.length), part.wide
         device, longest = batch.tokens.device, part.tokens.shape[1]
         column = torch.arange(longest, device=device)
@@ -139,11 +140,20 @@ class PackedDecoder:
         self._visible[:, :, : self._column] = begun
         real = (column < count).unflatten(0, (-1, width))[:, :, None] & own[:, 0]
         self._visible[:, :, self._column : self._column + len(ends)] = real.flatten(2)
-        self._position = (start + count - 1).view(-1, width)
+        whole = None if attended else model.saved_positions(filled.vision_mask)
+        last_position = start + count - 1 - (0 if whole is None else whole[:, None])
+        self._position = last_position.view(-1, width)
         self._vision = filled.vision_mask[:, -1].unflatten(0, (-1, width)) if attended and part.wide else None
         position = (start + column).clamp(max=self._column + longest - 1)
+        # before rows are joined, because afterwards a token's images cannot be told from those of its neighbours
+        position = self._places(part, position if part.saved is None else position - part.saved[:, None])
         last = (count - 1).view(-1, width) + longest * torch.arange(width, device=device)
         return self._read(_folded(part, width), mask, _fold(position, width), last)
+
+    def _places(self, part: Part, position: Tensor) -> Tensor:
+        found = self.decoder.model.positions(part.tokens, part.vision_mask, position)
+        assert found is not None
+        return found
 
     def _read(self, part: Part, mask: Tensor, position: Tensor, last: Tensor) -> Tensor:
         """Run one forward pass; return the logits after the last token of each row.

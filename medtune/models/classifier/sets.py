@@ -1,5 +1,7 @@
 """The sets of labels that a classifier is trained on, read from a prepared file."""
 
+from collections import Counter
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,6 +21,40 @@ class LabelledSet:
 
     task: LabelTask
     classes: tuple[str, ...]
+
+
+def positive_weights(source: str, sets: Mapping[str, LabelledSet]) -> dict[str, dict[str, float]]:
+    """The weights that make each finding's presence and absence count alike: ``p_k = (n - n_k) / n_k``.
+
+    Args:
+        source: as for :func:`label_sets`.
+        sets: the sets of the model.
+
+    Returns:
+        Multi-label set -> class -> weight, with n_k of the set's n rows that have class k; a class that no row or every
+        row has is left out.
+
+    Raises:
+        DataError: as :func:`label_sets`.
+    """
+    total: Counter[str] = Counter()
+    present: Counter[tuple[str, str]] = Counter()
+    if not Path(source).expanduser().is_file():
+        raise DataError(f"objective.pos_weight: the data file {source} does not exist; name the training rows")
+    samples = JsonlSource(source, None)
+    for index in range(len(samples)):
+        target = classification_target(samples[index])
+        total[target.set] += 1
+        present.update((target.set, target.classes[place]) for place in target.indices)
+    return {
+        name: {
+            label: (total[name] - count) / count
+            for label in labelled.classes
+            if 0 < (count := present[name, label]) < total[name]
+        }
+        for name, labelled in sets.items()
+        if labelled.task == "multi_label"
+    }
 
 
 def label_sets(source: str) -> dict[str, LabelledSet]:

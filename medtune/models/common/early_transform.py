@@ -66,6 +66,7 @@ class EarlyFusionTransform:
         supervise_header: whether the text before an answer is supervised too.
 
     Attributes:
+        fewer_tokens: what to do about an image of too many tokens, for messages; ``{size}`` is the side of a tile.
         dtype: dtype of the images, bf16 or fp32; set it to the model's.
         feature_width: None if images are pixels; if they are already encoded, the width d of their features.
         pad_id: fills short rows of a batch.
@@ -75,6 +76,8 @@ class EarlyFusionTransform:
     Raises:
         ModelError: if the tokenizer lacks a token of the template, or the placeholder is not one token each time.
     """
+
+    fewer_tokens = "allow fewer tiles"
 
     def __init__(
         self,
@@ -129,10 +132,11 @@ class EarlyFusionTransform:
         counts = [self.tiler.count(*image.size) for image in images]
         tokens, labels = self._lay_out(sample, counts, inference=inference)
         if len(tokens) > self.max_seq_len:
+            fewer = self.fewer_tokens.format(size=self.tiler.size)
             raise SampleTooLong(
                 f"sample {sample.id} has {len(tokens)} tokens, {self.tokens_per_tile * sum(counts)} of them for its "
-                f"images; the limit is {self.max_seq_len}: shorten it, allow fewer tiles, raise max_seq_len, or skip "
-                "such samples (on_error: skip)"
+                f"images; the limit is {self.max_seq_len}: shorten it, {fewer}, raise max_seq_len, or skip such "
+                "samples (on_error: skip)"
             )
         if not inference and all(label == IGNORE_INDEX for label in labels):
             raise DataError(f"sample {sample.id} has no assistant message, so there is nothing to learn from it")

@@ -5,6 +5,7 @@ the vision transformer and, for InternLM2, in the decoder. ``hf`` is the layout 
 ``multi_modal_projector.``, ``language_model.``), with one tensor per linear layer.
 """
 
+from collections.abc import Sequence
 from functools import partial
 
 import torch
@@ -207,7 +208,7 @@ def hf_to_tune(state: StateDict, *, shape: InternVLShape) -> StateDict:
     converted: StateDict = {}
     for name, tensor in named.items():
         keys = names[name]
-        parts = (tensor,) if len(keys) == 1 else _unpack(name, tensor, shape)
+        parts = (tensor,) if len(keys) == 1 else unpack(name, tensor, shape)
         converted |= {
             key: reorder_rotary(key, part, shape, published=False) for key, part in zip(keys, parts, strict=True)
         }
@@ -232,12 +233,16 @@ def tune_to_hf(state: StateDict, *, shape: InternVLShape, layout: Layout) -> Sta
     published: StateDict = {}
     for name, keys in names.items():
         parts = [reorder_rotary(key, state[key], shape, published=True) for key in keys]
-        published[name] = parts[0] if len(parts) == 1 else _pack(name, parts, shape)
+        published[name] = parts[0] if len(parts) == 1 else pack(name, parts, shape)
     return published
 
 
-def _unpack(name: str, packed: Tensor, shape: InternVLShape) -> tuple[Tensor, ...]:
-    """Split q, k and v from one tensor: in sequence for InternViT, by key/value group for InternLM2."""
+def unpack(name: str, packed: Tensor, shape: InternVLShape) -> tuple[Tensor, ...]:
+    """Split q, k and v from one tensor [rows, n]: in sequence for InternViT, by key/value group for InternLM2.
+
+    Raises:
+        ModelError: if it has another number of rows.
+    """
     if name.startswith("vision_model."):
         _check_rows(name, packed, 3 * shape.vision_dim)
         return packed.split(shape.vision_dim)
@@ -247,9 +252,10 @@ def _unpack(name: str, packed: Tensor, shape: InternVLShape) -> tuple[Tensor, ..
     return tuple(part.reshape(-1, packed.shape[1]) for part in parts)
 
 
-def _pack(name: str, parts: list[Tensor], shape: InternVLShape) -> Tensor:
+def pack(name: str, parts: Sequence[Tensor], shape: InternVLShape) -> Tensor:
+    """The inverse of :func:`unpack`."""
     if name.startswith("vision_model."):
-        return torch.cat(parts)
+        return torch.cat(list(parts))
     width = parts[0].shape[1]
     groups = [part.view(shape.kv_heads, -1, shape.head_dim, width) for part in parts]
     return torch.cat(groups, dim=1).reshape(-1, width)

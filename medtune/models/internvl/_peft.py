@@ -1,12 +1,15 @@
 """Converter of InternVL adapters between torchtune's names and PEFT's."""
 
+from collections.abc import Sequence
 from functools import partial
 
-from medtune.errors import ModelError
+from torch import Tensor
+
 from medtune.models.common.family import StateDict
-from medtune.models.internvl._convert_weights import disk_name, reorder_rotary
+from medtune.models.internvl._convert_weights import disk_name, pack, reorder_rotary, unpack
 from medtune.models.internvl._shape import InternVLShape, Layout
 from medtune.models.lora.names import from_peft, to_peft
+from medtune.models.lora.packed import PackedLayer, pack_adapters, unpack_adapters
 
 _QKV = {"attn.q_proj": "q_proj", "attn.k_proj": "k_proj", "attn.v_proj": "v_proj"}
 _DECODER = {
@@ -29,7 +32,7 @@ def module_names(shape: InternVLShape, layout: Layout) -> dict[str, str]:
     """Every linear layer that can carry an adapter: torchtune's state-dict prefix -> its name in the published model.
 
     In the ``hf`` layout the names are those of a live transformers 5 model. Layers that the ``original`` layout packs
-    into one tensor are left out, because three adapters cannot be written as one adapter of the packed layer.
+    into one tensor are in :func:`packed_layers`.
     """
     hf = layout == "hf"
     decoder, vision = dict(_DECODER), dict(_VISION_HF if hf else _VISION_ORIGINAL)
@@ -60,12 +63,13 @@ def adapters_to_peft(state: StateDict, *, shape: InternVLShape, layout: Layout) 
         layout: layout of the base weights that the adapter will be loaded with.
 
     Raises:
-        ModelError: if a tensor is not an adapter of a model of this shape, or adapts a layer that the layout packs.
+        ModelError: if a tensor is not an adapter of a model of this shape.
     """
-    modules = module_names(shape, layout)
-    if layout == "original":
-        _refuse_packed({key for key in state if key.partition(".lora_")[0] not in modules})
-    return to_peft(state, modules, partial(reorder_rotary, shape=shape, published=True))
+    packed, rest = pack_adapters(state, packed_layers(shape, layout))
+    return {
+        **to_peft(rest, module_names(shape, layout), partial(reorder_rotary, shape=shape, published=True)),
+        **packed,
+    }
 
 
 def adapters_from_peft(state: StateDict, *, shape: InternVLShape, layout: Layout) -> StateDict:
@@ -81,14 +85,37 @@ def adapters_from_peft(state: StateDict, *, shape: InternVLShape, layout: Layout
     Raises:
         ModelError: if a tensor is not an adapter of a model of this shape in this layout.
     """
-    modules = module_names(shape, layout)
-    return from_peft(state, modules, disk_name, partial(reorder_rotary, shape=shape, published=False))
+    unpacked, rest = unpack_adapters(state, packed_layers(shape, layout), disk_name)
+    reorder = partial(reorder_rotary, shape=shape, published=False)
+    return {**from_peft(rest, module_names(shape, layout), disk_name, reorder), **unpacked}
 
 
-def _refuse_packed(unknown: set[str]) -> None:
-    packed = sorted(key for key in unknown if any(f".{part}.lora_" in key for part in _QKV))
-    if packed:
-        raise ModelError(
-            f"the original layout holds q, k and v in one tensor, which cannot carry {len(packed)} adapters of their "
-            f"own (first: {packed[0]}); set model.layout=hf, or merge the adapters (--to hf)"
-        )
+def packed_layers(shape: InternVLShape, layout: Layout) -> list[PackedLayer]:
+    """The layers that hold q, k and v: of InternViT and InternLM2 in the original layout, none in the other."""
+    if layout == "hf":
+        return []
+    stacks = [("vision_model.encoder.layers", "encoder.vision.layers", shape.vision_layers, "attn.qkv")]
+    if shape.packed_decoder:
+        stacks.append(("language_model.model.layers", "decoder.layers", shape.layers, "attention.wqkv"))
+    wide, narrow = shape.heads * shape.head_dim, shape.kv_heads * shape.head_dim
+    found = []
+    for theirs, ours, depth, module in stacks:
+        rows = (shape.vision_dim,) * 3 if module == "attn.qkv" else (wide, narrow, narrow)
+        for layer in range(depth):
+            name, parts = f"{theirs}.{layer}.{module}", tuple(f"{ours}.{layer}.{part}" for part in _QKV)
+            join = partial(_join, name=name, parts=parts, shape=shape)
+            split = partial(_split, name=name, parts=parts, shape=shape)
+            found.append(PackedLayer(name, parts, rows, join, split))
+    return found
+
+
+def _join(tensors: Sequence[Tensor], *, name: str, parts: Sequence[str], shape: InternVLShape) -> Tensor:
+    keys = [f"{part}.lora_b.weight" for part in parts]
+    ordered = [reorder_rotary(key, b, shape, published=True) for key, b in zip(keys, tensors, strict=True)]
+    return pack(name, ordered, shape)
+
+
+def _split(packed: Tensor, *, name: str, parts: Sequence[str], shape: InternVLShape) -> Sequence[Tensor]:
+    keys = [f"{part}.lora_b.weight" for part in parts]
+    split = zip(keys, unpack(name, packed, shape), strict=True)
+    return [reorder_rotary(key, b, shape, published=False) for key, b in split]

@@ -1,7 +1,7 @@
 """Adapters in PEFT's format, written and read without PEFT, which rejects torchtune's version of torchao."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +23,7 @@ from medtune.models.weights import save_tensors
 
 WEIGHTS_NAME = "adapter_model.safetensors"
 _SIDES = (".lora_A.weight", ".lora_B.weight")
+_OUR_SIDES = (".lora_a.weight", ".lora_b.weight")
 
 
 def save_peft(
@@ -60,7 +61,10 @@ def peft_files(
         raise ModelError("the model has no adapters")
     _check(adapters, model, "the state")
     tensors = to_peft(adapters)
-    names = {_prefix(ours): _module(theirs) for ours, theirs in zip(adapters, tensors, strict=True)}
+    # layer by layer, because a published layer may hold several of ours
+    pairs = {prefix: {f"{prefix}{side}": adapters[f"{prefix}{side}"] for side in _OUR_SIDES} for prefix in layers}
+    names = {prefix: _module(next(iter(to_peft(pair)))) for prefix, pair in pairs.items()}
+    ranks = {name: tensors[f"{PREFIX}{name}{_SIDES[0]}"].shape[0] for name in names.values()}
     saved, modules = whole_to_peft(whole or {}, model, names.values())
     config = {
         "peft_type": "LORA",
@@ -69,8 +73,8 @@ def peft_files(
         "inference_mode": True,
         "bias": "none",
         "fan_in_fan_out": False,
-        "target_modules": sorted(names.values()),
-        **strengths_config({names[prefix]: layer for prefix, layer in layers.items()}),
+        "target_modules": sorted(ranks),
+        **strengths_config({names[prefix]: layer for prefix, layer in layers.items()}, ranks),
         **({"modules_to_save": modules} if modules else {}),
     }
     return {**tensors, **saved}, config
@@ -115,12 +119,7 @@ def read_peft(folder: str | Path, family: ModelFamily) -> Adapter:
         raise ModelError(f"{file} holds no tensor of modules_to_save={config['modules_to_save']}")
     adapters = {name: tensor for name, tensor in tensors.items() if name not in saved}
     state = from_peft(adapters)
-    strengths = {
-        _prefix(ours): strength_of(config, _module(theirs), folder)
-        for ours, theirs in zip(state, adapters, strict=True)
-        if ".lora_a." in ours
-    }
-    return Adapter(state, strengths, whole_from_peft(saved, family))
+    return Adapter(state, _strengths(adapters, from_peft, config, folder), whole_from_peft(saved, family))
 
 
 def load_peft(folder: str | Path, model: nn.Module) -> StateDict:
@@ -145,8 +144,21 @@ def load_peft(folder: str | Path, model: nn.Module) -> StateDict:
     return {**adapter.state, **adapter.whole}
 
 
-def _prefix(key: str) -> str:
-    return key.partition(".lora_")[0]
+def _strengths(
+    adapters: StateDict, from_peft: Callable[[StateDict], StateDict], config: dict[str, Any], folder: Path
+) -> dict[str, Strength]:
+    """Rank and alpha of each of our layers; of a published layer that holds several, the share of each."""
+    strengths = {}
+    for name in (name for name in adapters if name.endswith(_SIDES[0])):
+        module = _module(name)
+        pair = {key: adapters[key] for key in (name, name.removesuffix(_SIDES[0]) + _SIDES[1]) if key in adapters}
+        given = strength_of(config, module, folder)
+        for key, tensor in from_peft(pair).items():
+            if key.endswith(_OUR_SIDES[0]):
+                share = tensor.shape[0] / adapters[name].shape[0]
+                own = Strength(round(given.rank * share), given.alpha * share)
+                strengths[key.removesuffix(_OUR_SIDES[0])] = own
+    return strengths
 
 
 def _module(name: str) -> str:

@@ -33,7 +33,7 @@ _OTHER_KINDS = (
 _CHANGED_BASES = ("pissa", "olora", "corda", "loftq")
 
 
-def strengths_config(layers: Mapping[str, LoRALinear]) -> dict[str, Any]:
+def strengths_config(layers: Mapping[str, LoRALinear], ranks: Mapping[str, int] | None = None) -> dict[str, Any]:
     """Rank, alpha and dropout of each module as PEFT's config holds them.
 
     The most frequent combination of rank, alpha and dropout gives the values of the whole adapter. Modules with another
@@ -42,13 +42,19 @@ def strengths_config(layers: Mapping[str, LoRALinear]) -> dict[str, Any]:
 
     Args:
         layers: name in the published model -> linear layer with an adapter.
+        ranks: rank of the written adapters, if a published layer holds several of ours, as many times their rank;
+            alpha grows with it. None: the layers' own.
 
     Raises:
         ModelError: if there are no layers.
     """
     if not layers:
         raise ModelError("the model has no adapters")
-    kinds = {name: (layer.rank, _number(layer.alpha), _dropout(layer)) for name, layer in layers.items()}
+    written = {name: layer.rank for name, layer in layers.items()} | dict(ranks or {})
+    kinds = {
+        name: (written[name], _number(layer.alpha * written[name] / layer.rank), _dropout(layer))
+        for name, layer in layers.items()
+    }
     rank, alpha, dropout = Counter(kinds.values()).most_common(1)[0][0]
     config: dict[str, Any] = {"r": rank, "lora_alpha": alpha, "lora_dropout": dropout}
     ranks = {name: kind[0] for name, kind in kinds.items() if kind[0] != rank}
