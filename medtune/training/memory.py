@@ -168,7 +168,7 @@ def gathered_bytes(model: nn.Module) -> int:
 def table_bytes(model: nn.Module) -> int:
     """Bytes of the tensors that are no parameters: tables of rotary positions, and weights that are only kept."""
     built = sum(tensor_bytes(buffer) for buffer in model.buffers())
-    waiting = [module for module in model.modules() if getattr(module, "is_cache_built", True) is False]
+    waiting: list[Any] = [module for module in model.modules() if getattr(module, "is_cache_built", True) is False]
     # Llama-3's tables cannot be computed on the meta device; their values are of 32 bits for every type of the model
     return built + sum(4 * table.max_seq_len * table.dim for table in waiting)
 

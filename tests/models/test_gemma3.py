@@ -277,7 +277,7 @@ def test_an_output_layer_of_its_own_is_refused(tmp_path):
     save_tensors({**published, "language_model.lm_head.weight": words.clone()}, tmp_path / "same.safetensors")
     assert load_weights(tmp_path / "same.safetensors", model).keys() == model.state_dict().keys()
     save_tensors({**published, "language_model.lm_head.weight": words + 1}, tmp_path / "other.safetensors")
-    with pytest.raises(ModelError, match="output layer .lm_head. has other values than its embedding table"):
+    with pytest.raises(ModelError, match="lm_head.weight is not the embedding table"):
         load_weights(tmp_path / "other.safetensors", model)
 
 
@@ -289,7 +289,7 @@ def test_weights_of_another_size_are_refused(tmp_path):
     (tmp_path / "config.json").unlink()
     with pytest.raises(ModelError, match="tensors that the model does not have"):
         load_weights(tmp_path, tiny(layers=6))
-    with pytest.raises(ModelError, match="tensors: 13 missing"):
+    with pytest.raises(ModelError, match="tensors 13 missing"):
         load_weights(tmp_path, tiny(layers=8))
 
 

@@ -131,7 +131,7 @@ def test_tables_of_positions_are_counted_before_they_have_values(name: str) -> N
     """Llama-3's are made later than the others on the meta device."""
     real = sum(buffer.nbytes for buffer in build("cpu", name).buffers())
     counted = memory.table_bytes(build("meta", name))
-    assert counted == pytest.approx(real, rel=0.01) and counted > 100_000
+    assert counted == pytest.approx(real, rel=0.01) and counted > 50_000
 
 
 def test_images_are_tokens_of_early_models_alone() -> None:
