@@ -179,7 +179,14 @@ def gemma3_hf(folder: Path) -> Path:
         "image_size": 42, "patch_size": 7, "vision_use_head": False,
     }  # fmt: skip
     config = Gemma3Config(text_config=text, vision_config=vision, mm_tokens_per_image=9, **marks)
-    return _saved(Gemma3ForConditionalGeneration(config), folder, tied=True)
+    model = randomise(Gemma3ForConditionalGeneration(config), tied=True)
+    with torch.no_grad(), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        for name, parameter in model.named_parameters():
+            if "norm" in name and "vision_tower" not in name:
+                parameter.sub_(1)  # Gemma's norms add one
+        model.save_pretrained(folder)
+    return folder
 
 
 FOLDERS: dict[str, Callable[[Path], Path]] = {
