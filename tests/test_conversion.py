@@ -1,6 +1,7 @@
 """`medtune export` of a plain model changes its layout and nothing else."""
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -89,7 +90,6 @@ def small(layout: str = "original") -> torch.nn.Module:
 
 
 REFUSED = {
-    "unknown": ([], "no builder is known for this model; name it: --model"),
     "peft": (["--to", "peft", "--model", HF], "a plain model without an adapter"),
     "another family": (["--model", "medtune.models.mini.mini_llava"], "but mini_llava needs 'llava'"),
     "no component": (["--model", "{layout: hf}"], "a mapping needs _component_"),
@@ -107,6 +107,15 @@ def test_what_cannot_be_converted_is_one_sentence(
     assert exported(original, tmp_path / "out", "--to", "hf", *arguments) == 2
     error = capsys.readouterr().err
     assert said in error and error.count("\n") == 1 and not (tmp_path / "out").exists()
+
+
+def test_a_type_that_nothing_builds_needs_a_name(
+    original: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shutil.copytree(original, tmp_path / "other")
+    (tmp_path / "other" / "config.json").write_text(json.dumps({"model_type": "bert"}))
+    assert exported(tmp_path / "other", tmp_path / "out", "--to", "hf") == 2
+    assert "no builder is known for this model; name it: --model" in capsys.readouterr().err
 
 
 def test_the_source_is_never_replaced(original: Path, capsys: pytest.CaptureFixture[str]) -> None:

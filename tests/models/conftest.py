@@ -1,6 +1,8 @@
 """Two small tokenizers: one of ours, one in the format of Llama-3's ``tokenizer.model``."""
 
 import base64
+from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 
@@ -37,3 +39,18 @@ def tiktoken_file(tmp_path_factory):
     file = tmp_path_factory.mktemp("llama") / "tokenizer.model"
     file.write_text("".join(f"{base64.b64encode(p).decode()} {rank}\n" for rank, p in enumerate(pieces)))
     return file
+
+
+@pytest.fixture(scope="session")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    """Case of ``folders.FOLDERS`` -> its folder, made once."""
+    from tests.models.folders import FOLDERS
+
+    found: dict[str, Path] = {}
+
+    def folder(case: str) -> Path:
+        if case not in found:
+            found[case] = FOLDERS[case](tmp_path_factory.mktemp("folder"))
+        return found[case]
+
+    return folder

@@ -262,6 +262,11 @@ def test_a_published_folder_finds_its_builder_and_transform(tmp_path: Path) -> N
     found = source_of(settings_of(str(tmp_path)))
     assert found.model == {"_component_": "medtune.models.internvl.internvl2_2b", "layout": "hf"}
     assert found.transform["_component_"] == "medtune.models.internvl.internvl2_transform"
+    family = {**family.hf_config(), "vision_config": {**family.hf_config()["vision_config"], "num_hidden_layers": 2}}
+    (tmp_path / "config.json").write_text(json.dumps(family))
+    found = source_of(settings_of(str(tmp_path)))  # a size that no builder has
+    assert found.model == {"_component_": "medtune.models.from_checkpoint", "checkpoint": str(tmp_path), "layout": "hf"}
+    assert found.transform == {"_component_": "medtune.models.from_checkpoint_transform", "path": str(tmp_path)}
     (tmp_path / "config.json").write_text("{}")
     with pytest.raises(ConfigError, match="no builder is known"):
         source_of(settings_of(str(tmp_path)))
