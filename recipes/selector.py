@@ -1,6 +1,6 @@
 """Train the selection model on pairs of people's and a model's preferences, and measure it on held-out ones.
 
-tune run medtune/recipes/selector.py --config selector/biomed_clip
+tune run medtune/recipes/selector.py --config selector/features
 tune run medtune/recipes/selector.py --config selector/biomed_clip_whole
 
 BioMed-VITAL, Sec. 3.2 and 4.2. The recipe selector_pairs makes the pairs; ``selection.json`` and ``selection.html``
