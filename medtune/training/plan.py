@@ -205,6 +205,10 @@ def _data_text(
         f"tiles per sample     mean {checked.tiles.mean():.1f}, most {checked.most_tiles.max()}",
         f"tokens per step      about {batch * data.mean_tokens:,.0f}{kind}",
     ]
+    if model.images_as_tokens and transform is not None:
+        per_tile = transform.tokens_per_tile
+        most = f"mean {checked.tiles.mean() * per_tile:.0f}, most {checked.most_tiles.max() * per_tile}"
+        read.insert(1, f"tokens of images     {most}; at most {transform.tiler.max_tiles * per_tile} an image")
     if not model.image_size:
         read = [read[0], f"tokens per step      about {batch * data.mean_tokens:,.0f}"]
     if not model.reads_text:

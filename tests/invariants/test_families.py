@@ -19,7 +19,8 @@ from medtune.data.sample import Message, Sample
 from medtune.generation.engine.batches import PromptBatch
 from medtune.generation.engine.generator import Generator
 from medtune.generation.requests import Generation, Request
-from medtune.models.lora.bank import AdapterBank
+from medtune.models.common.names import is_adapter_key
+from medtune.models.lora.bank import AdapterBank, _linear_maps
 from tests.families import FAMILIES, METHODS
 from tests.models.banked import random_adapter
 from tests.objectives.tiny_dpo import write_pairs
@@ -148,9 +149,10 @@ def test_a_method_trains_a_family_and_the_model_answers(family: str, method: str
         return
     assert launch(config) == [0]
     assert all(torch.tensor(losses(tmp_path / "run")).isfinite())
-    torch.manual_seed(11)
     model = instantiate(entry.plain)
-    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    torch.manual_seed(config.seed)
+    started: dict[str, torch.Tensor] = instantiate(entry.adapted).state_dict()
+    before = {name: tensor for name, tensor in started.items() if not is_adapter_key(name)}
     after = load_file(tmp_path / "run" / "weights" / "model.safetensors")
     model.load_state_dict({name: after[name] for name in before})
     moved = {name for name, tensor in before.items() if not torch.equal(tensor, after[name])}
@@ -178,7 +180,7 @@ def routed(plain: dict[str, Any], transform: Any) -> None:
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.add_(0.1 * torch.randn_like(parameter))
-    maps = [name for name, _ in model.named_modules() if re.search(r"^decoder\.layers\.\d+\..*(q|v)_proj$", name)]
+    maps = [name for name in _linear_maps(model) if name.startswith("decoder.layers.") and ".attn." in name]
     given = {str(seed): random_adapter(model, maps, 2, 8.0, seed=seed) for seed in (1, 2)}
     order = [request.id for request in requests()]
     bank = AdapterBank(model, given)

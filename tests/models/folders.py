@@ -18,6 +18,8 @@ from transformers import (
     LlavaForConditionalGeneration,
     MllamaConfig,
     MllamaForConditionalGeneration,
+    Qwen2_5_VLConfig,
+    Qwen2_5_VLForConditionalGeneration,
 )
 
 from medtune.models.from_checkpoint import family_of
@@ -166,6 +168,27 @@ def mllama_hf(folder: Path) -> Path:
     return _saved(MllamaForConditionalGeneration(config), folder)
 
 
+def qwen2_5_vl_hf(folder: Path, tied: bool = False) -> Path:
+    tokenizer = qwen2(folder)
+    file, names = folder / "tokenizer.json", ("<|vision_start|>", "<|vision_end|>", "<|image_pad|>")
+    content = file.read_text(encoding="utf-8")
+    for ours, theirs in zip(("<img>", "</img>", "<IMG_CONTEXT>"), names, strict=True):
+        content = content.replace(json.dumps(ours), json.dumps(theirs))
+    file.write_text(content, encoding="utf-8")
+    start, end, image = tokenizer.convert_tokens_to_ids(["<img>", "</img>", "<IMG_CONTEXT>"])
+    rope = {"rope_theta": 50_000.0, "rope_type": "default", "type": "mrope", "mrope_section": [2, 2, 2]}
+    text = {**TEXT, "vocab_size": len(tokenizer) + 3, "rope_parameters": rope, "tie_word_embeddings": tied}
+    vision = {
+        "depth": 3, "hidden_size": 48, "intermediate_size": 44, "num_heads": 3, "out_hidden_size": 48,
+        "fullatt_block_indexes": [1],
+    }  # fmt: skip
+    config = Qwen2_5_VLConfig(
+        text_config=text, vision_config=vision, image_token_id=image, video_token_id=image + 1,
+        vision_start_token_id=start, vision_end_token_id=end, tie_word_embeddings=tied,
+    )  # fmt: skip
+    return _saved(Qwen2_5_VLForConditionalGeneration(config), folder, tied)
+
+
 def gemma3_hf(folder: Path) -> Path:
     tokenizer = processor(folder, 42, 9).tokenizer
     marks = {key: tokenizer.convert_tokens_to_ids(token) for key, token in GEMMA_MARKS.items()}
@@ -203,6 +226,8 @@ FOLDERS: dict[str, Callable[[Path], Path]] = {
     "LLaVA, authors' Mistral": lambda folder: llava_original(folder, "mistral"),
     "LLaVA, authors' Qwen2": lambda folder: llava_original(folder, "qwen2"),
     "Llama-3.2-Vision": mllama_hf,
+    "Qwen2.5-VL": qwen2_5_vl_hf,
+    "Qwen2.5-VL, tied": lambda folder: qwen2_5_vl_hf(folder, tied=True),
     "Gemma 3": gemma3_hf,
 }
 """Case -> what fills an empty folder; the owner of a family adds its own here."""

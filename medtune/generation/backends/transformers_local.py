@@ -71,8 +71,8 @@ class TransformersCheckpoint:
             import transformers
         except ImportError:
             raise ConfigError("a local checkpoint needs transformers: pip install 'medtune[transformers]'") from None
-        if reason := why_not(Path(self.path)):
-            raise ModelError(f"transformers cannot open {self.path}: {reason}")
+        if obstacle := why_not(Path(self.path)):
+            raise ModelError(f"transformers cannot open {self.path}: {obstacle}")
         where = {"local_files_only": True, "trust_remote_code": False}
         try:
             processor = transformers.AutoProcessor.from_pretrained(self.path, **where)
