@@ -200,7 +200,10 @@ def _their_inputs(model: Any, batch: dict) -> dict[str, Tensor]:
         seen = batch["tokens"] == model.config.image_token_id
         return given | published_inputs(images[0], vision["grid"][0]) | {"mm_token_type_ids": seen.long()}
     if "aspect_ratio" not in vision:
-        return given | {"pixel_values": torch.cat([images[0, at, :n] for at, n in enumerate(tiles[0])])}
+        pixels = {"pixel_values": torch.cat([images[0, at, :n] for at, n in enumerate(tiles[0])])}
+        if model.config.model_type == "gemma3":  # without them its attention is silently causal within an image
+            pixels["token_type_ids"] = (batch["tokens"] == model.config.image_token_id).long()
+        return given | pixels
     config = model.config.vision_config
     slots, most = config.max_num_tiles, images.shape[2]
     grids = [tuple(grid) for grid in config.supported_aspect_ratios]

@@ -23,6 +23,7 @@ from tests.annotate.running import provide_annotation
 from tests.commands import DATA, SHORT, Tune, in_a_process, is_training, leaves, needs_real_weights, shortened
 from tests.data.test_dicom import packaged
 from tests.judges.chat_files import provide_graded
+from tests.models.folders import FOLDERS
 from tests.routing.validation_files import write_routed, write_verdicts
 
 CHECKOUT = Path(__file__).resolve().parent.parent
@@ -201,7 +202,10 @@ def medtune(words: list[str], at: Workspace) -> None:
             asked = Tune.of(["tune", "run", "predict.py", "--config", arguments.config, *arguments.overrides]).load()
             at.provide([str(asked.questions["source"])])
         elif arguments.command == "plan":
+            folder = provide_folder(arguments.overrides, at)
             found = planned(arguments.config, tuple(arguments.overrides), arguments.gpus, at)
+            if folder:
+                return expect_folder(found)
             large = re.search(": (?:models|weights)/", show(arguments.config))
             return expect_no_weights(found) if large else expect_plan(found)
         if arguments.command == "export" and str(arguments.source).startswith("models/"):
@@ -236,6 +240,8 @@ def tune(words: list[str], at: Workspace) -> None:
         return  # a package of the reader's own; tests/reporting/test_own_protocol.py goes that way with one
     if needs_real_weights(config) and not getattr(config, "dry_run", False):  # a dry run asks no server
         if is_training(config):
+            if provide_folder(call.overrides, at):
+                return expect_folder(planned(call.config, tuple(call.overrides), call.gpus, at))
             expect_no_weights(planned(call.config, tuple(call.overrides), call.gpus, at))
         return
     if hasattr(config, "variants") and needs_real_weights(Tune([], config.recipe, config.train, []).load()):
@@ -285,6 +291,15 @@ RULES: dict[str, Callable[[list[str], Workspace], None]] = {
 PLANS: dict[tuple[Any, ...], Plan] = {}
 
 
+def provide_folder(overrides: list[str], at: Workspace) -> bool:
+    """Put a tiny downloaded model where a config is to read its model from a folder; whether there is such a folder."""
+    named = next((word.partition("=")[2] for word in overrides if word.startswith("checkpoint=models/")), None)
+    if named is not None and not (at.folder / named).exists():
+        (at.folder / named).mkdir(parents=True)
+        FOLDERS["InternVL, Qwen2"](at.folder / named)
+    return named is not None
+
+
 def planned(config: str, overrides: tuple[str, ...], gpus: int | None, at: Workspace) -> Plan:
     """``medtune plan``, once for each config with its overrides."""
     key = (config, overrides, gpus) if (CONFIGS / f"{config}.yaml").is_file() else (at.folder, config, overrides, gpus)
@@ -297,6 +312,11 @@ def expect_no_weights(found: Plan) -> None:
     assert any(problem.startswith(NO_WEIGHTS) for problem in found.problems), found.problems
     assert all(problem.startswith(LACKS) for problem in found.problems), found.problems
     assert "Parts in stage" in found.text() and sum(found.memory.values()) > 1e9
+
+
+def expect_folder(found: Plan) -> None:
+    assert all(problem.startswith(LACKS) for problem in found.problems), found.problems
+    assert "Model\nInternVL: decoder Qwen2" in found.text() and "Parts in stage" in found.text()
 
 
 def expect_plan(found: Plan) -> None:

@@ -17,6 +17,7 @@ LORA = {"lora_attn_modules": ["q_proj", "v_proj"], "apply_lora_to_mlp": True, "l
 FAMILIES: dict[str, dict[str, Any]] = {
     "mini_vlm": {"transform": "mini_transform", "vision_layers": 2, "trainable": ["adapter"]},
     "mini_llava": {"transform": "mini_llava_transform", "vision_layers": 3, "trainable": ["adapter", "projection"]},
+    "mini_gemma3": {"transform": "mini_gemma3_transform", "vision_layers": 2, "trainable": ["adapter", "projection"]},
     "mini_internvl": {"transform": "mini_internvl_transform", "vision_layers": 2, "trainable": ["adapter"]},
     "mini_qwen2_5_vl": {"transform": "mini_qwen2_5_vl_transform", "vision_layers": 2, "trainable": ["adapter"]},
 }

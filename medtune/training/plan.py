@@ -258,6 +258,8 @@ def _memory(
     shape = replace(shape, batch=shape.batch * objective.rows)
     chunk = _argument(config.objective, "chunk_tokens", 0) * objective.rows
     fixed = {"weights": sum(memory.tensor_bytes(p) for p in parts.named().values()) / world}
+    if tables := memory.table_bytes(model):
+        fixed["tables"] = tables
     if objective.companions():
         fixed["companions"] = _companion_bytes(objective, fixed["weights"])
     if world > 1:
@@ -278,7 +280,8 @@ def _memory(
         }
         largest = max(largest, need, key=lambda items: sum(items.values()))
     largest["allowance"] = memory.CONTEXT_BYTES + memory.FRAGMENTATION * sum(largest.values())
-    order = ("weights", "companions", "gradients", "optimizer", "gathered layers", "activations", "logits", "allowance")
+    order = ("weights", "tables", "companions", "gradients", "optimizer", "gathered layers", "activations", "logits",
+             "allowance")  # fmt: skip
     return {item: largest[item] for item in order if item in largest}
 
 

@@ -13,7 +13,7 @@ from transformers import AutoProcessor, LlavaForConditionalGeneration
 from medtune.data.randomness import sample_rng
 from medtune.errors import ConfigError, DataError, ModelError
 from medtune.generation.backends.base import AnswerSettings
-from medtune.generation.backends.transformers_local import TransformersCheckpoint
+from medtune.generation.backends.transformers_local import TransformersCheckpoint, why_not
 from medtune.generation.engine.sampling import Sampling, draw
 from tests.generation.test_server import Pixels, request
 from tests.generation.tiny_comparators import save_tiny_blip2, save_tiny_qwen
@@ -139,6 +139,13 @@ def test_a_chat_template_of_tokenizer_config_json_alone_is_used(folder, tmp_path
     assert written[0] == written[1] and "<image> What is this" in written[0]
 
 
+def test_of_several_templates_the_one_named_default_is_used(folder, tmp_path):
+    named = [{"name": "tool_use", "template": "no images"}, {"name": "default", "template": TEMPLATE}]
+    given = TransformersCheckpoint(_template_beside_the_tokenizer(tmp_path, named)).open(SETTINGS)
+    one = request("q", QUESTIONS[0], "1")
+    assert ask(given, [one]) == ask(TransformersCheckpoint(str(folder)).open(SETTINGS), [one])
+
+
 TEXT_TEMPLATES = {
     "the list is written": "{% for m in messages %}{{ m.role }}: {{ m.content }}{% endfor %}",
     "the list is joined to a text": "{% for m in messages %}{{ m.role + m.content }}{% endfor %}",
@@ -177,7 +184,7 @@ def test_folders_that_are_none_and_weights_that_run_code_are_refused(folder, tmp
     shutil.copytree(folder, pickled)
     (pickled / "model.safetensors").unlink()
     torch.save({}, pickled / "pytorch_model.bin")
-    with pytest.raises(ModelError, match="cannot load"):
+    with pytest.raises(ModelError, match=r"cannot open .*pickled weights \(.bin, .pth\) can execute code"):
         TransformersCheckpoint(str(pickled)).open(SETTINGS)
     with pytest.raises(ConfigError, match="neither a .safetensors"):
         TransformersCheckpoint(str(pickled)).identity()
@@ -190,9 +197,41 @@ def test_code_of_the_folder_is_not_run(folder, tmp_path):
     config |= {"model_type": "own", "auto_map": {"AutoConfig": "own.Own", "AutoModelForImageTextToText": "own.Own"}}
     (coded / "config.json").write_text(json.dumps(config))
     (coded / "own.py").write_text(f"open({str(mark)!r}, 'w')\nclass Own: pass\n")
-    with pytest.raises(ModelError, match="cannot load"):
+    with pytest.raises(ModelError, match="'own' needs the Python files of the folder, which are not run"):
         TransformersCheckpoint(str(coded)).open(SETTINGS)
     assert not mark.exists()
+
+
+WHY = {
+    "InternVL's own layout": ({"model_type": "internvl_chat"}, (), "InternVL in OpenGVLab's layout.*predict/auto"),
+    "LLaVA-Med's layout": ({"model_type": "llava_mistral"}, (), "LLaVA in its authors' layout.*predict/auto"),
+    "LLaVA-1.5's own layout": ({"architectures": ["LlavaLlamaForCausalLM"]}, (), "LLaVA in its authors' layout"),
+    "a model of text": ({"model_type": "bert"}, (), "no model of type 'bert' that reads images"),
+    "no type": ({"model_type": None}, (), "names no model_type"),
+    "no processor": ({}, ("processor_config.json", "preprocessor_config.json"), "no image processor"),
+    "no tokenizer": ({}, ("tokenizer.json",), "no tokenizer"),
+}
+
+
+@pytest.mark.parametrize("case", WHY)
+def test_a_folder_that_cannot_be_opened_is_told_by_its_files(case, folder, tmp_path):
+    changes, removed, sentence = WHY[case]
+    copy = tmp_path / "copy"
+    shutil.copytree(folder, copy)
+    assert why_not(copy) is None
+    config = json.loads((copy / "config.json").read_text())
+    (copy / "config.json").write_text(json.dumps({**config, **changes}))
+    for name in removed:
+        (copy / name).unlink(missing_ok=True)
+    with pytest.raises(ModelError, match=f"cannot open .*{sentence}") as error:
+        TransformersCheckpoint(str(copy)).open(SETTINGS)
+    assert "\n" not in str(error.value)
+
+
+def test_an_adapter_is_no_model(folder, tmp_path):
+    shutil.copytree(folder, tmp_path / "copy")
+    (tmp_path / "copy" / "adapter_config.json").write_text("{}")
+    assert "PEFT adapter; merge it" in why_not(tmp_path / "copy")
 
 
 def test_without_transformers_the_extra_is_named(folder, monkeypatch):

@@ -36,6 +36,7 @@ FORMATS = {
     "InternVL, Qwen2": "<|im_start|>system", "InternVL, OpenGVLab's 2-1B": "<|im_start|>system",
     "LLaVA, Mistral": "ASSISTANT:", "LLaVA, Qwen2": "<|im_start|>assistant", "LLaVA, authors' Mistral": "[/INST]",
     "Qwen2.5-VL": "<|im_start|>system", "LLaVA, authors' Qwen2": "<|assistant|>", "LLaVA, authors' Llama": "ASSISTANT:",
+    "Gemma 3": "<start_of_turn>model",
 }  # fmt: skip
 
 
@@ -118,6 +119,8 @@ def test_it_computes_what_transformers_computes(case: str, made: Any) -> None:
     else:
         pixels = [images[b, i, :n] for b, row in enumerate(real) for i, n in enumerate(row) if n]
         given = {"pixel_values": torch.cat(pixels)}
+    if case == "Gemma 3":
+        given["token_type_ids"] = (batch["tokens"] == transform.image_id).long()
     with torch.no_grad():
         expected = theirs(input_ids=batch["tokens"], attention_mask=batch["padding"].long(), **given).logits
     keep = batch["padding"]

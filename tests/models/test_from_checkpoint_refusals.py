@@ -54,7 +54,7 @@ REFUSED: dict[str, tuple[dict, str]] = {
         "tower of type 'siglip_vision",
     ),
     "LLaVA with Phi-3": ({"model_type": "llava", "text_config": {"model_type": "phi3"}}, "a decoder of type 'phi3'"),
-    "a text model": ({"model_type": "qwen2"}, "a model of type 'qwen2'; medtune builds internvl"),
+    "a text model": ({"model_type": "qwen2"}, "a model of type 'qwen2'; medtune builds "),
     "no type": ({"hidden_size": 3}, "a config.json without model_type"),
     "quantised weights": ({**LLAVA, "quantization_config": {"quant_method": "awq"}}, r"quantised weights \(awq\)"),
     "a size that is no number": (

@@ -40,6 +40,7 @@ FAMILIES = {
         "mini_internvl", mini.mini_internvl_transform, {"decoder": "qwen2"}, {"max_num_tiles": 2}, 0.4
     ),
     "llava": Family("mini_llava", mini.mini_llava_transform, {}, {}, 0.4),
+    "gemma3": Family("mini_gemma3", mini.mini_gemma3_transform, {"window": 24}, {}, 0.1),
     "sq_llava": Family("mini_sq_llava", mini.mini_llava_transform, {}, {}, 0.3),
     "qwen2_5_vl": Family(
         "mini_qwen2_5_vl", mini.mini_qwen2_5_vl_transform, {"patch_size": 4}, {"patch_size": 4, "max_pixels": 1024}, 0.6

@@ -19,8 +19,18 @@ from medtune.generation.chat import Part, Turn, chat_turns
 from medtune.generation.engine.sampling import Sampling, draw
 from medtune.generation.identity import weights_identity
 from medtune.generation.requests import Generation, Request
+from medtune.models.common.folder_tokenizer import chat_template_of
+from medtune.models.weight_files import read_json
 
 _PROBE = "what is shown"
+_PROCESSOR_FILES = ("processor_config.json", "preprocessor_config.json")
+_TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json")
+_AUTHORS = ("LlavaLlamaForCausalLM", "LlavaMistralForCausalLM", "LlavaQwen2ForCausalLM")
+# Layouts that medtune reads and transformers does not.
+_OWN_LAYOUTS = {
+    "internvl_chat": "it is an InternVL in OpenGVLab's layout",
+    **dict.fromkeys(("llava_llama", "llava_mistral", "llava_qwen2", *_AUTHORS), "it is a LLaVA in its authors' layout"),
+}
 # Files other than the weights on which the tokens and pixels of a prompt depend.
 READ_BESIDE = ("*.json", "*.jinja", "*.model", "*.txt")
 
@@ -61,6 +71,8 @@ class TransformersCheckpoint:
             import transformers
         except ImportError:
             raise ConfigError("a local checkpoint needs transformers: pip install 'medtune[transformers]'") from None
+        if obstacle := why_not(Path(self.path)):
+            raise ModelError(f"transformers cannot open {self.path}: {obstacle}")
         where = {"local_files_only": True, "trust_remote_code": False}
         try:
             processor = transformers.AutoProcessor.from_pretrained(self.path, **where)
@@ -75,15 +87,59 @@ class TransformersCheckpoint:
         return LocalAnswers(model.to(settings.device).eval(), processor, settings, self.template)
 
 
+def why_not(folder: Path) -> str | None:
+    """Why transformers cannot open a folder, judged by its files, and what to do; None if nothing speaks against it.
+
+    Args:
+        folder: holds a ``config.json``.
+    """
+    config = read_json(folder / "config.json")
+    model_type = config.get("model_type")
+    if isinstance(config.get("architectures"), list) and model_type == "llava":
+        named = [name for name in config["architectures"] if name in _AUTHORS]
+        model_type = named[0] if named else model_type
+    if (folder / "adapter_config.json").is_file():
+        return "it is a PEFT adapter; merge it into its base model first (medtune export, or PEFT's merge_and_unload)"
+    if not any(folder.glob("*.safetensors")):
+        return (
+            "it has no safetensors files, and pickled weights (.bin, .pth) can execute code; take another version of it"
+        )
+    if model_type in _OWN_LAYOUTS:
+        return f"{_OWN_LAYOUTS[model_type]}, which transformers does not read; ask it through predict/auto"
+    if not isinstance(model_type, str):
+        return "its config.json names no model_type; download it again"
+    if "auto_map" in config and not _known(model_type):
+        return (
+            f"a model of type {model_type!r} needs the Python files of the folder, which are not run; take a version "
+            "that transformers has a class for, or serve it with its own program (predict/openai_server)"
+        )
+    if not _known(model_type):
+        return f"this version of transformers has no model of type {model_type!r} that reads images and writes text"
+    if not any((folder / name).is_file() for name in _PROCESSOR_FILES):
+        return f"it has no image processor ({' or '.join(_PROCESSOR_FILES)}); download the whole folder"
+    if not any((folder / name).is_file() for name in _TOKENIZER_FILES):
+        return f"it has no tokenizer ({', '.join(_TOKENIZER_FILES)}); download the whole folder"
+    return None
+
+
+def _known(model_type: str) -> bool:
+    from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES
+
+    return model_type in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES
+
+
 def _give_chat_template(processor: Any, path: str) -> None:
     """Give a processor without a chat template the one of ``tokenizer_config.json``, if that one places images.
+
+    Of several named templates the one named ``default`` is taken.
 
     Raises:
         ConfigError: If there is no template, or only one for text.
     """
     if getattr(processor, "chat_template", None):
         return
-    processor.chat_template = getattr(getattr(processor, "tokenizer", None), "chat_template", None)
+    found = getattr(getattr(processor, "tokenizer", None), "chat_template", None) or chat_template_of(Path(path))
+    processor.chat_template = found.get("default") if isinstance(found, dict) else found
     remedy = "give backend.template='Question: {prompt} Answer:'"
     if not processor.chat_template:
         raise ConfigError(f"{path} has no chat template; {remedy}")

@@ -104,7 +104,7 @@ def decoder_sizes(text: Mapping[str, Any], where: str, otherwise: str = "llama")
     heads = _whole(values, "num_attention_heads", where)
     rope = rope_of(text)
     return DecoderSizes(
-        kind=kind,
+        kind=kind,  # type: ignore[arg-type]
         dim=_whole(values, "hidden_size", where),
         layers=_whole(values, "num_hidden_layers", where),
         heads=heads,

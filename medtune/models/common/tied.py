@@ -48,7 +48,9 @@ def without_copy(state: StateDict, heads: Collection[str], words: Collection[str
     if head is None:
         return state
     table = next((state[name] for name in words if name in state), None)
-    known = table is not None and not table.is_meta and not state[head].is_meta
-    if known and not (table.shape == state[head].shape and torch.equal(table, state[head])):  # type: ignore[union-attr]
-        raise ModelError(f"{head} is not the embedding table, and the model's embeddings are tied; check the builder")
+    if table is not None and not (table.is_meta or state[head].is_meta):
+        if table.shape != state[head].shape or not torch.equal(table, state[head]):
+            raise ModelError(
+                f"{head} is not the embedding table, and the model's embeddings are tied; check the builder"
+            )
     return {name: tensor for name, tensor in state.items() if name != head}

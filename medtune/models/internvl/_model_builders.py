@@ -1,6 +1,7 @@
 """InternVL2-2B and InternVL3-8B: plain, with LoRA and with QLoRA."""
 
 from functools import partial
+from typing import Any
 
 from medtune.models.common.early_fusion import EarlyFusionVLM
 from medtune.models.internvl._component_builders import LoraOptions, internvl_vlm
@@ -8,7 +9,7 @@ from medtune.models.internvl._shape import InternVLShape, Layout
 from medtune.models.lora.options import ATTENTION, LoraParts
 
 # Both models use InternViT-300M-448px.
-_VISION = {
+_VISION: dict[str, Any] = {
     "image_size": 448,
     "patch_size": 14,
     "vision_dim": 1024,

@@ -12,7 +12,7 @@ from medtune.models.common.early_transform import EarlyFusionTransform
 from medtune.models.llama3_2_vision._transform import PLACEHOLDER
 from medtune.models.llava._component_builders import LoraOptions, llava_vlm
 from medtune.models.llava._images import SquareMode, SquareTiler
-from medtune.models.llava._shape import LlavaShape
+from medtune.models.llava._shape import DecoderKind, LlavaShape
 from medtune.models.lora.options import LoraParts
 from medtune.models.mini._tokenizer import MiniTokenizer
 
@@ -29,6 +29,7 @@ def mini_shape(
     decoder_layers: int,
     heads: int,
     max_seq_len: int,
+    decoder: DecoderKind = "llama",
 ) -> LlavaShape:
     """Sizes of a mini LLaVA; arguments as for :func:`mini_llava`."""
     return LlavaShape(
@@ -40,7 +41,11 @@ def mini_shape(
         dim=embed_dim,
         layers=decoder_layers,
         heads=heads,
-        kv_heads=heads,  # with fewer, the key and value layers would be too small for NF4 at width 128
+        # with fewer, the key and value layers would be too small for NF4 at width 128
+        kv_heads=heads // 2 if decoder == "mistral" and heads % 2 == 0 else heads,
+        decoder=decoder,
+        norm_eps=1e-6 if decoder == "qwen2" else 1e-5,
+        rope_base=10_000.0 if decoder == "llama" else 1_000_000.0,
         intermediate_dim=None,
         # transformers embeds the image token before replacing it, so it has a row; vocab_size excludes it
         vocab_size=vocab_size + 1,
@@ -78,6 +83,7 @@ def mini_llava(
     decoder_layers: int = 4,
     heads: int = 4,
     max_seq_len: int = 1024,
+    decoder: DecoderKind = "llama",
 ) -> EarlyFusionVLM:
     """A small model of LLaVA's architecture, initialised from torch's global random state.
 
@@ -90,9 +96,10 @@ def mini_llava(
         decoder_layers: depth of the decoder.
         heads: attention heads everywhere.
         max_seq_len: longest text, image tokens included.
+        decoder: ``llama``, ``mistral`` (half as many key/value heads, and so too small for NF4) or ``qwen2``.
     """
     shape = mini_shape(
-        vocab_size, image_size, patch_size, embed_dim, vision_layers, decoder_layers, heads, max_seq_len
+        vocab_size, image_size, patch_size, embed_dim, vision_layers, decoder_layers, heads, max_seq_len, decoder
     )  # fmt: skip
     model = llava_vlm("mini_llava", shape)
     return initialise(model, model.encoder.projection)
@@ -115,6 +122,7 @@ def lora_mini_llava(
     decoder_layers: int = 4,
     heads: int = 4,
     max_seq_len: int = 1024,
+    decoder: DecoderKind = "llama",
 ) -> EarlyFusionVLM:
     """A mini model with low-rank adapters, the only trainable parameters.
 
@@ -122,7 +130,7 @@ def lora_mini_llava(
     ``quantize_base`` each adapted linear layer needs at least 16,384 weights, so ``embed_dim`` must be 128 or more.
     """
     shape = mini_shape(
-        vocab_size, image_size, patch_size, embed_dim, vision_layers, decoder_layers, heads, max_seq_len
+        vocab_size, image_size, patch_size, embed_dim, vision_layers, decoder_layers, heads, max_seq_len, decoder
     )  # fmt: skip
     lora = LoraOptions.from_arguments(locals())
     model = llava_vlm("mini_llava", shape, lora=lora)

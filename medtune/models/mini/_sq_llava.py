@@ -11,7 +11,7 @@ from medtune.models.sq_llava._component_builders import LoraOptions, sq_llava_vl
 from medtune.models.sq_llava._shape import SqLlavaShape
 
 
-def _shape(prototypes: int, **sizes: int) -> SqLlavaShape:
+def _shape(prototypes: int, **sizes: Any) -> SqLlavaShape:
     return SqLlavaShape(**{**asdict(mini_shape(**sizes)), "vocab_size": sizes["vocab_size"]}, prototypes=prototypes)
 
 
