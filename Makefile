@@ -41,7 +41,7 @@ $(STAMP): pyproject.toml constraints.txt
 	done
 	@touch $@
 
-demo: $(STAMP) ## a method in miniature, from real data to a report (METHOD=instfree, vitask, dpo or routing; about five minutes on two cores)
+demo: $(STAMP) ## a method in miniature, from real data to a report (METHOD=instfree, vitask, dpo, routing or curation; about five minutes on two cores)
 	$(BIN)/python -m medtune.cli.demo --method $(METHOD) $(OVERRIDES)
 
 test: $(STAMP) ## run all tests (under twenty minutes on two cores)

@@ -11,7 +11,7 @@
   killed without warning at the end, and what it has confirmed is looked for in its store.
 
 What is compared runs in turn, round after round; a ratio is the median of the rounds' own ratios. Each part is written
-to the result as soon as it is measured; the same command does the parts that are missing, ``--fresh`` does all anew.
+to the result as soon as it is measured; the same command does the parts that are missing, ``--fresh`` does them anew.
 """
 
 import argparse
@@ -301,7 +301,7 @@ def main(words: Sequence[str] | None = None) -> None:
     """Measure the parts that are missing; write each at once."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--only", nargs="+", choices=list(PARTS), default=list(PARTS))
-    parser.add_argument("--fresh", action="store_true", help="measure every part anew")
+    parser.add_argument("--fresh", action="store_true", help="measure the parts anew that are there")
     parser.add_argument("--requests", type=int, default=640)
     parser.add_argument("--in-flight", type=int, default=64)
     parser.add_argument("--delay", type=float, default=2.0, help="seconds until the server answers")
@@ -319,10 +319,10 @@ def main(words: Sequence[str] | None = None) -> None:
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results" / "curation.json")
     arguments = parser.parse_args(words)
     torch.set_num_threads(1)
-    result = json.loads(arguments.out.read_text()) if arguments.out.is_file() and not arguments.fresh else {}
+    result = json.loads(arguments.out.read_text()) if arguments.out.is_file() else {}
     for part in arguments.only:
         settings = {name: getattr(arguments, name) for name in OPTIONS[part]}
-        if measured(result, part, settings):
+        if measured(result, part, settings) and not arguments.fresh:
             print(f"{part}: measured already")
             continue
         with tempfile.TemporaryDirectory() as folder:

@@ -66,8 +66,13 @@ def build(folder: Path) -> None:
     train_mini_tokenizer([" ".join(WORDS)], VOCABULARY, folder / "tokenizer")
     torch.manual_seed(0)
     model, transform = mini_llava(**SIZES), instantiate(transform_of(folder))
-    for parameter in model.parameters():
-        torch.nn.init.normal_(parameter, std=0.1)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            # Scales of norms near 1 and wide embeddings let picture and words reach the output, so that answers differ.
+            if parameter.ndim < 2 and "norm" in name and not name.endswith("bias"):
+                parameter.normal_(1.0, 0.3)
+            else:
+                parameter.normal_(0.0, 0.7 if "embeddings" in name else 0.1)
     # Tokens that are no text of their own are never the most likely ones, so that every token is sent.
     silent = [token for token in range(VOCABULARY) if not transform.decode([token]).isalnum()]
     with torch.no_grad():

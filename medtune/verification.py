@@ -25,6 +25,7 @@ from medtune.models.common.family import StateDict
 from medtune.models.lora.names import PREFIX
 from medtune.models.lora.peft import WEIGHTS_NAME
 from medtune.models.lora.peft_config import read_config, strength_of
+from medtune.models.qwen2_5_vl._images import published_inputs
 
 QUESTIONS = (
     "What is shown in this image?",
@@ -195,8 +196,14 @@ def _their_inputs(model: Any, batch: dict) -> dict[str, Tensor]:
     """A batch of one row in transformers' words."""
     vision, given = batch["vision"], {"input_ids": batch["tokens"], "attention_mask": batch["padding"].long()}
     images, tiles = vision["images"], vision["tiles"]
+    if "grid" in vision:
+        seen = batch["tokens"] == model.config.image_token_id
+        return given | published_inputs(images[0], vision["grid"][0]) | {"mm_token_type_ids": seen.long()}
     if "aspect_ratio" not in vision:
-        return given | {"pixel_values": torch.cat([images[0, at, :n] for at, n in enumerate(tiles[0])])}
+        pixels = {"pixel_values": torch.cat([images[0, at, :n] for at, n in enumerate(tiles[0])])}
+        if model.config.model_type == "gemma3":  # without them its attention is silently causal within an image
+            pixels["token_type_ids"] = (batch["tokens"] == model.config.image_token_id).long()
+        return given | pixels
     config = model.config.vision_config
     slots, most = config.max_num_tiles, images.shape[2]
     grids = [tuple(grid) for grid in config.supported_aspect_ratios]

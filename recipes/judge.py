@@ -69,6 +69,10 @@ class JudgeConfig:
         default=None,
         metadata={"help": "in place of candidates, answers of one model to the protocol chat: scored by a ChatJudge"},
     )
+    questions: str | None = field(
+        default=None,
+        metadata={"help": "with compare or score: the question file, which completes answers of other programs"},
+    )
     image_root: str | None = field(default=None, metadata={"help": "folder or .tar of the images"})
     server: ServedModel | None = field(default=None, metadata={"help": "the served model that a ModelJudge asks"})
     budget: Budget = field(default_factory=Budget, metadata={"help": "max_cost, max_tokens, max_requests; null: none"})
@@ -96,6 +100,8 @@ class JudgeConfig:
             raise ValueError("compare takes two files of answers, and then candidates must be null")
         if self.score is not None and (self.candidates is not None or self.compare is not None):
             raise ValueError("score takes one file of answers, and then candidates and compare must be null")
+        if self.questions is not None and self.score is None and self.compare is None:
+            raise ValueError("questions complete answers that are compared or scored; set compare or score")
         for name in ("limit", "stop_after_unread"):
             value = getattr(self, name)
             if value is not None and value < 1:
@@ -135,10 +141,10 @@ def _source(config: JudgeConfig, judge: Judge) -> Candidates:
             "without score choose another judge"
         )
     if config.score is not None:
-        return ScoredAnswers(config.score, config.image_root)
+        return ScoredAnswers(config.score, config.image_root, config.questions)
     if config.compare is not None:
         first, second = config.compare
-        return ComparedAnswers(first, second, config.image_root)
+        return ComparedAnswers(first, second, config.image_root, config.questions)
     if config.candidates is not None:
         return CandidateSource(config.candidates, config.image_root)
     if isinstance(judge, HumanJudge):

@@ -29,7 +29,7 @@ from medtune.curation.selection import (
     taken_rows,
 )
 from medtune.data.folders import claim as claim_folder
-from medtune.data.writing import file_sha256, json_bytes, measured, write_files
+from medtune.data.writing import Content, file_sha256, json_bytes, measured, write_files
 from medtune.errors import ConfigError, DataError
 from medtune.evaluation.provenance import commit, versions
 from medtune.generation.answering import Skipped
@@ -216,7 +216,7 @@ def write(
         "commit": commit(),
     }
     page = page_of(config, manifest, rows, own, ranks, usable, groups, taken)
-    files = {
+    files: dict[str, bytes | Content] = {
         "selected.jsonl": measured(lambda: rows.raw(chosen.tolist())),
         "scores.csv": measured(lines),
         "selection.html": page.encode(),
@@ -259,9 +259,9 @@ def page_of(
     order = np.argsort(ranks)
     most = min(config.samples, len(order) // 2)
     best, worst = order[:most].tolist(), order[::-1][:most].tolist()
-    examples = [[row for row in map(shown, places) if row is not None] for places in (best, worst)]
+    top, low = ([row for row in map(shown, places) if row is not None] for places in (best, worst))
     opener = None if config.image_root is None else image_opener(config.image_root)
-    sections = choice_sections(manifest, scores, manifest["lowest_score_taken"], *examples, opener)
+    sections = choice_sections(manifest, scores, manifest["lowest_score_taken"], top, low, opener)
     return render_sections(sections, title=f"Selection from {rows.path.name}")
 
 

@@ -1,7 +1,7 @@
 """Make pairs of a preferred and a rejected sample from people's choices and a model's ratings, for the selection model.
 
-tune run medtune/recipes/selector_pairs.py --config selector_pairs/biomed_clip human=annotations.jsonl \
-  records=[conversations.jsonl] ratings=runs/rate/ratings.jsonl image_root=images
+tune run medtune/recipes/selector_pairs.py --config selector_pairs/biomed_clip human=[annotations.jsonl] \
+  records=[conversations.jsonl] ratings=[runs/rate/ratings.jsonl] image_root=images
 
 Writes ``train.jsonl`` and ``val.jsonl``, whose images are others, and the features of all samples (BioMed-VITAL, Sec.
 3.2). A killed run continues with the features that it has.

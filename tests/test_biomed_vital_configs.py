@@ -1,5 +1,6 @@
 """BioMed-VITAL's stage 3: three configs that follow each other, on one GPU and on two, with the paper's values."""
 
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,14 @@ STAGES = {"_alignment": (1, 2.0e-3, 128), "": (3, 2.0e-5, 128), "_150k": (3, 2.0
 
 def train(size: str, stage: str, mode: str = "") -> TrainConfig:
     return load_config(f"sft/llava1_5_{size}_biomed_vital{stage}{mode}", TrainConfig)
+
+
+def read_and_touch(ran: list[tuple[str, Any]], _: Path, name: str, arguments: list[str]) -> None:
+    """In place of a recipe: read its config with the overrides, and write what later steps look for."""
+    ran.append((name, load_config(arguments[0], config_class(name), arguments[1:])))
+    folder = Path(getattr(ran[-1][1], "output" if name == "evaluate" else "output_dir"))
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "predictions.jsonl").touch()
 
 
 @pytest.mark.parametrize("mode", ["", "_distributed"])
@@ -43,12 +52,12 @@ def test_a_stage_has_the_papers_values_on_one_gpu_and_on_two(size: str, stage: s
 
 
 @pytest.mark.parametrize("size", SIZES)
-def test_a_stage_begins_with_the_weights_of_the_one_before(size: str) -> None:
+def test_the_launch_line_of_a_stage_names_the_weights_of_the_one_before(size: str) -> None:
     for mode in ("", "_distributed"):
-        alignment, tuning, benchmark = (train(size, stage, mode) for stage in ("_alignment", "", "_vqa"))
-        assert alignment.checkpoint == f"models/llava-1.5-{size}-hf"
-        assert tuning.checkpoint == f"{alignment.output_dir}/weights"
-        assert benchmark.checkpoint == f"{tuning.output_dir}/weights"
+        for before, stage in (("_alignment", ""), ("_alignment", "_150k"), ("", "_vqa")):
+            header = (CONFIGS / f"sft/llava1_5_{size}_biomed_vital{stage}{mode}.yaml").read_text()
+            weights = f"{train(size, before, mode).output_dir}/weights"
+            assert f"checkpoint={weights}\n" in header, (stage, mode)
 
 
 def test_the_150k_are_llava_meds_10k_and_60k_and_what_was_selected() -> None:
@@ -67,15 +76,7 @@ def test_table_4_chains_the_stages_and_scores_three_benchmarks(
     size: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     ran: list[tuple[str, Any]] = []
-
-    def run(_: Path, name: str, arguments: list[str]) -> None:
-        """Read the config with its overrides, and write what later steps look for."""
-        ran.append((name, load_config(arguments[0], config_class(name), arguments[1:])))
-        folder = Path(getattr(ran[-1][1], "output" if name == "evaluate" else "output_dir"))
-        folder.mkdir(parents=True, exist_ok=True)
-        (folder / "predictions.jsonl").touch()
-
-    monkeypatch.setattr("medtune.sweep.run.run_recipe", run)
+    monkeypatch.setattr("medtune.sweep.run.run_recipe", partial(read_and_touch, ran))
     sweep = load_config(f"sweep/biomed_vital_table4_{size}", SweepConfig, [f"output_dir={tmp_path}", "seeds=[3]"])
     for step in sweep.before:
         run_step(sweep, step)
@@ -99,3 +100,43 @@ def test_table_4_chains_the_stages_and_scores_three_benchmarks(
             assert {Path(file).parent.name for file in files} == {benchmark}
             assert learnt.dataset["image_root"] == asked.questions["image_root"]
         assert scored.output == str(chain.folder)
+
+
+def test_table_2_compares_shares_and_ablations_of_the_same_number_of_images(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ran: list[tuple[str, Any]] = []
+    monkeypatch.setattr("medtune.sweep.run.run_recipe", partial(read_and_touch, ran))
+    sweep = load_config("sweep/biomed_vital_table2", SweepConfig, [f"output_dir={tmp_path}"])
+    for step in sweep.before:
+        run_step(sweep, step)
+    made = {Path(one.output_dir).name: (name, one) for name, one in ran}
+    pools = {name: one for name, (recipe, one) in made.items() if recipe == "curate"}
+    assert {name: (one.limit, one.demonstrations is not None, one.per_modality) for name, one in pools.items()} == {
+        "shown": (80_000, True, 2), "shown_first": (60_000, True, 2),
+        "plain": (80_000, False, 2), "plain_first": (60_000, False, 2),
+    }  # fmt: skip
+    assert pools["shown"].cache == pools["shown_first"].cache != pools["plain"].cache == pools["plain_first"].cache
+    taken = {
+        name: (Path(one.data).parent.name, one.choice.count)
+        for name, (kind, one) in made.items()
+        if kind == "selection"
+    }
+    assert taken == {
+        "top_10": ("shown", 6000), "top_50": ("shown", 30_000), "top_80": ("shown", 48_000),
+        "top_100": ("shown", 60_000), "plain_top": ("plain", 60_000),
+    }  # fmt: skip
+    sources = {}
+    for chain in chains(sweep):
+        ran.clear()
+        run_chain(sweep, chain)
+        assert [name for name, _ in ran] == ["sft", "predict", "judge", "evaluate"]
+        tuned, asked, judged, scored = (one for _, one in ran)
+        assert tuned.checkpoint == f"{tmp_path}/alignment/weights" and asked.checkpoint == f"{tuned.output_dir}/weights"
+        assert judged.score == f"{asked.output_dir}/predictions.jsonl" and scored.protocols == ["chat"]
+        assert scored.predictions == f"{judged.output_dir}/graded.jsonl" and scored.output == str(chain.folder)
+        sources[chain.variant.name] = Path(tuned.dataset["source"]).parent.name
+    assert sources == {
+        "llava_med": "data", "top_10": "top_10", "top_50": "top_50", "top_80": "top_80", "full": "top_100",
+        "a0": "plain_first", "a1": "shown_first", "a2": "plain_top",
+    }  # fmt: skip

@@ -45,6 +45,23 @@ SHORT_ROUTING = [
     "'dataset.image_root={sweep}/drawn/images.tar',max_steps=1]",
 ]
 
+SHORT_CURATION = [
+    "before.3.overrides=['output_dir={sweep}/selector','model.features={sweep}/pairs',"
+    "'dataset.source={sweep}/pairs/train.jsonl','dataset_val.source={sweep}/pairs/val.jsonl',max_steps=4]",
+    "predict_overrides=['protocols=[open]','swapped=[]',limit=12,max_new_tokens=4]",
+    "evaluate_overrides=['protocols=[open]','swapped=[]',limit=12]",
+    *(
+        f"variants.{place}.steps.0.overrides=['dataset.source={source}',max_steps=1,batch_size=2]"
+        for place, source in enumerate(
+            (
+                "${asset:demo_curation}/conversations.jsonl",
+                "{sweep}/random/selected.jsonl",
+                "{sweep}/selection/selected.jsonl",
+            )
+        )
+    ),
+]
+
 
 def check(folder: Path, printed: str) -> dict:
     """The report, the table and the combined results are there; returns the last."""
@@ -120,6 +137,20 @@ def test_routing_has_a_demo_of_its_own(
         assert name == "routed" or chosen == [row["meta"]["flare_task"] for row in rows]
 
 
+def test_curation_has_a_demo_of_its_own(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("MEDTUNE_DATA", str(tmp_path / "nothing"))
+    folder = tmp_path / "demo"
+    assert demo.main(["--method", "curation", "--output-dir", str(folder), *SHORT_CURATION]) == 0
+    assert "a rule of known truth" in capfd.readouterr().out
+    results = json.loads((folder / "results.json").read_text(encoding="utf-8"))
+    assert [run["name"] for run in results["runs"]] == ["All", "Random half", "Selected half"]
+    taken = {name: set((folder / name / "selected.jsonl").read_text().splitlines()) for name in ("selection", "random")}
+    assert [len(rows) for rows in taken.values()] == [300, 300] and taken["selection"] != taken["random"]
+    assert (folder / "groups/groups.png").is_file() and (folder / "selector/selection.html").is_file()
+
+
 @pytest.mark.parametrize("method", demo.methods())
 def test_a_demo_starts_with_data_of_the_package(method: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("MEDTUNE_DATA", raising=False)
@@ -131,7 +162,7 @@ def test_a_demo_starts_with_data_of_the_package(method: str, monkeypatch: pytest
 
 def test_a_method_without_demo_is_named(capsys: pytest.CaptureFixture[str]) -> None:
     assert demo.main(["--method", "instfre"]) == 2
-    assert "'instfre' has no demo; choose one of dpo, instfree, routing, vitask" in capsys.readouterr().err
+    assert "'instfre' has no demo; choose one of curation, dpo, instfree, routing, vitask" in capsys.readouterr().err
 
 
 def test_the_packaged_cells_are_small_complete_and_apart() -> None:

@@ -16,7 +16,7 @@ from medtune.errors import ModelError
 from medtune.models.common.names import is_adapter_key, state_dict_names
 from medtune.models.common.parts import names_of
 from medtune.models.lora.peft import load_peft
-from medtune.models.mini import mini_internvl, mini_vlm
+from medtune.models.mini import mini_gemma3, mini_internvl, mini_vlm
 from medtune.models.weights import save_hf
 from medtune.routing.adapters import AdapterFolder
 from medtune.training.building import DTYPES, build_model
@@ -108,6 +108,7 @@ def test_training_has_moved_the_weights(base: Path, lora_run: Path) -> None:
 
 QLORA = {
     "mini_vlm": (mini_vlm, {**SIZES, "embed_dim": 128, "vocab_size": 300}),
+    "mini_gemma3": (mini_gemma3, {"vocab_size": 300, "image_size": 16, "vision_layers": 1, "decoder_layers": 2}),
     "mini_internvl": (mini_internvl, {"vocab_size": 300, "image_size": 16, "vision_layers": 1, "decoder_layers": 1}),
 }
 

@@ -15,6 +15,7 @@ import pytest
 
 from medtune.config import load_config
 from medtune.curation.figures import MODALITIES
+from medtune.curation.preference_pairs import held_out
 from medtune.errors import MedtuneError
 from medtune.sweep.config import SweepConfig
 from medtune.sweep.run import run_sweep
@@ -52,10 +53,10 @@ def writer() -> Iterator[str]:
 
 
 def short_demonstrations(data: Path, folder: Path) -> Path:
-    """The two shortest of the clinicians' demonstrations of each modality."""
+    """The shortest of the clinicians' demonstrations of each modality, two questions of each, to read them quickly."""
     rows = json.loads((data / "biomed_vital/clinician_few_shot_58.json").read_text())
-    rows.sort(key=lambda row: len(json.dumps(row)))
-    kept = {row["pair_id"]: row for name in MODALITIES for row in [row for row in rows if row["domain"][name]][:2]}
+    rows = sorted(({**row, "conversations": row["conversations"][:4]} for row in rows), key=lambda row: len(str(row)))
+    kept = {row["pair_id"]: row for name in MODALITIES for row in [row for row in rows if row["domain"][name]][:1]}
     path = folder / "demonstrations.json"
     path.write_text(json.dumps(list(kept.values())))
     return path
@@ -126,6 +127,15 @@ def choose(tab: Tab, address: str, most: int | None = None) -> int:
     return done
 
 
+def share_out(config: SweepConfig) -> None:
+    """Choose the seed of the pairs so that of the two figures with choices one is held out."""
+    rows = (Path(config.output_dir) / "candidates/candidates.jsonl").open()
+    images = sorted({image for row in rows for image in json.loads(row)["images"]})
+    assert len(images) == 2
+    seed = next(seed for seed in range(99) if sum(held_out(image, 0.5, seed) for image in images) == 1)
+    config.before[4].overrides += ["validation_share=0.5", f"seed={seed}"]
+
+
 def people_choose(browser: Browser, folder: Path) -> int:
     """All choices; the page is killed without warning after the first one."""
     tab = browser.tab()
@@ -136,8 +146,8 @@ def people_choose(browser: Browser, folder: Path) -> int:
     with annotate(folder) as (_, address):
         rest = choose(tab, address)
     exported = [
-        sys.executable, "-m", "medtune.cli.main", "annotate", "--store", f"{folder}/annotations.sqlite", "--export",
-        f"{folder}/sweep/annotations.jsonl",
+        sys.executable, "-m", "medtune.cli.main", "annotate", f"{folder}/sweep/candidates/candidates.jsonl", "--store",
+        f"{folder}/annotations.sqlite", "--export", f"{folder}/sweep/annotations.jsonl",
     ]  # fmt: skip
     subprocess.run(exported, check=True, stdout=subprocess.DEVNULL)
     return first + rest
@@ -153,6 +163,7 @@ def killed_while_asking(config: SweepConfig, step: str, state: dict[str, Any]) -
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1800)
 @pytest.mark.skipif(CHROMIUM is None, reason="there is no Chromium (or $MEDTUNE_CHROMIUM)")
 def test_the_sweep_on_real_data_is_killed_at_every_step_and_people_choose_at_the_page(
     writer: str, medtune_data: Path, tmp_path: Path
@@ -172,6 +183,7 @@ def test_the_sweep_on_real_data_is_killed_at_every_step_and_people_choose_at_the
             assert filled_file(root / step / "replies.jsonl") and not (root / step / "manifest.json").exists()
         with pytest.raises(MedtuneError, match="selector_pairs"):
             run_sweep(config, lambda line: None)
+        share_out(config)
         with chromium(tmp_path / "chromium") as browser:
             chosen = people_choose(browser, tmp_path)
         for file in AFTER_PEOPLE:

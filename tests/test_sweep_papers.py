@@ -112,7 +112,19 @@ def test_stllava_meds_tables_score_one_stage_1_and_its_dpo_on_three_benchmarks(
     assert sweep.train == f"sft/sq_llava_7b_{STLLAVA[table]}"
     assert ran[3][1].objective["virtual_user"] == "sampled", "it learns to ask"
 
-    without, tuned = chains(sweep)
+    llava, sq_llava, without, tuned = chains(sweep)
+    for chain, builder, weights in (
+        (llava, "llava1_5_7b", "models/llava-1.5-7b-hf"),
+        (sq_llava, "sq_llava_7b", "models/sq-llava-7b"),
+    ):
+        ran.clear()
+        run_chain(sweep, chain)
+        predicted = [one for name, one in ran if name == "predict"]
+        assert [name for name, _ in ran] == ["predict", "evaluate"] * 3
+        assert {str(one.checkpoint) for one in predicted} == {weights}
+        assert {one.model["_component_"].rpartition(".")[2] for one in predicted} == {builder}
+        scored = [Path(one.prepared_dir).name for name, one in ran if name == "evaluate"]
+        assert sorted(scored) == sorted(BENCHMARKS) and scored[-1] == "vqa_rad"
     for chain in (without, tuned):
         ran.clear()
         run_chain(sweep, chain)

@@ -12,27 +12,32 @@ from medtune.config import instantiate
 from medtune.models.weights import save_hf
 from tests.runs import SFT, launch, tiny
 
-SIZES = {"vocab_size": 1024, "embed_dim": 32, "decoder_layers": 2, "image_size": 16}
+SIZES = {"vocab_size": 1024, "embed_dim": 32, "decoder_layers": 2}
 LORA = {"lora_attn_modules": ["q_proj", "v_proj"], "apply_lora_to_mlp": True, "lora_rank": 2, "lora_alpha": 16}
 FAMILIES: dict[str, dict[str, Any]] = {
     "mini_vlm": {"transform": "mini_transform", "vision_layers": 2, "trainable": ["adapter"]},
     "mini_llava": {"transform": "mini_llava_transform", "vision_layers": 3, "trainable": ["adapter", "projection"]},
+    "mini_gemma3": {"transform": "mini_gemma3_transform", "vision_layers": 2, "trainable": ["adapter", "projection"]},
     "mini_internvl": {"transform": "mini_internvl_transform", "vision_layers": 2, "trainable": ["adapter"]},
+    "mini_qwen2_5_vl": {"transform": "mini_qwen2_5_vl_transform", "vision_layers": 2, "trainable": ["adapter"]},
 }
+# an image's side, or for images of any size that of a patch
+IMAGES = {"mini_qwen2_5_vl": {"patch_size": 4}}
 
 
 @pytest.fixture(scope="module", params=FAMILIES)
 def run(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A short run with adapters, at a rate that changes answers."""
     family, folder = FAMILIES[request.param], tmp_path_factory.mktemp(request.param)
-    sizes = {**SIZES, "vision_layers": family["vision_layers"]}
+    images = IMAGES.get(request.param, {"image_size": 16})
+    sizes = {**SIZES, **images, "vision_layers": family["vision_layers"]}
     torch.manual_seed(3)
     model = instantiate({**sizes, "_component_": f"medtune.models.mini.{request.param}"})
     base = save_hf(model.state_dict(), model.family, folder / "base")
     changes = {
         **SFT,
         "model": {**sizes, **LORA, "_component_": f"medtune.models.mini.lora_{request.param}"},
-        "transform": {"_component_": f"medtune.models.mini.{family['transform']}", "path": "x", "image_size": 16},
+        "transform": {"_component_": f"medtune.models.mini.{family['transform']}", "path": "x", **images},
         "trainable": family["trainable"],
         "optimizer": {"_component_": "torch.optim.AdamW", "lr": 3e-2},
         "max_steps": 3,

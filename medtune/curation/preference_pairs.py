@@ -227,7 +227,12 @@ def pair_lines(pairs: Iterable[RecordPair], numbers: Mapping[str, int], context:
         }
 
     for pair in pairs:
-        row = {"id": pair.id, SOURCE: pair.source, PREFERRED: side(pair.preferred), REJECTED: side(pair.rejected)}
+        row: dict[str, Any] = {
+            "id": pair.id,
+            SOURCE: pair.source,
+            PREFERRED: side(pair.preferred),
+            REJECTED: side(pair.rejected),
+        }
         if pair.judge is not None:
             row["judge"] = list(pair.judge)
         yield (json.dumps(row, ensure_ascii=False) + "\n").encode()
@@ -257,7 +262,7 @@ class PairSource(RecordSource):
         row = decode_json(raw, where)
         if not isinstance(row, Mapping) or not isinstance(row.get("id"), str):
             raise DataError(f"{where}: this is no pair; run selector_pairs again.")
-        sides = [row.get(name) for name in (PREFERRED, REJECTED)]
+        sides: list[Any] = [row.get(name) for name in (PREFERRED, REJECTED)]
         if not all(isinstance(side, Mapping) and isinstance(side.get("answer"), str) for side in sides):
             raise DataError(f"{where}: a pair needs {PREFERRED!r} and {REJECTED!r}; run selector_pairs again.")
         preferred, rejected = sides

@@ -72,7 +72,8 @@ def records_of(row: Any, where: str) -> list[Record]:
         raise DataError(f"{where}: the row has no 'id'; give every row one of its own.")
     name = printable(str(row["id"]))
     where = f"{where} (id {name!r})"
-    meta = row.get("meta") if isinstance(row.get("meta"), Mapping) else {}
+    own = row.get("meta")
+    meta: Mapping[str, Any] = own if isinstance(own, Mapping) else {}
     image, caption, mentions = _image(row, where), _caption({**meta, **row}, where), _mentions({**meta, **row}, where)
     turns = _turns(row, where)
     if "answers" in row:

@@ -62,7 +62,9 @@ class Choice:
 
     def of_turns(self, scores: NDArray[np.float64]) -> float:
         """Return the score of a conversation from those of its turns."""
-        return float({"mean": scores.mean, "first": lambda: scores[0], "least": scores.min}[self.turns]())
+        if self.turns == "first":
+            return float(scores[0])
+        return float(scores.mean() if self.turns == "mean" else scores.min())
 
 
 @dataclass

@@ -163,7 +163,7 @@ def agreement(pairs: ScoredPairs) -> dict[str, Any] | None:
         ``selector``, ``judge`` and ``difference`` (selector minus judge) with 95% intervals over images; None if there
         is no judge.
     """
-    known = np.isfinite(pairs.judge).all(axis=1)
+    known = np.asarray(np.isfinite(pairs.judge).all(axis=1))
     if not known.any():
         return None
     images = [image for image, one in zip(pairs.images, known, strict=True) if one]

@@ -71,8 +71,8 @@ def measures_chart(
         figure = Canvas(figsize=(9.6, 3.2))
         left, right = figure.subplots(1, 2)
         for place, name in ((1, "precision"), (2, "f1")):
-            values = [100 * value for value in top[name]]
-            left.plot(top["k_percent"], values, color=COLOURS[place], marker="o", markersize=3, label=f"{name}@K")
+            line = [100 * value for value in top[name]]
+            left.plot(top["k_percent"], line, color=COLOURS[place], marker="o", markersize=3, label=f"{name}@K")
         left.axhline(50, linestyle="--", color=GREY, linewidth=1)
         left.set(xlabel="K: best percent of the ranking", ylabel="%", ylim=(0, 100))
         left.legend(frameon=False)
@@ -148,3 +148,45 @@ def _example(row: Mapping[str, Any], open_image: OpenImage | None) -> Example:
 
 def _short(text: str) -> str:
     return text if len(text) <= _TEXT else text[:_TEXT].rstrip() + " …"
+
+
+def weights_page(rows: Mapping[str, Mapping[str, Any]], seeds: int) -> str:
+    """Return the page of a comparison of weights (Table 1).
+
+    Args:
+        rows: weight -> measure -> ``mean``, ``deviation`` and ``interval``.
+        seeds: number of seeds.
+    """
+    lines = []
+    for weight, numbers in rows.items():
+        cells = []
+        for name in TITLES:
+            one = numbers[name]
+            spread = "" if one["deviation"] is None else f"± {100 * one['deviation']:.1f}"
+            ends = one["interval"]
+            span = spread if ends is None else f"[{100 * ends[0]:.1f}, {100 * ends[1]:.1f}]"
+            cells.append(Cell(f"{100 * one['mean']:.1f}", span, f"n={one['n']}"))
+        lines.append(Row(weight, cells))
+    over = f"Means and deviations over {seeds} seeds." if seeds > 1 else "One seed; intervals over images."
+    help = f"The weight w multiplies the loss of a human preference. {over} Of the mean rank, less is better."
+    table = Table("", list(TITLES.values()), lines)
+    alt = "ACC, AUC and MAP over the weight"
+    section = Section("Weight of human preferences", help, table, weights_chart(rows), alt, first="w")
+    return render_sections([section], title="Weight of human preferences")
+
+
+def weights_chart(rows: Mapping[str, Mapping[str, Any]]) -> str:
+    """Draw ACC, AUC and MAP over the weight, on a logarithmic axis, as SVG text."""
+    with matplotlib.rc_context(STYLE):
+        figure = Canvas(figsize=(6.4, 3.0))
+        panel = figure.subplots()
+        for place, name in enumerate(("accuracy", "auc", "map"), start=1):
+            values = [100 * one[name]["mean"] for one in rows.values()]
+            spread = [100 * (one[name]["deviation"] or 0.0) for one in rows.values()]
+            weights = [float(weight) for weight in rows]
+            panel.errorbar(weights, values, spread, color=COLOURS[place], marker="o", markersize=3, label=TITLES[name])
+        panel.set(xscale="log", xlabel="w", ylabel="%")
+        panel.legend(frameon=False)
+        panel.spines[["top", "right"]].set_visible(False)
+        figure.tight_layout()
+        return svg_text(figure)

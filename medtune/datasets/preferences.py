@@ -10,6 +10,7 @@ from dataclasses import replace
 from typing import Any
 
 from medtune.data.crops import changed_images
+from medtune.data.held_out import Part, part_by_image
 from medtune.data.images import image_root_of
 from medtune.data.json_text import decode_json
 from medtune.data.rows import sample_of
@@ -98,6 +99,8 @@ def preference_dataset(
     grey_bits: int | None = None,
     center_crop: float = 1.0,
     pad_to_square: int | None = None,
+    part: Part | None = None,
+    validation_share: float = 0.1,
 ) -> SampleSource:
     """Pairs from JSON Lines: ``{"id", "images": [...], "messages": [...], "chosen": "...", "rejected": "..."}``.
 
@@ -112,14 +115,18 @@ def preference_dataset(
         grey_bits: as for :func:`medtune.datasets.jsonl_dataset`.
         center_crop: share of each image's sides that is kept around the centre, as in the policy's other stages.
         pad_to_square: side in pixels of a black square that each image is fitted into, as in the policy's other stages.
+        part: ``training`` or ``validation`` takes a part of the file, so that both can come from one file; pairs that
+            share an image are in the same part (:class:`medtune.data.held_out.PartByImage`).
+        validation_share: share of the images that are for validation.
 
     Raises:
-        ConfigError: for a ``center_crop``, ``pad_to_square`` or ``grey_bits`` that cannot be used.
+        ConfigError: for a ``center_crop``, ``pad_to_square``, ``grey_bits``, ``part`` or ``validation_share`` that
+            cannot be used.
         DataError: if a file is absent or empty, or the image root is absent.
     """
     images = image_root_of(image_root, grey_bits)
     samples = joined(source, lambda path: PreferenceSource(path, images, repeated_ids, ignore_keys))
-    return changed_images(samples, center_crop, pad_to_square)
+    return changed_images(part_by_image(samples, part, validation_share), center_crop, pad_to_square)
 
 
 def preference_json_dataset(
@@ -130,6 +137,8 @@ def preference_json_dataset(
     grey_bits: int | None = None,
     center_crop: float = 1.0,
     pad_to_square: int | None = None,
+    part: Part | None = None,
+    validation_share: float = 0.1,
 ) -> SampleSource:
     """Pairs from a JSON array ``[{"image", "chosen_conversations": [...], "reject_conversations": [...]}]``.
 
@@ -143,14 +152,18 @@ def preference_json_dataset(
         grey_bits: as for :func:`medtune.datasets.jsonl_dataset`.
         center_crop: share of each image's sides that is kept around the centre, as in the policy's other stages.
         pad_to_square: side in pixels of a black square that each image is fitted into, as in the policy's other stages.
+        part: ``training`` or ``validation`` takes a part of the file, so that both can come from one file; pairs that
+            share an image are in the same part (:class:`medtune.data.held_out.PartByImage`).
+        validation_share: share of the images that are for validation.
 
     Raises:
-        ConfigError: for a ``center_crop``, ``pad_to_square`` or ``grey_bits`` that cannot be used.
+        ConfigError: for a ``center_crop``, ``pad_to_square``, ``grey_bits``, ``part`` or ``validation_share`` that
+            cannot be used.
         DataError: if a file is absent or neither a JSON array nor JSON Lines, or the image root is absent.
     """
     images = image_root_of(image_root, grey_bits)
     samples = joined(source, lambda path: PreferenceJsonSource(path, images, repeated_ids, ignore_keys))
-    return changed_images(samples, center_crop, pad_to_square)
+    return changed_images(part_by_image(samples, part, validation_share), center_crop, pad_to_square)
 
 
 def _check_fields(row: Mapping[str, Any], where: str) -> None:

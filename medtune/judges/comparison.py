@@ -7,14 +7,14 @@ from typing import Any
 import numpy as np
 
 from medtune.data.sample import Message
-from medtune.data.writing import file_sha256, sha256
 from medtune.errors import DataError
 from medtune.evaluation.metrics import bootstrap_interval
-from medtune.evaluation.prediction import Prediction, read_predictions
+from medtune.evaluation.prediction import Prediction
 from medtune.evaluation.result import Metric
 from medtune.judges.base import Judgement
 from medtune.judges.candidates import Candidate, HeldCandidates
-from medtune.judges.scored_answers import reference_of
+from medtune.judges.completion import read_answers
+from medtune.judges.scored_answers import fingerprint, reference_of
 
 _LEFT_OUT = "unread judgements and empty answers are left out; interval by a bootstrap over images"
 _DEFINITION = (
@@ -38,15 +38,22 @@ class ComparedAnswers(HeldCandidates):
         first: Answers (``predictions.jsonl``) of the model to compare with.
         second: Answers of the other model.
         image_root: Folder or ``.tar`` of the images; None if they are not opened.
+        questions: Question file that completes answers of other programs; None takes what the answers say.
 
     Raises:
         DataError: A file cannot be read, or the two models were not asked the same.
     """
 
-    def __init__(self, first: str | Path, second: str | Path, image_root: str | Path | None = None) -> None:
-        self.paths = (Path(first).expanduser(), Path(second).expanduser())
+    def __init__(
+        self,
+        first: str | Path,
+        second: str | Path,
+        image_root: str | Path | None = None,
+        questions: str | Path | None = None,
+    ) -> None:
+        self.paths, self._questions = (Path(first).expanduser(), Path(second).expanduser()), questions
         super().__init__(" and ".join(str(path) for path in self.paths), str(self.paths[0]), image_root)
-        one, other = (_own(path) for path in self.paths)
+        one, other = (_own(path, questions) for path in self.paths)
         _check_same(self.paths, one, other)
         self._rows = [(row, other[name]) for name, row in one.items()]
 
@@ -68,8 +75,8 @@ class ComparedAnswers(HeldCandidates):
         )
 
     def fingerprint(self) -> str:
-        """Return a SHA-256 of both files."""
-        return sha256("".join(file_sha256(path) for path in self.paths).encode())
+        """Return a SHA-256 of both files, and of the questions if they complete them."""
+        return fingerprint(self.paths, self._questions)
 
 
 def win_rate(judgements: Mapping[str, Judgement], asked: Iterable[Candidate], points: bool = False) -> dict[str, Any]:
@@ -129,9 +136,9 @@ def _rate(values: Sequence[float], images: Sequence[str], definition: str) -> Me
     return Metric(float(np.mean(values)), "fraction", True, len(values), interval, definition)
 
 
-def _own(path: Path) -> dict[str, Prediction]:
+def _own(path: Path, questions: str | Path | None) -> dict[str, Prediction]:
     """Return the answers to questions on their own images, by id."""
-    rows = [row for row in read_predictions(path) if not row.meta.get("swapped") and not row.meta.get("probe")]
+    rows = [row for row in read_answers(path, questions) if not row.meta.get("swapped") and not row.meta.get("probe")]
     if not rows:
         raise DataError(f"{path}: there are no answers to compare; run the predict recipe first.")
     return {row.id: row for row in rows}

@@ -1,18 +1,19 @@
 """One model's answers to open questions as candidates of a judge: each beside its reference answer."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from medtune.data.sample import Message
-from medtune.data.writing import file_sha256
+from medtune.data.writing import file_sha256, sha256
 from medtune.errors import DataError
 from medtune.evaluation.chat_grades import ChatGrade
-from medtune.evaluation.prediction import Prediction, read_predictions
+from medtune.evaluation.prediction import Prediction
 from medtune.evaluation.protocols.chat import TASK
 from medtune.judges.base import Judgement
 from medtune.judges.candidates import Candidate, HeldCandidates
+from medtune.judges.completion import read_answers
 
 
 @dataclass(frozen=True)
@@ -33,15 +34,18 @@ class ScoredAnswers(HeldCandidates):
     Args:
         path: Answers (``predictions.jsonl``) of a model; those of other protocols are passed on as they are.
         image_root: Folder or ``.tar`` of the images; None if they are not opened.
+        questions: Question file that completes answers of other programs; None takes what the answers say.
 
     Raises:
-        DataError: The file cannot be read, or holds no answer of this protocol.
+        DataError: A file cannot be read, or holds no answer of this protocol.
     """
 
-    def __init__(self, path: str | Path, image_root: str | Path | None = None) -> None:
-        self.path = Path(path).expanduser()
+    def __init__(
+        self, path: str | Path, image_root: str | Path | None = None, questions: str | Path | None = None
+    ) -> None:
+        self.path, self._questions = Path(path).expanduser(), questions
         super().__init__(str(self.path), str(self.path), image_root)
-        self.rows = read_predictions(self.path)
+        self.rows = read_answers(self.path, questions)
         self._asked = [row for row in self.rows if row.task == TASK and not row.meta.get("probe")]
         if not self._asked:
             raise DataError(f"{self.path} holds no answers to questions of a chat; ask them with protocols=[chat].")
@@ -69,8 +73,8 @@ class ScoredAnswers(HeldCandidates):
         )
 
     def fingerprint(self) -> str:
-        """Return a SHA-256 of the file."""
-        return file_sha256(self.path)
+        """Return a SHA-256 of the file, and of the questions if they complete it."""
+        return fingerprint([self.path], self._questions)
 
     def graded(self, done: Mapping[str, Judgement], judge: str) -> list[Prediction]:
         """Return all predictions of the file, those that were judged with the judge's scores in ``meta["chat"]``.
@@ -92,6 +96,12 @@ class ScoredAnswers(HeldCandidates):
         reference = judgement.reference or reference_of(row)
         grade = ChatGrade(tuple(own), judgement.reason, judgement.words, reference, bool(judgement.reference), judge)
         return replace(row, meta={**row.meta, "chat": grade.to_dict()})
+
+
+def fingerprint(paths: Sequence[Path], questions: str | Path | None) -> str:
+    """Return a SHA-256 of one file, or of the SHA-256 of several, a question file last."""
+    digests = [file_sha256(path) for path in (*paths, *([Path(questions)] if questions else []))]
+    return digests[0] if len(digests) == 1 else sha256("".join(digests).encode())
 
 
 def reference_of(row: Prediction) -> str:

@@ -29,6 +29,7 @@ FAMILIES: dict[str, str] = {
     "llava_mistral": "medtune.models.llava._folder",
     "llava_qwen2": "medtune.models.llava._folder",
     "mllama": "medtune.models.llama3_2_vision._folder",
+    "qwen2_5_vl": "medtune.models.qwen2_5_vl._folder",
 }
 """``model_type`` of config.json -> module that has the family's ``FAMILY``; imported when such a folder is opened."""
 
@@ -119,7 +120,7 @@ def lora_from_checkpoint(
         lora_dropout: dropout before each adapter.
         quantize_base: keep the linear layers of adapted parts as NF4 (QLoRA).
         lora_parts: the adapted parts, or a mapping from a part to the options that differ there (docs/models.md).
-        options: see :func:`from_checkpoint`; also ``double_quant`` (InternVL).
+        options: see :func:`from_checkpoint`; also ``double_quant`` (InternVL, Qwen2.5-VL).
 
     Raises:
         ModelError: see :func:`from_checkpoint`.
@@ -153,7 +154,8 @@ def from_checkpoint_transform(
         max_seq_len: maximum number of tokens of one sample; None is the family's default.
         supervise_header: whether the header before an answer is supervised too, as in torchtune's own recipes.
         options: further arguments of the family: ``chat`` (the chat format, where the folder does not tell it),
-            ``system``, ``max_num_tiles`` (InternVL, Llama-3.2-Vision), ``resize`` (LLaVA, Llama-3.2-Vision).
+            ``system``, ``max_num_tiles`` (InternVL, Llama-3.2-Vision), ``resize`` (LLaVA, Llama-3.2-Vision),
+            ``min_pixels`` and ``max_pixels`` (Qwen2.5-VL).
 
     Raises:
         ModelError: see :func:`family_of`; or if the tokenizer is not that of the model.

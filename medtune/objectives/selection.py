@@ -3,6 +3,7 @@
 import random
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from types import MappingProxyType
 from typing import Any, Literal
 
@@ -82,7 +83,7 @@ class PairItems:
         sides = [side_of(sample.meta.get(name), where) for name in (PREFERRED, REJECTED)]
         human = sample.meta[SOURCE] == HUMAN
         return {
-            "inputs": [transform.inputs(side, lambda at=at: image(at)) for at, side in enumerate(sides)],
+            "inputs": [transform.inputs(side, partial(image, at)) for at, side in enumerate(sides)],
             "weight": self.human_weight if human else 1.0,
             "share": share * sample.weight,
             "human": human,

@@ -11,7 +11,7 @@ MISSING = "–"
 MINUS = "−"
 WIDTH = 140
 """Characters of a line of the table."""
-_HEADING, _SENTENCE = 15, 118
+_HEADING, _SENTENCE = 16, 118
 
 
 def is_share(unit: str) -> bool:

@@ -21,6 +21,7 @@ from medtune.routing.base_model import load_base
 from medtune.routing.extension import BASE, RoutedAdapters, adapter_of
 from medtune.routing.loading import load_router
 from medtune.routing.routes import TaskRouter
+from medtune.routing.validation import chosen_threshold
 
 Mode = Literal["batch", "merged", "oracle", "single"]
 
@@ -38,7 +39,8 @@ class RoutedModel:
             answers the task whose name it has.
         router: Folder of a trained router, or a component that makes one; null if each row names its adapter as
             ``meta.adapter``.
-        threshold: Least score at which the task's own adapter answers.
+        threshold: Least score at which the task's own adapter answers; or the ``threshold.json`` that the recipe
+            ``router_threshold`` wrote, whose best one is taken.
         fallback: Name of the adapter that answers otherwise, the multi-task adapter in the paper; null is the base.
         mode: ``batch`` answers mixed batches in one pass, each row with its adapter; ``merged`` merges one adapter
             after the other into the weights, as the paper does; ``oracle`` takes the task from ``meta.task`` of each
@@ -56,7 +58,7 @@ class RoutedModel:
     checkpoint: str
     adapters: dict[str, str]
     router: str | Component | None = None
-    threshold: float = 0.5
+    threshold: float | str = 0.5
     fallback: str | None = None
     mode: Mode = "batch"
     adapter: str | None = None
@@ -67,7 +69,7 @@ class RoutedModel:
     def __post_init__(self) -> None:
         adapter_folders(self.adapters)
         check_fallback(self.fallback, self.adapters)
-        if self.batch_size < 1 or self.window < 1 or self.threshold < 0:
+        if self.batch_size < 1 or self.window < 1 or self.least_score < 0:
             raise ConfigError("backend: batch_size and window must be at least 1, and threshold at least 0")
         if (self.mode == "single") != (self.adapter is not None):
             raise ConfigError("backend.adapter names the adapter of mode single; give both or neither")
@@ -83,11 +85,20 @@ class RoutedModel:
             "base": weights_identity(self.checkpoint),
             "adapters": {folder.name: folder.identity() for folder in adapter_folders(self.adapters)},
             "router": router,
-            "threshold": self.threshold if router is not None else None,
+            "threshold": self.least_score if router is not None else None,
             "fallback": self.fallback,
             "mode": self.mode,
             "adapter": self.adapter,
         }
+
+    @cached_property
+    def least_score(self) -> float:
+        """The threshold as a number, read once.
+
+        Raises:
+            ConfigError: If it is a file that holds none.
+        """
+        return chosen_threshold(self.threshold) if isinstance(self.threshold, str) else self.threshold
 
     @cached_property
     def _router(self) -> TaskRouter | None:
@@ -105,7 +116,7 @@ class RoutedModel:
         if self.mode == "oracle":
             return ByTask(tuple(self.adapters), self.fallback)
         if self._router is not None:
-            return ByRouter(self._router, tuple(self.adapters), self.threshold, self.fallback)
+            return ByRouter(self._router, tuple(self.adapters), self.least_score, self.fallback)
         return ByName(tuple(self.adapters), self.adapter)
 
     def open(self, settings: AnswerSettings) -> "RoutedAnswers":

@@ -1,6 +1,8 @@
 """The files from which a threshold is chosen: what a router said of each question, and how right each adapter was."""
 
 import csv
+import json
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -8,7 +10,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from medtune.errors import DataError
+from medtune.errors import ConfigError, DataError
 from medtune.evaluation.prediction import iterate_predictions
 
 
@@ -94,3 +96,20 @@ def _column(file: Path, ids: Sequence[str], column: str) -> list[float]:
             raise DataError(f"{file}: answer {name!r} has no number from 0 to 1 in column {column!r}")
         values.append(value)
     return values
+
+
+def chosen_threshold(path: str | Path) -> float:
+    """Return the best threshold of a ``threshold.json`` that the recipe ``router_threshold`` wrote.
+
+    Raises:
+        ConfigError: If the file is absent or holds none.
+    """
+    try:
+        best = json.loads(Path(path).read_text(encoding="utf-8"))["best"]["threshold"]
+        if not isinstance(best, int | float) or isinstance(best, bool) or not 0 <= best < math.inf:
+            raise TypeError
+    except OSError:
+        raise ConfigError(f"threshold: {path} cannot be read; run the recipe router_threshold first") from None
+    except (ValueError, KeyError, TypeError):
+        raise ConfigError(f"threshold: {path} is no threshold.json of the recipe router_threshold") from None
+    return float(best)

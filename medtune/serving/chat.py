@@ -2,7 +2,7 @@
 
 import json
 import secrets
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
@@ -129,12 +129,14 @@ class Defaults:
         sampling: None is greedy.
         image_place: ``first`` puts the images of a turn before its text, as in training; ``as_sent`` keeps the order.
         separator: The text between an image and what follows it.
+        fetch: Fetches images from addresses; None refuses addresses.
     """
 
     max_new_tokens: int = 256
     sampling: Sampling | None = None
     image_place: ImagePlace = "first"
     separator: str = "\n"
+    fetch: Callable[[str, str], bytes] | None = None
 
 
 def read_call(raw: bytes, limits: Limits, defaults: Defaults) -> ChatCall:
@@ -147,7 +149,7 @@ def read_call(raw: bytes, limits: Limits, defaults: Defaults) -> ChatCall:
     if body.messages[-1].role != "user":
         raise refused("messages", "the last message must be of the role user; the model answers it")
     images: list[bytes] = []
-    places = [_images(turn, f"messages[{i}]", images, limits) for i, turn in enumerate(body.messages)]
+    places = [_images(turn, f"messages[{i}]", images, limits, defaults) for i, turn in enumerate(body.messages)]
     question = _words(body.messages[-1])
     if not question.strip():
         raise refused("messages", "the last message has no text; write the question")
@@ -209,7 +211,7 @@ def _depth(error: Any) -> int:
     return len(error["loc"])
 
 
-def _images(turn: _Turn, where: str, images: list[bytes], limits: Limits) -> int:
+def _images(turn: _Turn, where: str, images: list[bytes], limits: Limits, defaults: Defaults) -> int:
     """Add the images of a turn to the list; return their number."""
     if isinstance(turn.content, str):
         return 0
@@ -221,7 +223,7 @@ def _images(turn: _Turn, where: str, images: list[bytes], limits: Limits) -> int
             raise refused("messages", f"{where}: only a user message can hold images")
         if len(images) >= limits.images:
             raise refused("messages", f"the request has more images than this server allows ({limits.images})")
-        images.append(decode_uri(part.image_url.url, f"{where}.content[{number}].image_url.url"))
+        images.append(decode_uri(part.image_url.url, f"{where}.content[{number}].image_url.url", defaults.fetch))
         found += 1
     return found
 

@@ -13,8 +13,10 @@ from medtune.config.overrides import overridden
 from medtune.errors import ConfigError
 from medtune.generation.answering import OWN
 from medtune.generation.engine.sampling import Sampling
+from medtune.generation.named_model import kind_of
 from medtune.serving.chat import ImagePlace
 from medtune.serving.limits import Limits
+from medtune.serving.remote_images import origin_of
 
 RESERVED = ("base", "auto")
 """Names that no adapter can have: the model without adapters, and the choice by the router."""
@@ -64,6 +66,10 @@ class ServeConfig:
         default="first",
         metadata={"help": "first: a turn's images before its text, as in training; as_sent: in the request's order"},
     )
+    allow_image_hosts: list[str] = field(
+        default_factory=list,
+        metadata={"help": "exact hosts that images are fetched from over https; empty: images are never fetched"},
+    )
     center_crop: float | None = field(
         default=None, metadata={"help": "share of an image's sides that is kept; default: as the source was trained"}
     )
@@ -88,6 +94,12 @@ class ServeConfig:
                 raise ValueError(f"{key} must be at least 1, got {getattr(self, key)}")
         if not 0 <= self.port < 65536:
             raise ValueError(f"port {self.port} is not from 0 to 65535")
+        for entry in self.allow_image_hosts:
+            origin_of(entry)
+        if self.allow_image_hosts and self.upstream is not None:
+            raise ValueError(
+                "allow_image_hosts: requests are passed on as they are; let the upstream server fetch none"
+            )
         for name in self.adapters:
             if name in RESERVED or not name.strip() or not name.isprintable():
                 raise ValueError(
@@ -125,7 +137,7 @@ def settings_of(source: str, overrides: Sequence[str] = ()) -> ServeConfig:
     Raises:
         ConfigError: If it is none of them, or the config has an error.
     """
-    if not Path(source).is_dir():
+    if kind_of(source) == "config":
         keys = compose(resolve_path(source)).tree.keys()
         if "questions" not in keys:
             return load_config(source, ServeConfig, overrides)

@@ -5,7 +5,7 @@ import binascii
 import hashlib
 import re
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from PIL import Image
@@ -99,16 +99,19 @@ class ReceivedImages:
         return ""
 
 
-def decode_uri(url: str, param: str) -> bytes:
+def decode_uri(url: str, param: str, fetch: Callable[[str, str], bytes] | None = None) -> bytes:
     """Return the bytes of an image that a request holds as a ``data:`` URI with base64.
 
     Args:
-        url: What the request holds; no address is ever opened.
+        url: What the request holds.
         param: Place in the request, for messages.
+        fetch: Fetches an image from an address (:class:`medtune.serving.remote_images.RemoteImages`); None opens none.
 
     Raises:
-        ApiError: If it is an address, or not such a URI.
+        ApiError: If it is an address that is not fetched, or not such a URI.
     """
+    if fetch is not None and url[:8].lower().startswith(("http:", "https:")):
+        return fetch(url, param)
     if url[:8].lower().startswith(_REMOTE):
         raise refused(
             param,

@@ -11,6 +11,7 @@ class Limits:
         body_mb: Size of a request's body.
         body_seconds: Time in which a body must have arrived.
         images: Images of one request.
+        image_seconds: Time in which an image must have arrived from its address, if addresses are allowed.
         pixels: Width times height of one image.
         max_tokens: Tokens that one request may ask for.
         queue: Requests that wait for a row; further ones get status 429.
@@ -23,6 +24,7 @@ class Limits:
     body_mb: float = field(default=32.0, metadata={"help": "size of a request's body"})
     body_seconds: float = field(default=30.0, metadata={"help": "time in which a body must have arrived"})
     images: int = field(default=8, metadata={"help": "images of one request"})
+    image_seconds: float = field(default=10.0, metadata={"help": "to fetch one image, if addresses are allowed"})
     pixels: int = field(default=25_000_000, metadata={"help": "width times height of one image"})
     max_tokens: int = field(default=1024, metadata={"help": "tokens that one request may ask for"})
     queue: int = field(default=128, metadata={"help": "requests that wait; further ones get status 429"})

@@ -19,6 +19,7 @@ from medtune.serving.loading import load, separator_of
 from medtune.serving.local_server import LocalServer
 from medtune.serving.memory import dry_run
 from medtune.serving.metrics import Metrics
+from medtune.serving.remote_images import RemoteImages
 from medtune.serving.upstream import open_upstream
 from medtune.serving.worker import Worker
 
@@ -77,7 +78,9 @@ def opened(config: ServeConfig) -> Iterator[Server]:
 def open_engine(config: ServeConfig) -> EngineApi:
     """Load the model of a config, and start its engine."""
     served, metrics = load(config), Metrics()
-    defaults = Defaults(config.max_new_tokens, config.sampling, config.images, separator_of(served.prompts))
+    limits, hosts = config.limits, config.allow_image_hosts
+    fetch = RemoteImages(hosts, limits.body_bytes, limits.image_seconds) if hosts else None
+    defaults = Defaults(config.max_new_tokens, config.sampling, config.images, separator_of(served.prompts), fetch)
     return EngineApi(served, Worker(served.open_engine, config.limits, metrics), config.limits, defaults, metrics)
 
 

@@ -5,9 +5,9 @@ from pathlib import Path
 from typing import Any
 
 from medtune.config import instantiate
-from medtune.data.crops import ChangedImages
 from medtune.data.images import ImageRoot
 from medtune.data.leakage import Leak, Leakage, Shown, check_allowed, find_leaks, refuse, shown
+from medtune.data.passing import PassingSource
 from medtune.data.picture_digests import Picture, PictureDigests
 from medtune.data.source import RecordSource, SampleSource
 from medtune.data.writing import write_whole
@@ -113,7 +113,7 @@ def _parts(source: Any) -> Iterator[Any]:
 
 def _root(source: Any) -> Path | None:
     """Return the image root of a source of records; crops do not matter, because whole images are compared."""
-    while isinstance(source, ChangedImages):
+    while isinstance(source, PassingSource):
         source = source.source
     return source.images.path.resolve() if isinstance(source, RecordSource) and source.images is not None else None
 

@@ -6,6 +6,7 @@ once. Only the logits, the gathered layers and the allowance below are formulas.
 
 ====================  ==================================================================================================
 weights               bytes of every parameter / GPUs (NF4 as stored, 4.1 bits)
+tables                bytes of what is no parameter, above all tables of rotary positions; whole on each GPU
 gradients             bytes of every trained parameter / GPUs
 optimizer             trained elements x the bytes per element that this optimizer keeps after one step / GPUs
 gathered layers       several GPUs: the parameters outside any layer, and twice the largest layer, whole on each GPU
@@ -162,6 +163,14 @@ def gathered_bytes(model: nn.Module) -> int:
     inside = {id(p) for stack in layers for p in stack.parameters()}
     root = sum(tensor_bytes(p) for p in model.parameters() if id(p) not in inside)
     return root + 2 * max(units, default=0)
+
+
+def table_bytes(model: nn.Module) -> int:
+    """Bytes of the tensors that are no parameters: tables of rotary positions, and weights that are only kept."""
+    built = sum(tensor_bytes(buffer) for buffer in model.buffers())
+    waiting: list[Any] = [module for module in model.modules() if getattr(module, "is_cache_built", True) is False]
+    # Llama-3's tables cannot be computed on the meta device; their values are of 32 bits for every type of the model
+    return built + sum(4 * table.max_seq_len * table.dim for table in waiting)
 
 
 def logits_bytes(tokens: int, chunk: int, vocabulary: int, dtype: torch.dtype) -> int:

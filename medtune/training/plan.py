@@ -205,6 +205,10 @@ def _data_text(
         f"tiles per sample     mean {checked.tiles.mean():.1f}, most {checked.most_tiles.max()}",
         f"tokens per step      about {batch * data.mean_tokens:,.0f}{kind}",
     ]
+    if model.images_as_tokens and transform is not None:
+        per_tile = transform.tokens_per_tile
+        most = f"mean {checked.tiles.mean() * per_tile:.0f}, most {checked.most_tiles.max() * per_tile}"
+        read.insert(1, f"tokens of images     {most}; at most {transform.tiler.max_tiles * per_tile} an image")
     if not model.image_size:
         read = [read[0], f"tokens per step      about {batch * data.mean_tokens:,.0f}"]
     if not model.reads_text:
@@ -254,6 +258,8 @@ def _memory(
     shape = replace(shape, batch=shape.batch * objective.rows)
     chunk = _argument(config.objective, "chunk_tokens", 0) * objective.rows
     fixed = {"weights": sum(memory.tensor_bytes(p) for p in parts.named().values()) / world}
+    if tables := memory.table_bytes(model):
+        fixed["tables"] = tables
     if objective.companions():
         fixed["companions"] = _companion_bytes(objective, fixed["weights"])
     if world > 1:
@@ -274,7 +280,8 @@ def _memory(
         }
         largest = max(largest, need, key=lambda items: sum(items.values()))
     largest["allowance"] = memory.CONTEXT_BYTES + memory.FRAGMENTATION * sum(largest.values())
-    order = ("weights", "companions", "gradients", "optimizer", "gathered layers", "activations", "logits", "allowance")
+    order = ("weights", "tables", "companions", "gradients", "optimizer", "gathered layers", "activations", "logits",
+             "allowance")  # fmt: skip
     return {item: largest[item] for item in order if item in largest}
 
 

@@ -33,6 +33,9 @@ def test_the_client_is_measured_beside_a_plain_loop_and_not_twice(
     assert found["commit"] and found["versions"] and found["hardware"] and "--only" not in found["command"]
     monkeypatch.setitem(curation.PARTS, "requests", lambda *_: {"throughput_ratio": 7.0})
     assert measure(out, "requests") == found
+    out.write_text(json.dumps({**found, "features": "kept"}))
+    anew = measure(out, "requests", more=("--fresh",))
+    assert anew["requests"]["throughput_ratio"] == 7.0 and anew["features"] == "kept"
     assert measure(out, "requests", more=("--delay=0.06",))["requests"]["throughput_ratio"] == 7.0
 
 

@@ -2,11 +2,18 @@
 
 import asyncio
 import json
+from pathlib import Path
 from typing import Any
 
 import pytest
 
+from medtune.config import instantiate
+from medtune.models.mini import mini_llava
+from medtune.models.weights import load_weights
+from medtune.serving.chat import Defaults, read_call
+from medtune.serving.limits import Limits
 from tests.benchmark.scripts import script
+from tests.serving.running import alone
 
 serve: Any = script("serve")
 
@@ -32,6 +39,17 @@ def test_ratios_are_those_of_the_rounds_and_nothing_lost_is_hidden() -> None:
 def test_questions_differ_and_repeat() -> None:
     assert serve.question(1, 4) == serve.question(1, 4) != serve.question(2, 4)
     assert json.loads(serve.question(1, 4))["max_tokens"] == 4
+
+
+def test_the_random_model_answers_differently_to_different_questions(tmp_path: Path) -> None:
+    serve.build(tmp_path)
+    transform = instantiate(serve.transform_of(tmp_path))
+    transform.stop_ids = []
+    model = mini_llava(**serve.SIZES).eval()
+    model.load_state_dict(load_weights(str(tmp_path / "hf"), model))
+    calls = [read_call(serve.question(number, 4), Limits(), Defaults()) for number in range(6)]
+    answers = [alone(model, transform, call.question, call.images, max_new_tokens=6).text for call in calls]
+    assert len(set(answers)) >= 5 and all(len(answer) >= 6 for answer in answers)
 
 
 def test_the_other_server_streams_each_token() -> None:

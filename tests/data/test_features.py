@@ -15,7 +15,14 @@ from medtune.data.features import EncodedPicture, EncodedSource, FeatureShards, 
 from medtune.data.sample import Message, Sample
 from medtune.datasets import jsonl_dataset, mixture_dataset
 from medtune.errors import ConfigError, DataError
-from medtune.models.mini import mini_internvl, mini_internvl_transform, mini_transform, mini_vlm
+from medtune.models.mini import (
+    mini_gemma3,
+    mini_gemma3_transform,
+    mini_internvl,
+    mini_internvl_transform,
+    mini_transform,
+    mini_vlm,
+)
 from tests.data.tools import LetterTransform
 
 TOKENIZER = str(Path(__file__).parents[2] / "medtune" / "assets" / "mini_tokenizer")
@@ -74,6 +81,7 @@ def test_one_path_in_two_parts_of_a_mixture_is_two_pictures(tmp_path: Path) -> N
 
 KINDS: dict[str, Any] = {
     "llama": lambda: (mini_vlm(1024, max_num_tiles=2, **SIZES), mini_transform(TOKENIZER, 16, max_num_tiles=2)),
+    "gemma3": lambda: (mini_gemma3(1024, patch_size=4, **SIZES), mini_gemma3_transform(TOKENIZER, 16, patch_size=4)),
     "internvl": lambda: (mini_internvl(1024, **SIZES), mini_internvl_transform(TOKENIZER, 16, max_num_tiles=3)),
 }
 

@@ -19,7 +19,8 @@ from medtune.training.trainer import Trainer
 from tests.objectives.tiny_dpo import pair_rows, write_pairs
 from tests.runs import SGD, TINY, die_at, keep_gradients, largest_difference, launch, losses, metrics, tiny, weights
 
-SIZES = {"vocab_size": 1024, "embed_dim": 16, "vision_layers": 2, "decoder_layers": 2, "image_size": 16}
+TEXT = {"vocab_size": 1024, "embed_dim": 16, "vision_layers": 2, "decoder_layers": 2}
+SIZES, PIXELS = {**TEXT, "image_size": 16}, {"min_pixels": 256, "max_pixels": 512}
 LORA = {"lora_attn_modules": ["q_proj", "v_proj"], "apply_lora_to_mlp": True, "lora_rank": 2, "lora_alpha": 8}
 FAMILIES: dict[str, dict[str, Any]] = {
     "llama3_2_vision": {
@@ -36,6 +37,16 @@ FAMILIES: dict[str, dict[str, Any]] = {
     "llava": {
         "model": {"_component_": "medtune.models.mini.lora_mini_llava", **SIZES, **LORA},
         "transform": {"_component_": "medtune.models.mini.mini_llava_transform", "image_size": 16},
+    },
+    "qwen2_5_vl": {
+        "model": {
+            "_component_": "medtune.models.mini.lora_mini_qwen2_5_vl",
+            **TEXT,
+            **LORA,
+            "patch_size": 4,
+            "heads": 2,
+        },
+        "transform": {"_component_": "medtune.models.mini.mini_qwen2_5_vl_transform", "patch_size": 4, **PIXELS},
     },
 }
 FULL = {

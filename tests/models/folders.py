@@ -10,12 +10,16 @@ from typing import Any
 import torch
 from torch import nn
 from transformers import (
+    Gemma3Config,
+    Gemma3ForConditionalGeneration,
     InternVLConfig,
     InternVLForConditionalGeneration,
     LlavaConfig,
     LlavaForConditionalGeneration,
     MllamaConfig,
     MllamaForConditionalGeneration,
+    Qwen2_5_VLConfig,
+    Qwen2_5_VLForConditionalGeneration,
 )
 
 from medtune.models.from_checkpoint import family_of
@@ -25,6 +29,7 @@ from medtune.models.llava._component_builders import llava_vlm
 from medtune.models.mini import train_mini_tokenizer
 from medtune.models.weights import save_hf
 from tests.models.conftest import SENTENCES
+from tests.models.tiny_gemma import processor
 from tests.models.tiny_tokenizers import llama2, qwen2
 
 TEXT = {
@@ -40,6 +45,11 @@ INTERNVIT = {
     "hidden_size": 32, "intermediate_size": 96, "num_hidden_layers": 3, "num_attention_heads": 4,
     "attention_bias": True, "image_size": [28, 28], "patch_size": [7, 7],
 }  # fmt: skip
+GEMMA_MARKS = {
+    "image_token_index": "<image_soft_token>",
+    "boi_token_index": "<start_of_image>",
+    "eoi_token_index": "<end_of_image>",
+}
 VICUNA_TEMPLATE = "{% for m in messages %}{{ m.role }} USER: ASSISTANT:{% endfor %}"
 CHATML_TEMPLATE = "{% for m in messages %}<|im_start|>{{ m.role }}{% endfor %}"
 
@@ -158,6 +168,50 @@ def mllama_hf(folder: Path) -> Path:
     return _saved(MllamaForConditionalGeneration(config), folder)
 
 
+def qwen2_5_vl_hf(folder: Path, tied: bool = False) -> Path:
+    tokenizer = qwen2(folder)
+    file, names = folder / "tokenizer.json", ("<|vision_start|>", "<|vision_end|>", "<|image_pad|>")
+    content = file.read_text(encoding="utf-8")
+    for ours, theirs in zip(("<img>", "</img>", "<IMG_CONTEXT>"), names, strict=True):
+        content = content.replace(json.dumps(ours), json.dumps(theirs))
+    file.write_text(content, encoding="utf-8")
+    start, end, image = tokenizer.convert_tokens_to_ids(["<img>", "</img>", "<IMG_CONTEXT>"])
+    rope = {"rope_theta": 50_000.0, "rope_type": "default", "type": "mrope", "mrope_section": [2, 2, 2]}
+    text = {**TEXT, "vocab_size": len(tokenizer) + 3, "rope_parameters": rope, "tie_word_embeddings": tied}
+    vision = {
+        "depth": 3, "hidden_size": 48, "intermediate_size": 44, "num_heads": 3, "out_hidden_size": 48,
+        "fullatt_block_indexes": [1],
+    }  # fmt: skip
+    config = Qwen2_5_VLConfig(
+        text_config=text, vision_config=vision, image_token_id=image, video_token_id=image + 1,
+        vision_start_token_id=start, vision_end_token_id=end, tie_word_embeddings=tied,
+    )  # fmt: skip
+    return _saved(Qwen2_5_VLForConditionalGeneration(config), folder, tied)
+
+
+def gemma3_hf(folder: Path) -> Path:
+    tokenizer = processor(folder, 42, 9).tokenizer
+    marks = {key: tokenizer.convert_tokens_to_ids(token) for key, token in GEMMA_MARKS.items()}
+    text = {
+        **{key: value for key, value in TEXT.items() if key != "rope_parameters"},
+        "vocab_size": len(tokenizer) + 3, "head_dim": 14, "query_pre_attn_scalar": 23, "sliding_window": 12,
+        "num_hidden_layers": 7, "rope_scaling": {"rope_type": "linear", "factor": 8.0},
+    }  # fmt: skip
+    vision = {
+        "hidden_size": 36, "intermediate_size": 52, "num_hidden_layers": 3, "num_attention_heads": 3,
+        "image_size": 42, "patch_size": 7, "vision_use_head": False,
+    }  # fmt: skip
+    config = Gemma3Config(text_config=text, vision_config=vision, mm_tokens_per_image=9, **marks)
+    model = randomise(Gemma3ForConditionalGeneration(config), tied=True)
+    with torch.no_grad(), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        for name, parameter in model.named_parameters():
+            if "norm" in name and "vision_tower" not in name:
+                parameter.sub_(1)  # Gemma's norms add one
+        model.save_pretrained(folder)
+    return folder
+
+
 FOLDERS: dict[str, Callable[[Path], Path]] = {
     "InternVL, Qwen2": internvl_hf,
     "InternVL, Qwen2, tied": lambda folder: internvl_hf(folder, tied=True),
@@ -172,6 +226,9 @@ FOLDERS: dict[str, Callable[[Path], Path]] = {
     "LLaVA, authors' Mistral": lambda folder: llava_original(folder, "mistral"),
     "LLaVA, authors' Qwen2": lambda folder: llava_original(folder, "qwen2"),
     "Llama-3.2-Vision": mllama_hf,
+    "Qwen2.5-VL": qwen2_5_vl_hf,
+    "Qwen2.5-VL, tied": lambda folder: qwen2_5_vl_hf(folder, tied=True),
+    "Gemma 3": gemma3_hf,
 }
 """Case -> what fills an empty folder; the owner of a family adds its own here."""
 

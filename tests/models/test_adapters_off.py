@@ -13,9 +13,11 @@ from medtune.errors import ModelError
 from medtune.models.common.parts import require_adapters_only
 from medtune.models.lora.merge import adapted_layers, adapters_off
 from medtune.models.mini import (
+    lora_mini_gemma3,
     lora_mini_internvl,
     lora_mini_llava,
     lora_mini_vlm,
+    mini_gemma3,
     mini_internvl,
     mini_llava,
     mini_vlm,
@@ -30,6 +32,7 @@ FAMILIES = {
     "deep": (mini_vlm, lora_mini_vlm, ["vision", "fusion", "decoder"]),
     "llava": (mini_llava, lora_mini_llava, ["vision", "projection", "decoder"]),
     "internvl": (mini_internvl, lora_mini_internvl, ["vision", "decoder"]),
+    "gemma3": (mini_gemma3, lora_mini_gemma3, ["vision", "decoder"]),
 }
 
 
@@ -39,7 +42,8 @@ def pair(family, embed_dim=32, heads=2):
     sizes = {**SIZES, "embed_dim": embed_dim, "heads": heads}
     torch.manual_seed(0)
     plain = plain_builder(**sizes)
-    adapted = builder(**sizes, **ALL, lora_parts=parts)
+    options = {**ALL, "apply_lora_to_output": family != "gemma3"}  # its output layer is its embedding table
+    adapted = builder(**sizes, **options, lora_parts=parts)
     adapted.load_state_dict(plain.state_dict(), strict=False)
     for layer in adapted_layers(adapted).values():
         torch.nn.init.normal_(layer.lora_b.weight, std=0.3)

@@ -6,12 +6,20 @@ import pytest
 import torch
 
 from medtune.errors import ModelError
-from medtune.models import internvl, llama3_2_vision, llava, mini, sq_llava
+from medtune.models import gemma3, internvl, llama3_2_vision, llava, mini, sq_llava
+from medtune.models.gemma3._component_builders import LoraOptions as Gemma3Options
 from medtune.models.llama3_2_vision._component_builders import LoraOptions as DeepOptions
 from medtune.models.llava._component_builders import LoraOptions as LlavaOptions
 from medtune.models.lora.merge import adapted_layers
 from medtune.models.lora.options import _ARGUMENTS, ATTENTION, AdapterOptions
-from medtune.models.mini import lora_mini_internvl, lora_mini_llava, lora_mini_sq_llava, lora_mini_vlm, qlora_mini_vlm
+from medtune.models.mini import (
+    lora_mini_gemma3,
+    lora_mini_internvl,
+    lora_mini_llava,
+    lora_mini_sq_llava,
+    lora_mini_vlm,
+    qlora_mini_vlm,
+)
 
 SIZES = {"image_size": 16, "patch_size": 4, "vision_layers": 2, "decoder_layers": 2, "embed_dim": 32, "heads": 2}
 EVERYWHERE = {"apply_lora_to_mlp": True, "apply_lora_to_output": True, "lora_rank": 2, "lora_alpha": 4.0}
@@ -22,12 +30,17 @@ BUILDERS = {
         lambda **options: lora_mini_sq_llava(list(ATTENTION), vocab_size=300, prototypes=4, **SIZES, **options)
     ),
     "internvl": (lambda **options: lora_mini_internvl(300, list(ATTENTION), **SIZES, **options)),
+    # its output layer is its embedding table
+    "gemma3": (
+        lambda **options: lora_mini_gemma3(300, list(ATTENTION), **SIZES, **{**options, "apply_lora_to_output": False})
+    ),
 }
 PARTS = {
     "deep": ("vision", "projection", "fusion", "decoder"),
     "llava": ("vision", "projection", "decoder"),
     "sq_llava": ("vision", "decoder"),
     "internvl": ("vision", "decoder"),
+    "gemma3": ("vision", "decoder"),
 }
 
 
@@ -47,13 +60,13 @@ def kinds(model):
 
 def every_builder():
     found = []
-    for module in (internvl, llama3_2_vision, llava, sq_llava, mini):
+    for module in (gemma3, internvl, llama3_2_vision, llava, sq_llava, mini):
         found += [value for name, value in vars(module).items() if name.startswith("lora_")]
     return found
 
 
 def test_every_builder_takes_the_arguments_of_lora():
-    assert len(every_builder()) == 11
+    assert len(every_builder()) == 15
     for builder in every_builder():
         assert set(_ARGUMENTS.values()) <= inspect.signature(builder).parameters.keys(), builder
 
@@ -137,6 +150,12 @@ def test_options_of_a_part_are_those_of_the_whole_where_it_says_nothing():
 def test_what_means_nothing_is_refused_by_name(parts, said):
     with pytest.raises(ModelError, match=said):
         LlavaOptions(parts=parts)
+
+
+@pytest.mark.parametrize("options", [{"output": True}, {"parts": {"decoder": {"output": True}}}], ids=str)
+def test_an_adapter_on_a_tied_output_layer_is_refused(options):
+    with pytest.raises(ModelError, match=r"apply_lora_to_output: .* embedding table \(tied weights\).*leave it out"):
+        Gemma3Options(**options)
 
 
 @pytest.mark.parametrize("wrong", [{"rank": 0}, {"alpha": 0.0}, {"dropout": 1.0}, {"dropout": -0.1}])

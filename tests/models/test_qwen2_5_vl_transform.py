@@ -176,8 +176,11 @@ def test_an_encoded_image_of_another_resolution_is_refused(folder):
     question = sample(1, ("user", QUESTION), ("assistant", ANSWER))
     item = transform(question, [EncodedPicture((84, 140), torch.zeros(15, 1, 8))])
     assert item["grids"] == [(5, 3)]
-    with pytest.raises(DataError, match=r"image 1 has 6 blocks, but 5 x 3.*max_pixels"):
-        transform(question, [EncodedPicture((84, 140), torch.zeros(6, 1, 8))])
+    transform.feature_width = 8
+    assert transform.collate([item])["features"].shape == (1, 15, 8)
+    wrong = transform(question, [EncodedPicture((84, 140), torch.zeros(6, 1, 8))])
+    with pytest.raises(DataError, match=r"sample s1: image 1 has 6 blocks, but 5 x 3.*max_pixels"):
+        transform.collate([item, wrong])
 
 
 def test_counted_tokens_are_those_of_the_transform(folder):

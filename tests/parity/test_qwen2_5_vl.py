@@ -190,6 +190,15 @@ def test_what_does_not_fit_is_refused(pair):
         ours.family.tune_to_hf(state)
 
 
+def test_an_output_layer_of_its_own_is_refused_where_embeddings_are_tied():
+    model = tiny(SHAPES["tied"])
+    published = model.family.tune_to_hf(model.state_dict())
+    words = published["model.embed_tokens.weight"]
+    assert same(model.family.hf_to_tune({**published, "lm_head.weight": words}), dict(model.state_dict()))
+    with pytest.raises(ModelError, match="lm_head.weight is not the embedding table"):
+        model.family.hf_to_tune({**published, "lm_head.weight": words + 1})
+
+
 @pytest.mark.parametrize(("builder", "tensors"), [(qwen2_5_vl_3b, 824), (qwen2_5_vl_7b, 729)])
 def test_the_published_sizes_have_the_tensors_of_transformers(builder, tensors):
     with torch.device("meta"):

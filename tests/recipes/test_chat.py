@@ -239,3 +239,28 @@ def test_the_win_rate_with_right_answers_is_given_for_each_type_and_order(tmp_pa
     assert "win rate 75.0%" in capsys.readouterr().out
     assert all(body["messages"][0]["content"].count("<right_answer>right<") == 1 for body in server.bodies)
     assert rows_of(tmp_path / "out/judgements.jsonl")[1]["words"] == ["[[A]]\nWhy?", "[[A]]\nWhy?"]
+
+
+def test_answers_of_other_programs_are_completed_from_the_question_file(tmp_path: Path, capsys) -> None:
+    whole = read_predictions(write_answers(tmp_path, 4))
+    bare = [{"id": row.id, "task": "chat", "prediction": row.prediction} for row in whole]
+    questions = f"questions={tmp_path}/prepared/test.jsonl"
+    with serve(say=points) as server:
+        assert judge(*scoring(tmp_path, server.url)) == 0
+        asked = sorted(json.dumps(body["messages"]) for body in server.bodies)
+        (tmp_path / "answers.jsonl").write_text("".join(json.dumps(row) + "\n" for row in bare))
+        assert judge(*scoring(tmp_path, server.url, questions, out="bare")) == 0
+        assert sorted(json.dumps(body["messages"]) for body in server.bodies[8:]) == asked
+        assert grades(tmp_path, "bare") == grades(tmp_path)
+        assert results_of(tmp_path, "bare")["protocols"] == results_of(tmp_path)["protocols"]
+        (tmp_path / "other.jsonl").write_text((tmp_path / "answers.jsonl").read_text().replace("Answer", "Other"))
+        compare = f"compare=[{tmp_path}/answers.jsonl,{tmp_path}/other.jsonl]"
+        words = scoring(tmp_path, server.url, questions, compare, out="compared")
+        words[1] = "judge/verdict_openai_server"
+        assert judge(*(word for word in words if not word.startswith("score=")), "stop_after_unread=null") in (0, 2)
+        assert "<right_answer>\nReference 3.\n" in str(server.bodies[-1]["messages"]).replace("\\n", "\n")
+        (tmp_path / "answers.jsonl").write_text(json.dumps({**bare[0], "id": "q9/chat"}) + "\n")
+        assert judge(*scoring(tmp_path, server.url, questions, out="strange")) == 2
+    assert "'q9/chat' answers no question of" in capsys.readouterr().err
+    assert judge("--config", "judge/openai_server", "questions=x.jsonl") == 2
+    assert "set compare or score" in capsys.readouterr().err

@@ -40,7 +40,11 @@ FAMILIES = {
         "mini_internvl", mini.mini_internvl_transform, {"decoder": "qwen2"}, {"max_num_tiles": 2}, 0.4
     ),
     "llava": Family("mini_llava", mini.mini_llava_transform, {}, {}, 0.4),
+    "gemma3": Family("mini_gemma3", mini.mini_gemma3_transform, {"window": 24}, {}, 0.1),
     "sq_llava": Family("mini_sq_llava", mini.mini_llava_transform, {}, {}, 0.3),
+    "qwen2_5_vl": Family(
+        "mini_qwen2_5_vl", mini.mini_qwen2_5_vl_transform, {"patch_size": 4}, {"patch_size": 4, "max_pixels": 1024}, 0.6
+    ),
 }
 KINDS = [(name, quantized) for quantized in (False, True) for name in FAMILIES]
 
@@ -58,12 +62,16 @@ class Case:
     def __init__(self, name: str, quantized: bool, tokenizer: tuple[str, int], where: str = "decoder") -> None:
         self.family, self.quantized, self.vocabulary = FAMILIES[name], quantized, tokenizer[1]
         self.sizes = {**(NF4 if quantized else SIZES), **self.family.model}
+        images = {"image_size": 32}
+        if name == "qwen2_5_vl":  # its images have any size
+            images = {}
+            del self.sizes["image_size"]
         torch.manual_seed(2)
         # narrower by the square root of the width: logits, and so rounding, stay of one size
         std = self.family.std * (32 / self.sizes["embed_dim"]) ** 0.5
         self.plain = randomised(getattr(mini, self.family.builder)(self.vocabulary, **self.sizes), std)
         self.base: Any = self.quantized_base(1) if quantized else self.plain
-        transform = self.family.transform(tokenizer[0], image_size=32, max_seq_len=256, **self.family.tiles)
+        transform = self.family.transform(tokenizer[0], max_seq_len=256, **images, **self.family.tiles)
         self.setup = Setup(self.base, transform, PictureSource())
         self.adapters = self._adapters(where)
 

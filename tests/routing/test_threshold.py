@@ -1,11 +1,19 @@
 """The sweep of thresholds: every point is what the router's own rule gives."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 
+from medtune.config import Component, load_config
+from medtune.data.writing import json_bytes
 from medtune.errors import ConfigError, DataError
+from medtune.recipes.router_threshold import ThresholdConfig
+from medtune.routing import RoutedModel
 from medtune.routing.routes import choose
 from medtune.routing.threshold import NEVER, draw, sweep
+from medtune.routing.validation import chosen_threshold
+from medtune.sweep.config import SweepConfig
 
 LABELS = ["counting", "detection", "report"]
 
@@ -65,3 +73,35 @@ def test_tables_that_do_not_fit_are_refused(change: dict, error: type[Exception]
     given = {"scores": scores, "labels": LABELS, "correct": correct, "fallback": "all", **change}
     with pytest.raises(error, match=message):
         sweep(**given)
+
+
+def test_a_threshold_is_read_from_the_file_that_the_recipe_writes(tmp_path: Path) -> None:
+    scores, correct = table(0)
+    found = sweep(scores, LABELS, correct, "all")
+    (tmp_path / "threshold.json").write_bytes(json_bytes(found.to_dict()))
+    assert chosen_threshold(tmp_path / "threshold.json") == found.best.threshold
+    component = Component(_component_="medtune.models.mini.mini_internvl")
+    (tmp_path / "adapter_config.json").write_text("{}")
+    file = str(tmp_path / "threshold.json")
+    backend = RoutedModel(component, component, "base", {"counting": str(tmp_path)}, threshold=file)
+    assert backend.least_score == found.best.threshold
+    for content in ("{}", "no json", '{"best": {"threshold": true}}', '{"best": {"threshold": -1}}', "[]"):
+        (tmp_path / "wrong.json").write_text(content)
+        with pytest.raises(ConfigError, match=r"wrong.json is no threshold.json of the recipe router_threshold"):
+            chosen_threshold(tmp_path / "wrong.json")
+    with pytest.raises(ConfigError, match="cannot be read; run the recipe router_threshold first"):
+        chosen_threshold(tmp_path / "gone.json")
+
+
+def test_the_sweep_chooses_its_threshold_on_validation_questions_before_it_answers_the_test() -> None:
+    config = load_config("sweep/me_vlip_mini", SweepConfig)
+    (routed,) = (variant for variant in config.variants if variant.name == "routed")
+    steps = routed.steps or []
+    last = max(place for place, step in enumerate(steps) if step.recipe == "predict")
+    for place, step in enumerate(steps):
+        if step.recipe == "predict":
+            assert ("questions.source={prepared}/val.jsonl" in step.overrides) == (place != last)
+    assert [step.recipe for step in steps[last - 1 :]] == ["router_threshold", "predict", "evaluate"]
+    assert "backend.threshold={step:router_threshold}/threshold.json" in steps[last].overrides
+    asked = load_config("router_threshold/scenes", ThresholdConfig)
+    assert set(asked.adapters) == set(routed.needs) and asked.fallback == "general"

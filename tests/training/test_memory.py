@@ -108,6 +108,32 @@ def test_activations_where_images_are_tokens(parts: tuple[str, ...]) -> None:
     assert len(counted.inside) == 2  # the tower has no transformer layers
 
 
+@pytest.mark.parametrize("parts", [("vision",), ("vision", "projection", "decoder")], ids="+".join)
+def test_activations_of_a_model_with_masks_by_layer_and_norms_of_its_own(parts: tuple[str, ...]) -> None:
+    sizes = {**SMALL, "window": 16}
+    model = build("meta", "mini_gemma3", **sizes)
+    trained = members(model, *parts)
+    counted = memory.count_activations(model, SHAPE, trained, embeds_gradient=False).total
+    real = build("cpu", "mini_gemma3", **sizes)
+    tokens = torch.ones(SHAPE.batch, SHAPE.tokens, dtype=torch.long)
+    tokens[:, 1:5] = 300
+    vision = {
+        "images": torch.zeros(SHAPE.batch, 1, 1, 3, 32, 32),
+        "tiles": torch.ones(SHAPE.batch, 1, dtype=torch.long),
+    }
+    with kept_by(real, trained) as kept:
+        real.hidden(tokens, real.encode(vision), vision_mask=torch.ones(SHAPE.batch, 4, dtype=torch.bool))
+    assert counted == pytest.approx(sum(kept), rel=0.02)
+
+
+@pytest.mark.parametrize("name", ["mini_gemma3", "mini_internvl", "mini_vlm"])
+def test_tables_of_positions_are_counted_before_they_have_values(name: str) -> None:
+    """Llama-3's are made later than the others on the meta device."""
+    real = sum(buffer.nbytes for buffer in build("cpu", name).buffers())
+    counted = memory.table_bytes(build("meta", name))
+    assert counted == pytest.approx(real, rel=0.01) and counted > 50_000
+
+
 def test_images_are_tokens_of_early_models_alone() -> None:
     assert early("meta").image_tokens(EARLY) == 2 * 2 * PER_TILE
     assert build("meta").image_tokens(SHAPE) == 0

@@ -8,6 +8,7 @@ from medtune.data.sample import IMAGE_TAG, VIRTUAL_USER, Message, Sample
 from medtune.errors import DataError, ModelError
 from medtune.losses.cross_entropy import IGNORE_INDEX
 from medtune.models.common.tokenizer import TextTokenizer
+from medtune.models.common.turns import check_turns, next_speaker, prompt_messages
 
 Turn = tuple[str, str]
 LEARNED_ROLES = ("assistant", VIRTUAL_USER)
@@ -18,32 +19,6 @@ VIRTUAL_USER_SYSTEM = "A virtual user looks at the same images and asks further 
 
 class SampleTooLong(DataError):
     """A sample has more tokens than the transform allows. Nothing is ever cut."""
-
-
-def prompt_messages(sample: Sample) -> tuple[Message, ...]:
-    """The messages up to and including the last question: the prompt for an answer.
-
-    If the virtual user's next question is to be written (:func:`next_speaker`), all messages before it.
-
-    Raises:
-        DataError: if there is no user turn.
-    """
-    if next_speaker(sample) == VIRTUAL_USER:
-        return tuple(sample.messages[:-1])
-    asking = ("user", VIRTUAL_USER)
-    last = max((i for i, message in enumerate(sample.messages) if message.role in asking), default=None)
-    if last is None:
-        raise DataError(f"sample {sample.id} has no user message, so there is nothing to answer")
-    return tuple(sample.messages[: last + 1])
-
-
-def next_speaker(sample: Sample) -> str:
-    """The role that the model shall speak in after a prompt.
-
-    An empty message of the virtual user at the end says that the model shall write this question; otherwise the model
-    answers as the assistant.
-    """
-    return VIRTUAL_USER if sample.messages[-1:] == (Message(VIRTUAL_USER, ""),) else "assistant"
 
 
 def with_system(
@@ -260,7 +235,7 @@ def lay_out(
     """
     messages = prompt_messages(sample) if inference else sample.messages
     if template.alternates:
-        _check_turns(template, sample)
+        check_turns(sample, template.name)
     tags = sum(message.content.count(IMAGE_TAG) for message in messages if message.role == "user")
     if tags and tags != len(images):
         raise DataError(f"sample {sample.id} has {len(images)} images but its text has places for {tags}")
@@ -273,24 +248,6 @@ def lay_out(
     tokens, learned = _encode(tokenizer, pieces)
     labels = [token if flag else IGNORE_INDEX for token, flag in zip(tokens, learned, strict=True)]
     return [*bos, *tokens], [*([IGNORE_INDEX] * len(bos)), *([IGNORE_INDEX] * len(tokens) if inference else labels)]
-
-
-def _check_turns(template: ChatTemplate, sample: Sample) -> None:
-    """Refuse what a format with turns in alternation cannot hold."""
-    roles = [message.role for message in sample.messages]
-    for number, (before, role) in enumerate(zip(["", *roles], roles, strict=False), start=1):
-        if role == before or (role == "system" and number > 1):
-            problem = f"message {number} is of the {role} " + ("again" if role == before else "and not the first")
-            raise DataError(
-                f"sample {sample.id}: {problem}; {template.name}'s chat format has one system message at most, which is "
-                "the first, and then user and assistant in turns: join messages of one speaker"
-            )
-    for number, message in enumerate(sample.messages, start=1):
-        if message.role != "user" and IMAGE_TAG in message.content:
-            raise DataError(
-                f"sample {sample.id}: message {number} ({message.role}) has {IMAGE_TAG}; {template.name}'s chat format has "
-                "images in the user's turns only"
-            )
 
 
 def question_flags(sample: Sample, write: Callable[..., tuple[list[int], list[int]]]) -> dict[str, list[bool]]:

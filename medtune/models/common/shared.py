@@ -34,7 +34,6 @@ class SharedVLM:
 
     decoder: Any
     family: Any
-    embed_dim: int
     encode: Callable[..., Tensor]
     hidden: Callable[..., Tensor]
     modules: Callable[..., Any]
@@ -100,7 +99,8 @@ class SharedVLM:
             The image features.
         """
         embeddings = self.decoder.tok_embeddings
-        width = self.embed_dim
+        model: Any = self
+        width = model.embed_dim
         trained = any(parameter.requires_grad for parameter in embeddings.parameters())
         self.decoder.tok_embeddings = _MetaEmbeddings(width, embeds_gradient or trained)
         self._empty_rotary_tables()

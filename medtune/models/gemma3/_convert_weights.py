@@ -7,10 +7,9 @@ All of them are read; the published names are written.
 
 from functools import partial
 
-import torch
-
 from medtune.errors import ModelError
 from medtune.models.common.family import ModelFamily, StateDict
+from medtune.models.common.tied import without_copy
 from medtune.models.gemma3._config import MODEL_TYPE, hf_config
 from medtune.models.gemma3._shape import Gemma3Shape
 
@@ -125,12 +124,7 @@ def hf_to_tune(state: StateDict, *, shape: Gemma3Shape) -> StateDict:
     if len(plain) < len(state):
         twice = next(name for name in state if state[name] is not plain[disk_name(name)])
         raise ModelError(f"it holds {disk_name(twice)} twice, under two names (one is {twice}); remove one file")
-    head, words = plain.pop(_HEAD, None), plain.get(_WORDS)
-    if head is not None and not (words is not None and (words.is_meta or torch.equal(head, words))):
-        raise ModelError(
-            "its output layer (lm_head) has other values than its embedding table; Gemma 3 ties the two, and a model "
-            "that was trained without that cannot be read"
-        )
+    plain = without_copy(plain, [_HEAD], [_WORDS])
     names = tensor_names(shape)
     unknown = sorted(plain.keys() - names.keys())
     if unknown:

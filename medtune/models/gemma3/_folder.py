@@ -47,8 +47,8 @@ def _transform(
 
 def _describe(shape: Gemma3Shape) -> str:
     return (
-        f"{shape.layers} layers, {shape.dim} wide, {shape.heads} heads, {shape.kv_heads} key/value heads, a window of "
-        f"{shape.window} tokens in local layers, tied embeddings; {shape.tokens_per_image} tokens per image of "
+        f"decoder Gemma 3 ({shape.layers} layers, {shape.dim} wide, {shape.heads} heads, {shape.kv_heads} key/value "
+        f"heads, a window of {shape.window} tokens in local layers), {shape.tokens_per_image} tokens per image of "
         f"{shape.image_size} pixels"
     )
 

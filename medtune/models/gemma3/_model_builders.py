@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 from functools import partial
+from typing import Any
 
 from medtune.models.gemma3._component_builders import Gemma3VLM, LoraOptions, gemma3_vlm
 from medtune.models.gemma3._shape import Gemma3Shape
@@ -9,7 +10,7 @@ from medtune.models.lora.options import ATTENTION, LoraParts
 
 MAX_SEQ_LEN = 8192
 # All sizes use SigLIP-So400m at 896 pixels.
-_VISION = {
+_VISION: dict[str, Any] = {
     "image_size": 896,
     "patch_size": 14,
     "vision_dim": 1152,

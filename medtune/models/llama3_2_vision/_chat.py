@@ -6,11 +6,10 @@ from medtune.data.sample import IMAGE_TAG, Message, Sample
 from medtune.models.common.chat_template import (
     IGNORE_INDEX,
     LEARNED_ROLES,
-    next_speaker,
-    prompt_messages,
     with_system,
 )
 from medtune.models.common.tokenizer import ChatTokenizer
+from medtune.models.common.turns import next_speaker, prompt_messages
 
 
 def lay_out(

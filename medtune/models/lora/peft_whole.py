@@ -10,6 +10,9 @@ from medtune.models.common.family import ModelFamily, StateDict
 from medtune.models.common.names import expected_shapes
 from medtune.models.lora.names import PREFIX
 
+_EMBEDDINGS, _OUTPUT = "decoder.tok_embeddings.weight", "decoder.output.weight"
+_TIED_NAMES = ("embed_tokens.weight", "lm_head.weight")
+
 
 def whole_to_peft(whole: StateDict, model: nn.Module, adapted: Collection[str]) -> tuple[StateDict, list[str]]:
     """Convert fully trained tensors to PEFT's names.
@@ -25,10 +28,16 @@ def whole_to_peft(whole: StateDict, model: nn.Module, adapted: Collection[str]) 
         The tensors by their names in ``adapter_model.safetensors``, and the full names of the modules.
 
     Raises:
-        ModelError: if a module of the published model holds adapters too, or tensors that were not trained.
+        ModelError: if a module of the published model holds adapters too, or tensors that were not trained, or if the
+            embedding table of a model with tied weights was trained.
     """
     if not whole:
         return {}, []
+    if _EMBEDDINGS in whole and _tied(model.family):  # type: ignore[arg-type]
+        raise ModelError(
+            "the embedding table was trained beside the adapters, and it is the output layer too (tied weights); PEFT "
+            "would keep the change in one of the two: use --to hf"
+        )
     published = _published(whole, model)
     trained = {name: tensor for name, tensor in published.items() if not tensor.is_meta}
     modules = _modules(trained, published.keys() - trained.keys(), adapted)
@@ -39,13 +48,23 @@ def whole_from_peft(state: StateDict, family: ModelFamily) -> StateDict:
     """The inverse of :func:`whole_to_peft`: tensors of ``modules_to_save`` by state-dict key.
 
     Raises:
-        ModelError: if a tensor does not belong to this model.
+        ModelError: if a tensor does not belong to this model, or is one of two that the model ties.
     """
     plain = {name.removeprefix(PREFIX).replace(".modules_to_save.", "."): tensor for name, tensor in state.items()}
+    tied = [name for name in plain if name.endswith(_TIED_NAMES)] if _tied(family) else []
+    if tied:
+        raise ModelError(
+            f"modules_to_save hold {tied[0]}; {family.name} has one tensor for its embeddings and its output layer "
+            "(tied weights), and the adapter would change one of the two: merge it in PEFT and take the merged model"
+        )
     try:
         return family.hf_to_tune(plain) if plain else {}
     except Exception as error:  # torchtune's converter raises a bare Exception on an unknown name
         raise ModelError(f"modules_to_save hold a tensor that is not of {family.name}: {error}") from error
+
+
+def _tied(family: ModelFamily) -> bool:
+    return _EMBEDDINGS in family.tensors and _OUTPUT not in family.tensors
 
 
 def _published(whole: StateDict, model: nn.Module) -> StateDict:

@@ -3,6 +3,7 @@
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from torch import nn
 from torchtune.models.llama3._model_utils import scale_hidden_dim_for_mlp
@@ -68,7 +69,7 @@ def _initialise(model: Gemma3VLM) -> Gemma3VLM:
     """Initial weights for training: image features begin as large as embedded words, so that neither dominates."""
     # the embeddings are multiplied by the root of their width
     nn.init.normal_(model.decoder.tok_embeddings.weight, std=_EMBEDDING_STD * model.embed_dim**-0.5)
-    weight = model.encoder.projection.weight
+    weight: Any = model.encoder.projection.weight
     nn.init.normal_(weight, std=_EMBEDDING_STD * weight.shape[0] ** -0.5)
     return model
 

@@ -2,6 +2,7 @@
 
 import torch
 
+from medtune.errors import DataError
 from medtune.models.common.early_collate import collate_early
 from medtune.models.common.padding import PadSide
 from medtune.models.qwen2_5_vl._positions import encode_places
@@ -33,6 +34,9 @@ def collate_blocks(
     Returns:
         As ``collate_early``, with ``vision["grid"]`` [b, i, 2], 0 where a sample has no such image, and the place of
         each feature in ``vision_mask``.
+
+    Raises:
+        DataError: if an image has another number of blocks than its grid.
     """
     batch = collate_early(
         items,
@@ -48,8 +52,13 @@ def collate_blocks(
     images = max(images, 1, *(len(item["images"]) for item in items))
     grids = torch.zeros(len(items), images, 2, dtype=torch.long)
     for row, item in enumerate(items):
-        for slot, grid in enumerate(item["grids"]):
-            grids[row, slot] = torch.tensor(grid)
+        for slot, ((height, width), image) in enumerate(zip(item["grids"], item["images"], strict=True)):
+            if len(image) != height * width:
+                raise DataError(
+                    f"sample {item['id']}: image {slot + 1} has {len(image)} blocks, but {height} x {width} at this "
+                    "min_pixels and max_pixels; its features were made at others, encode it again"
+                )
+            grids[row, slot] = torch.tensor([height, width])
     if "vision" in batch:
         batch["vision"]["grid"] = grids
     return {**batch, "vision_mask": encode_places(grids, batch["vision_mask"].shape[1] // images)}

@@ -11,6 +11,7 @@ import torch
 
 from medtune.errors import ModelError
 from medtune.models.common.family import ModelFamily, StateDict
+from medtune.models.common.tied import without_copy
 from medtune.models.qwen2_5_vl._config import MODEL_TYPE, hf_config
 from medtune.models.qwen2_5_vl._shape import Qwen2_5VLShape
 
@@ -104,11 +105,12 @@ def hf_to_tune(state: StateDict, *, shape: Qwen2_5VLShape) -> StateDict:
         shape: sizes of the model.
 
     Raises:
-        ModelError: if a name is not of this shape, or a packed tensor has another number of rows.
+        ModelError: if a name is not of this shape, a packed tensor has another number of rows, or there is an output
+            layer of its own where embeddings are tied.
     """
     named = {disk_name(name): tensor for name, tensor in state.items() if "rotary_emb.inv_freq" not in name}
     if shape.tied:
-        named.pop("lm_head.weight", None)  # some files repeat the embeddings under this name
+        named = without_copy(named, ("lm_head.weight",), ("model.embed_tokens.weight",))
     names = table(shape)
     unknown = sorted(named.keys() - names.keys())
     if unknown:

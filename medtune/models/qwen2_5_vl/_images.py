@@ -10,6 +10,7 @@ from torchvision.transforms.v2 import functional as F
 
 from medtune.errors import DataError, ModelError
 from medtune.models.qwen2_5_vl._positions import LONGEST_SIDE
+from medtune.models.qwen2_5_vl._shape import FRAMES, MERGE
 
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
@@ -27,6 +28,8 @@ class BlockCutter:
         size: side of a block in pixels.
         min_pixels: smaller images are enlarged.
         max_pixels: larger images are reduced.
+        mean: per channel, subtracted.
+        std: per channel, divided by.
 
     Attributes:
         size: side of a block in pixels.
@@ -36,8 +39,17 @@ class BlockCutter:
         ModelError: if no image can have so many pixels.
     """
 
-    def __init__(self, size: int, min_pixels: int, max_pixels: int) -> None:
+    def __init__(
+        self,
+        size: int,
+        min_pixels: int,
+        max_pixels: int,
+        *,
+        mean: tuple[float, ...] = CLIP_MEAN,
+        std: tuple[float, ...] = CLIP_STD,
+    ) -> None:
         self.size, self.min_pixels, self.max_pixels = size, min_pixels, max_pixels
+        self.mean, self.std = list(mean), list(std)
         if not 0 < min_pixels <= max_pixels or max_pixels < size**2:
             raise ModelError(
                 f"min_pixels {min_pixels} and max_pixels {max_pixels} must be in order, and max_pixels at least "
@@ -53,7 +65,7 @@ class BlockCutter:
         image = image if image.mode == "RGB" else image.convert("RGB")
         resized = image.resize((columns * self.size, rows * self.size), Image.Resampling.BICUBIC)
         pixels = F.to_dtype(F.pil_to_tensor(resized), torch.float32, scale=True)
-        pixels = F.normalize(pixels, mean=list(CLIP_MEAN), std=list(CLIP_STD))
+        pixels = F.normalize(pixels, mean=self.mean, std=self.std)
         blocks = pixels.unflatten(1, (rows, self.size)).unflatten(3, (columns, self.size))
         return blocks.permute(1, 3, 0, 2, 4).flatten(0, 1)
 
@@ -73,7 +85,7 @@ class BlockCutter:
 
     def settings(self) -> dict[str, Any]:
         """The settings that determine the blocks."""
-        names = ("size", "min_pixels", "max_pixels")
+        names = ("size", "min_pixels", "max_pixels", "mean", "std")
         return {"tiler": type(self).__name__, **{name: getattr(self, name) for name in names}}
 
 
@@ -106,3 +118,21 @@ def smart_resize(width: int, height: int, factor: int, least: int, most: int) ->
         scale = math.sqrt(least / (width * height))
         wide, high = (math.ceil(side * scale / factor) * factor for side in (width, height))
     return wide, high
+
+
+def published_inputs(images: Tensor, grids: Tensor) -> dict[str, Tensor]:
+    """A sample's images as the published processor gives them.
+
+    Args:
+        images: blocks [i, t, 3, size, size], each image padded to t.
+        grids: rows and columns of blocks of each image, [i, 2].
+
+    Returns:
+        ``pixel_values`` [patches, 3 * FRAMES * (size / MERGE)^2] of all images, the frames alike, and
+        ``image_grid_thw`` [i, 3], counted in patches.
+    """
+    blocks = torch.cat([image[: int(grid.prod())] for image, grid in zip(images, grids, strict=True)])
+    side = blocks.shape[-1] // MERGE
+    patches = blocks.unflatten(3, (MERGE, side)).unflatten(2, (MERGE, side)).permute(0, 2, 4, 1, 3, 5).flatten(0, 2)
+    frames = patches[:, :, None].expand(-1, -1, FRAMES, -1, -1).flatten(1)
+    return {"pixel_values": frames, "image_grid_thw": torch.cat([torch.ones_like(grids[:, :1]), MERGE * grids], dim=1)}

@@ -8,13 +8,13 @@ from PIL import Image
 
 from medtune.data.features import EncodedPicture
 from medtune.data.sample import Sample
-from medtune.errors import DataError, ModelError
+from medtune.errors import ModelError
 from medtune.models.common.chat_template import ChatTemplate, chatml
 from medtune.models.common.early_transform import EarlyFusionTransform
 from medtune.models.common.padding import PadSide
 from medtune.models.common.tokenizer import FastTokenizer, TextTokenizer, single_token
 from medtune.models.qwen2_5_vl._collate import collate_blocks
-from medtune.models.qwen2_5_vl._images import BlockCutter
+from medtune.models.qwen2_5_vl._images import CLIP_MEAN, CLIP_STD, BlockCutter
 from medtune.models.qwen2_5_vl._model_builders import QWEN2_5_VL_7B
 from medtune.models.qwen2_5_vl._shape import Qwen2_5VLShape
 
@@ -40,23 +40,20 @@ class Qwen2_5VLTransform(EarlyFusionTransform):
         """Transform one sample; see the base class.
 
         Raises:
-            DataError: also if one side of an image is more than 200 times as long as the other, or if an encoded image
-                was encoded at another resolution.
+            DataError: also if one side of an image is more than 200 times as long as the other.
         """
         item = super().__call__(sample, images, inference=inference)
         item["grids"] = [self.tiler.grid(*image.size) for image in images]
-        for number, ((rows, columns), blocks) in enumerate(zip(item["grids"], item["images"], strict=True), 1):
-            if len(blocks) != rows * columns:
-                raise DataError(
-                    f"sample {sample.id}: image {number} has {len(blocks)} blocks, but {rows} x {columns} at this "
-                    "min_pixels and max_pixels; its features were made at others, encode it again"
-                )
         return item
 
     def collate(
         self, items: list[dict], pad_side: PadSide = "right", *, min_images: int = 1, min_tiles: int = 1
     ) -> dict:
-        """As in the base class; ``vision`` has ``grid`` too, and ``vision_mask`` the place of each feature."""
+        """As in the base class; ``vision`` has ``grid`` too, and ``vision_mask`` the place of each feature.
+
+        Raises:
+            DataError: if an encoded image was encoded at another resolution.
+        """
         return collate_blocks(
             items,
             pad_id=self.pad_id,
@@ -102,6 +99,8 @@ def make_transform(
     max_pixels: int,
     max_seq_len: int,
     supervise_header: bool = False,
+    *,
+    normalisation: tuple[tuple[float, ...], tuple[float, ...]] = (CLIP_MEAN, CLIP_STD),
 ) -> Qwen2_5VLTransform:
     """The transform of a model of any size.
 
@@ -113,6 +112,7 @@ def make_transform(
         max_pixels: as there.
         max_seq_len: as there.
         supervise_header: as there.
+        normalisation: mean and standard deviation of each channel of images.
 
     Raises:
         ModelError: if the tokenizer is not that of the model.
@@ -126,7 +126,7 @@ def make_transform(
     return Qwen2_5VLTransform(
         tokenizer,
         template,
-        BlockCutter(shape.block_size, min_pixels, max_pixels),
+        BlockCutter(shape.block_size, min_pixels, max_pixels, mean=normalisation[0], std=normalisation[1]),
         image_id=image_id,
         tokens_per_tile=1,
         image_start=[tokenizer.special_id(IMAGE_START)],

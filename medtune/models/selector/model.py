@@ -35,10 +35,10 @@ class SelectionModel(nn.Module):
 
     Attributes:
         missing: what the model needs and was not found; only on the meta device, when a run is planned.
-        about_features: what the stored features were made of; it is written into ``config.json``.
     """
 
     missing: tuple[str, ...] = ()
+    scale: Tensor
     images_as_tokens = False
     vocab_size = 0
 
@@ -91,7 +91,8 @@ class SelectionModel(nn.Module):
 
     def scores_of(self, features: Tensor) -> Tensor:
         """Raw scores [n] of features [n, D]."""
-        return self.head((features * self.scale).to(self.head[0].weight.dtype)).squeeze(-1).float()
+        first: Any = self.head[0]
+        return self.head((features * self.scale).to(first.weight.dtype)).squeeze(-1).float()
 
     def parts(self) -> dict[str, list[str]]:
         """``backbone``, if there is one, and ``head``."""
@@ -125,15 +126,15 @@ class SelectionModel(nn.Module):
 
     def rope_init(self) -> None:
         """Fill buffers that no weight file holds, after a build on the meta device. The name is torchtune's."""
-        device = self.head[0].weight.device
-        fresh = {"scale": SelectionModel(self.transform, self.widths, (1,), self.rescale).scale}
+        first: Any = self.head[0]
+        fresh: dict[str, Tensor] = {"scale": SelectionModel(self.transform, self.widths, (1,), self.rescale).scale}
         if self._rebuilt is not None:
             fresh |= {f"{_BACKBONE}{name}": value for name, value in self._rebuilt().named_buffers()}
         kept = self.state_dict().keys()
         for name, value in fresh.items():
             if name not in kept:
                 owner, _, own_name = name.rpartition(".")
-                self.get_submodule(owner).register_buffer(own_name, value.to(device), persistent=False)
+                self.get_submodule(owner).register_buffer(own_name, value.to(first.weight.device), persistent=False)
 
     def _family(self) -> ModelFamily:
         config = {

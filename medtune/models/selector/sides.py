@@ -13,6 +13,7 @@ from torch import Tensor
 
 from medtune.data.shards import Shards
 from medtune.errors import ConfigError, DataError
+from medtune.models.selector.clip import preprocessing
 
 Side = Mapping[str, Any]
 """One sample of a pair: ``number`` (of its stored features), ``image`` and ``text``."""
@@ -146,11 +147,12 @@ class ClipSides:
 
     def inputs(self, side: Side, open_image: Callable[[], Image.Image]) -> dict[str, Tensor]:
         """Return ``pixels`` [3, h, w] and ``tokens`` [context]; what does not fit into the context is cut off."""
-        from medtune.models.selector.clip import preprocessing
-
-        transform, tokenizer = self._tools if "_tools" in self.__dict__ else preprocessing(self.model)
-        self.__dict__["_tools"] = (transform, tokenizer)
+        transform, tokenizer = self._tools
         return {"pixels": transform(open_image()).to(self.dtype), "tokens": tokenizer([str(side["text"])])[0]}
+
+    @cached_property
+    def _tools(self) -> tuple[Any, Any]:
+        return preprocessing(self.model)
 
     def settings(self) -> dict[str, Any]:
         """Return the architecture."""

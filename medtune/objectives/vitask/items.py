@@ -242,7 +242,8 @@ def _next_rows(items: list[dict[str, Any]]) -> tuple[Tensor, Tensor]:
 def _is_negative(item: dict[str, Any], other: dict[str, Any]) -> bool:
     (question, response), (same, otherwise) = item["keys"], other["keys"]
     tiles = [len(image) for image in item["images"]]
-    return question == same and response != otherwise and tiles == [len(image) for image in other["images"]]
+    alike = tiles == [len(image) for image in other["images"]] and item.get("grids") == other.get("grids")
+    return question == same and response != otherwise and alike
 
 
 def _with_negatives(items: list[dict[str, Any]], transform: Any) -> dict[str, Any]:

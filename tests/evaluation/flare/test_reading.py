@@ -323,6 +323,19 @@ def test_boxes_without_classes_are_no_instances():
     assert read_instances("none of them is clear") == r.Reading(reason=r.NO_BOXES)
 
 
+@pytest.mark.parametrize("answer", ["%", "...", "**.**"])
+def test_an_option_of_marks_alone_is_named_by_no_text(answer):
+    options = {"A": "%", "B": "...", "C": "mass"}
+    assert read_choice(answer, options) == r.Reading(reason=r.NO_OPTION)
+    assert read_choice(f"{answer} a mass", options) == r.Reading("C")
+
+
+def test_half_a_character_becomes_one_that_a_file_can_hold():
+    assert r.cleaned("a\ud83d b") == "a? b"
+    found = read_choice("the big\udc00 one", {})
+    assert found.value is not None and found.value.encode()
+
+
 def test_a_reading_is_a_value_or_a_named_reason():
     for value, reason in ((None, ""), (1.0, r.EMPTY), (None, "unclear")):
         with pytest.raises(AssertionError):
