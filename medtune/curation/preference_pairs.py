@@ -181,6 +181,12 @@ def model_pairs(
             f"no two of the {len(rated)} rated samples have ratings that differ by more than {least_gap:g}, and equal "
             "ratings are no preference; rate more samples, or set model_pairs=0"
         )
+    most = len(rated) * (len(rated) - 1) // 2
+    if count > most:
+        raise DataError(
+            f"model_pairs is {count}, and {len(rated)} rated samples make {most} pairs at most; lower it, or rate more "
+            "samples"
+        )
     rng = random.Random(seed)
     seen: set[tuple[int, int]] = set()
     found: list[RecordPair] = []

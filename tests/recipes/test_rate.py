@@ -46,7 +46,7 @@ def score(caption: str) -> str:
 
 def test_packaged_prompts_are_as_they_were_released() -> None:
     names = [path.stem for path in FOLDER.glob("rating*.txt")]
-    found = {name: read_prompt(name, PLACEHOLDERS, FOLDER) for name in names}
+    found = {name: read_prompt(name, PLACEHOLDERS, folder=FOLDER) for name in names}
     assert {name: one.version.split("@")[1] for name, one in found.items()} == VERSIONS
     assert all((one.low, one.high) == (0, 10) and "{mentions}" in one.text for one in found.values())
     assert found["rating-v1"].images and not found["rating_text-v1"].images

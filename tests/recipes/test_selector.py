@@ -110,6 +110,7 @@ def test_another_method_or_switch_is_refused(
     assert "this recipe trains Selection" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_weights_are_compared_over_seeds_and_a_second_start_goes_on(
     prepared: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
