@@ -40,11 +40,11 @@ def _mini(title: str, name: str, transform: str, model: dict[str, Any] | None = 
     )
 
 
-def _without_image_size(family: MiniFamily, not_built: dict[str, str]) -> MiniFamily:
+def _without_image_size(family: MiniFamily) -> MiniFamily:
     """For a family whose images keep their own sizes."""
     parts = (family.plain, family.adapted, family.transform)
     kept = ({key: value for key, value in part.items() if key != "image_size"} for part in parts)
-    return MiniFamily(family.title, *kept, not_built)
+    return MiniFamily(family.title, *kept, family.not_built)
 
 
 FAMILIES: dict[str, MiniFamily] = {
@@ -69,7 +69,6 @@ FAMILIES: dict[str, MiniFamily] = {
             min_pixels=256,
             max_pixels=512,
         ),
-        {"DPO": "its transform refuses the picture without pixels that stands for a pair's second reading"},
     ),
     "gemma3": _mini("Gemma 3", "mini_gemma3", "mini_gemma3_transform"),
 }

@@ -96,7 +96,7 @@ def test_validation_shows_the_images_that_training_shows(configs):
 def test_data_are_checked_on_the_images_that_training_reads(configs):
     roots = {config["output_dir"]: config.get("image_root") for name, config in configs.items()
              if name.startswith("prepare/")}  # fmt: skip
-    trained = {name: (roots.get(data_set(config["dataset"])), config["dataset"]["image_root"])
+    trained = {name: (roots.get(data_set(config["dataset"])), config["dataset"].get("image_root"))
                for name, config in configs.items()
                if data_set(config.get("dataset")) and not is_mini(name)}  # fmt: skip
     assert {name: pair for name, pair in trained.items() if pair[0] and pair[0] != pair[1]} == {}

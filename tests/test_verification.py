@@ -88,7 +88,8 @@ def test_a_wrong_tensor_is_noticed(
     def spoiled(folder: Path, adapter: Path | None = None) -> Any:
         file = next((adapter or folder).glob("*.safetensors"))
         state = load_file(file)
-        names = [name for name in state if name.endswith(("lora_B.weight", "q_proj.weight", "lm_head.weight"))]
+        spoilt = ("lora_B.weight", "q_proj.weight", "lm_head.weight", "embed_tokens.weight")
+        names = [name for name in state if name.endswith(spoilt)]
         save_file({**state, **{name: state[name].flip(0).contiguous() for name in names}}, file, {"format": "pt"})
         return opened(folder, adapter)
 

@@ -189,7 +189,7 @@ def _with_images(
 
 
 def data_uri(image: Image.Image) -> str:
-    """Return an image as a ``data:`` URI in PNG, which is lossless, packed quickly: a fifth larger in a third of the time.
+    """Return an image as a ``data:`` URI in PNG, lossless and packed quickly, a fifth larger in a third of the time.
 
     Raises:
         DataError: PNG cannot hold the image's mode without loss.

@@ -34,7 +34,7 @@ from tests.models.tiny_tokenizers import llama2, qwen2
 
 TEXT = {
     "hidden_size": 48, "intermediate_size": 80, "num_hidden_layers": 3, "num_attention_heads": 4,
-    "num_key_value_heads": 2, "max_position_embeddings": 256, "bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0,
+    "num_key_value_heads": 2, "max_position_embeddings": 1024, "bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0,
     "rope_parameters": {"rope_theta": 50_000.0, "rope_type": "default"}, "rms_norm_eps": 1e-6,
 }  # fmt: skip
 CLIP = {
@@ -95,7 +95,7 @@ def internvl_original(folder: Path, template: str = "internlm2-chat") -> Path:
         image_size=28, patch_size=7, vision_dim=32, vision_layers=3, vision_heads=4, vision_mlp_dim=96,
         decoder="internlm2" if internlm2 else "qwen2", dim=48, layers=3, heads=4, kv_heads=2, mlp_dim=80,
         vocab_size=size + 1, image_id=image, bos_id=1, eos_id=2, pad_id=0, norm_eps=1e-6, rope_base=50_000.0,
-        max_seq_len=256, template=template,  # type: ignore[arg-type]
+        max_seq_len=1024, template=template,  # type: ignore[arg-type]
     )  # fmt: skip
     model = internvl_vlm("tiny", shape, layout="original")
     randomise(model)

@@ -74,10 +74,10 @@ def test_pairs_stand_side_by_side_with_their_images_and_scores(folder: Path) -> 
 
 def test_each_pair_is_as_likely_to_be_shown(folder: Path) -> None:
     counts: dict[str, int] = {}
-    for seed in range(300):
+    for seed in range(100):
         for example in preference_sections(folder / "out", 3, None, seed)[1].examples:
             counts[example.title] = counts.get(example.title, 0) + 1
-    assert len(counts) == 10 and all(55 < n < 130 for n in counts.values()), counts  # 90 expected
+    assert len(counts) == 10 and all(14 < n < 48 for n in counts.values()), counts  # 30 expected
 
 
 def test_the_page_is_whole_escaped_and_written_only_when_asked_for(folder: Path, tmp_path: Path) -> None:

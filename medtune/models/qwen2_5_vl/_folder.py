@@ -53,7 +53,8 @@ def _transform(
 def _describe(shape: Qwen2_5VLShape) -> str:
     ties = "tied embeddings" if shape.tied else "an output layer of its own"
     return (
-        f"{shape.layers} layers, {shape.dim} wide, {shape.heads} heads, {shape.kv_heads} key/value heads, {ties}; "
+        f"decoder Qwen2.5, {shape.layers} layers, {shape.dim} wide, {shape.heads} heads, {shape.kv_heads} key/value "
+        f"heads, {ties}; "
         f"images of any size, a token per {shape.block_size} x {shape.block_size} pixels"
     )
 
