@@ -31,7 +31,7 @@ class Qwen2_5VLTransform(EarlyFusionTransform):
     An item has ``grids`` too: rows and columns of blocks of each image.
     """
 
-    tiler: BlockCutter  # type: ignore[assignment]
+    tiler: BlockCutter
     fewer_tokens = "lower max_pixels (a block of {size} x {size} pixels is one token)"
 
     def __call__(
