@@ -83,8 +83,8 @@ def swapped(results: dict[str, Any], protocol: str, metric: str) -> dict[str, An
 def summary_table(results: Sequence[dict[str, Any]]) -> str:
     """Format the headline of several runs as plain text: a row for each run, then majority and chance.
 
-    Columns and baselines without any value are left out, headings are wrapped, and a table that would be wider than
-    ``WIDTH`` goes on in a second one below.
+    Columns without any value are named below, and baselines without any are left out. Headings are wrapped, and a table
+    that would be wider than ``WIDTH`` goes on in a second one below.
 
     Args:
         results: Results of each run, as in ``results.json``.
@@ -93,7 +93,8 @@ def summary_table(results: Sequence[dict[str, Any]]) -> str:
         Lines of at most ``WIDTH`` characters, with 95% intervals. Shares are percent, and the mean over attributes or
         sets.
     """
-    shown = {key: column for key, column in headline_numbers(results).items() if _values(results, *key)}
+    headline = headline_numbers(results)
+    shown = {key: column for key, column in headline.items() if _values(results, *key)}
     titles = {name: display.title for name, display in displays(results).items()}
     retained = any(run_results["retention"] for run_results in results) or not shown
     swaps = (
@@ -116,8 +117,11 @@ def summary_table(results: Sequence[dict[str, Any]]) -> str:
             below.append([label, *cells, *[""] * (len(header) - 1 - len(cells))])
     counts = [_count(results, name, metric) for name, metric in shown]
     below.append(["n (answers)", *counts, *[""] * (len(header) - 1 - len(counts))])
-    cautions = [textwrap.fill(line, _SENTENCE) for line in _cautions(results, shown)]
-    return "\n".join([_aligned(header, rows, below), *cautions])
+    cautions = _cautions(results, shown)
+    empty = [column.title for key, column in headline.items() if key not in shown]
+    if empty:  # nothing of it was asked, or no answer could be read
+        cautions.append(f"Without a value: {'; '.join(empty)}.")
+    return "\n".join([_aligned(header, rows, below), *(textwrap.fill(line, _SENTENCE) for line in cautions)])
 
 
 def ranking_note(results: Sequence[dict[str, Any]]) -> str | None:

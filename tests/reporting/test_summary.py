@@ -68,9 +68,12 @@ def routing_demo(best=(0.3, [0.15, 0.45], 40)):
     ]
 
 
-def test_empty_columns_and_baselines_are_left_out_and_the_table_is_narrow():
-    lines = summary_table(routing_demo()).splitlines()
+def test_empty_columns_are_named_below_and_baselines_left_out_and_the_table_is_narrow():
+    table, _, without = summary_table(routing_demo()).partition("\nWithout a value: ")
+    assert "FLARE, Detection" in without and "Counting" not in without
+    lines = [*table.splitlines(), *without.splitlines()]
     assert max(map(len, lines)) < 120
+    lines = table.splitlines()
     heading = " ".join(lines[:3])
     assert "Counting" in heading and "Detection" not in heading and "Reports" not in heading
     assert not [line for line in lines if line.startswith(("majority", "chance"))]
