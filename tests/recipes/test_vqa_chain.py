@@ -48,4 +48,5 @@ def test_free_questions_are_asked_and_scored(world, prepared, tmp_path, capsys):
     assert (overall["open_recall_micro"]["n"], overall["closed_accuracy_micro"]["n"]) == (3, 3)
     assert list(results["protocols"]["vqa"]["attributes"]) == ["POS", "PRES"]
     assert results["protocols"]["vqa"]["swapped"]["drop_macro"]["n"] == 3
-    assert "VQA, closed, strict" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "VQA, closed," in said and "strict" in said, "headings are wrapped"
