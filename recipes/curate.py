@@ -6,20 +6,20 @@ tune run medtune/recipes/curate.py --config curate/openai_server figures=figures
 question, between which clinicians choose. Every reply is on the disk as soon as it comes; a killed run continues.
 """
 
-import json
 import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
 from medtune.clients.budget import Budget, Ledger, Spent
-from medtune.clients.served import RecordedClient, ServedModel, estimate_lines
+from medtune.clients.served import ServedModel, estimate_lines
 from medtune.config import Component, instantiate, recipe
+from medtune.curation.asking import Asking, answered_before
 from medtune.curation.batches import FOLDER, batch_line, mark_of, read_results, write_batches
 from medtune.curation.choosing import Groups, choose_figures
 from medtune.curation.demonstrations import Demonstrations, read_demonstrations
 from medtune.curation.figures import MODALITIES, Figure, Figures, read_figures
-from medtune.curation.generation import Generation, Pictures, share_of_budget, shares
+from medtune.curation.generation import Generation, Pictures, shares
 from medtune.curation.output import OUTPUTS, outputs, read_reply_of
 from medtune.curation.prompts import Requests, Writing
 from medtune.data.folders import claim as claim_folder
@@ -29,8 +29,7 @@ from medtune.errors import ConfigError, DataError
 from medtune.evaluation.prediction import Prediction, iterate_predictions
 from medtune.evaluation.provenance import commit, versions
 from medtune.generation.answering import Skipped
-from medtune.generation.sharding import Progress, SharedLog
-from medtune.judges.judging import run_id
+from medtune.generation.sharding import SharedLog
 from medtune.masking import masked
 from medtune.training.runtime import Runtime
 
@@ -190,25 +189,16 @@ def work(
             f"results: {found}; {len(waiting) - results.counts['taken'] - results.counts['rejected']} are still missing"
         )
         return Spent()
-    rank, world = log.world.rank, log.world.world
-    folder = Path(config.output_dir)
-    run = log.world.on_rank0(lambda: run_id(folder))
-    cache = Path(config.cache) if config.cache else folder / "replies.jsonl"
-    progress = Progress(log.path, log.world, len(figures), len(figures) - len(waiting), title="curate", unit="figure")
-    with log.world.on_all_ranks(lambda: RecordedClient(server, cache, run, config.budget, say)) as client:
-        before = client.ledger.spent
-        client.ledger.budget = share_of_budget(config.budget, before, server.prices, world)
-        log.world.gather(None)  # every process has read what earlier starts have spent before any of them asks
-        if rank == 0:
-            client.tell_versions([config.writing.version])
-        write = Watched(config, log)
-        progress()
-        try:
-            generation.run(shares(waiting, rank, world), client, server.concurrency, write, progress)
-            spent = log.gather(client.ledger.spent - before, meanwhile=progress)
-        finally:
-            progress.close()
-        return sum(spent, before)
+    asking = Asking(
+        server, Path(config.output_dir), config.cache, config.budget, [config.writing.version], "curate", "figure", say
+    )
+    write, mine = Watched(config, log), shares(waiting, log.world.rank, log.world.world)
+    return asking.run(
+        log,
+        len(figures),
+        len(waiting),
+        lambda client, told: generation.run(mine, client, server.concurrency, write, told),
+    )
 
 
 class Watched:
@@ -328,7 +318,7 @@ def dry_run(config: CurateConfig, generation: Generation, figures: list[Figure])
     if server is None:
         print("no server is asked")
         return 0
-    done = _answered_before(Path(config.output_dir) / LOG)
+    done = answered_before(Path(config.output_dir) / LOG)
     waiting = [figure for figure in figures if figure.id not in done]
     for number, figure in enumerate(waiting[:2], start=1):
         print(f"\nrequest {number}, as it would be sent:\n\n{server.shown_request(generation.request(figure))}")
@@ -342,17 +332,6 @@ def dry_run(config: CurateConfig, generation: Generation, figures: list[Figure])
         f"images: {most.requests} would be sent, all to {where}" if generation.requests.writing.looks else "no images"
     )
     return 0
-
-
-def _answered_before(path: Path) -> set[str]:
-    """Read a log without changing it; a torn last line is left out."""
-    found = set()
-    for line in path.read_bytes().splitlines() if path.is_file() else ():
-        try:
-            found.add(str(json.loads(line)["id"]))
-        except (ValueError, KeyError, TypeError):
-            continue
-    return found
 
 
 def say(text: str) -> None:

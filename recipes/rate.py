@@ -6,16 +6,15 @@ Conversations are rated turn by turn, candidates answer by answer. Every reply i
 killed run continues. The recipe selector_pairs makes pairs of the ratings.
 """
 
-import json
 import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
 from medtune.clients.budget import Budget, Spent
-from medtune.clients.served import RecordedClient, ServedModel, estimate_lines
+from medtune.clients.served import ServedModel, estimate_lines
 from medtune.config import recipe
-from medtune.curation.generation import share_of_budget
+from medtune.curation.asking import Asking, answered_before
 from medtune.curation.rating import Criteria, Rating, rating_counts, rating_lines
 from medtune.curation.records import Record, read_records
 from medtune.data.folders import claim as claim_folder
@@ -25,8 +24,7 @@ from medtune.errors import DataError
 from medtune.evaluation.prediction import Prediction
 from medtune.evaluation.provenance import commit, versions
 from medtune.generation.answering import Skipped
-from medtune.generation.sharding import Progress, SharedLog
-from medtune.judges.judging import run_id
+from medtune.generation.sharding import SharedLog
 from medtune.masking import masked
 from medtune.training.runtime import Runtime
 
@@ -130,25 +128,17 @@ def identity(config: RateConfig) -> dict[str, Any]:
 def work(config: RateConfig, rating: Rating, records: list[Record], log: SharedLog) -> Spent:
     """Ask about this process's share of the questions that have no reply; return what all starts have spent."""
     waiting = [record for record in records if record.id not in log.done]
-    rank, world = log.world.rank, log.world.world
-    folder = Path(config.output_dir)
-    run = log.world.on_rank0(lambda: run_id(folder))
-    cache = Path(config.cache) if config.cache else folder / "replies.jsonl"
-    progress = Progress(log.path, log.world, len(records), len(records) - len(waiting), title="rate", unit="question")
-    with log.world.on_all_ranks(lambda: RecordedClient(config.server, cache, run, config.budget, say)) as client:
-        before = client.ledger.spent
-        client.ledger.budget = share_of_budget(config.budget, before, config.server.prices, world)
-        log.world.gather(None)  # every process has read what earlier starts have spent before any of them asks
-        if rank == 0:
-            client.tell_versions([config.criteria.read.version])
-        write = Watched(config, log)
-        progress()
-        try:
-            rating.run(waiting[rank::world], client, config.server.concurrency, write, progress)
-            spent = log.gather(client.ledger.spent - before, meanwhile=progress)
-        finally:
-            progress.close()
-        return sum(spent, before)
+    asking = Asking(
+        config.server, Path(config.output_dir), config.cache, config.budget, [config.criteria.read.version], "rate",
+        "question", say,
+    )  # fmt: skip
+    write, mine = Watched(config, log), waiting[log.world.rank :: log.world.world]
+    return asking.run(
+        log,
+        len(records),
+        len(waiting),
+        lambda client, told: rating.run(mine, client, config.server.concurrency, write, told),
+    )
 
 
 class Watched:
@@ -210,7 +200,7 @@ def finish(
 
 def dry_run(config: RateConfig, rating: Rating, records: list[Record]) -> int:
     """Print a request as it would be sent, and what all of them may take; nothing is sent or written."""
-    done = _answered_before(Path(config.output_dir) / LOG)
+    done = answered_before(Path(config.output_dir) / LOG)
     waiting = [record for record in records if record.id not in done]
     print(f"questions: {len(records)}")
     if waiting:
@@ -220,17 +210,6 @@ def dry_run(config: RateConfig, rating: Rating, records: list[Record]) -> int:
     looks = config.criteria.looks
     print(f"images: {most.requests} would be sent, all to {config.server.base_url}" if looks else "no images")
     return 0
-
-
-def _answered_before(path: Path) -> set[str]:
-    """Read a log without changing it; a torn last line is left out."""
-    found = set()
-    for line in path.read_bytes().splitlines() if path.is_file() else ():
-        try:
-            found.add(str(json.loads(line)["id"]))
-        except (ValueError, KeyError, TypeError):
-            continue
-    return found
 
 
 def say(text: str) -> None:
