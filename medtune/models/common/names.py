@@ -1,5 +1,7 @@
 """Names of a model's tensors in state dicts."""
 
+from collections.abc import Iterable
+
 import torch
 from torch import nn
 from torchtune.modules.model_fusion import FusionEmbedding, FusionLayer
@@ -8,6 +10,14 @@ from torchtune.modules.model_fusion import FusionEmbedding, FusionLayer
 def is_adapter_key(name: str) -> bool:
     """Whether a parameter name or state-dict key is a LoRA tensor."""
     return ".lora_a." in name or ".lora_b." in name
+
+
+def with_other_beginning(name: str, pairs: Iterable[tuple[str, str]]) -> str:
+    """Replace the beginning of a name: the first of the pairs (beginning, other one) that fits; else it stays."""
+    for beginning, other in pairs:
+        if name.startswith(beginning):
+            return other + name[len(beginning) :]
+    return name
 
 
 def state_dict_names(model: nn.Module) -> dict[str, str]:

@@ -9,6 +9,7 @@ from functools import partial
 
 from medtune.errors import ModelError
 from medtune.models.common.family import ModelFamily, StateDict
+from medtune.models.common.names import with_other_beginning
 from medtune.models.common.tied import without_copy
 from medtune.models.gemma3._config import MODEL_TYPE, hf_config
 from medtune.models.gemma3._shape import Gemma3Shape
@@ -69,10 +70,7 @@ _DECODER_LAYER = {
 
 def disk_name(name: str) -> str:
     """The name in a published file of a tensor that may have another name in a live module or a newer file."""
-    for other, disk in _OTHER_NAMES:
-        if name.startswith(other):
-            name = disk + name[len(other) :]
-            break
+    name = with_other_beginning(name, _OTHER_NAMES)
     if name.startswith("vision_tower.") and not name.startswith(_TOWER):
         return _TOWER + name.removeprefix("vision_tower.")
     return name
@@ -80,10 +78,7 @@ def disk_name(name: str) -> str:
 
 def live_name(name: str) -> str:
     """The name in a live transformers 5 module of a tensor in a published file; the inverse of :func:`disk_name`."""
-    for disk, live in _LIVE_PREFIXES:
-        if name.startswith(disk):
-            return live + name[len(disk) :]
-    return name
+    return with_other_beginning(name, _LIVE_PREFIXES)
 
 
 def tensor_names(shape: Gemma3Shape) -> dict[str, str]:

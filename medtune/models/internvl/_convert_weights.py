@@ -13,6 +13,7 @@ from torch import Tensor
 
 from medtune.errors import ModelError
 from medtune.models.common.family import ModelFamily, StateDict
+from medtune.models.common.names import with_other_beginning
 from medtune.models.common.tied import without_copy
 from medtune.models.internvl._config import MODEL_TYPES, hf_config
 from medtune.models.internvl._shape import InternVLShape, Layout
@@ -89,18 +90,12 @@ Table = dict[str, tuple[str, ...]]
 
 def disk_name(name: str) -> str:
     """The name in a published file of a tensor that may have another name in a live transformers 5 module."""
-    for live, disk in _LIVE_PREFIXES:
-        if name.startswith(live):
-            return disk + name[len(live) :]
-    return name
+    return with_other_beginning(name, _LIVE_PREFIXES)
 
 
 def live_name(name: str) -> str:
     """The name in a live transformers 5 module of a tensor in a published file; the inverse of :func:`disk_name`."""
-    for live, disk in _LIVE_PREFIXES:
-        if name.startswith(disk):
-            return live + name[len(disk) :]
-    return name
+    return with_other_beginning(name, ((disk, live) for live, disk in _LIVE_PREFIXES))
 
 
 def table(shape: InternVLShape, layout: Layout) -> Table:

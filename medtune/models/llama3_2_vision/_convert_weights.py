@@ -5,6 +5,7 @@ from functools import partial
 from torchtune.models.llama3_2_vision._convert_weights import llama3_vision_hf_to_tune, llama3_vision_tune_to_hf
 
 from medtune.models.common.family import ModelFamily, StateDict
+from medtune.models.common.names import with_other_beginning
 from medtune.models.llama3_2_vision._shape import DeepFusionShape
 
 TOKENIZER_FILES = (
@@ -29,18 +30,12 @@ _LIVE_PREFIXES = (
 
 def disk_name(name: str) -> str:
     """The name in a published file of a tensor that may have another name in a live transformers 5 module."""
-    for live, disk in _LIVE_PREFIXES:
-        if name.startswith(live):
-            return disk + name[len(live) :]
-    return name
+    return with_other_beginning(name, _LIVE_PREFIXES)
 
 
 def live_name(name: str) -> str:
     """The name in a live transformers 5 module of a tensor in a published file; the inverse of :func:`disk_name`."""
-    for live, disk in _LIVE_PREFIXES:
-        if name.startswith(disk):
-            return live + name[len(disk) :]
-    return name
+    return with_other_beginning(name, ((disk, live) for live, disk in _LIVE_PREFIXES))
 
 
 def _sizes(shape: DeepFusionShape) -> dict:

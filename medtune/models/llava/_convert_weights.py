@@ -5,6 +5,7 @@ from torch import Tensor
 
 from medtune.errors import ModelError
 from medtune.models.common.family import StateDict
+from medtune.models.common.names import with_other_beginning
 from medtune.models.common.tied import without_copy
 from medtune.models.llava._shape import Layout, LlavaShape
 
@@ -83,10 +84,7 @@ def disk_name(name: str) -> str:
 
 def live_name(name: str) -> str:
     """The name in a live transformers 5 module of a tensor in a published file; the inverse of :func:`disk_name`."""
-    for live, disk in _LIVE_PREFIXES:
-        if name.startswith(disk):
-            return live + name[len(disk) :]
-    return name
+    return with_other_beginning(name, ((disk, live) for live, disk in _LIVE_PREFIXES))
 
 
 def tensor_names(shape: LlavaShape) -> dict[str, str]:

@@ -11,6 +11,7 @@ import torch
 
 from medtune.errors import ModelError
 from medtune.models.common.family import ModelFamily, StateDict
+from medtune.models.common.names import with_other_beginning
 from medtune.models.common.tied import without_copy
 from medtune.models.qwen2_5_vl._config import MODEL_TYPE, hf_config
 from medtune.models.qwen2_5_vl._shape import Qwen2_5VLShape
@@ -49,18 +50,12 @@ Table = dict[str, tuple[str, ...]]
 
 def disk_name(name: str) -> str:
     """The name in a published file of a tensor that may have another name in a live transformers 5 module."""
-    for live, disk in _LIVE_PREFIXES:
-        if name.startswith(live):
-            return disk + name[len(live) :]
-    return name
+    return with_other_beginning(name, _LIVE_PREFIXES)
 
 
 def live_name(name: str) -> str:
     """The name in a live transformers 5 module of a tensor in a published file; the inverse of :func:`disk_name`."""
-    for live, disk in _LIVE_PREFIXES:
-        if name.startswith(disk):
-            return live + name[len(disk) :]
-    return name
+    return with_other_beginning(name, ((disk, live) for live, disk in _LIVE_PREFIXES))
 
 
 def table(shape: Qwen2_5VLShape) -> Table:
