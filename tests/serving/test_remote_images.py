@@ -170,10 +170,10 @@ def test_a_slow_host_is_given_up_also_if_it_sends_a_byte_at_a_time(host) -> None
         except OSError:
             pass
 
-    for reply in (drip, lambda handler: gone.wait(5)):
+    for reply in (drip, lambda handler: gone.wait(60)):
         host.reply, started = reply, time.monotonic()
         assert "did not arrive within 0.4 s" in refusal(fetching(host, seconds=0.4))[1]
-        assert time.monotonic() - started < 3
+        assert time.monotonic() - started < 20
     gone.set()
 
 
