@@ -9,7 +9,8 @@ from medtune.models import mini
 from medtune.models.qwen2_5_vl._shape import MERGE
 from medtune.models.qwen2_5_vl._vision import PATCHES, Groups, Runs, attend_within, block_places
 
-GRIDS = ((5, 4), (1, 1), (9, 7), (5, 4))
+# 9 x 9 blocks have equal windows side by side, whose blocks alternate in reading order
+GRIDS = ((5, 4), (1, 1), (9, 9), (5, 4))
 BLOCKS = sum(rows * columns for rows, columns in GRIDS)
 
 
