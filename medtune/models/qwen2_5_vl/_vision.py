@@ -67,7 +67,7 @@ class GroupedAttention(MultiHeadAttention):
         self._attention_call = attend_within
 
 
-@torch.compiler.disable  # type: ignore[untyped-decorator]
+@torch.compiler.disable
 def attend_within(
     query: Tensor, key: Tensor, value: Tensor, *, mask: Runs, dropout_p: float, is_causal: bool
 ) -> Tensor:
@@ -76,8 +76,8 @@ def attend_within(
     rows = (x.squeeze(0).transpose(0, 1).split(lengths) for x in (query, key, value))
     parts = []
     for (count, _), *run in zip(mask.sizes, *rows, strict=True):
-        heads = (x.unflatten(0, (count, -1)).transpose(1, 2) for x in run)
-        part = F.scaled_dot_product_attention(*heads, dropout_p=dropout_p, is_causal=is_causal)
+        q, k, v = (x.unflatten(0, (count, -1)).transpose(1, 2) for x in run)
+        part = F.scaled_dot_product_attention(q, k, v, dropout_p=dropout_p, is_causal=is_causal)
         parts.append(part.transpose(1, 2).flatten(0, 1))
     return torch.cat(parts).transpose(0, 1).unsqueeze(0)
 
