@@ -114,6 +114,17 @@ FIGURES: dict[str, tuple[Figure, ...]] = {
         Figure(("lost", "medtune"), "exact"),
         Figure(("same_answers",), "exact", higher=True),
     ),
+    "families": (
+        *(
+            figure
+            for family in ("gemma3", "internvl", "llama3_2_vision", "llava", "qwen2_5_vl")
+            for figure in (
+                Figure(("families", family, "time_ratio")),
+                Figure(("families", family, "memory_ratio"), "memory"),
+            )
+        ),
+        Figure(("vision", "vision_time_ratio")),
+    ),
     "curation": (
         Figure(("requests", "throughput_ratio"), higher=True),
         Figure(("features", "feature_ratio"), higher=True),
@@ -132,6 +143,7 @@ COMMANDS: dict[str, tuple[str, list[str]]] = {
     "data": ("--out", []),
     "routing": ("--out", ["--rounds", "3", "--questions", "32"]),
     "serve": ("--output", []),
+    "families": ("--out", []),
     "curation": ("--out", []),
 }
 """Benchmark -> the option that names its result, and the options that it is run with."""

@@ -63,12 +63,16 @@ class Family:
         inputs: (batch, image token) -> what transformers' model takes besides tokens.
         model: further arguments of the builder.
         transform: further arguments of the transform.
+        config: changes transformers' configuration where it reads the same file in another way.
+        transform_name: of the transform's builder, if it is not the model's.
     """
 
     name: str
     inputs: Callable[[dict[str, Any], int], dict[str, Tensor]]
     model: dict[str, Any] = field(default_factory=dict)
     transform: dict[str, Any] = field(default_factory=dict)
+    config: Callable[[Any], None] = lambda config: None
+    transform_name: str = ""
 
 
 def tiles_in_a_row(batch: dict[str, Any], image_id: int) -> dict[str, Tensor]:
@@ -83,8 +87,42 @@ def blocks_with_grids(batch: dict[str, Any], image_id: int) -> dict[str, Tensor]
     return given | {"mm_token_type_ids": (batch["tokens"] == image_id).long()}
 
 
+def tiles_with_types(batch: dict[str, Any], image_id: int) -> dict[str, Tensor]:
+    """Tiles, and which tokens see each other because they are one image."""
+    return tiles_in_a_row(batch, image_id) | {"token_type_ids": (batch["tokens"] == image_id).long()}
+
+
+def tiles_beside_the_text(batch: dict[str, Any], image_id: int) -> dict[str, Tensor]:
+    """One tile for each row, which its text reads by cross-attention."""
+    images = batch["vision"]["images"]
+    ones = torch.ones(images.shape[:2], dtype=torch.long)
+    sees = batch["vision_mask"].unflatten(2, (*images.shape[1:3], -1))[..., 0].long()
+    return {
+        "pixel_values": images,
+        "aspect_ratio_ids": ones,
+        "aspect_ratio_mask": ones[..., None],
+        "cross_attention_mask": sees,
+    }
+
+
+def count_states_from_zero(config: Any) -> None:
+    """Llama-3.2-Vision's weights mean the state before a layer, where transformers takes the one after it."""
+    config.vision_config.intermediate_layers_indices = [
+        number - 1 for number in config.vision_config.intermediate_layers_indices
+    ]
+
+
 FAMILIES = {
+    "gemma3": Family("mini_gemma3", tiles_with_types, {"image_size": 96}, {"image_size": 96}),
     "internvl": Family("mini_internvl", tiles_in_a_row, {"decoder": "qwen2", "image_size": 96}, {"image_size": 96}),
+    "llama3_2_vision": Family(
+        "mini_vlm",
+        tiles_beside_the_text,
+        {"image_size": 96, "hf_rows": True},
+        {"image_size": 96},
+        count_states_from_zero,
+        "mini_transform",
+    ),
     "llava": Family("mini_llava", tiles_in_a_row, {"image_size": 96}, {"image_size": 96}),
     "qwen2_5_vl": Family("mini_qwen2_5_vl", blocks_with_grids, {}, {"max_pixels": 128 * 128}),
 }
@@ -136,7 +174,7 @@ def both_sides(family: Family, folder: Path) -> tuple[Step, Step]:
     """The two steps, on the same weights and the same batch."""
     import peft.tuners.lora.torchao
     from peft import PeftModel
-    from transformers import AutoModelForImageTextToText
+    from transformers import AutoConfig, AutoModelForImageTextToText
 
     peft.tuners.lora.torchao.is_torchao_available = lambda: False  # type: ignore[assignment]  # it refuses ours
     torch.manual_seed(0)
@@ -152,9 +190,11 @@ def both_sides(family: Family, folder: Path) -> tuple[Step, Step]:
     save_peft(adapters, ours, folder / "adapter", str(folder / "base"))
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        base = AutoModelForImageTextToText.from_pretrained(folder / "base", dtype=torch.float32)
+        config = AutoConfig.from_pretrained(folder / "base")
+        family.config(config)
+        base = AutoModelForImageTextToText.from_pretrained(folder / "base", config=config, dtype=torch.float32)
         theirs = PeftModel.from_pretrained(base, folder / "adapter", is_trainable=True)
-    transform = getattr(mini, f"{family.name}_transform")(TOKENIZER, **family.transform)
+    transform = getattr(mini, family.transform_name or f"{family.name}_transform")(TOKENIZER, **family.transform)
     batch = make_batch(transform)
     given = {
         "input_ids": batch["tokens"],
@@ -250,6 +290,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--out", type=Path, default=OUT)
     options = parser.parse_args(arguments)
+    given = sys.argv[1:] if arguments is None else arguments
     torch.set_num_threads(1)
     results: dict[str, Any] = {"families": {}}
     with tempfile.TemporaryDirectory() as scratch:
@@ -263,7 +304,7 @@ def main(arguments: list[str] | None = None) -> None:
             print("vision", results["vision"], flush=True)
     options.out.parent.mkdir(parents=True, exist_ok=True)
     options.out.write_text(
-        json.dumps({**stamp("benchmark/families.py", arguments or sys.argv[1:]), **results}, indent=1) + "\n",
+        json.dumps({**stamp("benchmark/families.py", given), **results}, indent=1) + "\n",
         encoding="utf-8",
     )
 

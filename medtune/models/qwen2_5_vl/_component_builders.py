@@ -8,7 +8,6 @@ from typing import Any, ClassVar
 from torchtune.models.qwen2 import lora_qwen2, qwen2
 from torchtune.modules import (
     FeedForward,
-    MultiHeadAttention,
     RMSNorm,
     TransformerDecoder,
     TransformerSelfAttentionLayer,
@@ -23,7 +22,7 @@ from medtune.models.qwen2_5_vl._convert_weights import qwen2_5_vl_family
 from medtune.models.qwen2_5_vl._peft import adapters_from_peft, adapters_to_peft
 from medtune.models.qwen2_5_vl._positions import MRope
 from medtune.models.qwen2_5_vl._shape import Qwen2_5VLShape
-from medtune.models.qwen2_5_vl._vision import NORM_EPS, AxialRope, BlockEncoder, Merger, Qwen2_5Vision
+from medtune.models.qwen2_5_vl._vision import NORM_EPS, AxialRope, BlockEncoder, GroupedAttention, Merger, Qwen2_5Vision
 from medtune.models.qwen2_5_vl._vlm import Qwen2_5VL
 
 LORA_PARTS = ("vision", "decoder")
@@ -66,7 +65,7 @@ def _vision_layer(shape: Qwen2_5VLShape, lora: LoraOptions | None) -> Transforme
     chosen = () if lora is None else lora.attn_modules
     maps = {name: linear(dim, dim, lora, adapted=name in chosen, bias=True) for name in ATTENTION}
     dense: Any = partial(linear, lora=lora, adapted=lora is not None and lora.mlp, bias=True, quantize=False)
-    attention = MultiHeadAttention(
+    attention = GroupedAttention(
         embed_dim=dim,
         num_heads=shape.vision_heads,
         num_kv_heads=shape.vision_heads,

@@ -1,17 +1,18 @@
 """The vision tower of Qwen2.5-VL (Bai et al. 2025, section 2.1), for images of any size, built from torchtune's layers.
 
-Published code sorts an image's patches by windows and masks a sequence of all patches of a batch. Here layers with
-windows run on rows of one window each, and layers with full attention on rows of one image each, so that nothing is
-computed between windows or images.
+The patches of a batch are one row without padding. Its order puts groups of equal length (windows, or whole images)
+side by side, so that attention reads each length as one batch without a mask, and nothing is computed between windows
+or images.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torchtune.modules import RMSNorm, TransformerSelfAttentionLayer
+from torchtune.modules import MultiHeadAttention, RMSNorm, TransformerSelfAttentionLayer
 
 from medtune.models.common.early_fusion import ImageEncoder
 from medtune.models.qwen2_5_vl._positions import rotate
@@ -47,41 +48,60 @@ def axial_table(places: Tensor, head_dim: int) -> Tensor:
     return torch.cat([angles.cos(), angles.sin()], dim=-1)
 
 
-@dataclass(frozen=True)
-class Groups:
-    """Blocks of patches as rows of one group each: of one window, or of one image.
+@dataclass
+class Runs:
+    """How a row is made of groups: run after run of (number of groups, patches in each).
 
-    Attributes:
-        size: number of groups, and blocks of the largest one, m.
-        index: [n], the place of each block among all ``groups * m``.
-        mask: [groups, m * PATCHES, m * PATCHES], True at patches that exist; None if all groups are full.
+    It takes the place of a mask in torchtune's layers. A compiler looks into tuples and frozen classes, and would build
+    a program for each number of runs.
     """
 
-    size: tuple[int, int]
-    index: Tensor
-    mask: Tensor | None
+    sizes: tuple[tuple[int, int], ...]
+
+
+class GroupedAttention(MultiHeadAttention):
+    """torchtune's attention, within groups of one row: its ``mask`` is :class:`Runs`, and its batch size is 1."""
+
+    def __init__(self, **arguments: Any) -> None:
+        super().__init__(**arguments)
+        self._attention_call = attend_within
+
+
+@torch.compiler.disable
+def attend_within(
+    query: Tensor, key: Tensor, value: Tensor, *, mask: Runs, dropout_p: float, is_causal: bool
+) -> Tensor:
+    """Attention within groups; query, key, value and the result are [1, heads, s, d]."""
+    lengths = [count * length for count, length in mask.sizes]
+    rows = (x.squeeze(0).transpose(0, 1).split(lengths) for x in (query, key, value))
+    parts = []
+    for (count, _), *run in zip(mask.sizes, *rows, strict=True):
+        q, k, v = (x.unflatten(0, (count, -1)).transpose(1, 2) for x in run)
+        part = F.scaled_dot_product_attention(q, k, v, dropout_p=dropout_p, is_causal=is_causal)
+        parts.append(part.transpose(1, 2).flatten(0, 1))
+    return torch.cat(parts).transpose(0, 1).unsqueeze(0)
+
+
+@dataclass(frozen=True)
+class Groups:
+    """An order of blocks in which those of one group (a window, or an image) are side by side, short groups first.
+
+    Attributes:
+        order: [n], which block stands at each place.
+        runs: groups of equal length.
+    """
+
+    order: Tensor
+    runs: Runs
 
     @staticmethod
-    def of(numbers: Tensor, device: torch.device) -> "Groups":
-        """Groups of blocks with the same number, [n]."""
+    def of(numbers: Tensor) -> "Groups":
+        """Groups of blocks with the same number, [n]; on the CPU."""
         _, group, count = numbers.unique(return_inverse=True, return_counts=True)
-        order = group.argsort(stable=True)
-        slot = torch.empty_like(group)
-        slot[order] = torch.arange(len(group)) - (count.cumsum(0) - count).repeat_interleave(count)
-        size = len(count), int(count.max())
-        real = (torch.arange(size[1]) < count[:, None]).repeat_interleave(PATCHES, dim=1)
-        # The mask's rows are alike, so it is expanded on the device and not stored for each query.
-        mask = None if bool(real.all()) else real.to(device)[:, None, :].expand(-1, real.shape[1], -1)
-        return Groups(size, (group * size[1] + slot).to(device), mask)
-
-    def spread(self, blocks: Tensor) -> Tensor:
-        """Blocks [n, PATCHES, d] -> [groups, m * PATCHES, d], zero where there is none."""
-        room = blocks.new_zeros(self.size[0] * self.size[1], *blocks.shape[1:])
-        return room.index_copy(0, self.index, blocks).unflatten(0, self.size).flatten(1, 2)
-
-    def gather(self, rows: Tensor) -> Tensor:
-        """The inverse of :meth:`spread`."""
-        return rows.unflatten(1, (-1, PATCHES)).flatten(0, 1)[self.index]
+        order = (count[group] * len(count) + group).argsort(stable=True)
+        lengths, many = count.unique(return_counts=True)
+        sizes = zip(many.tolist(), (lengths * PATCHES).tolist(), strict=True)
+        return Groups(order, Runs(tuple(sizes)))
 
 
 def block_places(grids: Sequence[tuple[int, int]], window: int) -> tuple[Tensor, Tensor, Tensor]:
@@ -149,15 +169,19 @@ class Qwen2_5Vision(nn.Module):
             [n, PATCHES, d], the patches of a block in reading order.
         """
         places, images, windows = block_places(grids, self.window)
-        h = self._embed(blocks)
-        table = axial_table(places, self.head_dim).to(h.device)
-        groups = Groups.of(windows, h.device), Groups.of(images, h.device)
-        tables = [group.spread(table) for group in groups]
+        groups = {False: Groups.of(windows), True: Groups.of(images)}
+        table, device = axial_table(places, self.head_dim), blocks.device
+        tables = {full: table[group.order].flatten(0, 1)[None].to(device) for full, group in groups.items()}
+        # all indices go to the device before the layers run, which then never wait for the host
+        across = {full: groups[not full].order.argsort()[groups[full].order].to(device) for full in groups}
+        now = 0 in self.full_layers
+        h = self._embed(blocks)[groups[now].order.to(device)]
+        back = groups[len(self.layers) - 1 in self.full_layers].order.argsort().to(device)
         for number, layer in enumerate(self.layers):
             full = number in self.full_layers
-            group = groups[full]
-            h = group.gather(layer(group.spread(h), mask=group.mask, input_pos=tables[full]))
-        return h
+            h, now = h if full == now else h[across[full]], full
+            h = layer(h.view(1, -1, h.shape[-1]), mask=groups[full].runs, input_pos=tables[full]).view_as(h)
+        return h[back]
 
     def _embed(self, blocks: Tensor) -> Tensor:
         """Blocks [n, 3, side, side] -> embedded patches [n, PATCHES, d].
