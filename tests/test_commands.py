@@ -271,7 +271,7 @@ def owners_files(config: Any, at: Workspace) -> bool:
     named = [
         str(value)
         for key, value in leaves(to_plain(config))
-        if key != "output_dir" and (str(value).startswith("/") or key in ("data.table", "image_root"))
+        if value and key != "output_dir" and (str(value).startswith("/") or key in ("data.table", "image_root"))
     ]
     return bool(named) and all((at.folder / value).exists() for value in named)
 
