@@ -13,7 +13,7 @@ from medtune.data.folders import claim
 from medtune.data.writing import json_bytes, write_files
 from medtune.evaluation.evaluation import to_csv
 from medtune.routing.threshold import NEVER, draw, sweep
-from medtune.routing.validation import read_correctness, read_routes
+from medtune.routing.validation import read_better, read_correctness, read_routes
 
 WRITES = ("threshold.json", "threshold.csv", "threshold.svg")
 
@@ -29,7 +29,11 @@ class ThresholdConfig:
     fallback: str = field(metadata={"help": "the adapter that answers below the threshold"})
     output_dir: str = field(metadata={"help": "folder for the results"})
     column: str = field(
-        default="correct", metadata={"help": "what is maximised: a column of verdicts.csv with numbers from 0 to 1"}
+        default="correct",
+        metadata={
+            "help": "what is maximised: a column of verdicts.csv with numbers from 0 to 1, or better, how often the "
+            "answer is nearer to the right one than the fallback's (for tasks with errors in unlike units)"
+        },
     )
 
 
@@ -37,17 +41,20 @@ class ThresholdConfig:
 def main(config: ThresholdConfig) -> None:
     """Sweep, write and print."""
     routed = read_routes(config.routed)
-    correct = read_correctness(config.adapters, routed.ids, config.column)
+    if config.column == "better":
+        correct = read_better(config.adapters, routed.ids, config.fallback)
+    else:
+        correct = read_correctness(config.adapters, routed.ids, config.column)
     found = sweep(routed.scores, routed.labels, correct, config.fallback)
     folder = Path(config.output_dir)
     claim(folder, "router_threshold", WRITES, lambda path: False)
     files = {
         "threshold.json": json_bytes({**found.to_dict(), "config": to_shown(config)}),
         "threshold.csv": to_csv([asdict(point) for point in found.points]).encode(),
-        "threshold.svg": draw(found).encode(),
+        "threshold.svg": draw(found, config.column).encode(),
     }
     write_files(folder, files, overwrite=True)
-    print("threshold  correct  own adapter")
+    print(f"threshold  {config.column.removeprefix('measure:'):>7}  own adapter")
     known = [("known", point) for point in found.known]
     for name, point in [("own", found.points[0]), *known, ("fallback", found.points[-1]), ("best", found.best)]:
         shown = "never" if point.threshold == NEVER else f"{point.threshold:.3f}"

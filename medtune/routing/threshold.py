@@ -119,13 +119,14 @@ def _swept(
     return Sweep(points, points[place], tuple(at(threshold) for threshold in KNOWN), len(top))
 
 
-def draw(found: Sweep) -> str:
-    """Return a plot as SVG text: correctness, and the share of own adapters, over the threshold."""
+def draw(found: Sweep, column: str = "correct") -> str:
+    """Return a plot as SVG text: what was maximised, and the share of own adapters, over the threshold."""
+    measure = "better than the fallback (50%: as good)" if column == "better" else column.removeprefix("measure:")
     with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(5.4, 3.2))
         axes: Any = figure.add_subplot()
         x = [min(point.threshold, 1.0) for point in found.points]
-        for key, label, colour in (("value", "correct", COLOURS[2]), ("own", "own adapter answers", GREY)):
+        for key, label, colour in (("value", measure, COLOURS[2]), ("own", "own adapter answers", GREY)):
             y = [100 * getattr(point, key) for point in found.points]
             axes.step(x, y, where="mid", color=colour, label=label, linewidth=1.6)
         for point in found.known:

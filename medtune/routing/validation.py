@@ -71,25 +71,76 @@ def read_correctness(folders: Mapping[str, str], ids: Sequence[str], column: str
     return {name: _column(Path(folder) / "verdicts.csv", ids, column) for name, folder in folders.items()}
 
 
-def _column(file: Path, ids: Sequence[str], column: str) -> list[float]:
+def read_better(folders: Mapping[str, str], ids: Sequence[str], fallback: str) -> dict[str, list[float]]:
+    """Read whether each adapter's answers are better than the fallback's, question by question.
+
+    A mean over tasks of unlike units, and of numbers that are hardly ever exactly right, says little; which of two
+    answers to one question is nearer to the right one has no unit. Errors are compared where there are any (counting
+    and regression), else the F1 of boxes, else whether the answer is right. An answer that could not be read is worst.
+
+    Args:
+        folders: adapter -> folder with the ``verdicts.csv`` that ``evaluate`` wrote for its answers.
+        ids: The answers, in the order of the result.
+        fallback: One of the adapters.
+
+    Returns:
+        adapter -> one number per id: 1 better, 0.5 as good, 0 worse.
+
+    Raises:
+        ConfigError: If the fallback is not among the adapters.
+        DataError: As :func:`read_correctness`.
+    """
+    if fallback not in folders:
+        raise ConfigError(f"the fallback {fallback!r} is not among the adapters {', '.join(sorted(folders))}")
+    wrong = {name: _wrongness(Path(folder) / "verdicts.csv", ids) for name, folder in folders.items()}
+    return {
+        name: [0.5 if one == other else float(one < other) for one, other in zip(values, wrong[fallback], strict=True)]
+        for name, values in wrong.items()
+    }
+
+
+def _wrongness(file: Path, ids: Sequence[str]) -> list[float]:
+    rows = _rows(file, ids, "correct")
+    values = []
+    for name in ids:
+        row = rows[name]
+        try:
+            if row.get("read") == "0":
+                value = math.inf
+            elif row.get("measure:error"):
+                value = float(row["measure:error"])
+            else:
+                value = 1 - float(row.get("measure:image_f1") or row["correct"])
+        except ValueError:
+            raise DataError(f"{file}: the measures of answer {name!r} are no numbers; evaluate it again") from None
+        values.append(value)
+    return values
+
+
+def _rows(file: Path, ids: Sequence[str], column: str) -> dict[str, dict[str, str]]:
     try:
         with file.open(encoding="utf-8", newline="") as handle:
             reader = csv.DictReader(handle)
             names = reader.fieldnames or []
             if column not in names or "id" not in names:
                 raise DataError(f"{file} has no column {column!r}; it has {', '.join(names)}")
-            cells = {row["id"]: row[column] for row in reader}
+            rows = {row["id"]: row for row in reader}
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise DataError(f"{file} cannot be read ({error}); evaluate the adapter's answers first") from error
-    missing = [name for name in ids if name not in cells]
+    missing = [name for name in ids if name not in rows]
     if missing:
         raise DataError(
             f"{file} lacks {len(missing)} of the routed answers (first: {missing[0]!r}); ask the same questions"
         )
+    return rows
+
+
+def _column(file: Path, ids: Sequence[str], column: str) -> list[float]:
+    rows = _rows(file, ids, column)
     values = []
     for name in ids:
         try:
-            value = float(cells[name])
+            value = float(rows[name][column])
         except (TypeError, ValueError):
             value = float("nan")
         if not 0 <= value <= 1:

@@ -12,7 +12,7 @@ from medtune.recipes.router_threshold import ThresholdConfig
 from medtune.routing import RoutedModel
 from medtune.routing.routes import choose
 from medtune.routing.threshold import NEVER, draw, sweep
-from medtune.routing.validation import chosen_threshold
+from medtune.routing.validation import chosen_threshold, read_better
 from medtune.sweep.config import SweepConfig
 
 LABELS = ["counting", "detection", "report"]
@@ -105,3 +105,25 @@ def test_the_sweep_chooses_its_threshold_on_validation_questions_before_it_answe
     assert "backend.threshold={step:router_threshold}/threshold.json" in steps[last].overrides
     asked = load_config("router_threshold/scenes", ThresholdConfig)
     assert set(asked.adapters) == set(routed.needs) and asked.fallback == "general"
+
+
+def test_answers_in_unlike_units_are_compared_with_those_of_the_fallback_one_by_one(tmp_path: Path) -> None:
+    columns = ["id", "read", "correct", "measure:error", "measure:image_f1"]
+    rows = {
+        "size": ["a,1,0,3.5,", "b,1,0,0.25,", "c,1,0,,0.5", "d,1,1,,", "e,0,0,,"],
+        "all": ["a,1,0,9.0,", "b,1,1,0.0,", "c,1,0,,0.5", "d,1,0,,", "e,1,0,70.0,"],
+    }
+    for name, lines in rows.items():
+        (tmp_path / name).mkdir()
+        text = "\n".join([",".join(columns), *lines])
+        (tmp_path / name / "verdicts.csv").write_text(text + "\n")
+    folders = {name: str(tmp_path / name) for name in rows}
+    found = read_better(folders, ["a", "b", "c", "d", "e"], "all")
+    assert found == {"size": [1.0, 0.0, 0.5, 1.0, 0.0], "all": [0.5] * 5}
+    with pytest.raises(ConfigError, match="'none' is not among the adapters all, size"):
+        read_better(folders, ["a"], "none")
+    with pytest.raises(DataError, match="lacks 1 of the routed answers"):
+        read_better(folders, ["f"], "all")
+    (tmp_path / "all" / "verdicts.csv").write_text(",".join(columns) + "\na,1,0,far,\n")
+    with pytest.raises(DataError, match="'a' are no numbers"):
+        read_better(folders, ["a"], "all")
