@@ -295,6 +295,7 @@ def test_what_is_no_run_is_said(
 ) -> None:
     run = shutil.copytree(full_run, tmp_path / "run")
     assert "is not a run" in refused(capsys, tmp_path / "nowhere", "--to", "hf", "--out", tmp_path / "out")
+    (run / "weights" / "config.json").unlink()  # a folder that says its model itself needs no builder
     assert "is not a run, and no builder" in refused(capsys, run / "weights", "--to", "hf", "--out", tmp_path / "out")
     if missing == "checkpoints":
         shutil.rmtree(run / missing)

@@ -194,7 +194,8 @@ def _check_options(function: Callable[..., Any], options: dict[str, Any], what: 
 
 def is_known(config: dict[str, Any]) -> bool:
     """Whether a config.json is of a type that :func:`from_checkpoint` may build."""
-    return config.get("model_type") in FAMILIES
+    model_type = config.get("model_type")
+    return isinstance(model_type, str) and model_type in FAMILIES
 
 
 def component_of(folder: str | Path, config: dict[str, Any]) -> dict[str, Any]:

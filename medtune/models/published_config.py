@@ -212,7 +212,7 @@ def _remedy(given: Mapping[str, Any]) -> str:
         return f"; set model._component_ to {builder} (or its lora_ form) for these weights"
     from medtune.models.from_checkpoint import FAMILIES  # it imports this module
 
-    if model_type in FAMILIES:
+    if isinstance(model_type, str) and model_type in FAMILIES:
         return "; set model._component_ to medtune.models.from_checkpoint (or its lora_ form), which reads config.json"
     return ". No builder of published sizes builds it; check the builder's arguments and the path"
 

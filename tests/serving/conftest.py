@@ -1,5 +1,5 @@
 """The small models of the generation tests."""
 
-from tests.generation.conftest import deep, early, setup, tokenizer
+from tests.generation.conftest import axes, deep, early, setup, tokenizer
 
-__all__ = ["deep", "early", "setup", "tokenizer"]
+__all__ = ["axes", "deep", "early", "setup", "tokenizer"]
