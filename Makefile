@@ -44,7 +44,7 @@ $(STAMP): pyproject.toml constraints.txt
 demo: $(STAMP) ## a method in miniature, from real data to a report (METHOD=instfree, vitask, dpo, routing or curation; about five minutes on two cores)
 	$(BIN)/python -m medtune.cli.demo --method $(METHOD) $(OVERRIDES)
 
-test: $(STAMP) ## run all tests (under twenty minutes on two cores)
+test: $(STAMP) ## run all tests (about half an hour on two cores)
 	$(BIN)/python -m pytest -n $(WORKERS) --dist worksteal
 
 checks: $(STAMP) ## check format, lint and types

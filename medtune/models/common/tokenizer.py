@@ -20,6 +20,7 @@ _SPECIAL = {
     "eom_id": "<|eom_id|>",
     "image_id": "<|image|>",
 }
+_PLACEHOLDERS = "\u2460\u2461\u203b\u2605\u25c6"
 SPECIAL_TOKENS = tuple(_SPECIAL.values())
 # Unicode reserves this code point and no text contains it, so it can mark a position inside a string.
 _CUT = "\ufdd0"
@@ -332,3 +333,18 @@ def single_token(tokenizer: TextTokenizer | ChatTokenizer, text: str, copies: in
 def special_ids(tokenizer: TextTokenizer, tokens: Iterable[str]) -> list[int]:
     """Ids of several special tokens."""
     return [tokenizer.special_id(token) for token in tokens]
+
+
+def placeholder(tokenizer: TextTokenizer | ChatTokenizer) -> str:
+    """Return a character that is one token of a published vocabulary and that no report uses; it stands for images.
+
+    Raises:
+        ModelError: if the tokenizer has none of them as one token.
+    """
+    for character in _PLACEHOLDERS:
+        try:
+            single_token(tokenizer, character)
+        except ModelError:
+            continue
+        return character
+    raise ModelError(f"the tokenizer has none of {' '.join(_PLACEHOLDERS)} as one token; is it that of the checkpoint?")

@@ -1,7 +1,7 @@
 """Build modules from sizes: SigLIP, the projection, and Gemma 3's decoder of global and local layers."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from typing import Any, ClassVar
 
@@ -21,15 +21,14 @@ from torchtune.modules.common_utils import reparametrize_as_dtype_state_dict_pos
 from medtune.errors import ModelError
 from medtune.models.common.branch_attention import Mask
 from medtune.models.common.early_fusion import EarlyFusionVLM, ImageEncoder
-from medtune.models.common.names import expected_shapes, is_adapter_key
 from medtune.models.gemma3._attention import NormFirstAttention, ScaledRotary
 from medtune.models.gemma3._convert_weights import gemma3_family
 from medtune.models.gemma3._masks import layer_masks
 from medtune.models.gemma3._peft import adapters_from_peft, adapters_to_peft
 from medtune.models.gemma3._shape import Gemma3Shape
 from medtune.models.gemma3._vision import Projection, SiglipTower
-from medtune.models.lora.nf4 import keep_scales
-from medtune.models.lora.options import ATTENTION, AdapterOptions, keep_dtype_in_state_dicts, linear
+from medtune.models.lora.finish import finish
+from medtune.models.lora.options import ATTENTION, AdapterOptions, linear
 
 LORA_PARTS = ("vision", "decoder")
 _NF4_BLOCK = 64 * 256  # torchao quantises weights whose number is a multiple of this
@@ -217,14 +216,5 @@ def gemma3_vlm(name: str, shape: Gemma3Shape, *, lora: LoraOptions | None = None
         family=gemma3_family(name, shape),
         adapters_only=lora is not None,
     )
-    keep_dtype_in_state_dicts(model, model.decoder.norm.scale.dtype)
-    if lora is not None and not lora.double_quant:
-        keep_scales(model)
-    plain = frozenset(key for key in expected_shapes(model) if not is_adapter_key(key))
-    model.family = replace(
-        model.family,
-        tensors=plain,
-        adapters_to_peft=partial(adapters_to_peft, shape=shape),
-        adapters_from_peft=partial(adapters_from_peft, shape=shape),
-    )
+    finish(model, lora, adapters_to_peft, adapters_from_peft, shape=shape)
     return model

@@ -7,14 +7,13 @@ from medtune.errors import ModelError
 from medtune.models.common.chat_formats import gemma
 from medtune.models.common.early_transform import EarlyFusionTransform
 from medtune.models.common.folder_tokenizer import folder_tokenizer
-from medtune.models.common.tokenizer import FastTokenizer, SentencePieceTokenizer, TextTokenizer, single_token
+from medtune.models.common.tokenizer import FastTokenizer, SentencePieceTokenizer, TextTokenizer, placeholder
 from medtune.models.gemma3._images import SIGLIP_MEAN, SIGLIP_STD, SquashTiler
 from medtune.models.gemma3._model_builders import GEMMA3_4B
 from medtune.models.gemma3._shape import Gemma3Shape
 
 IMAGE_START, IMAGE_END, IMAGE_TOKEN = "<start_of_image>", "<end_of_image>", "<image_soft_token>"
 _MARKS = ("<bos>", "<eos>", "<pad>", "<start_of_turn>", "<end_of_turn>", IMAGE_START, IMAGE_END, IMAGE_TOKEN)
-_PLACEHOLDERS = "\u2460\u2461\u203b\u2605\u25c6"  # single tokens in these vocabularies that no report uses
 
 
 class _GuardedTokenizer(FastTokenizer):
@@ -116,16 +115,6 @@ def transform_of(
         image_start=[shape.image_start_id],
         image_end=[shape.image_end_id],
         max_seq_len=max_seq_len,
-        placeholder_text=_placeholder(tokenizer),
+        placeholder_text=placeholder(tokenizer),
         supervise_header=supervise_header,
     )
-
-
-def _placeholder(tokenizer: TextTokenizer) -> str:
-    for character in _PLACEHOLDERS:
-        try:
-            single_token(tokenizer, character)
-        except ModelError:
-            continue
-        return character
-    raise ModelError(f"the tokenizer has none of {' '.join(_PLACEHOLDERS)} as one token; is it that of the checkpoint?")

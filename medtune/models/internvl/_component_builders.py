@@ -1,7 +1,7 @@
 """Build modules from sizes: InternViT and its connector here, decoders with torchtune's builders."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from typing import Any, ClassVar
 
@@ -18,14 +18,13 @@ from torchtune.modules import (
 from torchtune.modules.common_utils import reparametrize_as_dtype_state_dict_post_hook
 
 from medtune.models.common.early_fusion import EarlyFusionVLM, ImageEncoder
-from medtune.models.common.names import expected_shapes, is_adapter_key
 from medtune.models.common.tied import tied
 from medtune.models.internvl._convert_weights import internvl_family
 from medtune.models.internvl._peft import adapters_from_peft, adapters_to_peft
 from medtune.models.internvl._shape import InternVLShape, Layout
 from medtune.models.internvl._vision import Connector, InternViT, LayerScale
-from medtune.models.lora.nf4 import keep_scales
-from medtune.models.lora.options import ATTENTION, AdapterOptions, keep_dtype_in_state_dicts, linear
+from medtune.models.lora.finish import finish
+from medtune.models.lora.options import ATTENTION, AdapterOptions, linear
 
 LORA_PARTS = ("vision", "decoder")
 _VISION_EPS = 1e-6
@@ -137,14 +136,5 @@ def internvl_vlm(name: str, shape: InternVLShape, *, layout: Layout, lora: LoraO
         family=internvl_family(name, shape, layout),
         adapters_only=lora is not None,
     )
-    keep_dtype_in_state_dicts(model, model.decoder.norm.scale.dtype)
-    if lora is not None and not lora.double_quant:
-        keep_scales(model)
-    plain = frozenset(key for key in expected_shapes(model) if not is_adapter_key(key))
-    model.family = replace(
-        model.family,
-        tensors=plain,
-        adapters_to_peft=partial(adapters_to_peft, shape=shape, layout=layout),
-        adapters_from_peft=partial(adapters_from_peft, shape=shape, layout=layout),
-    )
+    finish(model, lora, adapters_to_peft, adapters_from_peft, shape=shape, layout=layout)
     return model

@@ -5,7 +5,7 @@ from pathlib import Path
 from medtune.errors import ModelError
 from medtune.models.common.chat_template import ChatTemplate, chatml
 from medtune.models.common.early_transform import EarlyFusionTransform
-from medtune.models.common.tokenizer import FastTokenizer, SentencePieceTokenizer, TextTokenizer, single_token
+from medtune.models.common.tokenizer import FastTokenizer, SentencePieceTokenizer, TextTokenizer, placeholder
 from medtune.models.internvl._images import DynamicTiler
 from medtune.models.internvl._model_builders import INTERNVL2_2B, INTERNVL3_8B
 from medtune.models.internvl._shape import InternVLShape
@@ -18,7 +18,6 @@ INTERNVL2_SYSTEM = (
 INTERNVL3_SYSTEM = (
     "你是书生·万象，英文名是InternVL，是由上海人工智能实验室、清华大学及多家合作单位联合开发的多模态大语言模型。"
 )
-_PLACEHOLDERS = "\u2460\u2461\u203b\u2605\u25c6"  # single tokens in these vocabularies that no report uses
 
 
 def internvl2_transform(
@@ -107,16 +106,6 @@ def internvl_transform(
         image_start=[] if bare else [tokenizer.special_id(IMAGE_START)],
         image_end=[] if bare else [tokenizer.special_id(IMAGE_END)],
         max_seq_len=max_seq_len,
-        placeholder_text=_placeholder(tokenizer),
+        placeholder_text=placeholder(tokenizer),
         supervise_header=supervise_header,
     )
-
-
-def _placeholder(tokenizer: TextTokenizer) -> str:
-    for character in _PLACEHOLDERS:
-        try:
-            single_token(tokenizer, character)
-        except ModelError:
-            continue
-        return character
-    raise ModelError(f"the tokenizer has none of {' '.join(_PLACEHOLDERS)} as one token; is it that of the checkpoint?")

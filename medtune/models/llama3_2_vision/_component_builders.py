@@ -1,7 +1,7 @@
 """Build modules from sizes: torchtune's component builders, with medtune's encoder and corrections."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from typing import Any, ClassVar, Self
 
@@ -20,13 +20,13 @@ from torchtune.modules.model_fusion import FusionLayer
 
 from medtune.errors import ModelError
 from medtune.models.common.deep_fusion import DeepFusionVLM
-from medtune.models.common.names import expected_shapes, is_adapter_key
 from medtune.models.llama3_2_vision._convert_weights import deep_fusion_family
 from medtune.models.llama3_2_vision._encoder import EncoderMode, VisionEncoder
 from medtune.models.llama3_2_vision._fusion import correct_fusion_layers
 from medtune.models.llama3_2_vision._peft import adapters_from_peft, adapters_to_peft
 from medtune.models.llama3_2_vision._shape import DeepFusionShape
-from medtune.models.lora.options import ATTENTION, AdapterOptions, adapt, keep_dtype_in_state_dicts
+from medtune.models.lora.finish import finish
+from medtune.models.lora.options import ATTENTION, AdapterOptions, adapt
 
 LORA_PARTS = ("vision", "fusion", "decoder")
 
@@ -203,12 +203,5 @@ def deep_fusion_vlm(
         family=deep_fusion_family(name, shape),
         adapters_only=lora is not None,
     )
-    keep_dtype_in_state_dicts(model, model.decoder.norm.scale.dtype)
-    plain = frozenset(key for key in expected_shapes(model) if not is_adapter_key(key))
-    model.family = replace(
-        model.family,
-        tensors=plain,
-        adapters_to_peft=partial(adapters_to_peft, shape=shape),
-        adapters_from_peft=partial(adapters_from_peft, shape=shape),
-    )
+    finish(model, lora, adapters_to_peft, adapters_from_peft, shape=shape)
     return model

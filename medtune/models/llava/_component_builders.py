@@ -1,7 +1,7 @@
 """Build modules from sizes: CLIP's layers, the projection, and torchtune's decoders."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from typing import Any, ClassVar
 
@@ -14,13 +14,13 @@ from torchtune.modules import RotaryPositionalEmbeddings, TransformerDecoder
 from torchtune.modules.common_utils import reparametrize_as_dtype_state_dict_post_hook
 
 from medtune.models.common.early_fusion import EarlyFusionVLM, ImageEncoder
-from medtune.models.common.names import expected_shapes, is_adapter_key
 from medtune.models.common.tied import tied
 from medtune.models.llava._config import llava_family
 from medtune.models.llava._peft import adapters_from_peft, adapters_to_peft
 from medtune.models.llava._shape import Layout, LlavaShape
 from medtune.models.llava._tower import ClipTower
-from medtune.models.lora.options import ATTENTION, AdapterOptions, adapt, keep_dtype_in_state_dicts, linear
+from medtune.models.lora.finish import finish
+from medtune.models.lora.options import ATTENTION, AdapterOptions, adapt, linear
 
 LORA_PARTS = ("vision", "projection", "decoder")
 
@@ -146,12 +146,5 @@ def llava_vlm(
         family=llava_family(name, shape, layout),
         adapters_only=lora is not None,
     )
-    keep_dtype_in_state_dicts(model, model.decoder.norm.scale.dtype)
-    plain = frozenset(key for key in expected_shapes(model) if not is_adapter_key(key))
-    model.family = replace(
-        model.family,
-        tensors=plain,
-        adapters_to_peft=partial(adapters_to_peft, shape=shape, layout=layout),
-        adapters_from_peft=partial(adapters_from_peft, shape=shape, layout=layout),
-    )
+    finish(model, lora, adapters_to_peft, adapters_from_peft, shape=shape, layout=layout)
     return model

@@ -1,7 +1,7 @@
 """Build modules from sizes: the vision tower and its merger here, the decoder with torchtune's Qwen2 builders."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from typing import Any, ClassVar
 
@@ -15,9 +15,8 @@ from torchtune.modules import (
 from torchtune.modules.common_utils import reparametrize_as_dtype_state_dict_post_hook
 
 from medtune.errors import ModelError
-from medtune.models.common.names import expected_shapes, is_adapter_key
-from medtune.models.lora.nf4 import keep_scales
-from medtune.models.lora.options import ATTENTION, AdapterOptions, keep_dtype_in_state_dicts, linear
+from medtune.models.lora.finish import finish
+from medtune.models.lora.options import ATTENTION, AdapterOptions, linear
 from medtune.models.qwen2_5_vl._convert_weights import qwen2_5_vl_family
 from medtune.models.qwen2_5_vl._peft import adapters_from_peft, adapters_to_peft
 from medtune.models.qwen2_5_vl._positions import MRope
@@ -131,14 +130,5 @@ def qwen2_5_vl(name: str, shape: Qwen2_5VLShape, *, lora: LoraOptions | None = N
         family=qwen2_5_vl_family(name, shape),
         adapters_only=lora is not None,
     )
-    keep_dtype_in_state_dicts(model, model.decoder.norm.scale.dtype)
-    if lora is not None and not lora.double_quant:
-        keep_scales(model)
-    plain = frozenset(key for key in expected_shapes(model) if not is_adapter_key(key))
-    model.family = replace(
-        model.family,
-        tensors=plain,
-        adapters_to_peft=partial(adapters_to_peft, shape=shape),
-        adapters_from_peft=partial(adapters_from_peft, shape=shape),
-    )
+    finish(model, lora, adapters_to_peft, adapters_from_peft, shape=shape)
     return model

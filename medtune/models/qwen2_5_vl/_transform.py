@@ -12,7 +12,7 @@ from medtune.errors import ModelError
 from medtune.models.common.chat_template import ChatTemplate, chatml
 from medtune.models.common.early_transform import EarlyFusionTransform
 from medtune.models.common.padding import PadSide
-from medtune.models.common.tokenizer import FastTokenizer, TextTokenizer, single_token
+from medtune.models.common.tokenizer import FastTokenizer, TextTokenizer, placeholder
 from medtune.models.qwen2_5_vl._collate import collate_blocks
 from medtune.models.qwen2_5_vl._images import CLIP_MEAN, CLIP_STD, BlockCutter
 from medtune.models.qwen2_5_vl._model_builders import QWEN2_5_VL_7B
@@ -22,7 +22,6 @@ IMAGE_START, IMAGE_END, IMAGE_PAD = "<|vision_start|>", "<|vision_end|>", "<|ima
 SYSTEM = "You are a helpful assistant."
 MIN_PIXELS = 56 * 56
 MAX_PIXELS = 1280 * 28 * 28
-_PLACEHOLDERS = "\u2460\u2461\u203b\u2605\u25c6"  # single tokens in Qwen2.5's vocabulary that no report uses
 
 
 class Qwen2_5VLTransform(EarlyFusionTransform):
@@ -132,16 +131,6 @@ def make_transform(
         image_start=[tokenizer.special_id(IMAGE_START)],
         image_end=[tokenizer.special_id(IMAGE_END)],
         max_seq_len=max_seq_len,
-        placeholder_text=_placeholder(tokenizer),
+        placeholder_text=placeholder(tokenizer),
         supervise_header=supervise_header,
     )
-
-
-def _placeholder(tokenizer: TextTokenizer) -> str:
-    for character in _PLACEHOLDERS:
-        try:
-            single_token(tokenizer, character)
-        except ModelError:
-            continue
-        return character
-    raise ModelError(f"the tokenizer has none of {' '.join(_PLACEHOLDERS)} as one token; is it that of the checkpoint?")

@@ -1,13 +1,12 @@
 """Build an SQ-LLaVA from sizes: LLaVA's vision transformer and decoder, and the prototype extractor between them."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
-from functools import partial
+from dataclasses import dataclass
 from typing import ClassVar
 
 from medtune.models.common.early_fusion import EarlyFusionVLM, ImageEncoder
-from medtune.models.common.names import expected_shapes, is_adapter_key
 from medtune.models.llava._component_builders import language_decoder, vision_tower
+from medtune.models.lora.finish import finish
 from medtune.models.lora.options import AdapterOptions
 from medtune.models.sq_llava._convert_weights import sq_llava_family
 from medtune.models.sq_llava._peft import adapters_from_peft, adapters_to_peft
@@ -41,10 +40,5 @@ def sq_llava_vlm(name: str, shape: SqLlavaShape, *, lora: LoraOptions | None = N
         family=sq_llava_family(name, shape),
         adapters_only=lora is not None,
     )
-    model.family = replace(
-        model.family,
-        tensors=frozenset(key for key in expected_shapes(model) if not is_adapter_key(key)),
-        adapters_to_peft=partial(adapters_to_peft, shape=shape),
-        adapters_from_peft=partial(adapters_from_peft, shape=shape),
-    )
+    finish(model, lora, adapters_to_peft, adapters_from_peft, shape=shape)
     return model
