@@ -1,6 +1,7 @@
 """torchtune's layers with the same parameters and results, in fewer kernels and with fewer kept tensors.
 
-While ``torch.compile`` traces a layer, torchtune's own code runs: a compiler fuses it better.
+torchtune's own code runs without gradients, so that answers are rounded as ever and as in an adapter bank, and while
+``torch.compile`` traces a layer, because a compiler fuses it better.
 """
 
 from typing import Any
@@ -19,11 +20,12 @@ from medtune.modules.rotary import rotate_halves, rotate_pairs
 _ACTIVATIONS = (nn.SiLU, nn.GELU, QuickGELU)  # each makes a new tensor of each element
 
 
-class AdaptedLinear(LoRALinear):
-    """A linear layer with an adapter; see :mod:`medtune.modules.adapted_linear`.
+def _runs_plain() -> bool:
+    return not torch.is_grad_enabled() or torch.compiler.is_compiling()
 
-    torchtune's code runs if the base is trained too, and without gradients: it rounds as an adapter bank does.
-    """
+
+class AdaptedLinear(LoRALinear):
+    """A layer of :mod:`medtune.modules.adapted_linear`. If its base is trained too, torchtune's own code runs."""
 
     def forward(self, x: Tensor, activation: nn.Module | None = None) -> Tensor:
         """Inputs [..., in] -> [..., out]; ``activation`` is applied to ``x`` first."""
@@ -46,7 +48,7 @@ class AdaptedLinear(LoRALinear):
     def _is_plain(self, x: Tensor) -> bool:
         trained = self.weight.requires_grad or (self.bias is not None and self.bias.requires_grad)
         cast = not x.is_meta and torch.is_autocast_enabled(x.device.type)
-        return self.disabled or trained or cast or not torch.is_grad_enabled() or torch.compiler.is_compiling()
+        return _runs_plain() or self.disabled or trained or cast
 
 
 class LeanFeedForward(FeedForward):
@@ -54,7 +56,7 @@ class LeanFeedForward(FeedForward):
 
     def forward(self, x: Tensor) -> Tensor:
         """[..., d] -> [..., d]."""
-        if torch.compiler.is_compiling() or not isinstance(self.activation, _ACTIVATIONS):
+        if _runs_plain() or not isinstance(self.activation, _ACTIVATIONS):
             return super().forward(x)
         gate = self.w1(x)
         if self.w3 is not None:
@@ -69,19 +71,15 @@ class HalvesRotary(Qwen2RotaryPositionalEmbeddings):
 
     def forward(self, x: Tensor, input_pos: Tensor | None = None) -> Tensor:
         """Rotate heads [b, s, heads, d]; ``input_pos`` [b, s], None counts from 0."""
-        if torch.compiler.is_compiling():
+        if _runs_plain():
             return super().forward(x, input_pos=input_pos)
         return rotate(x, _angles(self.cache, x, input_pos))
 
 
 def rotate(x: Tensor, table: Tensor) -> Tensor:
-    """Rotate the halves of heads x [b, s, heads, d] by cosines and sines [b, s, 2 * d], in the type of x.
-
-    Without gradients, bf16 is rounded after each operation, as transformers does; with gradients, less often.
-    """
+    """Rotate the halves of heads x [b, s, heads, d] by cosines and sines [b, s, 2 * d], in the type of x."""
     cos, _, sin, _ = table.unsqueeze(2).to(x.dtype).chunk(4, dim=-1)  # the angles of both halves are the same
-    rounded = x.dtype.itemsize < 4 and not torch.is_grad_enabled()
-    if rounded or torch.compiler.is_compiling():
+    if _runs_plain():
         first, second = x.chunk(2, dim=-1)
         return torch.cat([first * cos - second * sin, second * cos + first * sin], dim=-1)
     return rotate_halves(x, cos, sin)
@@ -92,7 +90,7 @@ class PairsRotary(RotaryPositionalEmbeddings):
 
     def forward(self, x: Tensor, *, input_pos: Tensor | None = None) -> Tensor:
         """Rotate heads [b, s, heads, d]; ``input_pos`` [b, s], None counts from 0."""
-        if torch.compiler.is_compiling():
+        if _runs_plain():
             return super().forward(x, input_pos=input_pos)
         return _rotate_by(self.cache, x, input_pos)
 
@@ -102,13 +100,13 @@ class ScaledPairsRotary(Llama3ScaledRoPE):
 
     def forward(self, x: Tensor, *, input_pos: Tensor | None = None) -> Tensor:
         """Rotate heads [b, s, heads, d]; ``input_pos`` [b, s], None counts from 0."""
-        if torch.compiler.is_compiling() or not self.is_cache_built:
+        if _runs_plain() or not self.is_cache_built:
             return super().forward(x, input_pos=input_pos)
         return _rotate_by(self.cache, x, input_pos)
 
 
 def _rotate_by(cache: Tensor, x: Tensor, input_pos: Tensor | None) -> Tensor:
-    return rotate_pairs(x.float(), _angles(cache, x, input_pos).unsqueeze(2)).type_as(x)
+    return rotate_pairs(x.float(), _angles(cache, x, input_pos).unsqueeze(2).float()).type_as(x)
 
 
 def _angles(cache: Tensor, x: Tensor, input_pos: Tensor | None) -> Tensor:
