@@ -60,7 +60,7 @@ class _AdaptedLinear(torch.autograd.Function):
         scale: float,
         activation: Activation | None,
     ) -> Tensor:
-        of_x, of_dropped, *_, of_a, of_b = ctx.needs_input_grad[:6]
+        of_x, *_, of_a, of_b = ctx.needs_input_grad[:6]
         value = x if activation is None else activation(x)
         out = F.linear(value, weight.to(value.dtype), bias)
         low = _rows(value if dropped is None else dropped).mm(a.t()).mul_(scale)
@@ -69,8 +69,8 @@ class _AdaptedLinear(torch.autograd.Function):
         ctx.save_for_backward(
             source if of_a or (of_x and activation is not None) else None,
             weight if of_x else None,
-            a if of_x or of_dropped else None,
-            b if of_x or of_dropped or of_a else None,
+            a,
+            b,
             low if of_b else None,
         )
         ctx.scale, ctx.activation, ctx.apart = scale, activation, dropped is not None
@@ -85,7 +85,7 @@ class _AdaptedLinear(torch.autograd.Function):
         by_x = by_dropped = by_a = by_b = None
         if of_b:
             by_b = low.t().mm(g).t()  # r rows: several times as fast as r columns
-        narrow = g.mm(b).mul_(ctx.scale) if of_x or of_dropped or of_a else None
+        narrow = g.mm(b).mul_(ctx.scale)
         if of_x:
             by_x = g.mm(weight.to(g.dtype))
             if not ctx.apart:
