@@ -21,20 +21,6 @@ def rotate_pairs(x: Tensor, table: Tensor) -> Tensor:
     return _Rotated.apply(x, _turn_pairs, table)
 
 
-def rotate_halves(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Rotate channel i together with channel i + d / 2, as Hugging Face's models do.
-
-    Args:
-        x: [b, s, heads, d].
-        cos: [b or 1, s, 1, d / 2] in the same type; gets no gradient.
-        sin: of the same shape and type; gets no gradient.
-
-    Returns:
-        [b, s, heads, d].
-    """
-    return _Rotated.apply(x, _turn_halves, cos, sin)
-
-
 def _turn_pairs(x: Tensor, back: bool, table: Tensor) -> Tensor:
     out = x.new_empty(x.shape)
     turn = torch.view_as_complex(table)
@@ -44,15 +30,6 @@ def _turn_pairs(x: Tensor, back: bool, table: Tensor) -> Tensor:
 
 def _as_complex(x: Tensor) -> Tensor:
     return torch.view_as_complex(x.unflatten(-1, (-1, 2)))
-
-
-def _turn_halves(x: Tensor, back: bool, cos: Tensor, sin: Tensor) -> Tensor:
-    out = x.new_empty(x.shape)
-    (first, second), (new_first, new_second) = x.chunk(2, dim=-1), out.chunk(2, dim=-1)
-    sign = -1 if back else 1
-    torch.mul(first, cos, out=new_first).addcmul_(second, sin, value=-sign)
-    torch.mul(second, cos, out=new_second).addcmul_(first, sin, value=sign)
-    return out
 
 
 class _Rotated(torch.autograd.Function):

@@ -1,7 +1,7 @@
 """torchtune's layers with the same parameters and results, in fewer kernels and with fewer kept tensors.
 
-torchtune's own code runs without gradients, so that answers are rounded as ever and as in an adapter bank, and while
-``torch.compile`` traces a layer, because a compiler fuses it better.
+torchtune's own code runs while ``torch.compile`` traces a layer, because a compiler fuses it better; adapters and
+activations also run it without gradients, so that answers are rounded as ever and as in an adapter bank.
 """
 
 from typing import Any
@@ -15,7 +15,7 @@ from torchtune.modules import FeedForward, RotaryPositionalEmbeddings
 from torchtune.modules.peft import LoRALinear
 
 from medtune.modules.adapted_linear import adapted_linear, gated
-from medtune.modules.rotary import rotate_halves, rotate_pairs
+from medtune.modules.rotary import rotate_pairs
 
 _ACTIVATIONS = (nn.SiLU, nn.GELU, QuickGELU)  # each makes a new tensor of each element
 
@@ -71,18 +71,15 @@ class HalvesRotary(Qwen2RotaryPositionalEmbeddings):
 
     def forward(self, x: Tensor, input_pos: Tensor | None = None) -> Tensor:
         """Rotate heads [b, s, heads, d]; ``input_pos`` [b, s], None counts from 0."""
-        if _runs_plain():
-            return super().forward(x, input_pos=input_pos)
-        return rotate(x, _angles(self.cache, x, input_pos))
+        return super().forward(x, input_pos=input_pos)
 
 
 def rotate(x: Tensor, table: Tensor) -> Tensor:
     """Rotate the halves of heads x [b, s, heads, d] by cosines and sines [b, s, 2 * d], in the type of x."""
     cos, _, sin, _ = table.unsqueeze(2).to(x.dtype).chunk(4, dim=-1)  # the angles of both halves are the same
-    if _runs_plain():
-        first, second = x.chunk(2, dim=-1)
-        return torch.cat([first * cos - second * sin, second * cos + first * sin], dim=-1)
-    return rotate_halves(x, cos, sin)
+    # plain: a pass without gradients (a frozen reference) must equal one with gradients to the bit
+    first, second = x.chunk(2, dim=-1)
+    return torch.cat([first * cos - second * sin, second * cos + first * sin], dim=-1)
 
 
 class PairsRotary(RotaryPositionalEmbeddings):
@@ -90,7 +87,7 @@ class PairsRotary(RotaryPositionalEmbeddings):
 
     def forward(self, x: Tensor, *, input_pos: Tensor | None = None) -> Tensor:
         """Rotate heads [b, s, heads, d]; ``input_pos`` [b, s], None counts from 0."""
-        if _runs_plain():
+        if torch.compiler.is_compiling():
             return super().forward(x, input_pos=input_pos)
         return _rotate_by(self.cache, x, input_pos)
 
@@ -100,7 +97,7 @@ class ScaledPairsRotary(Llama3ScaledRoPE):
 
     def forward(self, x: Tensor, *, input_pos: Tensor | None = None) -> Tensor:
         """Rotate heads [b, s, heads, d]; ``input_pos`` [b, s], None counts from 0."""
-        if _runs_plain() or not self.is_cache_built:
+        if torch.compiler.is_compiling() or not self.is_cache_built:
             return super().forward(x, input_pos=input_pos)
         return _rotate_by(self.cache, x, input_pos)
 
