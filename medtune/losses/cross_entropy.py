@@ -24,6 +24,26 @@ def shifted_targets(labels: Tensor) -> Tensor:
     return F.pad(labels[:, 1:], (0, 1), value=IGNORE_INDEX)
 
 
+_WORTH_CHOOSING = 0.75  # of the columns; above it, the masks of chosen columns cost more than the others save
+
+
+def predicting_columns(labels: Tensor) -> Tensor | None:
+    """The columns whose states predict a supervised token: the argument ``keep`` of a model's ``hidden``.
+
+    Args:
+        labels: ``[b, s]`` unshifted ids.
+
+    Returns:
+        ``[b, n]``, different columns of each row; n is the largest number that a row needs, and at least 1. A row that
+        needs fewer has others too. None where nearly all columns are needed.
+    """
+    supervised = shifted_targets(labels) != IGNORE_INDEX
+    most = max(int(supervised.sum(dim=1).max()), 1)
+    if most > _WORTH_CHOOSING * labels.shape[1]:
+        return None
+    return (~supervised).int().argsort(dim=1, stable=True)[:, :most]
+
+
 def supervised_weight(labels: Tensor, row_weights: Tensor | None = None) -> Tensor:
     """Return what a summed loss is divided by: the supervised tokens, each with the weight of its row.
 
@@ -64,6 +84,7 @@ def chunked_cross_entropy(
     head: Callable[[Tensor], Tensor],
     chunk_tokens: int = 512,
     row_weights: Tensor | None = None,
+    columns: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """:func:`token_cross_entropy` of ``head(hidden)``, for supervised tokens only and in chunks.
 
@@ -72,19 +93,20 @@ def chunked_cross_entropy(
     ``L(g) = -sum_i log f(y_i | X_v, X_p, y_<i)`` (InstFree Eq. 1 and 2).
 
     Args:
-        hidden: ``[b, s, d]`` decoder states after the last norm.
+        hidden: ``[b, s, d]`` decoder states after the last norm, or ``[b, n, d]`` of ``columns``.
         labels: ``[b, s]`` unshifted ids, ``IGNORE_INDEX`` where not supervised.
         head: Maps ``[t, d]`` to logits ``[t, V]``; its parameters get gradients too.
         chunk_tokens: Maximum number of tokens per chunk (the chunks have equal size); 0 takes all at once.
         row_weights: ``[b]`` factor of the loss of each row's tokens, fp64; None is 1 for every row.
+        columns: ``[b, n]`` from :func:`predicting_columns`; None: the states are of all columns.
 
     Returns:
         The sum in nats and :func:`supervised_weight`. Without a supervised token the sum is zero and every gradient is
         zero, but every process still runs the same backward pass.
     """
-    targets = shifted_targets(labels).flatten()
-    supervised = targets != IGNORE_INDEX
-    rows = supervised.nonzero().squeeze(1)
+    targets = shifted_targets(labels) if columns is None else shifted_targets(labels).gather(1, columns)
+    width, targets = targets.shape[1], targets.flatten()
+    rows = (targets != IGNORE_INDEX).nonzero().squeeze(1)
     if len(rows) == 0:
         rows = rows.new_zeros(1)  # a token whose target is ignored: loss and gradients are zero
 
@@ -92,6 +114,6 @@ def chunked_cross_entropy(
         return token_cross_entropy(head(states[0]), wanted, *weights)
 
     states = hidden.flatten(0, 1).index_select(0, rows).unsqueeze(0)
-    weights = () if row_weights is None else (row_weights[rows // labels.shape[1]],)
+    weights = () if row_weights is None else (row_weights[rows // width],)
     total, _ = sum_over_chunks(loss, states, (targets[rows], *weights), chunk_tokens)
     return total, supervised_weight(labels, row_weights)

@@ -15,7 +15,7 @@ from torch import Tensor
 from medtune.data.reports import shuffle_response, shuffle_sections, shuffle_sentences
 from medtune.data.sample import Message, Sample
 from medtune.errors import DataError
-from medtune.losses.cross_entropy import chunked_cross_entropy
+from medtune.losses.cross_entropy import chunked_cross_entropy, predicting_columns
 from medtune.modules.proxy_instruction import ProxyInstruction, placeholder_mask
 from medtune.objectives.base import Objective, SampleTransform, Stage, StepOutput, image_features
 
@@ -197,11 +197,16 @@ class InstFree(Objective):
     def forward(self, model: Any, batch: dict[str, Any]) -> StepOutput:
         """Eq. 2: cross-entropy of the report, with the proxy in place of the instruction."""
         features = image_features(model, batch)
+        columns = predicting_columns(batch["labels"])
         hidden = model.hidden(
-            batch["tokens"], features, vision_mask=batch["vision_mask"], replace=self._replacement(batch["tokens"])
+            batch["tokens"],
+            features,
+            vision_mask=batch["vision_mask"],
+            replace=self._replacement(batch["tokens"]),
+            keep=columns,
         )
         loss_sum, count = chunked_cross_entropy(
-            hidden, batch["labels"], model.logits, self.chunk_tokens, batch.get("weights")
+            hidden, batch["labels"], model.logits, self.chunk_tokens, batch.get("weights"), columns
         )
         return StepOutput(loss_sum, count, {})
 

@@ -8,7 +8,7 @@ import torch
 from medtune.data.items import Items, SampleItems, SampleTransform
 from medtune.data.source import SampleSource
 from medtune.errors import ConfigError
-from medtune.losses.cross_entropy import chunked_cross_entropy
+from medtune.losses.cross_entropy import chunked_cross_entropy, predicting_columns
 from medtune.losses.visual_questioning import asking_and_answering
 from medtune.objectives.base import Objective, Stage, StepOutput, image_features, keep_sample
 from medtune.objectives.sft_virtual_user import VirtualUserItems, VirtualUserTurns, require_questions
@@ -65,14 +65,17 @@ class SFT(Objective):
         and ``asked_share`` is the share of questions among the supervised tokens.
         """
         features = image_features(model, batch)
-        hidden = model.hidden(batch["tokens"], features, vision_mask=batch["vision_mask"])
+        columns = predicting_columns(batch["labels"])
+        hidden = model.hidden(batch["tokens"], features, vision_mask=batch["vision_mask"], keep=columns)
         weights = batch.get("weights")
         if self.virtual_user is None:
-            loss_sum, count = chunked_cross_entropy(hidden, batch["labels"], model.logits, self.chunk_tokens, weights)
+            loss_sum, count = chunked_cross_entropy(
+                hidden, batch["labels"], model.logits, self.chunk_tokens, weights, columns
+            )
             return StepOutput(loss_sum, count, {})
         asked = batch["asked"] if "asked" in batch else torch.zeros_like(batch["labels"], dtype=torch.bool)
         loss_sum, count, asking, share = asking_and_answering(
-            hidden, batch["labels"], asked, model.logits, self.chunk_tokens, weights
+            hidden, batch["labels"], asked, model.logits, self.chunk_tokens, weights, columns
         )
         metrics = {"asking_loss": asking, "answering_loss": loss_sum.detach() - asking, "asked_share": share}
         return StepOutput(loss_sum, count, metrics)

@@ -7,7 +7,13 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from medtune.losses.cross_entropy import IGNORE_INDEX, chunked_cross_entropy, shifted_targets, token_cross_entropy
+from medtune.losses.cross_entropy import (
+    IGNORE_INDEX,
+    chunked_cross_entropy,
+    predicting_columns,
+    shifted_targets,
+    token_cross_entropy,
+)
 
 
 def written_out(logits: torch.Tensor, targets: torch.Tensor) -> tuple[float, int]:
@@ -71,6 +77,24 @@ def test_chunks_equal_the_plain_loss_forward_and_backward(chunk: int) -> None:
     assert loss.item() == pytest.approx(plain.item(), abs=1e-12)
     assert chunked_count == count
     for got, want in zip(grads, plain_grads, strict=True):
+        torch.testing.assert_close(got, want, rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("weights", [None, [2.0, 0.25, 1.5]])
+def test_states_of_the_predicting_columns_give_the_loss_of_all_states(weights: list[float] | None) -> None:
+    hidden, labels, head = problem()
+    labels[:, :4] = IGNORE_INDEX
+    rows = None if weights is None else torch.tensor(weights, dtype=torch.float64)
+    columns = predicting_columns(labels)
+    assert columns is not None and columns.shape == (3, 3)
+    chosen = hidden.gather(1, columns[:, :, None].expand(-1, -1, 5))
+    plain, fast = (
+        chunked_cross_entropy(states, labels, head, 2, rows, which)
+        for states, which in ((hidden, None), (chosen, columns))
+    )
+    assert fast[0].item() == pytest.approx(plain[0].item(), abs=1e-12) and fast[1] == plain[1]
+    expected, found = (torch.autograd.grad(loss, [hidden, head.weight]) for loss, _ in (plain, fast))
+    for got, want in zip(found, expected, strict=True):
         torch.testing.assert_close(got, want, rtol=0, atol=1e-12)
 
 

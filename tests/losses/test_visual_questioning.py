@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from medtune.losses.cross_entropy import IGNORE_INDEX, chunked_cross_entropy
+from medtune.losses.cross_entropy import IGNORE_INDEX, chunked_cross_entropy, predicting_columns
 from medtune.losses.visual_questioning import asking_and_answering
 
 # One row: image, first question (not learned), answer, question, answer, end of padding.
@@ -56,6 +56,19 @@ def test_each_row_counts_with_its_weight(chunk: int) -> None:
     l_qa = 3 * written_out(hidden, labels, head, 0, "answer") + 0.5 * written_out(hidden, labels, head, 1, "answer")
     assert (asking.item(), total.item()) == pytest.approx((l_vq, l_vq + l_qa), abs=1e-12)
     assert (count.item(), asked_count.item()) == (3 * 7 + 0.5 * 2, 3 * 3)
+
+
+def test_states_of_the_predicting_columns_give_the_sums_of_all_states() -> None:
+    hidden, labels, asked, head = problem()
+    weights = torch.tensor([3.0, 0.5], dtype=torch.float64)
+    columns = predicting_columns(labels)
+    assert columns is not None and columns.shape == (2, 7)
+    chosen = hidden.gather(1, columns[:, :, None].expand(-1, -1, WIDTH))
+    plain = asking_and_answering(hidden, labels, asked, head, 3, weights)
+    fast = asking_and_answering(chosen, labels, asked, head, 3, weights, columns)
+    assert [value.item() for value in fast] == pytest.approx([value.item() for value in plain], abs=1e-12)
+    (expected,), (found,) = (torch.autograd.grad(sums[0], hidden) for sums in (plain, fast))
+    torch.testing.assert_close(found, expected, rtol=0, atol=1e-12)
 
 
 @pytest.mark.parametrize("chunk", [0, 2])

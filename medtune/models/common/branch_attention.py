@@ -130,7 +130,7 @@ class LastLayer(TransformerSelfAttentionLayer):
         if keep is None:
             return super().forward(x, mask=mask, input_pos=input_pos)
         h = self.sa_norm(x)
-        chosen = _take(x, keep)
+        chosen = _states(x, keep)
         chosen = self.sa_scale(_attend_from(self.attn, h, keep, mask, input_pos)) + chosen
         return chosen + self.mlp_scale(self.mlp(self.mlp_norm(chosen)))
 
@@ -138,7 +138,7 @@ class LastLayer(TransformerSelfAttentionLayer):
 def _attend_from(attention: Any, h: Tensor, keep: Tensor, mask: Mask, input_pos: Tensor | None) -> Tensor:
     """Torchtune's self-attention with the queries of the columns ``keep`` [b, n] only."""
     b, width = h.shape[:2]
-    query = attention.q_proj(_take(h, keep)).view(b, keep.shape[1], -1, attention.head_dim)
+    query = attention.q_proj(_states(h, keep)).view(b, keep.shape[1], -1, attention.head_dim)
     key = attention.k_proj(h).view(b, width, -1, attention.head_dim)
     value = attention.v_proj(h).view(b, width, -1, attention.head_dim)
     places = keep if input_pos is None else _take(input_pos, keep)
@@ -205,6 +205,11 @@ def _rows_of(mask: Mask, columns: Tensor, width: int) -> Tensor:
 
 def _causal(columns: Tensor, width: int) -> Tensor:
     return torch.arange(width, device=columns.device) <= columns[:, :, None]
+
+
+def _states(states: Tensor, columns: Tensor) -> Tensor:
+    """States [b, n, d] of the columns [b, n]; the backward pass is faster than that of indices."""
+    return states.gather(1, columns[:, :, None].expand(-1, -1, states.shape[2]))
 
 
 def _take(values: Tensor, columns: Tensor) -> Tensor:

@@ -5,6 +5,7 @@ from dataclasses import replace
 from functools import partial
 from typing import Any
 
+from medtune.models.common.lean_layers import use_lean_layers
 from medtune.models.common.names import expected_shapes, is_adapter_key
 from medtune.models.lora.nf4 import keep_scales
 from medtune.models.lora.options import AdapterOptions, keep_dtype_in_state_dicts
@@ -13,7 +14,7 @@ from medtune.models.lora.options import AdapterOptions, keep_dtype_in_state_dict
 def finish(
     model: Any, lora: AdapterOptions | None, to_peft: Callable[..., Any], from_peft: Callable[..., Any], **known: Any
 ) -> None:
-    """Prepare a new model for reading and writing its files.
+    """Let a new model's layers run medtune's code, and prepare it for reading and writing its files.
 
     State dicts hold dequantised weights in the model's dtype, exact scales are kept if they were asked for, and the
     model's family learns which tensors are the base's and how adapters are written for PEFT and read.
@@ -25,6 +26,7 @@ def finish(
         from_peft: the family's ``adapters_from_peft``.
         known: arguments of both, such as the model's shape.
     """
+    use_lean_layers(model)
     keep_dtype_in_state_dicts(model, model.decoder.norm.scale.dtype)
     if lora is not None and not lora.double_quant:
         keep_scales(model)

@@ -11,7 +11,12 @@ from torch import Tensor
 from medtune.data.items import Items, SampleItems
 from medtune.data.source import SampleSource
 from medtune.errors import DataError, ModelError
-from medtune.losses.cross_entropy import IGNORE_INDEX, chunked_cross_entropy, supervised_weight
+from medtune.losses.cross_entropy import (
+    IGNORE_INDEX,
+    chunked_cross_entropy,
+    predicting_columns,
+    supervised_weight,
+)
 from medtune.losses.vitask import response_rows, vitask_losses
 from medtune.models.classifier.tsm import TaskModel, load_tsm
 from medtune.models.exemplars import ExemplarRecord, save_exemplars
@@ -191,9 +196,10 @@ class VITask(Objective):
         passes = self._passes(model, batch)
         plain = passes[0]
         if len(passes) == 1:
-            hidden = model.hidden(plain.rows.tokens, plain.features, vision_mask=plain.rows.vision_mask)
+            columns = predicting_columns(batch["labels"])
+            hidden = model.hidden(plain.rows.tokens, plain.features, vision_mask=plain.rows.vision_mask, keep=columns)
             loss_sum, count = chunked_cross_entropy(
-                hidden, batch["labels"], model.logits, self.chunk_tokens, batch.get("weights")
+                hidden, batch["labels"], model.logits, self.chunk_tokens, batch.get("weights"), columns
             )
             return StepOutput(loss_sum, count, {})
         states, targets = self._run(model, passes)(model, passes, self._pad_id)
