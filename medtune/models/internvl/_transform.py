@@ -180,6 +180,6 @@ def internvl_transform(
         image_start=[] if bare else [tokenizer.special_id(IMAGE_START)],
         image_end=[] if bare else [tokenizer.special_id(IMAGE_END)],
         max_seq_len=max_seq_len,
-        placeholder_text=placeholder(tokenizer),
+        placeholder_text=placeholder(tokenizer, after_space=template.after_space),
         supervise_header=supervise_header,
     )
