@@ -126,7 +126,17 @@ def test_it_computes_what_transformers_computes(case: str, made: Any) -> None:
     assert (logits(ours, batch) - expected)[keep].abs().max() < tolerance
 
 
-@pytest.mark.parametrize("case", ["LLaVA, Mistral", "InternVL, Qwen2, tied"])
+@pytest.mark.parametrize(
+    "case",
+    [
+        "LLaVA, Llama",
+        "LLaVA, Mistral",
+        "LLaVA, Qwen2",
+        "LLaVA, Qwen2, tied",
+        "InternVL, Qwen2",
+        "InternVL, Qwen2, tied",
+    ],
+)
 def test_greedy_answers_are_those_of_transformers(case: str, made: Any) -> None:
     from medtune.generation.engine.generator import Generator
     from medtune.generation.requests import Request
