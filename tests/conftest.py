@@ -30,6 +30,18 @@ network_guard.install()
 os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [GUARD, os.environ.get("PYTHONPATH")]))
 
 
+def pytest_configure(config: pytest.Config) -> None:
+    """Keeps every fork of this process able to train, whatever tests ran in it before; except with ``-m gpu``.
+
+    In its first backward pass autograd counts the GPUs and starts a thread for each. Once a process has such a thread,
+    its forks can compute no gradient. GPUs that are there are counted, and eight that are not, once a test has compiled
+    a model. So the first backward pass is made here, where there are none.
+    """
+    if config.option.markexpr != "gpu":
+        os.environ["CUDA_VISIBLE_DEVICES"] = ""
+        torch.ones(1, requires_grad=True).sum().backward()
+
+
 @pytest.fixture(scope="session", autouse=True)
 def one_thread() -> None:
     """One thread per process: several workers share the cores."""

@@ -23,7 +23,7 @@ from tests.runs import CELLS, SFT, losses, metrics, tiny, weights
 DEVICE = os.environ.get("MEDTUNE_SMOKE_DEVICE", "cuda")
 pytestmark = [
     pytest.mark.gpu,
-    pytest.mark.skipif(DEVICE == "cuda" and not torch.cuda.is_available(), reason="needs a GPU"),
+    pytest.mark.skipif(DEVICE == "cuda" and not torch.cuda.is_available(), reason="needs a GPU, and -m gpu"),
 ]
 SIZES = {"vocab_size": 1024, "embed_dim": 16, "vision_layers": 2, "decoder_layers": 2, "image_size": 16}
 MINI = "medtune.models.mini"

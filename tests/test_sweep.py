@@ -326,9 +326,8 @@ def test_other_questions_stand_on_a_page_of_their_own(tmp_path: Path) -> None:
 
 
 KILLED = """
-import multiprocessing, sys, time
-from concurrent.futures import ProcessPoolExecutor
-from medtune.sweep import run as sweep
+import sys, time
+from medtune.sweep.processes import worker_pool
 
 def work(path):
     with open(path, "a") as file:
@@ -337,8 +336,7 @@ def work(path):
             file.flush()
             time.sleep(0.05)
 
-pool = ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("fork"), initializer=sweep._begin_worker)
-pool.submit(work, sys.argv[1]).result()
+worker_pool(1).submit(work, sys.argv[1]).result()
 """
 
 

@@ -7,13 +7,7 @@ continues when it is started again.
 """
 
 import contextlib
-import multiprocessing
-import multiprocessing.connection
-import os
 import shlex
-import signal
-import threading
-import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from importlib import import_module
@@ -37,9 +31,8 @@ from medtune.sweep.config import (
     task_name,
     waves,
 )
+from medtune.sweep.processes import worker_pool
 
-# A run whose sweep was killed has this much time to write a checkpoint before it is ended.
-GRACE_SECONDS = 60
 WRITES = ("commands.txt", "seeds.json", "seed_differences.json", "rows.json")  # the report claims its own
 
 
@@ -224,8 +217,7 @@ def run_sweep(config: SweepConfig, say: Callable[[str], None] = print) -> Path:
     every = chains(config)
     # Training takes longest, so it starts first.
     order = sorted(every, key=lambda chain: chain.variant.train is None and chain.variant.steps is None)
-    context = multiprocessing.get_context("fork")
-    with ProcessPoolExecutor(config.processes, mp_context=context, initializer=_begin_worker) as pool:
+    with worker_pool(config.processes) as pool:
         for step in config.before:
             _wait(pool, pool.submit(run_step, config, step), f"{step.recipe} ({step.config})", root / "logs/before.log")
             say(f"{step.recipe} ({step.config}): done")
@@ -348,21 +340,3 @@ def _wait(pool: ProcessPoolExecutor, future: Future[None], title: str, log: Path
     if error is not None:
         pool.shutdown(cancel_futures=True)
         raise MedtuneError(f"{title}: {error}; see {log}") from error
-
-
-def _begin_worker() -> None:
-    """Set one thread per process: runs share the cores, and too many threads make small models many times slower."""
-    import torch
-
-    torch.set_num_threads(1)
-    threading.Thread(target=_end_with_the_sweep, daemon=True).start()
-
-
-def _end_with_the_sweep() -> None:
-    """End this process when the sweep was killed, so that no run keeps writing into its folders."""
-    parent = multiprocessing.parent_process()
-    assert parent is not None
-    multiprocessing.connection.wait([parent.sentinel])
-    os.kill(os.getpid(), signal.SIGTERM)  # a training run writes its checkpoint
-    time.sleep(GRACE_SECONDS)
-    os._exit(1)

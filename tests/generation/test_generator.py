@@ -260,7 +260,7 @@ def test_bf16_answers_and_scores(setup):
 
 
 @pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU, and -m gpu")
 def test_cuda_answers_equal_cpu_answers(setup):
     requests = setup.requests()
     expected = answers(setup, requests, 4)

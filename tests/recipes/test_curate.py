@@ -212,8 +212,8 @@ def test_three_kills_lose_nothing_and_every_id_is_there_once(tmp_path: Path) -> 
 
 @pytest.mark.slow
 @pytest.mark.timeout(1800)
-def test_10000_figures_with_a_fifth_of_faults_and_three_kills(tmp_path: Path) -> None:
-    killed_thrice(tmp_path, 10_000, 2.0, "server.concurrency=32")
+def test_2000_figures_with_a_fifth_of_faults_and_three_kills(tmp_path: Path) -> None:
+    killed_thrice(tmp_path, 2000, 1.5, "server.concurrency=32", "server.timeout=1")
 
 
 def test_two_processes_share_the_figures_and_the_budget(tmp_path: Path) -> None:
