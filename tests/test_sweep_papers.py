@@ -170,3 +170,113 @@ def test_dpo_on_sq_llava_has_the_values_of_dpo_on_llava_and_a_reference_of_its_o
         assert one.model == {**llava.model, "_component_": "medtune.models.sq_llava.lora_sq_llava_7b"}
         assert "projection" in one.trainable and one.objective["reference"] == "precomputed", "adapters_off is refused"
         assert Path(one.objective["reference_cache"]).parent == Path(one.output_dir)
+
+
+def ran_by(
+    name: str, only: str, folder: Path, monkeypatch: pytest.MonkeyPatch, *overrides: str
+) -> dict[str, list[tuple[str, Any]]]:
+    """Variant and seed -> recipes and configs of its steps, of the variants whose name begins with ``only``."""
+    found: dict[str, list[tuple[str, Any]]] = {}
+
+    def run(_: Path, recipe: str, arguments: list[str]) -> None:
+        config = load_config(arguments[0], config_class(recipe), arguments[1:])
+        found[current].append((recipe, config))
+        out = Path(getattr(config, "output" if recipe == "evaluate" else "output_dir"))
+        out.mkdir(parents=True, exist_ok=True)
+        if recipe == "predict":
+            (out / "predictions.jsonl").touch()
+        elif recipe != "evaluate":
+            (out / "weights").mkdir(exist_ok=True)
+
+    monkeypatch.setattr("medtune.sweep.run.run_recipe", run)
+    sweep = load_config(name, SweepConfig, [f"output_dir={folder}", *overrides])
+    for chain in chains(sweep):
+        if chain.variant.name.startswith(only):
+            current = chain.folder.name
+            found[current] = []
+            run_chain(sweep, chain)
+    return found
+
+
+TABLE_1 = {
+    "medgemma": ("models/medgemma-4b-it", "medgemma_4b"),
+    "qwen2_5_vl": ("models/Qwen2.5-VL-3B-Instruct", "qwen2_5_vl_3b"),
+    "pubmedvision": ("models/HuatuoGPT-Vision-7B-Qwen2.5VL", None),
+}
+
+
+@pytest.mark.parametrize("name", FULL)
+def test_table_1_has_the_papers_models_untuned_and_tuned_on_one_instruction(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sweep = load_config(f"sweep/instfree_{name}_table1", SweepConfig)
+    titles = [variant.title for variant in sweep.variants]
+    assert titles == [
+        "LLaMA-3.2-11B-Vision, untuned", "MedGemma-4B, untuned", "PubMedVision-7B, untuned", "Qwen2.5-VL-3B, untuned",
+        "MedGemma-4B, FT", "Qwen2.5-VL-3B, FT", "LLaMA-3.2-11B-Vision, FT", "InstFree", "InstFree w/ RS",
+    ]  # fmt: skip
+    assert len(chains(sweep)) == 4 + 5 * len(sweep.seeds) == 19
+    llama = trained(f"sweep/instfree_{name}_table1")
+    assert {one: llama[one].objective["mode"] for one in llama} == {
+        "ft": "text",
+        "instfree": "momentum",
+        "instfree_rs": "momentum",
+    }
+    for row, (checkpoint, builder) in TABLE_1.items():
+        found = ran_by(f"sweep/instfree_{name}_table1", row, tmp_path / row, monkeypatch)
+        ((predicted, scored),) = ([step for _, step in steps] for steps in found.values())
+        assert predicted.checkpoint == checkpoint and predicted.model["checkpoint"] == checkpoint
+        assert_data(predicted.questions, "test.jsonl", sweep)
+        assert "multiple_choice" in predicted.protocols and scored.prepared_dir == sweep.prepared_dir
+        if builder is None:
+            continue
+        tuned = ran_by(f"sweep/instfree_{name}_table1", f"ft_{row}", tmp_path / row, monkeypatch)
+        assert len(tuned) == len(sweep.seeds)
+        for seed, steps in zip(sweep.seeds, tuned.values(), strict=True):
+            (training, asked, _), recipes = [step for _, step in steps], [recipe for recipe, _ in steps]
+            assert recipes == ["instfree", "predict", "evaluate"] and training.seed == seed
+            assert training.model["_component_"].endswith(f".lora_{builder}") and training.checkpoint == checkpoint
+            assert training.objective["mode"] == "text" and training.objective["shuffle_separator"] is None
+            assert training.trainable == ["adapter", "projection"] and training.epochs == llama["ft"].epochs
+            assert_data(training.dataset, "train.jsonl", sweep)
+            assert_data(training.dataset_val, "val_reports.jsonl", sweep)
+            assert_data(training.questions.source, "val.jsonl", sweep)
+            assert asked.checkpoint == asked.model["checkpoint"] == str(Path(training.output_dir) / "best")
+
+
+def assert_data(node: Any, file: str, sweep: SweepConfig) -> None:
+    """The file of the sweep's prepared data, with its images as they are."""
+    assert (node["source"], node["image_root"]) == (str(Path(sweep.prepared_dir) / file), sweep.image_root)
+    assert node.get("pad_to_square") is None
+
+
+def test_me_vlips_table_3_trains_three_models_alike_and_asks_them_as_they_were_trained(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    models = {
+        "general": ("internvl3_8b", "models/InternVL3-8B-hf"),
+        "qwen2_5_vl": ("qwen2_5_vl_7b", "models/Qwen2.5-VL-7B-Instruct"),
+        "medgemma": ("medgemma_4b", "models/medgemma-4b-it"),
+    }
+    found = {}
+    for row, (builder, checkpoint) in models.items():
+        ((training, asked, scored),) = (
+            [step for _, step in steps] for steps in ran_by("sweep/me_vlip", row, tmp_path, monkeypatch).values()
+        )
+        found[row] = training
+        assert training.model["_component_"].rpartition(".")[2].removeprefix("q") == f"lora_{builder}"
+        assert asked.backend["model"]["_component_"].endswith(f".qlora_{builder}")
+        assert training.checkpoint == asked.backend["checkpoint"] == checkpoint
+        assert asked.backend["adapters"] == {"general": str(Path(training.output_dir) / "weights")}
+        transforms = [dict(training.transform), dict(asked.backend["transform"])]
+        for transform in transforms:
+            assert transform.pop("path") == checkpoint
+            transform.pop("max_seq_len", None)
+        assert transforms[0] == transforms[1], "images and chat as in training"
+        assert asked.questions["source"] == "prepared/flare/validation_public.jsonl"
+        assert training.dataset["source"] == "prepared/flare/train.jsonl" and scored.split == "validation_public"
+    assert found.keys() == models.keys()
+    for key in ("optimizer", "schedule", "epochs", "batch_size", "gradient_accumulation_steps", "objective", "seed"):
+        assert len({str(getattr(training, key)) for training in found.values()}) == 1, key
+    for training in found.values():
+        assert (training.model["lora_rank"], training.model["lora_alpha"], training.export) == (8, 16, "peft")

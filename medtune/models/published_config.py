@@ -218,8 +218,12 @@ def _remedy(given: Mapping[str, Any]) -> str:
 
 
 def builder_of(given: Mapping[str, Any]) -> str | None:
-    """Dotted path of the builder without arguments whose model a ``config.json`` describes."""
-    for path, family in _families():
+    """Dotted path of the builder without arguments whose model a ``config.json`` describes.
+
+    Of several that compute the same, it is one whose exports have the file's layout: InternVL2.5-1B and InternVL3-1B
+    differ in their weights alone.
+    """
+    for path, family in sorted(_families(), key=lambda entry: given.get("model_type") != entry[1].model_type):
         if given.get("model_type") not in (family.model_type, *family.also_reads):
             continue
         if _layouts(given, family) and not config_differences(given, family):

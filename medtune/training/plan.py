@@ -121,11 +121,13 @@ def plan(config: str, overrides: Sequence[str] = (), gpus: int | None = None, le
     data = _try(lambda: _measure(settings, objective, transform, stages), result.problems) if transform else None
     result.sections.append(("Data", _data_text(settings, data, transform, world, stages, model)))
     if data is not None:
+        result.problems += _too_long(model, data)
         compared = _try(lambda: compare_splits(settings, leakage), result.problems)
         result.sections.append(("Training and validation", compared or "have something in common that is not allowed"))
     result.memory = _memory(settings, parts, stages, data, world, transform)
     title = "Memory on the GPU" if world == 1 else f"Memory on each of {world} GPUs"
-    result.sections.append((title, _memory_text(settings, data, result.memory, model.reads_text)))
+    assumed = min(ASSUMED_TOKENS, model.longest_text or ASSUMED_TOKENS)
+    result.sections.append((title, _memory_text(settings, data, result.memory, model.reads_text, assumed)))
     references = [one.weights for one in objective.companions().values() if one.is_reference and one.weights]
     for weights in filter(None, [settings.checkpoint, *references]):
         _try(lambda weights=weights: _check_base(weights, model), result.problems)
@@ -222,6 +224,17 @@ def _data_text(
     return "\n".join([f"training rows        {data.rows:,}", *lines])
 
 
+def _too_long(model: Any, data: Data) -> list[str]:
+    """A sentence if the transform allows samples that are longer than the model reads."""
+    longest = int(data.checked.longest.max(initial=0))
+    if not model.longest_text or longest <= model.longest_text:
+        return []
+    return [
+        f"the longest sample has {longest} tokens and the model reads at most {model.longest_text}; set transform."
+        f"max_seq_len={model.longest_text}, so that such samples are named, or take a model for longer texts"
+    ]
+
+
 def _argument(component: Component, name: str, otherwise: int) -> int:
     """A component's argument from the config, else the builder's default."""
     parameter = inspect.signature(import_path(component.path)).parameters.get(name)
@@ -233,8 +246,7 @@ def _largest_batch(config: TrainConfig, model: Any, data: Data | None, transform
     if not model.reads_text:
         return BatchShape(config.batch_size, 0, 1, 1, model.image_size)
     if not model.image_size:  # it reads text alone
-        tokens = ASSUMED_TOKENS if data is None else int(data.checked.longest.max())
-        return BatchShape(config.batch_size, tokens, 0, 0, 0)
+        return BatchShape(config.batch_size, _tokens(model, data), 0, 0, 0)
     if transform is None:
         size = _argument(config.transform, "image_size", 0) or model.image_size
         most = _argument(config.transform, "max_num_tiles", 1)
@@ -242,10 +254,14 @@ def _largest_batch(config: TrainConfig, model: Any, data: Data | None, transform
         size, most = transform.tiler.size, transform.tiler.max_tiles
     tiles = most if data is None else max(1, int(data.checked.most_tiles.max()))
     shape = BatchShape(config.batch_size, ASSUMED_TOKENS, -(-tiles // most), min(tiles, most), size)
-    if data is not None:
-        return replace(shape, tokens=int(data.checked.longest.max()))
     with training.set_default_dtype(DTYPES[config.dtype]):
-        return replace(shape, tokens=ASSUMED_TOKENS + model.image_tokens(shape))
+        return replace(shape, tokens=_tokens(model, data, 0 if data is not None else model.image_tokens(shape)))
+
+
+def _tokens(model: Any, data: Data | None, of_images: int = 0) -> int:
+    """Tokens of the longest row: the data's, or assumed ones and those of images; no more than the model reads."""
+    tokens = ASSUMED_TOKENS + of_images if data is None else int(data.checked.longest.max())
+    return min(tokens, model.longest_text or tokens)
 
 
 def _memory(
@@ -301,11 +317,17 @@ def _activations(config: TrainConfig, model: Any, shape: BatchShape, trained: se
     return found.checkpointed() if config.activation_checkpointing else found.total
 
 
-def _memory_text(config: TrainConfig, data: Data | None, items: dict[str, float], reads_text: bool = True) -> str:
+def _memory_text(
+    config: TrainConfig,
+    data: Data | None,
+    items: dict[str, float],
+    reads_text: bool = True,
+    assumed: int = ASSUMED_TOKENS,
+) -> str:
     lines = [f"{item:<16}{size / GB:>9.2f} GB" for item, size in items.items()]
     lines.append(f"{'all':<16}{sum(items.values()) / GB:>9.2f} GB")
     how = "on" if config.activation_checkpointing else "off"
-    samples = f"{ASSUMED_TOKENS} tokens (assumed)" if data is None else "the longest samples"
+    samples = f"{assumed} tokens (assumed)" if data is None else "the longest samples"
     samples = samples if reads_text else "images"
     lines.append(
         f"{config.dtype}, activation checkpointing {how}, batch {config.batch_size} of {samples}; an estimate, whose "

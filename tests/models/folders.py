@@ -235,10 +235,15 @@ FOLDERS: dict[str, Callable[[Path], Path]] = {
 # Files as they are published, as far as they are compared: sizes of Qwen2.5 and InternLM2 in InternVL2 to 3.
 SIZES = {
     "InternVL2-1B": ("qwen2", 896, 24, 14, 2, 4864, 151_655, "Hermes-2"),
+    "InternVL2-2B": ("internlm2", 2048, 24, 16, 8, 8192, 92_553, "internlm2-chat"),
+    "InternVL2-8B": ("internlm2", 4096, 32, 32, 8, 14_336, 92_553, "internlm2-chat"),
     "InternVL2_5-1B": ("qwen2", 896, 24, 14, 2, 4864, 151_674, "internvl2_5"),
     "InternVL2_5-2B": ("internlm2", 2048, 24, 16, 8, 8192, 92_553, "internvl2_5"),
+    "InternVL2_5-4B": ("qwen2", 2048, 36, 16, 2, 11_008, 151_674, "internvl2_5"),
     "InternVL2_5-8B": ("internlm2", 4096, 32, 32, 8, 14_336, 92_553, "internvl2_5"),
+    "InternVL3-1B": ("qwen2", 896, 24, 14, 2, 4864, 151_674, "internvl2_5"),
     "InternVL3-2B": ("qwen2", 1536, 28, 12, 2, 8960, 151_674, "internvl2_5"),
+    "InternVL3-8B": ("qwen2", 3584, 28, 28, 4, 18_944, 151_674, "internvl2_5"),
     "InternVL3-14B": ("qwen2", 5120, 48, 40, 8, 13_824, 151_674, "internvl2_5"),
 }
 TOWER = {"hidden_size": 1024, "num_hidden_layers": 24, "num_attention_heads": 16, "intermediate_size": 4096}
@@ -251,7 +256,8 @@ def published_internvl(name: str, **text: Any) -> dict:
         "force_image_size": 448, "downsample_ratio": 0.5, "use_thumbnail": True, "select_layer": -1,
         "llm_config": {
             "model_type": kind, "hidden_size": dim, "num_hidden_layers": layers, "num_attention_heads": heads,
-            "num_key_value_heads": kv_heads, "intermediate_size": mlp, "vocab_size": vocab, "rms_norm_eps": 1e-6,
+            "num_key_value_heads": kv_heads, "intermediate_size": mlp, "vocab_size": vocab,
+            "rms_norm_eps": 1e-5 if kind == "internlm2" else 1e-6,
             "rope_theta": 1e6, "max_position_embeddings": 32_768, "bias": False, "tie_word_embeddings": False,
             "rope_scaling": {"type": "dynamic", "factor": 2.0}, **text,
         },

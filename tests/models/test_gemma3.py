@@ -291,29 +291,3 @@ def test_weights_of_another_size_are_refused(tmp_path):
         load_weights(tmp_path, tiny(layers=6))
     with pytest.raises(ModelError, match="tensors 13 missing"):
         load_weights(tmp_path, tiny(layers=8))
-
-
-def test_names_in_an_export_stand_below_the_modules_that_vllm_builds():
-    """vLLM itself is not run here: it needs another torch. From its source (gemma3_mm.py, siglip.py, gemma3.py)."""
-    with torch.device("meta"):
-        model = gemma3_4b()
-        names = set(model.family.tune_to_hf(dict(model.named_parameters())))
-    vision, text = "vision_tower.vision_model.", "language_model.model."
-    expected = {
-        "multi_modal_projector.mm_input_projection_weight",
-        "multi_modal_projector.mm_soft_emb_norm.weight",
-        f"{vision}embeddings.position_embedding.weight",
-        f"{text}embed_tokens.weight",
-        f"{text}norm.weight",
-    }
-    sides = ("weight", "bias")
-    expected |= {f"{vision}{part}.{s}" for part in ("embeddings.patch_embedding", "post_layernorm") for s in sides}
-    parts = [*(f"self_attn.{name}" for name in ("q_proj", "k_proj", "v_proj", "out_proj")), "mlp.fc1", "mlp.fc2"]
-    parts += ["layer_norm1", "layer_norm2"]
-    expected |= {f"{vision}encoder.layers.{n}.{part}.{s}" for n in range(27) for part in parts for s in sides}
-    # it joins q, k and v, and gate and up, when it loads; the thirds come under their own names
-    parts = [f"self_attn.{name}" for name in ("q_proj", "k_proj", "v_proj", "o_proj", "q_norm", "k_norm")]
-    parts += [f"mlp.{name}" for name in ("gate_proj", "up_proj", "down_proj")] + ["input_layernorm"]
-    parts += ["post_attention_layernorm", "pre_feedforward_layernorm", "post_feedforward_layernorm"]
-    expected |= {f"{text}layers.{n}.{part}.weight" for n in range(34) for part in parts}
-    assert names == expected and len(names) == 883

@@ -175,11 +175,21 @@ def test_llava_med_and_huatuogpt_name_their_builders(llava: ModelFamily, tmp_pat
             check_config(beside(tmp_path, {"model_type": kind}), llava)
 
 
+@pytest.mark.parametrize("size", PUBLISHED_3)
+def test_every_size_of_internvl3_names_its_builder(size: str, two: ModelFamily, tmp_path: Path) -> None:
+    with pytest.raises(
+        ModelError, match=rf"set model._component_ to medtune.models.internvl.internvl3_{size.lower()} "
+    ):
+        check_config(beside(tmp_path, internvl3(size)), two)
+
+
 def test_a_size_without_a_builder_names_the_one_that_reads_the_folder(two: ModelFamily, tmp_path: Path) -> None:
     with pytest.raises(
         ModelError, match=r"set model._component_ to medtune.models.from_checkpoint \(or its lora_ form\)"
     ):
-        check_config(beside(tmp_path, internvl3("14B")), two)
+        config = internvl3("14B")
+        config["text_config"]["num_hidden_layers"] = 40
+        check_config(beside(tmp_path, config), two)
 
 
 def test_a_model_that_nothing_builds_is_named(llava: ModelFamily, tmp_path: Path) -> None:

@@ -5,9 +5,18 @@ import pickle
 
 import pytest
 from tokenizers import AddedToken, Tokenizer
+from tokenizers.pre_tokenizers import ByteLevel
 
 from medtune.errors import ModelError
-from medtune.models.common.tokenizer import FastTokenizer, SentencePieceTokenizer, single_token, special_ids
+from medtune.models.common.chat_formats import gemma, huatuo, mistral
+from medtune.models.common.chat_template import chatml, llama3, vicuna
+from medtune.models.common.tokenizer import (
+    FastTokenizer,
+    SentencePieceTokenizer,
+    placeholder,
+    single_token,
+    special_ids,
+)
 from tests.models.conftest import SENTENCES
 from tests.models.tiny_tokenizers import CHATML_MARKS, llama2, qwen2
 
@@ -63,6 +72,42 @@ def test_placeholders_that_are_split_or_merge_are_refused(pair):
     for text in ("\u7ec6", "cell size"):
         with pytest.raises(ModelError, match="splits or merges the placeholder"):
             single_token(pair[0], text)
+
+
+MARK = "\u203b"
+
+
+def with_joined_spaces(folder):
+    """Qwen2's kind of tokenizer, in which a space and the mark are one token, as published ones have it."""
+    qwen2(folder)
+    content = json.loads((folder / "tokenizer.json").read_text(encoding="utf-8"))
+    content["added_tokens"] = [entry for entry in content["added_tokens"] if entry["content"] != PLACEHOLDER]
+    words, pairs = content["model"]["vocab"], content["model"]["merges"]
+    words.pop(PLACEHOLDER, None)
+    letters = ByteLevel(add_prefix_space=False).pre_tokenize_str(MARK)[0][0]
+    for new in (letters[:2], letters, "\u0120" + letters):
+        words[new] = 2000 + len(words)
+    pairs += [[letters[0], letters[1]], [letters[:2], letters[2]], ["\u0120", letters]]
+    (folder / "tokenizer.json").write_text(json.dumps(content), encoding="utf-8")
+    return FastTokenizer(folder)
+
+
+def test_a_placeholder_that_a_space_before_it_changes_serves_where_none_stands(tmp_path):
+    """The published tokenizers of Qwen2.5 and Gemma 3 have a token for a space with it."""
+    tokenizer = with_joined_spaces(tmp_path)
+    one = single_token(tokenizer, MARK, after_space=False)
+    assert tokenizer.encode(f"user\n{MARK * 8}").count(one) == 8
+    assert tokenizer.encode(f"USER: {MARK * 8}").count(one) == 7
+    with pytest.raises(ModelError, match="splits or merges the placeholder"):
+        single_token(tokenizer, MARK)
+    assert placeholder(tokenizer, after_space=False) == MARK
+    with pytest.raises(ModelError, match="none of .* as one token"):
+        placeholder(tokenizer, after_space=True)
+
+
+def test_chat_formats_tell_whether_a_users_words_stand_after_a_space():
+    assert vicuna().after_space and mistral().after_space
+    assert not any(template.after_space for template in (chatml(), llama3(), gemma(), huatuo()))
 
 
 def test_special_tokens_are_found_by_name(pair):

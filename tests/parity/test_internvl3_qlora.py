@@ -1,6 +1,6 @@
 """ME-VLIP's adapters of InternVL3: their number, their names for PEFT and vLLM, and equal logits on the quantised base.
 
-vLLM itself is not run here: it needs another torch. The table is from its source (interns1.py and lora/utils.py).
+vLLM itself is not run here; ``vllm_names`` says from which source its names are.
 """
 
 import json
@@ -18,6 +18,7 @@ from medtune.models.internvl._component_builders import LoraOptions, internvl_vl
 from medtune.models.lora.peft import WEIGHTS_NAME, peft_files
 from tests.parity.internvl_twin import SHAPES, batch_of, item, our_logits, randomise, their_logits, twin, worst
 from tests.parity.peft_twin import adapters_of, assert_fits, in_peft, linear_maps, torchao_passed_over  # noqa: F401
+from tests.parity.vllm_names import INTERNVL_HF, adapted_module
 
 ME_VLIP = LoraOptions(mlp=True, rank=8, alpha=16, quantize_base=True)
 # NF4's second quantisation needs 16,384 weights in each layer, so keys and values have as many heads as queries.
@@ -53,21 +54,6 @@ def test_the_adapters_fit_transformers_language_model_and_nothing_else():
     assert_fits(model, linear, rank=8)
 
 
-def vllm_name(name: str) -> str:
-    """The module that vLLM looks for: PEFT's prefix goes, and the prefix of the architecture is replaced."""
-    plain = name.removeprefix("base_model.model.").removesuffix(".weight")
-    plain = plain.removesuffix(".lora_A").removesuffix(".lora_B")
-    for theirs, ours in (
-        ("lm_head.", "language_model.lm_head."),
-        ("model.language_model.", "language_model.model."),
-        ("model.vision_tower.", "vision_tower."),
-        ("model.multi_modal_projector.", "multi_modal_projector."),
-    ):
-        if plain.startswith(theirs):
-            return ours + plain.removeprefix(theirs)
-    return plain
-
-
 def test_every_name_is_a_module_that_vllm_adapts():
     model = paper()
     state = {n: torch.empty(p.shape, device="meta") for n, p in model.named_parameters() if is_adapter_key(n)}
@@ -76,7 +62,8 @@ def test_every_name_is_a_module_that_vllm_adapts():
     attention, mlp = PROJECTIONS[:4], PROJECTIONS[4:]
     modules = {f"language_model.model.layers.{n}.self_attn.{name}" for n in range(28) for name in attention}
     modules |= {f"language_model.model.layers.{n}.mlp.{name}" for n in range(28) for name in mlp}
-    assert {vllm_name(name) for name in tensors} == modules and len(tensors) == 2 * len(modules)
+    assert {adapted_module(name, INTERNVL_HF, numbers=True) for name in tensors} == modules
+    assert len(tensors) == 2 * len(modules)
     # what it checks of the config, and refuses otherwise
     assert config["r"] == 8 and config["lora_alpha"] == 16 and config["bias"] == "none"
     assert "modules_to_save" not in config and not config.get("use_dora")

@@ -69,6 +69,27 @@ def test_logits_equal_transformers(pair: Any, case: str) -> None:
     assert worst(our_logits(ours, batch), their_logits(theirs, batch), batch) < TOLERANCE
 
 
+def test_neighbours_do_not_matter(pair: Any) -> None:
+    """On the right of shorter rows there is padding; on the left too, as prompts are answered together."""
+    ours, _ = pair
+    items = [*CASES["ragged"], *CASES["several images, and none"]]
+    for side in ("right", "left"):
+        batch = batch_of(*items, pad_side=side)
+        real, length = batch["padding"], batch["tokens"].shape[1]
+        causal = torch.ones(length, length, dtype=torch.bool).tril()
+        places = {
+            "mask": causal & real[:, None] | torch.eye(length, dtype=torch.bool),
+            "input_pos": (real.cumsum(1) - 1).clamp(min=0),
+        }
+        with torch.no_grad():
+            features = ours.encode(batch["vision"])
+            h = ours.hidden(batch["tokens"], features, vision_mask=batch["vision_mask"], **places)
+            together = ours.logits(h)
+        for row, alone in enumerate(items):
+            single = our_logits(ours, batch_of(alone))[0]
+            assert (together[row][real[row]] - single).abs().max() < TOLERANCE
+
+
 def test_positions_of_another_base_are_another_model(tmp_path: Path) -> None:
     """Should this fail, the parity above would not see a rotary base that is not passed on."""
     ours = made("mistral")

@@ -1,10 +1,9 @@
-"""An export has the files and the names that vLLM's loader of Qwen2.5-VL (0.7.2 to 0.11) looks for.
+"""An export of Qwen2.5-VL has the files and the names that vLLM's loader looks for.
 
-vLLM itself is not run here: it needs another torch. What is checked is written down below, from its source.
+vLLM itself is not run here; ``vllm_names`` says from which source the names are.
 """
 
 import json
-import re
 from pathlib import Path
 
 import pytest
@@ -12,6 +11,7 @@ from safetensors import safe_open
 
 from medtune.models.weights import INDEX_NAME, save_hf
 from tests.parity.qwen2_5_vl_twin import SHAPES, tiny
+from tests.parity.vllm_names import QWEN2_5_VL, renamed
 
 # Tokenizer, image processor, chat template and defaults of sampling.
 READS = (
@@ -23,22 +23,6 @@ READS = (
     "chat_template.json",
     "generation_config.json",
 )
-# It renames `model.` to `language_model.model.` and `lm_head.` to `language_model.lm_head.`. On loading it fuses q, k
-# and v of the decoder, and gate and up of all MLPs; q, k and v of the tower must be one tensor already.
-TOWER = {
-    "patch_embed.proj.weight", "merger.ln_q.weight", "merger.mlp.0.weight", "merger.mlp.0.bias", "merger.mlp.2.weight",
-    "merger.mlp.2.bias", "blocks.N.norm1.weight", "blocks.N.norm2.weight", "blocks.N.attn.qkv.weight",
-    "blocks.N.attn.qkv.bias", "blocks.N.attn.proj.weight", "blocks.N.attn.proj.bias", "blocks.N.mlp.gate_proj.weight",
-    "blocks.N.mlp.gate_proj.bias", "blocks.N.mlp.up_proj.weight", "blocks.N.mlp.up_proj.bias",
-    "blocks.N.mlp.down_proj.weight", "blocks.N.mlp.down_proj.bias",
-}  # fmt: skip
-DECODER = {
-    "embed_tokens.weight", "norm.weight", "layers.N.input_layernorm.weight", "layers.N.post_attention_layernorm.weight",
-    "layers.N.self_attn.q_proj.weight", "layers.N.self_attn.q_proj.bias", "layers.N.self_attn.k_proj.weight",
-    "layers.N.self_attn.k_proj.bias", "layers.N.self_attn.v_proj.weight", "layers.N.self_attn.v_proj.bias",
-    "layers.N.self_attn.o_proj.weight", "layers.N.mlp.gate_proj.weight", "layers.N.mlp.up_proj.weight",
-    "layers.N.mlp.down_proj.weight",
-}  # fmt: skip
 
 
 @pytest.fixture(params=SHAPES)
@@ -52,9 +36,8 @@ def folder(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
 
 def test_the_names_are_those_of_the_modules_that_a_server_builds(folder: Path) -> None:
     index = json.loads((folder / INDEX_NAME).read_text())["weight_map"]
-    names = {re.sub(r"\.\d+\.(?!weight|bias)", ".N.", name) for name in index}
-    head = set() if folder.name == "tied" else {"lm_head.weight"}
-    assert names == {f"visual.{name}" for name in TOWER} | {f"model.{name}" for name in DECODER} | head
+    head = {"language_model.lm_head.weight"} if folder.name == "tied" else set()
+    assert {renamed(name, QWEN2_5_VL) for name in index} == QWEN2_5_VL.parameters - head
     for shard in folder.glob("*.safetensors"):
         with safe_open(shard, "pt") as file:
             assert file.metadata() == {"format": "pt"}

@@ -41,6 +41,16 @@ def test_logits_equal_transformers_with_the_authors_extractor(case, tmp_path):
     assert difference < 1e-5
 
 
+def test_neighbours_do_not_matter():
+    """Prototypes are weighted over the tokens of one image, never over those of the batch."""
+    ours = tiny()
+    items = [*CASES["ragged"], *CASES["two images"]]
+    together = our_logits(ours, batch_of(*items))
+    for row, alone in enumerate(items):
+        single = our_logits(ours, batch_of(alone))[0]
+        assert (together[row, : len(single)] - single).abs().max() < 1e-5
+
+
 def test_every_trained_tensor_gets_a_gradient():
     model = tiny()
     batch = batch_of(*CASES["ragged"])

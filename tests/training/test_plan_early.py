@@ -66,3 +66,34 @@ def test_a_sample_beyond_the_limit_is_found_by_its_image_tokens(config: Path) ->
     short = plan(str(config)).text().split("longest ")[1].split()[0]
     problems = plan(str(config), [f"transform.max_seq_len={int(short) - 1}"]).problems
     assert len(problems) == 1 and f"(id '1'): {short} tokens, the limit is {int(short) - 1}" in problems[0]
+
+
+SHORT = 100
+
+
+@pytest.mark.parametrize(
+    ("name", "absent"),
+    [
+        ("instfree/mini", "transform.path"),
+        ("sft/mini_internvl", "transform.path"),
+        ("task_router/mini", "dataset.files"),
+    ],
+)
+def test_a_model_of_short_texts_is_planned_without_data_at_its_own_length(name: str, absent: str) -> None:
+    """Deep fusion, early fusion and text alone: no more tokens are assumed than the model reads."""
+    found = plan(name, [f"model.max_seq_len={SHORT}", "checkpoint=null", f"{absent}=/absent"])
+    assert f"of {SHORT} tokens (assumed)" in found.text() and found.problems
+
+
+def test_the_assumed_tokens_of_a_short_model_are_those_of_its_logits(config: Path) -> None:
+    found = plan(str(config), ["transform.path=/absent", f"model.max_seq_len={SHORT}"])
+    assert found.memory["logits"] == memory.logits_bytes(2 * SHORT, 0, 1024, torch.float32)
+
+
+def test_samples_longer_than_the_model_reads_are_a_problem_with_its_remedy(config: Path) -> None:
+    longest = int(plan(str(config)).text().split("longest ")[1].split()[0])
+    found = plan(str(config), [f"model.max_seq_len={longest - 1}"])
+    (problem,) = found.problems
+    assert f"has {longest} tokens and the model reads at most {longest - 1}; set transform.max_seq_len" in problem
+    assert found.memory["logits"] == memory.logits_bytes(2 * (longest - 1), 0, 1024, torch.float32)
+    assert not plan(str(config), [f"model.max_seq_len={longest}"]).problems

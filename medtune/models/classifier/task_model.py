@@ -51,6 +51,7 @@ class TaskModel(nn.Module):
     reads_text = False
     images_as_tokens = False
     vocab_size = 0
+    longest_text = 0
 
     def __init__(
         self,

@@ -99,6 +99,11 @@ class ChatTemplate:
                 f"chat template {self.name}: no special token stands right after a virtual user's question"
             )
 
+    @property
+    def after_space(self) -> bool:
+        """Whether a user's message stands after a space, as in Vicuna's and Mistral's formats."""
+        return self.user[0].endswith(" ")
+
     def turn(self, role: str) -> Turn:
         """Text before and after a message of ``role``.
 

@@ -104,7 +104,7 @@ class EarlyFusionTransform:
         self.pad_id = tokenizer.special_id(template.pad)
         self.stop_ids = special_ids(tokenizer, template.stop)
         self.placeholder_text = placeholder_text
-        self.placeholder_id = single_token(tokenizer, placeholder_text)
+        self.placeholder_id = single_token(tokenizer, placeholder_text, after_space=template.after_space)
 
     def __call__(
         self, sample: Sample, images: Sequence[Image.Image | EncodedPicture], *, inference: bool = False

@@ -82,6 +82,11 @@ class Trainable(Protocol):
         """Number of logits per token; 0 if there is no vocabulary."""
         ...
 
+    @property
+    def longest_text(self) -> int:
+        """The most tokens that a row may have, those of images among them; 0 for a model that reads no tokens."""
+        ...
+
     def parts(self) -> dict[str, list[str]]:
         """Part -> names of its parameters; every parameter is in exactly one part."""
         ...

@@ -63,6 +63,11 @@ class SharedVLM:
         return int(owner.weight.shape[0])
 
     @property
+    def longest_text(self) -> int:
+        """The most tokens that a row may have."""
+        return int(self.decoder.max_seq_len)
+
+    @property
     def image_size(self) -> int:
         """Side of a tile in pixels, from the model's published config."""
         size = self.family.hf_config()["vision_config"]["image_size"]

@@ -311,19 +311,23 @@ def _read_json(file: Path) -> dict[str, Any]:
     return content
 
 
-def single_token(tokenizer: TextTokenizer | ChatTokenizer, text: str, copies: int = 8) -> int:
+def single_token(
+    tokenizer: TextTokenizer | ChatTokenizer, text: str, copies: int = 8, *, after_space: bool = True
+) -> int:
     """The id of a character that stays one token however often it is repeated.
 
     Args:
         tokenizer: gives ids.
         text: the character.
         copies: number of copies that are tried in a row.
+        after_space: whether it may stand after a space. Qwen2.5 and Gemma 3 have tokens for a space with such a
+            character, so that the first copy would be another token there.
 
     Raises:
         ModelError: if the tokenizer splits it or merges it with its neighbours.
     """
     token_id = tokenizer.encode(text)[-1]
-    for before in ("", "\n", "a: "):
+    for before in ("", "\n", "a: ") if after_space else ("", "\n"):
         ids = tokenizer.encode(before + text * copies + " b")
         if ids.count(token_id) != copies or ids[ids.index(token_id) :][:copies] != [token_id] * copies:
             raise ModelError(f"the tokenizer splits or merges the placeholder {text!r}; one token each is needed")
@@ -335,15 +339,19 @@ def special_ids(tokenizer: TextTokenizer, tokens: Iterable[str]) -> list[int]:
     return [tokenizer.special_id(token) for token in tokens]
 
 
-def placeholder(tokenizer: TextTokenizer | ChatTokenizer) -> str:
-    """Return a character that is one token of a published vocabulary and that no report uses; it stands for images.
+def placeholder(tokenizer: TextTokenizer | ChatTokenizer, *, after_space: bool) -> str:
+    """Return a character that is one token of a published vocabulary and that no report uses.
+
+    Args:
+        tokenizer: gives ids.
+        after_space: whether a user's message stands after a space in the chat format.
 
     Raises:
         ModelError: if the tokenizer has none of them as one token.
     """
     for character in _PLACEHOLDERS:
         try:
-            single_token(tokenizer, character)
+            single_token(tokenizer, character, after_space=after_space)
         except ModelError:
             continue
         return character

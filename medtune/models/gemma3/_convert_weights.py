@@ -8,6 +8,7 @@ All of them are read; the published names are written.
 from functools import partial
 
 from medtune.errors import ModelError
+from medtune.models.common.decoder_names import CLIP_MAPS, CLIP_NORMS, DECODER_MAPS
 from medtune.models.common.family import ModelFamily, StateDict
 from medtune.models.common.names import with_other_beginning
 from medtune.models.common.tied import without_copy
@@ -41,26 +42,10 @@ _LIVE_PREFIXES = (
     (f"{_DECODER}model.", "model.language_model."),
     (f"{_DECODER}lm_head.", "lm_head."),
 )
-_VISION_LAYER = {
-    "attn.q_proj": "self_attn.q_proj",
-    "attn.k_proj": "self_attn.k_proj",
-    "attn.v_proj": "self_attn.v_proj",
-    "attn.output_proj": "self_attn.out_proj",
-    "mlp.w1": "mlp.fc1",
-    "mlp.w2": "mlp.fc2",
-    "sa_norm": "layer_norm1",
-    "mlp_norm": "layer_norm2",
-}
-_DECODER_LAYER = {
-    "attn.q_proj.weight": "self_attn.q_proj.weight",
-    "attn.k_proj.weight": "self_attn.k_proj.weight",
-    "attn.v_proj.weight": "self_attn.v_proj.weight",
-    "attn.output_proj.weight": "self_attn.o_proj.weight",
+# A layer has four norms, and norms of queries and keys.
+_DECODER_LAYER = {f"{ours}.weight": f"{theirs}.weight" for ours, theirs in DECODER_MAPS.items()} | {
     "attn.q_norm.scale": "self_attn.q_norm.weight",
     "attn.k_norm.scale": "self_attn.k_norm.weight",
-    "mlp.w1.weight": "mlp.gate_proj.weight",
-    "mlp.w2.weight": "mlp.down_proj.weight",
-    "mlp.w3.weight": "mlp.up_proj.weight",
     "sa_norm.scale": "input_layernorm.weight",
     "sa_scale.scale": "post_attention_layernorm.weight",
     "mlp_norm.scale": "pre_feedforward_layernorm.weight",
@@ -95,7 +80,7 @@ def tensor_names(shape: Gemma3Shape) -> dict[str, str]:
         names[f"{_TOWER}embeddings.patch_embedding.{side}"] = f"{vision}conv.{side}"
         names[f"{_TOWER}post_layernorm.{side}"] = f"{vision}norm.{side}"
         for layer in range(shape.vision_layers):
-            for ours, theirs in _VISION_LAYER.items():
+            for ours, theirs in (CLIP_MAPS | CLIP_NORMS).items():
                 names[f"{_TOWER}encoder.layers.{layer}.{theirs}.{side}"] = f"{vision}layers.{layer}.{ours}.{side}"
     for layer in range(shape.layers):
         for ours, theirs in _DECODER_LAYER.items():

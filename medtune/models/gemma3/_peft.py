@@ -2,19 +2,11 @@
 
 from torch import Tensor
 
+from medtune.models.common.decoder_names import CLIP_MAPS, DECODER_MAPS
 from medtune.models.common.family import StateDict
 from medtune.models.gemma3._convert_weights import disk_name
 from medtune.models.gemma3._shape import Gemma3Shape
 from medtune.models.lora.names import from_peft, to_peft
-
-_ATTENTION = {f"attn.{name}": f"self_attn.{name}" for name in ("q_proj", "k_proj", "v_proj")}
-_VISION = _ATTENTION | {"attn.output_proj": "self_attn.out_proj", "mlp.w1": "mlp.fc1", "mlp.w2": "mlp.fc2"}
-_DECODER = _ATTENTION | {
-    "attn.output_proj": "self_attn.o_proj",
-    "mlp.w1": "mlp.gate_proj",
-    "mlp.w2": "mlp.down_proj",
-    "mlp.w3": "mlp.up_proj",
-}
 
 
 def module_names(shape: Gemma3Shape) -> dict[str, str]:
@@ -26,8 +18,8 @@ def module_names(shape: Gemma3Shape) -> dict[str, str]:
     return {
         f"{ours}.{layer}.{a}": f"{theirs}.{layer}.{b}"
         for ours, theirs, depth, maps in (
-            ("encoder.vision.layers", "model.vision_tower.encoder.layers", shape.vision_layers, _VISION),
-            ("decoder.layers", "model.language_model.layers", shape.layers, _DECODER),
+            ("encoder.vision.layers", "model.vision_tower.encoder.layers", shape.vision_layers, CLIP_MAPS),
+            ("decoder.layers", "model.language_model.layers", shape.layers, DECODER_MAPS),
         )
         for layer in range(depth)
         for a, b in maps.items()

@@ -115,6 +115,6 @@ def transform_of(
         image_start=[shape.image_start_id],
         image_end=[shape.image_end_id],
         max_seq_len=max_seq_len,
-        placeholder_text=placeholder(tokenizer),
+        placeholder_text=placeholder(tokenizer, after_space=False),
         supervise_header=supervise_header,
     )

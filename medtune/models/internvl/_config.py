@@ -132,6 +132,7 @@ _OTHER_DECODERS = {
 }
 _INSTEAD = "take a size of 1B to 14B of InternVL2, 2.5 or 3, or ask it through a backend (predict/transformers_local)"
 _IMAGE_IDS = {"internlm2": 92_546, "qwen2": 151_667}
+_QWEN2_VOCABULARY, _QWEN2_IMAGE_ID = 151_655, 151_648  # InternVL2-1B, whose tokenizer is Qwen2's
 
 
 def shape_from_config(config: Mapping[str, Any]) -> InternVLShape:
@@ -158,6 +159,7 @@ def shape_from_config(config: Mapping[str, Any]) -> InternVLShape:
     if sizes.kind == "mistral":
         raise ModelError(f"an InternVL with a decoder of type mistral is not built; {_INSTEAD}")
     decoder = "qwen2" if sizes.kind == "qwen2" else "internlm2"
+    image_id = _QWEN2_IMAGE_ID if sizes.vocab_size == _QWEN2_VOCABULARY else _IMAGE_IDS[decoder]
     template = config.get("template")
     if template is not None and template not in get_args(Template):
         raise ModelError(f"config.json: the chat format {template!r} is not known ({', '.join(get_args(Template))})")
@@ -169,7 +171,7 @@ def shape_from_config(config: Mapping[str, Any]) -> InternVLShape:
         vision_heads=int(vision.get("num_attention_heads", 16)),
         vision_mlp_dim=int(vision.get("intermediate_size", 4096)),
         decoder=decoder,  # type: ignore[arg-type]
-        image_id=int(config.get("image_token_id", _IMAGE_IDS[decoder])),
+        image_id=int(config.get("image_token_id", image_id)),
         layer_scale=float(vision.get("layer_scale_init_value", vision.get("initializer_factor", 0.1))),
         template=template,
         **sizes.fields(),

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from medtune.errors import ModelError
+from medtune.models.common.decoder_names import QKV, decoder_tensors
 from medtune.models.common.family import ModelFamily, StateDict
 from medtune.models.common.names import with_other_beginning
 from medtune.models.common.tied import without_copy
@@ -52,16 +53,7 @@ _LIVE_PREFIXES = (
 )
 _HEADS = ("language_model.lm_head.weight", "language_model.output.weight")
 _WORDS = ("language_model.model.embed_tokens.weight", "language_model.model.tok_embeddings.weight")
-_QKV = ("q_proj", "k_proj", "v_proj")
 _SIDES = ("weight", "bias")
-_DECODER_HF = {
-    "attn.output_proj.weight": "self_attn.o_proj.weight",
-    "mlp.w1.weight": "mlp.gate_proj.weight",
-    "mlp.w2.weight": "mlp.down_proj.weight",
-    "mlp.w3.weight": "mlp.up_proj.weight",
-    "sa_norm.scale": "input_layernorm.weight",
-    "mlp_norm.scale": "post_attention_layernorm.weight",
-}
 _DECODER_INTERNLM2 = {
     "attn.output_proj.weight": "attention.wo.weight",
     "mlp.w1.weight": "feed_forward.w1.weight",
@@ -123,7 +115,7 @@ def _vision_hf(shape: InternVLShape) -> Table:
         theirs, ours = f"vision_tower.encoder.layer.{layer}", f"{vision}.layers.{layer}"
         for a, b in _VISION_HF.items():
             names |= _both(f"{theirs}.{b}", f"{ours}.{a}")
-        for part in _QKV:
+        for part in QKV:
             names |= _both(f"{theirs}.attention.{part}", f"{ours}.attn.{part}")
         names[f"{theirs}.lambda_1"] = (f"{ours}.sa_scale.gamma",)
         names[f"{theirs}.lambda_2"] = (f"{ours}.mlp_scale.gamma",)
@@ -144,7 +136,7 @@ def _vision_original(shape: InternVLShape) -> Table:
         for a, b in _VISION_ORIGINAL.items():
             names |= _both(f"{theirs}.{b}", f"{ours}.{a}")
         for side in _SIDES:
-            names[f"{theirs}.attn.qkv.{side}"] = tuple(f"{ours}.attn.{part}.{side}" for part in _QKV)
+            names[f"{theirs}.attn.qkv.{side}"] = tuple(f"{ours}.attn.{part}.{side}" for part in QKV)
         names[f"{theirs}.ls1"] = (f"{ours}.sa_scale.gamma",)
         names[f"{theirs}.ls2"] = (f"{ours}.mlp_scale.gamma",)
     for a, b in (("norm", "0"), ("linear_1", "1"), ("linear_2", "3")):
@@ -153,17 +145,13 @@ def _vision_original(shape: InternVLShape) -> Table:
 
 
 def _decoder_hf(shape: InternVLShape) -> Table:
-    names: Table = {
-        "language_model.model.embed_tokens.weight": ("decoder.tok_embeddings.weight",),
-        "language_model.model.norm.weight": ("decoder.norm.scale",),
-        "language_model.lm_head.weight": ("decoder.output.weight",),
-    }
-    for layer in range(shape.layers):
-        theirs, ours = f"language_model.model.layers.{layer}", f"decoder.layers.{layer}"
-        names |= {f"{theirs}.{b}": (f"{ours}.{a}",) for a, b in _DECODER_HF.items()}
-        for side in _SIDES if shape.decoder == "qwen2" else ("weight",):
-            names |= {f"{theirs}.self_attn.{part}.{side}": (f"{ours}.attn.{part}.{side}",) for part in _QKV}
-    return names
+    names = decoder_tensors(
+        "language_model.model.",
+        shape.layers,
+        head="language_model.lm_head.weight",
+        biased=shape.decoder == "qwen2",
+    )
+    return {theirs: (ours,) for theirs, ours in names.items()}
 
 
 def _decoder_internlm2(shape: InternVLShape) -> Table:
@@ -175,7 +163,7 @@ def _decoder_internlm2(shape: InternVLShape) -> Table:
     for layer in range(shape.layers):
         theirs, ours = f"language_model.model.layers.{layer}", f"decoder.layers.{layer}"
         names |= {f"{theirs}.{b}": (f"{ours}.{a}",) for a, b in _DECODER_INTERNLM2.items()}
-        names[f"{theirs}.attention.wqkv.weight"] = tuple(f"{ours}.attn.{part}.weight" for part in _QKV)
+        names[f"{theirs}.attention.wqkv.weight"] = tuple(f"{ours}.attn.{part}.weight" for part in QKV)
     return names
 
 

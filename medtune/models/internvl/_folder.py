@@ -4,22 +4,16 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from medtune.models.common.chat_template import ChatTemplate, chatml, llama3
+from medtune.models.common.chat_template import llama3
 from medtune.models.common.early_fusion import EarlyFusionVLM
 from medtune.models.common.early_transform import EarlyFusionTransform
 from medtune.models.common.folder import FolderFamily, LoraArguments, embeddings_are_tied
 from medtune.models.common.folder_tokenizer import folder_tokenizer, has_token, image_normalisation, knows
-from medtune.models.common.tokenizer import TextTokenizer
 from medtune.models.internvl._component_builders import LoraOptions, internvl_vlm
 from medtune.models.internvl._config import MODEL_TYPES, shape_from_config, tie_flag
 from medtune.models.internvl._images import IMAGENET_MEAN, IMAGENET_STD, DynamicTiler
 from medtune.models.internvl._shape import InternVLShape, Layout, Template
-from medtune.models.internvl._transform import (
-    IMAGE_CONTEXT,
-    INTERNVL2_SYSTEM,
-    INTERNVL3_SYSTEM,
-    internvl_transform,
-)
+from medtune.models.internvl._transform import IMAGE_CONTEXT, internvl_transform, template_of
 
 _NAMES = {"internlm2": "InternLM2", "qwen2": "Qwen2 or Qwen2.5"}
 
@@ -48,21 +42,6 @@ def _build(
 ) -> EarlyFusionVLM:
     options = None if lora is None else LoraOptions.from_arguments({**lora, "double_quant": double_quant})
     return internvl_vlm(name, shape, layout=layout or _layout(config), lora=options)
-
-
-def template_of(name: Template, tokenizer: TextTokenizer, system: str | None) -> ChatTemplate:
-    """A chat format by its name in OpenGVLab's files.
-
-    Args:
-        name: as in ``template`` of config.json.
-        tokenizer: tells whether a text begins with ``<s>`` (InternLM2).
-        system: system message of samples that have none; None takes the published one of the format.
-    """
-    published = INTERNVL3_SYSTEM if name == "internvl2_5" else INTERNVL2_SYSTEM
-    end = "<|im_end|>\n" if name == "internvl2_5" else "<|im_end|>"
-    internlm2 = knows(tokenizer, "<s>") and not knows(tokenizer, "<|endoftext|>")
-    marks = {"bos": "<s>", "pad": "</s>"} if internlm2 else {}
-    return chatml(published if system is None else system, end=end, **marks)
 
 
 def _transform(

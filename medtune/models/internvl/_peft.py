@@ -5,19 +5,13 @@ from functools import partial
 
 from torch import Tensor
 
+from medtune.models.common.decoder_names import DECODER_MAPS, QKV
 from medtune.models.common.family import StateDict
 from medtune.models.internvl._convert_weights import disk_name, pack, reorder_rotary, unpack
 from medtune.models.internvl._shape import InternVLShape, Layout
 from medtune.models.lora.names import from_peft, to_peft
 from medtune.models.lora.packed import PackedLayer, pack_adapters, unpack_adapters
 
-_QKV = {"attn.q_proj": "q_proj", "attn.k_proj": "k_proj", "attn.v_proj": "v_proj"}
-_DECODER = {
-    "attn.output_proj": "self_attn.o_proj",
-    "mlp.w1": "mlp.gate_proj",
-    "mlp.w2": "mlp.down_proj",
-    "mlp.w3": "mlp.up_proj",
-}
 _INTERNLM2 = {
     "attn.output_proj": "attention.wo",
     "mlp.w1": "feed_forward.w1",
@@ -35,10 +29,9 @@ def module_names(shape: InternVLShape, layout: Layout) -> dict[str, str]:
     into one tensor are in :func:`packed_layers`.
     """
     hf = layout == "hf"
-    decoder, vision = dict(_DECODER), dict(_VISION_HF if hf else _VISION_ORIGINAL)
-    decoder |= {ours: f"self_attn.{theirs}" for ours, theirs in _QKV.items()}
+    decoder, vision = DECODER_MAPS, dict(_VISION_HF if hf else _VISION_ORIGINAL)
     if hf:
-        vision |= {ours: f"attention.{theirs}" for ours, theirs in _QKV.items()}
+        vision |= {f"attn.{name}": f"attention.{name}" for name in QKV}
     elif shape.packed_decoder:
         decoder = _INTERNLM2
     text = "model.language_model.layers" if hf else "language_model.model.layers"
@@ -102,7 +95,7 @@ def packed_layers(shape: InternVLShape, layout: Layout) -> list[PackedLayer]:
     for theirs, ours, depth, module in stacks:
         rows = (shape.vision_dim,) * 3 if module == "attn.qkv" else (wide, narrow, narrow)
         for layer in range(depth):
-            name, parts = f"{theirs}.{layer}.{module}", tuple(f"{ours}.{layer}.{part}" for part in _QKV)
+            name, parts = f"{theirs}.{layer}.{module}", tuple(f"{ours}.{layer}.attn.{part}" for part in QKV)
             join = partial(_join, name=name, parts=parts, shape=shape)
             split = partial(_split, name=name, parts=parts, shape=shape)
             found.append(PackedLayer(name, parts, rows, join, split))

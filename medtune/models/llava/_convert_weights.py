@@ -4,6 +4,7 @@ import torch
 from torch import Tensor
 
 from medtune.errors import ModelError
+from medtune.models.common.decoder_names import CLIP_MAPS, CLIP_NORMS, decoder_tensors
 from medtune.models.common.family import StateDict
 from medtune.models.common.names import with_other_beginning
 from medtune.models.common.tied import without_copy
@@ -47,29 +48,6 @@ _COMPUTED = (".position_ids", ".rotary_emb.inv_freq")
 VOCABULARY = ("decoder.tok_embeddings.weight", "decoder.output.weight")
 
 _HEAD = f"{_DECODER}lm_head.weight"
-_BIASED = ("q_proj", "k_proj", "v_proj")
-
-_CLIP_LAYER = {
-    "layer_norm1": "sa_norm",
-    "layer_norm2": "mlp_norm",
-    "self_attn.q_proj": "attn.q_proj",
-    "self_attn.k_proj": "attn.k_proj",
-    "self_attn.v_proj": "attn.v_proj",
-    "self_attn.out_proj": "attn.output_proj",
-    "mlp.fc1": "mlp.w1",
-    "mlp.fc2": "mlp.w2",
-}
-_LLAMA_LAYER = {
-    "input_layernorm.weight": "sa_norm.scale",
-    "post_attention_layernorm.weight": "mlp_norm.scale",
-    "self_attn.q_proj.weight": "attn.q_proj.weight",
-    "self_attn.k_proj.weight": "attn.k_proj.weight",
-    "self_attn.v_proj.weight": "attn.v_proj.weight",
-    "self_attn.o_proj.weight": "attn.output_proj.weight",
-    "mlp.gate_proj.weight": "mlp.w1.weight",
-    "mlp.up_proj.weight": "mlp.w3.weight",
-    "mlp.down_proj.weight": "mlp.w2.weight",
-}
 
 
 def disk_name(name: str) -> str:
@@ -95,9 +73,6 @@ def tensor_names(shape: LlavaShape) -> dict[str, str]:
         f"{_TOWER}embeddings.class_embedding": f"{vision}cls_token_embedding.weight",
         f"{_TOWER}embeddings.patch_embedding.weight": f"{vision}conv.weight",
         f"{_TOWER}embeddings.position_embedding.weight": f"{vision}token_pos_embedding.positional_embedding",
-        f"{_DECODER}model.embed_tokens.weight": "decoder.tok_embeddings.weight",
-        f"{_DECODER}model.norm.weight": "decoder.norm.scale",
-        **({} if shape.tied else {_HEAD: "decoder.output.weight"}),
     }
     for side in sides:
         names[f"{_TOWER}pre_layrnorm.{side}"] = f"{vision}ln_pre.{side}"
@@ -106,14 +81,11 @@ def tensor_names(shape: LlavaShape) -> dict[str, str]:
         names[f"{_PROJECTION}linear_2.{side}"] = f"encoder.projection.2.{side}"
     for layer in range(shape.vision_layers):
         ours = f"{vision}layers.{layer}." if layer < shape.vision_layers - 1 else f"{vision}unused.layer."
-        for their_part, our_part in _CLIP_LAYER.items():
+        for our_part, their_part in (CLIP_MAPS | CLIP_NORMS).items():
             for side in sides:
                 names[f"{_TOWER}encoder.layers.{layer}.{their_part}.{side}"] = f"{ours}{our_part}.{side}"
-    for layer in range(shape.layers):
-        for their_part, our_part in _LLAMA_LAYER.items():
-            names[f"{_DECODER}model.layers.{layer}.{their_part}"] = f"decoder.layers.{layer}.{our_part}"
-        for part in _BIASED if shape.decoder == "qwen2" else ():
-            names[f"{_DECODER}model.layers.{layer}.self_attn.{part}.bias"] = f"decoder.layers.{layer}.attn.{part}.bias"
+    head = None if shape.tied else _HEAD
+    names |= decoder_tensors(f"{_DECODER}model.", shape.layers, head=head, biased=shape.decoder == "qwen2")
     return names
 
 

@@ -4,28 +4,11 @@ from functools import partial
 
 from torch import Tensor
 
+from medtune.models.common.decoder_names import CLIP_MAPS, DECODER_MAPS
 from medtune.models.common.family import StateDict
 from medtune.models.llava._convert_weights import disk_name, original_name, rotary_heads, rotary_rows
 from medtune.models.llava._shape import Layout, LlavaShape
 from medtune.models.lora.names import from_peft, to_peft
-
-_CLIP = {
-    "attn.q_proj": "self_attn.q_proj",
-    "attn.k_proj": "self_attn.k_proj",
-    "attn.v_proj": "self_attn.v_proj",
-    "attn.output_proj": "self_attn.out_proj",
-    "mlp.w1": "mlp.fc1",
-    "mlp.w2": "mlp.fc2",
-}
-_LLAMA = {
-    "attn.q_proj": "self_attn.q_proj",
-    "attn.k_proj": "self_attn.k_proj",
-    "attn.v_proj": "self_attn.v_proj",
-    "attn.output_proj": "self_attn.o_proj",
-    "mlp.w1": "mlp.gate_proj",
-    "mlp.w2": "mlp.down_proj",
-    "mlp.w3": "mlp.up_proj",
-}
 
 
 def module_names(shape: LlavaShape, layout: Layout = "hf") -> dict[str, str]:
@@ -40,8 +23,8 @@ def module_names(shape: LlavaShape, layout: Layout = "hf") -> dict[str, str]:
         "encoder.projection.2": "model.multi_modal_projector.linear_2",
     }
     for ours, theirs, depth, maps in (
-        ("encoder.vision.layers", "model.vision_tower.encoder.layers", shape.vision_layers - 1, _CLIP),
-        ("decoder.layers", "model.language_model.layers", shape.layers, _LLAMA),
+        ("encoder.vision.layers", "model.vision_tower.encoder.layers", shape.vision_layers - 1, CLIP_MAPS),
+        ("decoder.layers", "model.language_model.layers", shape.layers, DECODER_MAPS),
     ):
         for layer in range(depth):
             names |= {f"{ours}.{layer}.{a}": f"{theirs}.{layer}.{b}" for a, b in maps.items()}

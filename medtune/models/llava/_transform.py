@@ -55,15 +55,19 @@ def check_image_token(tokenizer: TextTokenizer, image_id: int, file: Path) -> No
         raise ModelError(f"{file}: {IMAGE_TOKEN} has the id {found}, the model's is {image_id}")
 
 
-def placeholder_of(tokenizer: TextTokenizer) -> str:
+def placeholder_of(tokenizer: TextTokenizer, after_space: bool) -> str:
     """A character that is always one token, whose embedding learned vectors replace.
+
+    Args:
+        tokenizer: gives ids.
+        after_space: whether a user's message stands after a space in the chat format.
 
     Raises:
         ModelError: if no candidate is always one token.
     """
     for text in PLACEHOLDERS:
         try:
-            single_token(tokenizer, text)
+            single_token(tokenizer, text, after_space=after_space)
         except ModelError:
             continue
         return text
@@ -163,6 +167,6 @@ def llava_transform(
         image_id=shape.image_id,
         tokens_per_tile=shape.tokens_per_image,
         max_seq_len=max_seq_len,
-        placeholder_text=placeholder_of(tokenizer),
+        placeholder_text=placeholder_of(tokenizer, template.after_space),
         supervise_header=supervise_header,
     )

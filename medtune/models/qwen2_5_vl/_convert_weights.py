@@ -10,6 +10,7 @@ from functools import partial
 import torch
 
 from medtune.errors import ModelError
+from medtune.models.common.decoder_names import QKV, decoder_tensors
 from medtune.models.common.family import ModelFamily, StateDict
 from medtune.models.common.names import with_other_beginning
 from medtune.models.common.tied import without_copy
@@ -30,17 +31,10 @@ TOKENIZER_FILES = (
     "processor_config.json",
     "video_preprocessor_config.json",
 )
-QKV = ("q_proj", "k_proj", "v_proj")
 _SIDES = ("weight", "bias")
 _LIVE_PREFIXES = (("model.language_model.", "model."), ("model.visual.", "visual."))
 VISION = {
     "attn.output_proj": "attn.proj",
-    "mlp.w1": "mlp.gate_proj",
-    "mlp.w2": "mlp.down_proj",
-    "mlp.w3": "mlp.up_proj",
-}
-DECODER = {
-    "attn.output_proj": "self_attn.o_proj",
     "mlp.w1": "mlp.gate_proj",
     "mlp.w2": "mlp.down_proj",
     "mlp.w3": "mlp.up_proj",
@@ -63,11 +57,9 @@ def table(shape: Qwen2_5VLShape) -> Table:
     names: Table = {
         "visual.patch_embed.proj.weight": ("encoder.vision.conv.weight",),
         "visual.merger.ln_q.weight": ("encoder.projection.norm.scale",),
-        "model.embed_tokens.weight": ("decoder.tok_embeddings.weight",),
-        "model.norm.weight": ("decoder.norm.scale",),
     }
-    if not shape.tied:
-        names["lm_head.weight"] = ("decoder.output.weight",)
+    decoder = decoder_tensors("model.", shape.layers, head=None if shape.tied else "lm_head.weight", biased=True)
+    names |= {theirs: (ours,) for theirs, ours in decoder.items()}
     for number, ours in (("0", "linear_1"), ("2", "linear_2")):
         names |= _both(f"visual.merger.mlp.{number}", f"encoder.projection.{ours}")
     for layer in range(shape.vision_layers):
@@ -78,13 +70,6 @@ def table(shape: Qwen2_5VLShape) -> Table:
             names[f"{theirs}.attn.qkv.{side}"] = tuple(f"{ours}.attn.{part}.{side}" for part in QKV)
         for a, b in VISION.items():
             names |= _both(f"{theirs}.{b}", f"{ours}.{a}")
-    for layer in range(shape.layers):
-        theirs, ours = f"model.layers.{layer}", f"decoder.layers.{layer}"
-        names |= {f"{theirs}.input_layernorm.weight": (f"{ours}.sa_norm.scale",)}
-        names |= {f"{theirs}.post_attention_layernorm.weight": (f"{ours}.mlp_norm.scale",)}
-        names |= {f"{theirs}.{b}.weight": (f"{ours}.{a}.weight",) for a, b in DECODER.items()}
-        for part in QKV:
-            names |= _both(f"{theirs}.self_attn.{part}", f"{ours}.attn.{part}")
     return names
 
 

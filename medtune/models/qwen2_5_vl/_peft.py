@@ -5,10 +5,11 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from medtune.models.common.decoder_names import DECODER_MAPS, QKV
 from medtune.models.common.family import StateDict
 from medtune.models.lora.names import from_peft, to_peft
 from medtune.models.lora.packed import PackedLayer, pack_adapters, unpack_adapters
-from medtune.models.qwen2_5_vl._convert_weights import DECODER, QKV, VISION, disk_name
+from medtune.models.qwen2_5_vl._convert_weights import VISION, disk_name
 from medtune.models.qwen2_5_vl._shape import Qwen2_5VLShape
 
 
@@ -18,9 +19,8 @@ def module_names(shape: Qwen2_5VLShape) -> dict[str, str]:
     Those that the published layout packs are in :func:`packed_layers`.
     """
     names = {} if shape.tied else {"decoder.output": "lm_head"}
-    decoder = DECODER | {f"attn.{part}": f"self_attn.{part}" for part in QKV}
     for ours, theirs, depth, maps in (
-        ("decoder.layers", "model.language_model.layers", shape.layers, decoder),
+        ("decoder.layers", "model.language_model.layers", shape.layers, DECODER_MAPS),
         ("encoder.vision.layers", "model.visual.blocks", shape.vision_layers, VISION),
     ):
         for layer in range(depth):

@@ -131,6 +131,6 @@ def make_transform(
         image_start=[tokenizer.special_id(IMAGE_START)],
         image_end=[tokenizer.special_id(IMAGE_END)],
         max_seq_len=max_seq_len,
-        placeholder_text=placeholder(tokenizer),
+        placeholder_text=placeholder(tokenizer, after_space=template.after_space),
         supervise_header=supervise_header,
     )

@@ -41,6 +41,7 @@ class SelectionModel(nn.Module):
     scale: Tensor
     images_as_tokens = False
     vocab_size = 0
+    longest_text = 0
 
     def __init__(
         self,

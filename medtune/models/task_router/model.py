@@ -119,6 +119,11 @@ class TaskRouterModel(nn.Module):
         return self.transform.labels
 
     @property
+    def longest_text(self) -> int:
+        """The most tokens of labels and question together."""
+        return self.transform.max_seq_len
+
+    @property
     def embed_dim(self) -> int:
         """Width of the encoder."""
         return int(self.network.config.hidden_size)
