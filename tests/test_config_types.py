@@ -9,7 +9,7 @@ from typing import Any, Literal, Optional, TypedDict
 import pytest
 import torch
 
-from medtune.config import Component, check_component
+from medtune.config import Component, check_component, instantiate
 from medtune.config.argument_types import NUMBER, argument_hints, check_value, describe, fits
 from medtune.config.composition import Place
 from medtune.errors import ConfigError
@@ -165,3 +165,21 @@ def test_what_is_not_understood_passes(component: dict[str, Any]) -> None:
 def test_hints_are_those_of_the_constructor() -> None:
     assert argument_hints(Plain) == {"size": int, "rate": NUMBER, "names": Sequence[str], "rest": float}
     assert argument_hints(unreadable) == {}
+
+
+def test_the_weight_of_a_mixtures_part_is_a_key_of_the_mixture_and_of_no_other_component() -> None:
+    cells = {
+        "_component_": "medtune.datasets.cells.rendered_cells_dataset",
+        "size": 4,
+        "seed": 1,
+        "kind": "text",
+        "weight": 0.5,
+    }
+    mixture = Component({"_component_": "medtune.datasets.mixture_dataset", "parts": [cells, cells]})
+    check_component(mixture, "f.yaml: dataset")
+    assert len(instantiate(mixture)) == 4
+    with pytest.raises(ConfigError, match="takes no 'weight'"):
+        check_component(Component(cells), "f.yaml: dataset")
+    wrong = cells | {"wait": 2}
+    with pytest.raises(ConfigError, match=r"parts.1: .* takes no 'wait'"):
+        check_component(Component(dict(mixture) | {"parts": [cells, wrong]}), "f.yaml: dataset")

@@ -15,7 +15,7 @@ import os
 import sys
 import types
 import typing
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -203,10 +203,16 @@ def import_path(path: str, where: str = "config") -> Any:
     return found
 
 
-def check_component(component: Component, where: str | Place) -> None:
+def check_component(component: Component, where: str | Place, beside: Collection[str] = ()) -> None:
     """Check that a component's path exists, that it accepts every given argument, and that the types fit.
 
-    Components among the arguments are checked too.
+    Components among the arguments are checked too. A callable that reads keys of its own from the components in an
+    argument names them in its attribute ``keys_of_components`` (argument -> names).
+
+    Args:
+        component: the path and the arguments.
+        where: the place that errors name.
+        beside: keys that are read by the callable that takes this component, not by the component.
 
     Raises:
         ConfigError: Naming the file, the key and the expected value.
@@ -216,24 +222,27 @@ def check_component(component: Component, where: str | Place) -> None:
     parameters = inspect.signature(target).parameters
     hints = argument_hints(target)
     takes_all = any(p.kind is inspect.Parameter.VAR_KEYWORD for p in parameters.values())
+    owned: Mapping[str, Collection[str]] = getattr(target, "keys_of_components", {})
     for key, value in component.arguments.items():
+        if key in beside and key not in parameters:
+            continue
         if key in parameters and key in hints:
             check_value(value, hints[key], where.at(key))
         elif key not in parameters and not takes_all:
             raise ConfigError(
                 f"{where.told_by(key)}: {component.path} takes no {key!r}; {nearest(key, list(parameters))}"
             )
-        _check_within(value, where.at(key))
+        _check_within(value, where.at(key), owned.get(key, ()))
 
 
-def _check_within(value: Any, where: Place) -> None:
+def _check_within(value: Any, where: Place, beside: Collection[str]) -> None:
     """Check the components at any depth of an argument."""
     if isinstance(value, dict) and "_component_" in value:
-        check_component(Component(value), where)
+        check_component(Component(value), where, beside)
         return
     items = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
     for key, item in items:
-        _check_within(item, where.at(key))
+        _check_within(item, where.at(key), beside)
 
 
 def instantiate(component: Mapping[str, Any], *args: Any, **extra: Any) -> Any:

@@ -140,3 +140,6 @@ def mixture_dataset(parts: list[dict[str, Any]], seed: int = 0) -> MixtureSource
             raise ConfigError(f"mixture, part {number}: a weight of {weight} of {len(source)} samples leaves none.")
         sources.append((source, float(weight)))
     return MixtureSource(sources, seed)
+
+
+mixture_dataset.keys_of_components = {"parts": ("weight",)}  # type: ignore[attr-defined]
