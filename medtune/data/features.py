@@ -11,13 +11,13 @@ import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
-from tqdm import tqdm
 
 from medtune.data.items import ModelTransform
 from medtune.data.sample import Message, Sample
 from medtune.data.shards import Shards
 from medtune.data.source import SampleSource, place
 from medtune.errors import DataError
+from medtune.progress import tqdm
 
 _TURNS = (Message("user", "?"), Message("assistant", "."))  # a transform needs a text as well as the image
 

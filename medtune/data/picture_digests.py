@@ -13,13 +13,13 @@ import numpy as np
 import PIL
 from PIL import Image
 from torch.utils.data import Dataset
-from tqdm import tqdm
 
 from medtune.data.images import ImageRoot
 from medtune.data.preflight_record import file_stamp
 from medtune.data.workers import InOrder
 from medtune.data.writing import file_sha256, write_files
 from medtune.errors import ConfigError, DataError
+from medtune.progress import tqdm
 
 SUFFIX = ".pixels"
 KEPT_FILES = 64

@@ -10,7 +10,6 @@ from typing import Any, NamedTuple
 import numpy as np
 from PIL import Image
 from torch.utils.data import Dataset
-from tqdm import tqdm
 
 from medtune.data.items import Items, ModelTransform, Sizes
 from medtune.data.labels import is_classification
@@ -21,6 +20,7 @@ from medtune.data.source import SampleSource, image_files, image_roots, place
 from medtune.data.training_set import OnError
 from medtune.data.workers import Failure, InOrder
 from medtune.errors import DataError, MedtuneError
+from medtune.progress import tqdm
 
 _LISTED = 10
 _BLOCK = 128

@@ -10,11 +10,10 @@ from collections.abc import Callable, Hashable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
-from tqdm import tqdm
-
 from medtune.evaluation.prediction import Prediction, PredictionLog, iterate_predictions
 from medtune.evaluation.protocols.base import Query
 from medtune.generation.identity import claim
+from medtune.progress import tqdm
 
 T = TypeVar("T")
 

@@ -5,9 +5,9 @@ from contextlib import closing
 from typing import Any
 
 import torch
-from tqdm import tqdm
 
 from medtune.data.training_set import TrainingSet, epoch_loader
+from medtune.progress import tqdm
 from medtune.training.config import TrainConfig
 from medtune.training.precompute import Batches, Made
 from medtune.training.runtime import Runtime

@@ -8,11 +8,11 @@ from pathlib import Path
 from typing import Any
 
 from omegaconf import OmegaConf
-from tqdm import tqdm
 
 from medtune.config import Component, instantiate, to_shown
 from medtune.data.writing import write_whole
 from medtune.errors import TrainingError
+from medtune.progress import tqdm
 
 
 class Telemetry:

@@ -66,7 +66,7 @@ def every_builder():
 
 
 def test_every_builder_takes_the_arguments_of_lora():
-    assert len(every_builder()) == 18
+    assert len(every_builder()) == 27
     for builder in every_builder():
         assert set(_ARGUMENTS.values()) <= inspect.signature(builder).parameters.keys(), builder
 
