@@ -32,6 +32,7 @@ def _in_time(work: Callable[[], None]) -> bool:
 
 
 def test_a_fork_killed_while_it_draws_stops_no_other_process() -> None:
+    _draw()  # the lock is made with the first bar
     forks = multiprocessing.get_context("fork")
     ready = forks.Event()
     child = forks.Process(target=_hold, args=(ready,))
@@ -43,8 +44,22 @@ def test_a_fork_killed_while_it_draws_stops_no_other_process() -> None:
 
 
 def test_a_fork_draws_although_a_thread_drew_at_the_moment_of_the_fork() -> None:
-    with tqdm.get_lock():
-        child = multiprocessing.get_context("fork").Process(target=_draw)
-        child.start()
+    _draw()
+    held, forked = threading.Event(), threading.Event()
+
+    def hold() -> None:
+        with tqdm.get_lock():
+            held.set()
+            forked.wait(60)
+
+    thread = threading.Thread(target=hold)
+    thread.start()
+    assert held.wait(20)
+    child = multiprocessing.get_context("fork").Process(target=_draw)
+    child.start()
     child.join(20)
-    assert child.exitcode == 0
+    forked.set()
+    thread.join()
+    ended = child.exitcode
+    child.kill()
+    assert ended == 0
