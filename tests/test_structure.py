@@ -12,7 +12,7 @@ FILE_LINES, FUNCTION_LINES, FILE_MEDIAN = 400, 60, 150
 
 # From the ground up. A module imports from its own floor and those below it, never from above.
 FLOORS = (
-    ("errors", "aliases", "masking", "trust", "config", "data", "modules", "losses"),
+    ("errors", "aliases", "masking", "progress", "trust", "config", "data", "modules", "losses"),
     ("models", "datasets", "clients"),
     ("objectives", "generation", "evaluation", "judges"),
     (
