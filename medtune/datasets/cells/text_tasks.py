@@ -20,13 +20,7 @@ from medtune.datasets.cells.instructions import (
     yes_no_turn,
 )
 from medtune.datasets.cells.wording import open_answer
-
-#: Words in addition to the attributes' values, so that copying and matching are learnt for any word.
-WORDS = (
-    "cat", "dog", "house", "tree", "water", "stone", "green", "yellow", "white", "black", "large", "thin", "thick",
-    "left", "right", "upper", "lower", "normal", "mild", "severe", "cell", "nucleus", "blood", "image", "scan", "lung",
-    "heart", "skin", "bone", "brain", "one", "two", "three", "four", "five", "six",
-)  # fmt: skip
+from medtune.datasets.cells.words import WORDS
 
 _SMALL_TALK = (
     ("Hello.", "Hello. How can I help?"),
