@@ -7,7 +7,7 @@ from the request, so that nothing in it is noise.
 
 import random
 
-from medtune.data.multiple_choice import LETTERS, multiple_choice_answer, multiple_choice_prompt
+from medtune.data.multiple_choice import ANSWER_PHRASE, LETTERS, multiple_choice_answer, multiple_choice_prompt
 from medtune.data.sample import Message
 from medtune.datasets.cells.attributes import ATTRIBUTES
 from medtune.datasets.cells.instructions import Turn, to_messages, value_and_letter
@@ -63,18 +63,27 @@ def _letter_of_word(rng: random.Random) -> tuple[Message, ...]:
     return _turns(f"{_lettered(words)}\n", [f" {words[index]}" for index in asked], [LETTERS[index] for index in asked])
 
 
-def _word_before(rng: random.Random) -> tuple[Message, ...]:
-    words = [f" {word}" for word in rng.sample(_WHOLE, k=2 * _OPTIONS)]
-    asked = rng.choices(range(1, len(words)), k=_QUERIES)
-    return _turns("".join(words), [words[index] for index in asked], [words[index - 1] for index in asked])
-
-
 def drill(rng: random.Random) -> tuple[Message, ...]:
     """Return a list of words and, right after each word or letter that is asked for, what belongs to it.
 
-    For a transform without headers. One of four: the list again, a letter's word, a word's letter, the word before.
+    For a transform without headers. One of three: the list again, a letter's word, a word's letter.
     """
-    return rng.choice((_repeated, _word_of_letter, _letter_of_word, _word_before))(rng)
+    return rng.choice((_repeated, _word_of_letter, _letter_of_word))(rng)
+
+
+def sentence_drill(rng: random.Random) -> tuple[Message, ...]:
+    """Return a list of options, and words with their letters: after "=", or at the end of the evaluation's sentence.
+
+    For a transform without headers and a model that has learned `drill`: the letter no longer follows right after its
+    word.
+    """
+    near = rng.random() < 0.35
+    words = rng.sample(_WHOLE, k=_OPTIONS if near else rng.randint(3, 6))
+    asked = rng.choices(range(len(words)), k=_QUERIES if near else 7)
+    between, end = ("=", "") if near else (f". {ANSWER_PHRASE} ", ".")
+    first, *others = [f" {words[index]}{between}" for index in asked]
+    questions = [f"{_lettered(words)}\n{first}", *(f"{end}{word}" for word in others)]
+    return to_messages([(question, LETTERS[index]) for question, index in zip(questions, asked, strict=True)])
 
 
 def lookup_conversation(rng: random.Random) -> tuple[Message, ...]:

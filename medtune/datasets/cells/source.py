@@ -12,7 +12,7 @@ from medtune.data.randomness import sample_rng
 from medtune.data.sample import Message, Sample, report_sample
 from medtune.datasets.cells.attributes import Attributes, asked_attributes, cell_report, options, sample_attributes
 from medtune.datasets.cells.instructions import attribute_list, checks, conversation, phrase_list
-from medtune.datasets.cells.lookups import drill, fact_conversation, lookup_conversation
+from medtune.datasets.cells.lookups import drill, fact_conversation, lookup_conversation, sentence_drill
 from medtune.datasets.cells.render import render_cell
 from medtune.datasets.cells.text_tasks import text_conversation
 from medtune.datasets.cells.wording import open_answer
@@ -131,8 +131,15 @@ class RenderedCells:
         messages = text_conversation(self.attributes(number), sample_rng(self._seed, 0, number, "text"))
         return Sample(f"text-{number:06d}", (), messages)
 
+    def _text_by_value(self, number: int) -> Sample:
+        rng = sample_rng(self._seed, 0, number, "text_by_value")
+        return Sample(f"text-{number:06d}", (), text_conversation(self.attributes(number), rng, value_first=True))
+
     def _drills(self, number: int) -> Sample:
         return Sample(f"drill-{number:06d}", (), drill(sample_rng(self._seed, 0, number, "drills")))
+
+    def _sentence_drills(self, number: int) -> Sample:
+        return Sample(f"drill-{number:06d}", (), sentence_drill(sample_rng(self._seed, 0, number, "sentence_drills")))
 
     def _lookups(self, number: int) -> Sample:
         messages = lookup_conversation(sample_rng(self._seed, 0, number, "lookups"))
@@ -152,8 +159,10 @@ KINDS: dict[str, Callable[[RenderedCells, int], Sample]] = {
     "preferences": RenderedCells._preference,
     "text": RenderedCells._text,
     "instructions_by_value": RenderedCells._by_value,
+    "text_by_value": RenderedCells._text_by_value,
     "checks": RenderedCells._checks,
     "drills": RenderedCells._drills,
+    "sentence_drills": RenderedCells._sentence_drills,
     "lookups": RenderedCells._lookups,
     "facts": RenderedCells._facts,
 }
