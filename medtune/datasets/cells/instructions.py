@@ -131,6 +131,14 @@ def checks(cell: Attributes, rng: random.Random) -> tuple[Message, ...]:
     return to_messages(turns if rng.random() < 0.5 else turns[::-1])
 
 
+def check_drill(cell: Attributes, rng: random.Random) -> tuple[Message, ...]:
+    """Return claims about all attributes, each answered right after its value; for a transform without headers."""
+    names = asked_attributes(cell)
+    rng.shuffle(names)
+    claims = [(name, claim(cell, name, rng)) for name in names]
+    return to_messages([(f" {name} {value}", "Yes" if cell[name] == value else "No") for name, value in claims])
+
+
 def closed_turn(cell: Attributes, name: str, rng: random.Random) -> Turn:
     """Ask whether an attribute has a value, in the words of the evaluation."""
     if name in _PRESENCE:

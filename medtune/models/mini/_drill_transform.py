@@ -9,14 +9,15 @@ from medtune.models.mini._tokenizer import MiniTokenizer
 
 
 class DrillTransform(DeepFusionTransform):
-    """Messages follow one another as they are: no headers, no spaces removed, no token at the end of a turn.
+    """Messages follow one another as they are, after the images: no headers, no token at the end of a turn.
 
     So an answer may follow the very token that it depends on, as a letter follows the word of its option. That is what
     a small model learns to look up first.
     """
 
     def _lay_out(self, sample: Sample, *, inference: bool = False, **kwargs: object) -> tuple[list[int], list[int]]:
-        tokens, labels = [self.tokenizer.bos_id], [IGNORE_INDEX]
+        tokens = [self.tokenizer.bos_id] + [self.tokenizer.image_id] * len(sample.images)
+        labels = [IGNORE_INDEX] * len(tokens)
         for message in sample.messages:
             ids = self.tokenizer.encode(message.content)
             tokens += ids

@@ -9,7 +9,7 @@ import pytest
 from medtune.config import PACKAGE
 from medtune.data.sample import Message
 from medtune.datasets.cells import rendered_cells_dataset
-from medtune.datasets.cells.instructions import checks, closed_turn, conversation
+from medtune.datasets.cells.instructions import check_drill, checks, closed_turn, conversation
 from medtune.datasets.cells.lookups import _WHOLE, drill, fact_conversation, lookup_conversation
 from medtune.losses.cross_entropy import IGNORE_INDEX
 from medtune.models.mini import mini_drill_transform, mini_transform
@@ -131,3 +131,24 @@ def test_conversations_by_value_name_the_value_before_the_letter() -> None:
                 assert match and cell[match[1]] == match[2] == options[match[3]]
                 seen += 1
     assert seen > 100
+
+
+def test_check_drills_answer_right_after_the_value() -> None:
+    given: Counter[str] = Counter()
+    for index in range(100):
+        cell = SOURCE.attributes(index)
+        turns = _pairs(check_drill(cell, random.Random(index)))
+        assert len(turns) == len([value for value in cell.values() if value != "nil"])
+        for claimed, answer in turns:
+            name = max((name for name in cell if claimed.startswith(f" {name} ")), key=len)
+            assert answer == ("Yes" if claimed == f" {name} {cell[name]}" else "No")
+            given[answer] += 1
+    assert 0.45 < given["Yes"] / given.total() < 0.55
+
+
+def test_drill_transform_puts_the_image_first() -> None:
+    transform = mini_drill_transform(TOKENIZER)
+    source = rendered_cells_dataset(2, 1, "check_drills")
+    item = transform(source[0], source.open_images(source[0]))
+    assert item["tokens"][:2] == [transform.tokenizer.bos_id, transform.image_id]
+    assert len(item["images"]) == 1
