@@ -121,7 +121,7 @@ class RenderedCells:
 
     def _check_drills(self, number: int) -> Sample:
         messages = check_drill(self.attributes(number), sample_rng(self._seed, 0, number, "check_drills"))
-        return Sample(f"cell-{number:06d}-check-drill", (f"cell-{number:06d}.png",), messages)
+        return Sample(f"cell-{number:06d}-check-drill", (f"cell-{number:06d}.png",), messages, {"drill": True})
 
     def _attributes(self, number: int) -> Sample:
         messages = attribute_list(self.attributes(number), sample_rng(self._seed, 0, number, "attributes"))
@@ -140,10 +140,15 @@ class RenderedCells:
         return Sample(f"text-{number:06d}", (), text_conversation(self.attributes(number), rng, value_first=True))
 
     def _drills(self, number: int) -> Sample:
-        return Sample(f"drill-{number:06d}", (), drill(sample_rng(self._seed, 0, number, "drills")))
+        return Sample(f"drill-{number:06d}", (), drill(sample_rng(self._seed, 0, number, "drills")), {"drill": True})
 
     def _sentence_drills(self, number: int) -> Sample:
-        return Sample(f"drill-{number:06d}", (), sentence_drill(sample_rng(self._seed, 0, number, "sentence_drills")))
+        return Sample(
+            f"sentence-drill-{number:06d}",
+            (),
+            sentence_drill(sample_rng(self._seed, 0, number, "sentence_drills")),
+            {"drill": True},
+        )
 
     def _lookups(self, number: int) -> Sample:
         messages = lookup_conversation(sample_rng(self._seed, 0, number, "lookups"))
