@@ -66,20 +66,27 @@ def offered(name: str, answer: str, rng: random.Random) -> list[str]:
     return picked
 
 
-def choice_turn(name: str, answer: str, choices: Sequence[str], rng: random.Random) -> Turn:
-    """Ask with lettered options: mostly in the evaluation's format, else shorter, or for letter and value."""
+def value_and_letter(name: str, answer: str, choices: Sequence[str]) -> str:
+    """Answer with the value and then its letter, which a small model can match with the options."""
+    return f"{open_answer(name, answer)} {multiple_choice_answer(choices, answer)}"
+
+
+def choice_turn(name: str, answer: str, choices: Sequence[str], rng: random.Random, value_first: bool = False) -> Turn:
+    """Ask with lettered options: mostly in the evaluation's format, else shorter, or for letter and value.
+
+    With `value_first` every answer but that to "Only the letter." names the value before the letter.
+    """
     question = open_question(name)
     draw = rng.random()
+    letter = value_and_letter(name, answer, choices) if value_first else multiple_choice_answer(choices, answer)
     if draw < 0.6:
-        return multiple_choice_prompt(question, choices), multiple_choice_answer(choices, answer)
+        return multiple_choice_prompt(question, choices), letter
     lettered = "\n".join(f"{letter}. {value}" for letter, value in zip(LETTERS, choices, strict=False))
     if draw < 0.8:
-        return f"{question}\n{lettered}", multiple_choice_answer(choices, answer)
+        return f"{question}\n{lettered}", letter
     if draw < 0.9:
         return f"{question}\n{lettered}\nOnly the letter.", option_letter(choices, answer)
-    return f"{question}\n{lettered}\nName the value, then the letter.", (
-        f"{open_answer(name, answer)} {multiple_choice_answer(choices, answer)}"
-    )
+    return f"{question}\n{lettered}\nName the value, then the letter.", value_and_letter(name, answer, choices)
 
 
 def yes_no_turn(cell: Attributes, name: str, rng: random.Random) -> Turn:
@@ -98,6 +105,48 @@ def _choice_about(cell: Attributes, name: str, rng: random.Random) -> Turn:
     return choice_turn(name, cell[name], offered(name, cell[name], rng), rng)
 
 
+def _choice_by_value(cell: Attributes, name: str, rng: random.Random) -> Turn:
+    return choice_turn(name, cell[name], offered(name, cell[name], rng), rng, value_first=True)
+
+
+def claim(cell: Attributes, name: str, rng: random.Random) -> str:
+    """Return the value that an attribute has or, as often, one that it does not have."""
+    if rng.random() < 0.5:
+        return cell[name]
+    return rng.choice([value for value in options(name) if value != cell[name]])
+
+
+def checks(cell: Attributes, rng: random.Random) -> tuple[Message, ...]:
+    """Return claims about a cell, as many right as wrong: a list in one turn, and a single one.
+
+    A list gives a signal at every attribute. From single questions alone a small model does not learn to compare.
+    """
+    names = asked_attributes(cell)
+    rng.shuffle(names)
+    listed, single = names[:-1], names[-1]
+    claims = [(name, claim(cell, name, rng)) for name in listed]
+    answers = [f"{name} {value}: {'Yes' if cell[name] == value else 'No'}" for name, value in claims]
+    question = f"Yes or no? {', '.join(f'{name} {value}' for name, value in claims)}"
+    turns = [(question, ", ".join(answers)), closed_turn(cell, single, rng)]
+    return to_messages(turns if rng.random() < 0.5 else turns[::-1])
+
+
+def check_drill(cell: Attributes, rng: random.Random) -> tuple[Message, ...]:
+    """Return claims about all attributes, each answered right after its value; for a transform without headers."""
+    names = asked_attributes(cell)
+    rng.shuffle(names)
+    claims = [(name, claim(cell, name, rng)) for name in names]
+    return to_messages([(f" {name} {value}", "Yes" if cell[name] == value else "No") for name, value in claims])
+
+
+def closed_turn(cell: Attributes, name: str, rng: random.Random) -> Turn:
+    """Ask whether an attribute has a value, in the words of the evaluation."""
+    if name in _PRESENCE:
+        return f"Is there {name}? Answer yes or no.", f"{cell[name].capitalize()}."
+    value = claim(cell, name, rng)
+    return f"Is the {name} {value}? Answer yes or no.", "Yes." if value == cell[name] else "No."
+
+
 def _description_turn(cell: Attributes, rng: random.Random) -> Turn:
     return rng.choice(DESCRIBE), describe(cell, rng)
 
@@ -110,15 +159,20 @@ _ABOUT_ONE: tuple[tuple[Callable[[Attributes, str, random.Random], Turn], int], 
 )
 
 
-def conversation(cell: Attributes, rng: random.Random) -> tuple[Message, ...]:
+_BY_VALUE = ((open_turn, 30), (_choice_by_value, 34), (yes_no_turn, 4), (closed_turn, 20), (brief_turn, 12))
+
+
+def conversation(cell: Attributes, rng: random.Random, value_first: bool = False) -> tuple[Message, ...]:
     """Return six to ten turns about a cell: questions on its attributes and one request for a description.
 
-    No attribute is asked about twice, so that no answer can be copied from an earlier one.
+    No attribute is asked about twice, so that no answer can be copied from an earlier one. With `value_first` answers
+    to multiple-choice questions name the value before the letter, and closed questions are mostly the evaluation's.
     """
     names = asked_attributes(cell)
     rng.shuffle(names)
     names = names[: rng.randint(5, min(9, len(names)))]
-    kinds = rng.choices([kind for kind, _ in _ABOUT_ONE], [weight for _, weight in _ABOUT_ONE], k=len(names))
+    forms = _BY_VALUE if value_first else _ABOUT_ONE
+    kinds = rng.choices([kind for kind, _ in forms], [weight for _, weight in forms], k=len(names))
     turns = [kind(cell, name, rng) for kind, name in zip(kinds, names, strict=True)]
     if cell["granularity"] == "no" and rng.random() < 0.1:
         absent = rng.choice(("granule type", "granule colour"))

@@ -11,7 +11,8 @@ from medtune.data.multiple_choice import open_question
 from medtune.data.randomness import sample_rng
 from medtune.data.sample import Message, Sample, report_sample
 from medtune.datasets.cells.attributes import Attributes, asked_attributes, cell_report, options, sample_attributes
-from medtune.datasets.cells.instructions import attribute_list, conversation, phrase_list
+from medtune.datasets.cells.instructions import attribute_list, check_drill, checks, conversation, phrase_list
+from medtune.datasets.cells.lookups import drill, fact_conversation, lookup_conversation, sentence_drill
 from medtune.datasets.cells.render import render_cell
 from medtune.datasets.cells.text_tasks import text_conversation
 from medtune.datasets.cells.wording import open_answer
@@ -109,6 +110,19 @@ class RenderedCells:
         messages = conversation(self.attributes(number), sample_rng(self._seed, 0, number, "instructions"))
         return Sample(f"cell-{number:06d}-instructions", (f"cell-{number:06d}.png",), messages)
 
+    def _by_value(self, number: int) -> Sample:
+        rng = sample_rng(self._seed, 0, number, "by_value")
+        messages = conversation(self.attributes(number), rng, value_first=True)
+        return Sample(f"cell-{number:06d}-by-value", (f"cell-{number:06d}.png",), messages)
+
+    def _checks(self, number: int) -> Sample:
+        messages = checks(self.attributes(number), sample_rng(self._seed, 0, number, "checks"))
+        return Sample(f"cell-{number:06d}-checks", (f"cell-{number:06d}.png",), messages)
+
+    def _check_drills(self, number: int) -> Sample:
+        messages = check_drill(self.attributes(number), sample_rng(self._seed, 0, number, "check_drills"))
+        return Sample(f"cell-{number:06d}-check-drill", (f"cell-{number:06d}.png",), messages, {"drill": True})
+
     def _attributes(self, number: int) -> Sample:
         messages = attribute_list(self.attributes(number), sample_rng(self._seed, 0, number, "attributes"))
         return Sample(f"cell-{number:06d}-attributes", (f"cell-{number:06d}.png",), messages)
@@ -121,6 +135,29 @@ class RenderedCells:
         messages = text_conversation(self.attributes(number), sample_rng(self._seed, 0, number, "text"))
         return Sample(f"text-{number:06d}", (), messages)
 
+    def _text_by_value(self, number: int) -> Sample:
+        rng = sample_rng(self._seed, 0, number, "text_by_value")
+        return Sample(f"text-{number:06d}", (), text_conversation(self.attributes(number), rng, value_first=True))
+
+    def _drills(self, number: int) -> Sample:
+        return Sample(f"drill-{number:06d}", (), drill(sample_rng(self._seed, 0, number, "drills")), {"drill": True})
+
+    def _sentence_drills(self, number: int) -> Sample:
+        return Sample(
+            f"sentence-drill-{number:06d}",
+            (),
+            sentence_drill(sample_rng(self._seed, 0, number, "sentence_drills")),
+            {"drill": True},
+        )
+
+    def _lookups(self, number: int) -> Sample:
+        messages = lookup_conversation(sample_rng(self._seed, 0, number, "lookups"))
+        return Sample(f"lookups-{number:06d}", (), messages)
+
+    def _facts(self, number: int) -> Sample:
+        messages = fact_conversation(sample_rng(self._seed, 0, number, "facts"))
+        return Sample(f"facts-{number:06d}", (), messages)
+
 
 KINDS: dict[str, Callable[[RenderedCells, int], Sample]] = {
     "reports": RenderedCells._report,
@@ -130,4 +167,12 @@ KINDS: dict[str, Callable[[RenderedCells, int], Sample]] = {
     "phrases": RenderedCells._phrases,
     "preferences": RenderedCells._preference,
     "text": RenderedCells._text,
+    "instructions_by_value": RenderedCells._by_value,
+    "text_by_value": RenderedCells._text_by_value,
+    "check_drills": RenderedCells._check_drills,
+    "checks": RenderedCells._checks,
+    "drills": RenderedCells._drills,
+    "sentence_drills": RenderedCells._sentence_drills,
+    "lookups": RenderedCells._lookups,
+    "facts": RenderedCells._facts,
 }

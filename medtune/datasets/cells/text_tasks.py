@@ -20,13 +20,7 @@ from medtune.datasets.cells.instructions import (
     yes_no_turn,
 )
 from medtune.datasets.cells.wording import open_answer
-
-#: Words in addition to the attributes' values, so that copying and matching are learnt for any word.
-WORDS = (
-    "cat", "dog", "house", "tree", "water", "stone", "green", "yellow", "white", "black", "large", "thin", "thick",
-    "left", "right", "upper", "lower", "normal", "mild", "severe", "cell", "nucleus", "blood", "image", "scan", "lung",
-    "heart", "skin", "bone", "brain", "one", "two", "three", "four", "five", "six",
-)  # fmt: skip
+from medtune.datasets.cells.words import WORDS
 
 _SMALL_TALK = (
     ("Hello.", "Hello. How can I help?"),
@@ -74,7 +68,7 @@ def _stated(cell: Attributes, names: list[str], rng: random.Random) -> str:
     return " ".join(open_answer(name, cell[name]) for name in names)
 
 
-def _from_statement(cell: Attributes, rng: random.Random) -> list[Turn]:
+def _from_statement(cell: Attributes, rng: random.Random, value_first: bool = False) -> list[Turn]:
     """State attributes, then ask about them in any order and form, options shuffled more often than not."""
     names = rng.sample(asked_attributes(cell), k=rng.randint(1, 4))
     statement = _stated(cell, names, rng)
@@ -84,17 +78,20 @@ def _from_statement(cell: Attributes, rng: random.Random) -> list[Turn]:
     for name in rng.sample(names, k=len(names)):
         ask = rng.choices((open_turn, yes_no_turn, brief_turn, None), (2, 3, 1, 5))[0]
         if ask is None:
-            turns.append(choice_turn(name, cell[name], offered(name, cell[name], rng), rng))
+            turns.append(choice_turn(name, cell[name], offered(name, cell[name], rng), rng, value_first))
         else:
             turns.append(ask(cell, name, rng))
     return [(f"{statement} {turns[0][0]}", turns[0][1]), *turns[1:]]
 
 
-def text_conversation(cell: Attributes, rng: random.Random) -> tuple[Message, ...]:
-    """Return a conversation without an image: copying, option look-ups, or questions on stated attributes."""
+def text_conversation(cell: Attributes, rng: random.Random, value_first: bool = False) -> tuple[Message, ...]:
+    """Return a conversation without an image: copying, option look-ups, or questions on stated attributes.
+
+    With `value_first` answers to multiple-choice questions name the value before the letter, and there are no look-ups.
+    """
     tasks: list[tuple[Callable[[], list[Turn]], int]] = [
-        (lambda: _from_statement(cell, rng), 55),
-        (lambda: _lookups(rng), 32),
+        (lambda: _from_statement(cell, rng, value_first), 55),
+        (lambda: _lookups(rng), 0 if value_first else 32),
         (lambda: _copying(rng), 10),
         (lambda: [rng.choice(_SMALL_TALK)], 3),
     ]

@@ -1,5 +1,6 @@
 """Models of every family's architecture for a laptop, with their own tokenizer."""
 
+from medtune.models.mini._drill_transform import mini_drill_transform
 from medtune.models.mini._gemma3 import lora_mini_gemma3, mini_gemma3, mini_gemma3_transform, qlora_mini_gemma3
 from medtune.models.mini._internvl import lora_mini_internvl, mini_internvl, qlora_mini_internvl
 from medtune.models.mini._internvl_transform import mini_internvl_transform
@@ -23,6 +24,7 @@ __all__ = [
     "lora_mini_qwen2_5_vl",
     "lora_mini_sq_llava",
     "lora_mini_vlm",
+    "mini_drill_transform",
     "mini_gemma3",
     "mini_internvl",
     "mini_gemma3_transform",
