@@ -1,11 +1,10 @@
-"""Make the included mini base model again, from random weights: five stages of ``sft``, export, gate.
+"""Train a mini base that matches options to letters, from random weights: five stages of ``sft``, export, gate.
 
-    python benchmark/mini_base.py [--seed 100] [--work runs/mini_base_again] [key=value ...]
+    python benchmark/mini_letters.py [--seed 100] [--work runs/mini_letters_base] [key=value ...]
 
-Every stage is a config that can be run alone; together they take about an hour and a half on one idle core. A stopped
-run goes on where it stopped. ``--seed`` is added to the seed of each stage: other initial weights, other orders. Further
-arguments override keys of every stage. The model is written to ``WORK/base`` and the result of
-benchmark/mini_base_gate.py to ``WORK/gate.json``; copy the folder to ``medtune/assets/mini_base`` to include it.
+Every stage is a config that can be run alone. A stopped run goes on where it stopped. ``--seed`` is added to the seed
+of each stage: other initial weights, other orders. Further arguments override keys of every stage. The model is written to
+``WORK/base``, the result of benchmark/mini_base_gate.py to ``WORK/gate.json``, and the seconds to ``WORK/stages.json``.
 """
 
 import argparse
@@ -19,7 +18,13 @@ from medtune.config import load_config
 from medtune.evaluation.provenance import stamp
 from medtune.training.config import TrainConfig
 
-STAGES = ("mini_base_drills", "mini_base_text", "mini_base_vision", "mini_base", "mini_base_styles")
+STAGES = (
+    "mini_letters_drills",
+    "mini_letters_sentences",
+    "mini_letters_text",
+    "mini_letters_vision",
+    "mini_letters",
+)
 """Configs of ``sft``, each of which starts from the weights of the one before."""
 
 
@@ -48,7 +53,7 @@ def main() -> int:
     """Run the stages, export the last one and ask it the questions of the gate."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seed", type=int, default=0, help="added to the seed of each stage (default: 0)")
-    parser.add_argument("--work", type=Path, default=Path("runs/mini_base_again"), help="folder of the runs")
+    parser.add_argument("--work", type=Path, default=Path("runs/mini_letters_base"), help="folder of the runs")
     parser.add_argument("--cells", type=int, default=400, help="questions of the gate")
     options, overrides = parser.parse_known_args()
     seconds = {
