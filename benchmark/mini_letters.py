@@ -3,8 +3,8 @@
     python benchmark/mini_letters.py [--seed 100] [--work runs/mini_letters_base] [key=value ...]
 
 Every stage is a config that can be run alone. A stopped run goes on where it stopped. ``--seed`` is added to the seed
-of each stage: other initial weights, other orders. Further arguments override keys of every stage. The model is written to
-``WORK/base``, the result of benchmark/mini_base_gate.py to ``WORK/gate.json``, and the seconds to ``WORK/stages.json``.
+of each stage: other initial weights, other orders. Further arguments override keys of every stage. The model is written
+to ``WORK/base``, the result of benchmark/mini_base_gate.py to ``WORK/gate.json``, the seconds to ``WORK/stages.json``.
 """
 
 import argparse
