@@ -26,12 +26,16 @@ def multiple_choice_prompt(question: str, options: Sequence[str]) -> str:
         DataError: if there are fewer than two or more than 26 options, or repeated ones.
     """
     check_options(options)
-    lettered = "\n".join(f"{letter}. {option}" for letter, option in zip(LETTERS, options, strict=False))
     letters = " or ".join(LETTERS[: len(options)])
     return (
-        f"{question}\n{lettered}\n"
+        f"{question}\n{lettered(options)}\n"
         f'Response with only the letter of the correct choice, starting with "{ANSWER_PHRASE} [{letters}].".'
     )
+
+
+def lettered(options: Sequence[str]) -> str:
+    """Write options one per line, each after its letter: ``A. big``."""
+    return "\n".join(f"{letter}. {option}" for letter, option in zip(LETTERS, options, strict=False))
 
 
 def multiple_choice_answer(options: Sequence[str], answer: str) -> str:

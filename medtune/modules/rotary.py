@@ -1,6 +1,5 @@
 """Rotary positions (RoPE, Su et al. 2021, Eq. 34) in few kernels: the plain rotation, forward and backward."""
 
-from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -18,31 +17,29 @@ def rotate_pairs(x: Tensor, table: Tensor) -> Tensor:
     Returns:
         [b, s, heads, d].
     """
-    return _Rotated.apply(x, _turn_pairs, table)
+    return _RotatedPairs.apply(x, table)
 
 
-def _turn_pairs(x: Tensor, back: bool, table: Tensor) -> Tensor:
+class _RotatedPairs(torch.autograd.Function):
+    """A rotation; its gradient is the rotation back."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, table: Tensor) -> Tensor:
+        ctx.save_for_backward(table)
+        return _turned(x, torch.view_as_complex(table))
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
+        (table,) = ctx.saved_tensors
+        return _turned(gradient, torch.view_as_complex(table).conj()), None
+
+
+def _turned(x: Tensor, turn: Tensor) -> Tensor:
     out = x.new_empty(x.shape)
-    turn = torch.view_as_complex(table)
-    torch.mul(_as_complex(x.contiguous()), turn.conj() if back else turn, out=_as_complex(out))
+    torch.mul(_as_complex(x.contiguous()), turn, out=_as_complex(out))
     return out
 
 
 def _as_complex(x: Tensor) -> Tensor:
     return torch.view_as_complex(x.unflatten(-1, (-1, 2)))
-
-
-class _Rotated(torch.autograd.Function):
-    """A rotation; its gradient is the rotation back."""
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, turn: Callable[..., Tensor], *table: Tensor) -> Tensor:
-        ctx.save_for_backward(*table)
-        ctx.turn = turn
-        return turn(x, False, *table)
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Any, ...]:
-        table = ctx.saved_tensors
-        return ctx.turn(gradient, True, *table), None, *(None for _ in table)

@@ -126,8 +126,7 @@ def plan(config: str, overrides: Sequence[str] = (), gpus: int | None = None, le
         result.sections.append(("Training and validation", compared or "have something in common that is not allowed"))
     result.memory = _memory(settings, parts, stages, data, world, transform)
     title = "Memory on the GPU" if world == 1 else f"Memory on each of {world} GPUs"
-    assumed = min(ASSUMED_TOKENS, model.longest_text or ASSUMED_TOKENS)
-    result.sections.append((title, _memory_text(settings, data, result.memory, model.reads_text, assumed)))
+    result.sections.append((title, _memory_text(settings, data, result.memory, model.reads_text, _tokens(model, None))))
     references = [one.weights for one in objective.companions().values() if one.is_reference and one.weights]
     for weights in filter(None, [settings.checkpoint, *references]):
         _try(lambda weights=weights: _check_base(weights, model), result.problems)

@@ -14,7 +14,6 @@ from torchtune.modules.peft import LoRALinear
 from medtune.config import Component, instantiate
 from medtune.models.common.lean_layers import (
     AdaptedLinear,
-    HalvesRotary,
     LeanFeedForward,
     PairsRotary,
     ScaledPairsRotary,
@@ -22,7 +21,7 @@ from medtune.models.common.lean_layers import (
 )
 from tests.families import FAMILIES
 
-LEAN = (AdaptedLinear, LeanFeedForward, HalvesRotary, PairsRotary, ScaledPairsRotary)
+LEAN = (AdaptedLinear, LeanFeedForward, PairsRotary, ScaledPairsRotary)
 
 
 @contextmanager
@@ -168,7 +167,7 @@ def test_an_activation_that_may_return_its_input_is_left_to_torchtune() -> None:
 @pytest.mark.parametrize("positions", [None, "rows", "one row"])
 def test_positions_of_every_form_that_torchtune_takes(positions: str | None) -> None:
     places = {None: None, "rows": torch.randint(0, 50, (2, 5)), "one row": torch.arange(3, 8)}[positions]
-    for kind in (RotaryPositionalEmbeddings, *(k.__mro__[1] for k in (HalvesRotary, ScaledPairsRotary))):
+    for kind in (RotaryPositionalEmbeddings, ScaledPairsRotary.__mro__[1]):
         plain, lean = kind(6, 50).bfloat16(), kind(6, 50).bfloat16()  # their tables too, as a model's
         use_lean_layers(lean)
         assert type(lean) is not kind

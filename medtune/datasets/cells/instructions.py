@@ -4,7 +4,7 @@ import random
 from collections.abc import Callable, Sequence
 
 from medtune.data.multiple_choice import (
-    LETTERS,
+    lettered,
     multiple_choice_answer,
     multiple_choice_prompt,
     open_question,
@@ -78,23 +78,23 @@ def choice_turn(name: str, answer: str, choices: Sequence[str], rng: random.Rand
     """
     question = open_question(name)
     draw = rng.random()
-    letter = value_and_letter(name, answer, choices) if value_first else multiple_choice_answer(choices, answer)
+    reply = value_and_letter(name, answer, choices) if value_first else multiple_choice_answer(choices, answer)
     if draw < 0.6:
-        return multiple_choice_prompt(question, choices), letter
-    lettered = "\n".join(f"{letter}. {value}" for letter, value in zip(LETTERS, choices, strict=False))
+        return multiple_choice_prompt(question, choices), reply
+    asked = f"{question}\n{lettered(choices)}"
     if draw < 0.8:
-        return f"{question}\n{lettered}", letter
+        return asked, reply
     if draw < 0.9:
-        return f"{question}\n{lettered}\nOnly the letter.", option_letter(choices, answer)
-    return f"{question}\n{lettered}\nName the value, then the letter.", value_and_letter(name, answer, choices)
+        return f"{asked}\nOnly the letter.", option_letter(choices, answer)
+    return f"{asked}\nName the value, then the letter.", value_and_letter(name, answer, choices)
 
 
 def yes_no_turn(cell: Attributes, name: str, rng: random.Random) -> Turn:
     """Ask whether an attribute has a value; "Yes" and "No" are equally frequent, and some answers give the reason."""
     if name in _PRESENCE and rng.random() < 0.5:
         return rng.choice(_PRESENCE[name]), f"{cell[name].capitalize()}."
-    true = rng.random() < 0.5
-    claimed = cell[name] if true else rng.choice([value for value in options(name) if value != cell[name]])
+    claimed = claim(cell, name, rng)
+    true = claimed == cell[name]
     question = f"Is the {name} {claimed}?"
     if rng.random() < 0.65:
         return question, "Yes." if true else "No."

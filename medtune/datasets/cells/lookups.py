@@ -1,13 +1,18 @@
 """Conversations without an image that teach matching on words well beyond a cell's attributes.
 
-A small decoder learns to find an option's letter in minutes instead of hours if it learns simpler look-ups beside it
-that give a signal at every token: repeating a list, and naming the words of letters. Every word of an answer follows
-from the request, so that nothing in it is noise.
+A small decoder learns to find an option's letter in minutes if it also learns simpler look-ups: to repeat a list, and to
+name the words of letters. docs/decisions.md ("The mini model") says what did not work.
 """
 
 import random
 
-from medtune.data.multiple_choice import ANSWER_PHRASE, LETTERS, multiple_choice_answer, multiple_choice_prompt
+from medtune.data.multiple_choice import (
+    ANSWER_PHRASE,
+    LETTERS,
+    lettered,
+    multiple_choice_answer,
+    multiple_choice_prompt,
+)
 from medtune.data.sample import Message
 from medtune.datasets.cells.attributes import ATTRIBUTES
 from medtune.datasets.cells.instructions import Turn, to_messages, value_and_letter
@@ -17,13 +22,8 @@ from medtune.datasets.cells.words import GENERAL, WORDS
 _OPTIONS, _QUERIES = 5, 10
 
 
-def vocabulary() -> list[str]:
-    """Return the words that are matched: those of the instructions and of the attributes, some of several words."""
-    values = {value for listed in ATTRIBUTES.values() for value in listed}
-    return sorted({*GENERAL.split(), *WORDS, *values} - {"a", "I", "no", "yes"})
-
-
-_VOCABULARY = vocabulary()
+_VALUES = {value for listed in ATTRIBUTES.values() for value in listed}
+_VOCABULARY = sorted({*GENERAL.split(), *WORDS, *_VALUES} - {"a", "I", "no", "yes"})
 _SPLIT = frozenset(
     """
 also analysis analyze assessment attached between body briefly carefully change characteristics clinical common complete
@@ -37,16 +37,12 @@ _WHOLE = [word for word in _VOCABULARY if word.isalpha() and len(word) > 2 and w
 """Words that are one token of the included tokenizer."""
 
 
-def _lettered(words: list[str]) -> str:
-    return "\n".join(f"{letter}. {word}" for letter, word in zip(LETTERS, words, strict=False))
-
-
 def _turns(start: str, asked: list[str], answers: list[str]) -> tuple[Message, ...]:
     return to_messages([(start + asked[0], answers[0]), *zip(asked[1:], answers[1:], strict=True)])
 
 
 def _repeated(rng: random.Random) -> tuple[Message, ...]:
-    # Always 20 tokens: at a fixed distance a model learns to copy within 200 steps, at a changing one it does not.
+    # Always 20 tokens: a model learns to copy at a fixed distance first.
     words = "".join(f" {word}" for word in rng.sample(_WHOLE, k=20))
     return to_messages([(words, words)])
 
@@ -54,13 +50,13 @@ def _repeated(rng: random.Random) -> tuple[Message, ...]:
 def _word_of_letter(rng: random.Random) -> tuple[Message, ...]:
     words = rng.sample(_WHOLE, k=_OPTIONS)
     asked = rng.choices(range(_OPTIONS), k=_QUERIES)
-    return _turns(f"{_lettered(words)}\n", [LETTERS[index] for index in asked], [f" {words[index]}" for index in asked])
+    return _turns(f"{lettered(words)}\n", [LETTERS[index] for index in asked], [f" {words[index]}" for index in asked])
 
 
 def _letter_of_word(rng: random.Random) -> tuple[Message, ...]:
     words = rng.sample(_WHOLE, k=_OPTIONS)
     asked = rng.choices(range(_OPTIONS), k=_QUERIES)
-    return _turns(f"{_lettered(words)}\n", [f" {words[index]}" for index in asked], [LETTERS[index] for index in asked])
+    return _turns(f"{lettered(words)}\n", [f" {words[index]}" for index in asked], [LETTERS[index] for index in asked])
 
 
 def drill(rng: random.Random) -> tuple[Message, ...]:
@@ -82,7 +78,7 @@ def sentence_drill(rng: random.Random) -> tuple[Message, ...]:
     asked = rng.choices(range(len(words)), k=_QUERIES if near else 7)
     between, end = ("=", "") if near else (f". {ANSWER_PHRASE} ", ".")
     first, *others = [f" {words[index]}{between}" for index in asked]
-    questions = [f"{_lettered(words)}\n{first}", *(f"{end}{word}" for word in others)]
+    questions = [f"{lettered(words)}\n{first}", *(f"{end}{word}" for word in others)]
     return to_messages([(question, LETTERS[index]) for question, index in zip(questions, asked, strict=True)])
 
 
@@ -90,7 +86,7 @@ def lookup_conversation(rng: random.Random) -> tuple[Message, ...]:
     """Return a list of options and six turns, each with a word and the sentence with its letter."""
     words = rng.sample(_VOCABULARY, k=rng.randint(2, 6))
     asked = rng.choices(words, k=6)
-    return _turns(f"{_lettered(words)}\n", asked, [f"{word}. {multiple_choice_answer(words, word)}" for word in asked])
+    return _turns(f"{lettered(words)}\n", asked, [f"{word}. {multiple_choice_answer(words, word)}" for word in asked])
 
 
 def fact_conversation(rng: random.Random) -> tuple[Message, ...]:

@@ -7,7 +7,7 @@ instead of learning which letter belongs to which value.
 import random
 from collections.abc import Callable
 
-from medtune.data.multiple_choice import LETTERS, multiple_choice_answer
+from medtune.data.multiple_choice import LETTERS, lettered, multiple_choice_answer
 from medtune.data.sample import Message
 from medtune.datasets.cells.attributes import ATTRIBUTES, Attributes, asked_attributes, cell_report
 from medtune.datasets.cells.instructions import (
@@ -47,7 +47,6 @@ def _copying(rng: random.Random) -> list[Turn]:
 def _lookups(rng: random.Random) -> list[Turn]:
     """List lettered options once, then ask for letters and for options in turn."""
     choices = rng.sample(_pool(), k=rng.randint(2, 6))
-    lettered = "\n".join(f"{letter}. {value}" for letter, value in zip(LETTERS, choices, strict=False))
     turns: list[Turn] = []
     for value in rng.sample(choices, k=len(choices)):
         letter = LETTERS[choices.index(value)]
@@ -58,7 +57,7 @@ def _lookups(rng: random.Random) -> list[Turn]:
         )
         turns.append(rng.choice(forms))
     first, answer = turns[0]
-    return [(f"{lettered}\n{first}", answer), *turns[1:]]
+    return [(f"{lettered(choices)}\n{first}", answer), *turns[1:]]
 
 
 def _stated(cell: Attributes, names: list[str], rng: random.Random) -> str:

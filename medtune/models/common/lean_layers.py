@@ -10,7 +10,6 @@ import torch
 from torch import Tensor, nn
 from torchtune.models.clip._text_encoder import QuickGELU
 from torchtune.models.llama3_1._position_embeddings import Llama3ScaledRoPE
-from torchtune.models.qwen2._positional_embeddings import Qwen2RotaryPositionalEmbeddings
 from torchtune.modules import FeedForward, RotaryPositionalEmbeddings
 from torchtune.modules.peft import LoRALinear
 
@@ -66,22 +65,6 @@ class LeanFeedForward(FeedForward):
         return self.w2(self.activation(gate))
 
 
-class HalvesRotary(Qwen2RotaryPositionalEmbeddings):
-    """Rotary positions on the two halves of a head."""
-
-    def forward(self, x: Tensor, input_pos: Tensor | None = None) -> Tensor:
-        """Rotate heads [b, s, heads, d]; ``input_pos`` [b, s], None counts from 0."""
-        return super().forward(x, input_pos=input_pos)
-
-
-def rotate(x: Tensor, table: Tensor) -> Tensor:
-    """Rotate the halves of heads x [b, s, heads, d] by cosines and sines [b, s, 2 * d], in the type of x."""
-    cos, _, sin, _ = table.unsqueeze(2).to(x.dtype).chunk(4, dim=-1)  # the angles of both halves are the same
-    # plain: a pass without gradients (a frozen reference) must equal one with gradients to the bit
-    first, second = x.chunk(2, dim=-1)
-    return torch.cat([first * cos - second * sin, second * cos + first * sin], dim=-1)
-
-
 class PairsRotary(RotaryPositionalEmbeddings):
     """Rotary positions on neighbouring channels, in fp32."""
 
@@ -115,7 +98,6 @@ def _angles(cache: Tensor, x: Tensor, input_pos: Tensor | None) -> Tensor:
 _LEAN: dict[type, Any] = {
     LoRALinear: AdaptedLinear,
     FeedForward: LeanFeedForward,
-    Qwen2RotaryPositionalEmbeddings: HalvesRotary,
     RotaryPositionalEmbeddings: PairsRotary,
     Llama3ScaledRoPE: ScaledPairsRotary,
 }

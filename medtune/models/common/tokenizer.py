@@ -20,7 +20,7 @@ _SPECIAL = {
     "eom_id": "<|eom_id|>",
     "image_id": "<|image|>",
 }
-_PLACEHOLDERS = "\u2460\u2461\u203b\u2605\u25c6"
+_PLACEHOLDERS = "\u2460\u2461\u203b\u2605\u25c6"  # single tokens in the vocabularies of Qwen2.5 and Gemma 3
 SPECIAL_TOKENS = tuple(_SPECIAL.values())
 # Unicode reserves this code point and no text contains it, so it can mark a position inside a string.
 _CUT = "\ufdd0"
@@ -339,20 +339,23 @@ def special_ids(tokenizer: TextTokenizer, tokens: Iterable[str]) -> list[int]:
     return [tokenizer.special_id(token) for token in tokens]
 
 
-def placeholder(tokenizer: TextTokenizer | ChatTokenizer, *, after_space: bool) -> str:
-    """Return a character that is one token of a published vocabulary and that no report uses.
+def placeholder(
+    tokenizer: TextTokenizer | ChatTokenizer, *, after_space: bool, candidates: Sequence[str] = _PLACEHOLDERS
+) -> str:
+    """Return a rare character that is always one token, whose embedding learned vectors replace.
 
     Args:
         tokenizer: gives ids.
         after_space: whether a user's message stands after a space in the chat format.
+        candidates: characters that are tried in this order.
 
     Raises:
         ModelError: if the tokenizer has none of them as one token.
     """
-    for character in _PLACEHOLDERS:
+    for character in candidates:
         try:
             single_token(tokenizer, character, after_space=after_space)
         except ModelError:
             continue
         return character
-    raise ModelError(f"the tokenizer has none of {' '.join(_PLACEHOLDERS)} as one token; is it that of the checkpoint?")
+    raise ModelError(f"the tokenizer has none of {' '.join(candidates)} as one token; is it that of the checkpoint?")

@@ -5,13 +5,13 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torchtune.models.qwen2._positional_embeddings import Qwen2RotaryPositionalEmbeddings
 from torchtune.modules import MultiHeadAttention
 
 from medtune.models.common.branch_attention import placed
-from medtune.models.common.lean_layers import HalvesRotary
 
 
-class ScaledRotary(HalvesRotary):
+class ScaledRotary(Qwen2RotaryPositionalEmbeddings):
     """Rotary positions on the two halves of a head, divided by a factor (linear scaling, Chen et al. 2023).
 
     Args:

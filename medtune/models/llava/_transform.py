@@ -8,7 +8,7 @@ from medtune.models.common.chat_formats import huatuo, mistral
 from medtune.models.common.chat_template import VICUNA_SYSTEM, ChatTemplate, vicuna
 from medtune.models.common.early_transform import EarlyFusionTransform
 from medtune.models.common.folder_tokenizer import eos_token_of, folder_tokenizer
-from medtune.models.common.tokenizer import FastTokenizer, SentencePieceTokenizer, TextTokenizer, single_token
+from medtune.models.common.tokenizer import FastTokenizer, SentencePieceTokenizer, TextTokenizer, placeholder
 from medtune.models.llava._images import SquareMode, SquareTiler
 from medtune.models.llava._model_builders import HUATUO, IMAGE_ID, IMAGE_SIZE, LLAVA1_5, LLAVA_MED
 from medtune.models.llava._shape import LlavaShape
@@ -53,25 +53,6 @@ def check_image_token(tokenizer: TextTokenizer, image_id: int, file: Path) -> No
         return
     if found != image_id:
         raise ModelError(f"{file}: {IMAGE_TOKEN} has the id {found}, the model's is {image_id}")
-
-
-def placeholder_of(tokenizer: TextTokenizer, after_space: bool) -> str:
-    """A character that is always one token, whose embedding learned vectors replace.
-
-    Args:
-        tokenizer: gives ids.
-        after_space: whether a user's message stands after a space in the chat format.
-
-    Raises:
-        ModelError: if no candidate is always one token.
-    """
-    for text in PLACEHOLDERS:
-        try:
-            single_token(tokenizer, text, after_space=after_space)
-        except ModelError:
-            continue
-        return text
-    raise ModelError(f"the tokenizer has none of {', '.join(PLACEHOLDERS)} as one token, so none can be a placeholder")
 
 
 def llava1_5_transform(
@@ -167,6 +148,6 @@ def llava_transform(
         image_id=shape.image_id,
         tokens_per_tile=shape.tokens_per_image,
         max_seq_len=max_seq_len,
-        placeholder_text=placeholder_of(tokenizer, template.after_space),
+        placeholder_text=placeholder(tokenizer, after_space=template.after_space, candidates=PLACEHOLDERS),
         supervise_header=supervise_header,
     )

@@ -13,9 +13,9 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
+from torchtune.models.qwen2._positional_embeddings import Qwen2RotaryPositionalEmbeddings
 
 from medtune.errors import ModelError
-from medtune.models.common.lean_layers import HalvesRotary, rotate
 
 _BITS = 15
 LONGEST_SIDE = 2**_BITS - 1
@@ -115,7 +115,7 @@ def three_axes(image: Tensor, vision_mask: Tensor, input_pos: Tensor | None) -> 
     return torch.where(image[..., None], torch.stack([start, row, column], dim=-1), text[..., None])
 
 
-class MRope(HalvesRotary):
+class MRope(Qwen2RotaryPositionalEmbeddings):
     """Rotary positions of which one section of the angles follows the time, one the row and one the column.
 
     Args:
@@ -151,3 +151,10 @@ class MRope(HalvesRotary):
         if input_pos is None or not input_pos.is_floating_point():
             return super().forward(x, input_pos=input_pos)
         return rotate(x, input_pos)
+
+
+def rotate(x: Tensor, table: Tensor) -> Tensor:
+    """Rotate the halves of heads x [b, s, heads, d] by cosines and sines [b, s, 2 * d], in the type of x."""
+    cos, _, sin, _ = table.unsqueeze(2).to(x.dtype).chunk(4, dim=-1)  # the angles of both halves are the same
+    first, second = x.chunk(2, dim=-1)
+    return torch.cat([first * cos - second * sin, second * cos + first * sin], dim=-1)

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torchtune.modules import MultiHeadAttention, RMSNorm, TransformerSelfAttentionLayer
 
 from medtune.models.common.early_fusion import ImageEncoder
-from medtune.models.common.lean_layers import rotate
+from medtune.models.qwen2_5_vl._positions import rotate
 from medtune.models.qwen2_5_vl._shape import FRAMES, MERGE
 
 PATCHES = MERGE**2  # of one block, which becomes one feature
