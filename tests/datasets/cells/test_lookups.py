@@ -10,7 +10,7 @@ from medtune.config import PACKAGE
 from medtune.data.sample import Message
 from medtune.datasets.cells import rendered_cells_dataset
 from medtune.datasets.cells.instructions import check_drill, checks, closed_turn, conversation
-from medtune.datasets.cells.lookups import _WHOLE, drill, fact_conversation, lookup_conversation
+from medtune.datasets.cells.lookups import _WHOLE, drill, fact_conversation, lookup_conversation, sentence_drill
 from medtune.losses.cross_entropy import IGNORE_INDEX
 from medtune.models.mini import mini_drill_transform, mini_transform
 
@@ -68,6 +68,29 @@ def test_drill_transform_writes_messages_as_they_are_and_supervises_answers_alon
         assert transform.tokenizer.decode([int(token) for token in learned]) == "".join(answers)
 
 
+def test_conversations_are_written_as_by_the_usual_transform() -> None:
+    drills, usual = mini_drill_transform(TOKENIZER), mini_transform(TOKENIZER)
+    for kind in ("lookups", "instructions_by_value"):
+        source = rendered_cells_dataset(3, 1, kind)
+        for index in range(3):
+            images = source.open_images(source[index])
+            found, expected = drills(source[index], images), usual(source[index], images)
+            assert found["tokens"] == expected["tokens"] and found["labels"] == expected["labels"]
+
+
+def test_sentence_drills_end_with_the_letter_of_their_word() -> None:
+    ends: Counter[str] = Counter()
+    for seed in range(60):
+        turns = _pairs(sentence_drill(random.Random(seed)))
+        start, _, first = turns[0][0].rpartition("\n")
+        options = _options(start)
+        for question, answer in [(first, turns[0][1]), *turns[1:]]:
+            match = re.fullmatch(r"\.? (\w+)(=|\. The correct answer is )", question)
+            assert match and options[answer] == match[1]
+            ends[match[2]] += 1
+    assert len(ends) == 2
+
+
 def test_lookups_name_the_letter_of_the_word() -> None:
     for seed in range(100):
         turns = _pairs(lookup_conversation(random.Random(seed)))
@@ -94,7 +117,7 @@ def test_facts_are_answered_from_the_statements() -> None:
             if options := _options(question):
                 letter = re.search(r"The correct answer is ([A-Z])\.$", answer)
                 assert letter and options[letter[1]] == facts[name[1]]
-    assert 0.4 < given["Yes."] / given.total() < 0.6
+    assert 0.44 < given["Yes."] / given.total() < 0.56
 
 
 @pytest.mark.parametrize("index", range(40))
@@ -131,6 +154,18 @@ def test_conversations_by_value_name_the_value_before_the_letter() -> None:
                 assert match and cell[match[1]] == match[2] == options[match[3]]
                 seen += 1
     assert seen > 100
+
+
+@pytest.mark.parametrize("kind", ["instructions_by_value", "text_by_value"])
+def test_kinds_by_value_never_give_the_letter_alone_unless_asked(kind: str) -> None:
+    source = rendered_cells_dataset(150, 2, kind)
+    asked = 0
+    for index in range(150):
+        for question, answer in _pairs(source[index].messages):
+            if _options(question) and "Only the letter" not in question:
+                assert re.match(r"The [a-z ]+ is [\w -]+\. The correct answer is [A-Z]\.$", answer)
+                asked += 1
+    assert asked > 50
 
 
 def test_check_drills_answer_right_after_the_value() -> None:
