@@ -1,7 +1,7 @@
 """Conversations without an image that teach matching on words well beyond a cell's attributes.
 
-A small decoder learns to find an option's letter in minutes if it also learns simpler look-ups: to repeat a list, and to
-name the words of letters. docs/decisions.md ("The mini model") says what did not work.
+A small decoder learns to find an option's letter in minutes if it also learns simpler look-ups: to repeat a list, and
+to name the words of letters. docs/decisions.md ("The mini model") says what did not work.
 """
 
 import random
