@@ -64,7 +64,8 @@ class EarlyFusionVLM(SharedVLM, nn.Module):
     Args:
         decoder: a torchtune decoder without fusion layers.
         encoder: tiles [n, 3, h, w] -> features [n, k, d]; holds ``vision`` and ``projection``.
-        image_id: the token that stands for one feature; it is never embedded, so it may lie beyond the vocabulary.
+        image_id: the token that stands for one feature. It may lie beyond the vocabulary: where there are
+            features, it is not embedded.
         family: converters and config of this model.
         adapters_only: train nothing but LoRA parameters.
     """
@@ -154,7 +155,11 @@ class EarlyFusionVLM(SharedVLM, nn.Module):
         if (length := used_positions(tokens, mask)) > decoder.max_seq_len:
             raise ModelError(f"a batch of {length} tokens is longer than the model's {decoder.max_seq_len}")
         image = tokens == self.image_id
-        h = decoder.tok_embeddings(tokens.masked_fill(image, 0))
+        if features is None and self.image_id < decoder.tok_embeddings.num_embeddings:
+            # A generated image token stands for no feature; it is embedded as any other, as in transformers.
+            h = decoder.tok_embeddings(tokens)
+        else:
+            h = decoder.tok_embeddings(tokens.masked_fill(image, 0))
         if features is not None:
             h = _place_features(h, image, features, vision_mask)
         if replace is not None:
