@@ -1,12 +1,13 @@
 """InstFree's Tables 1, 2 and 4 in miniature: ten models, three seeds, every test image of WBCAtt.
 
-    python benchmark/instfree_table.py [--processes 2] [--collect-only] [seeds=[0] ...]
+    python benchmark/instfree_table.py [--sweep NAME] [--processes 2] [--collect-only] [seeds=[0] ...]
 
 Prepares the data where they are not prepared, runs ``sweep/mini_tables`` (a second start goes on where the first one
 stopped) and writes one file: mean and standard deviation over seeds of every model's accuracies and retention, paired
 differences from FT and from InstFree, majority, chance, and the paper's own numbers, which are of an 11B model and are
-shares of right letters. ``--collect-only`` trains nothing and takes what is finished. Further arguments override keys
-of the sweep.
+shares of right letters. ``--sweep sweep/mini_medmnist_tables`` runs the models on BreastMNIST and PneumoniaMNIST, with
+one seed; the paper has no numbers of these. ``--collect-only`` trains nothing and takes what is finished. Further
+arguments override keys of the sweep.
 """
 
 import argparse
@@ -30,9 +31,8 @@ from medtune.reporting.runs import Run, read_run
 from medtune.sweep.config import SweepConfig, SweepRun, chains
 from medtune.sweep.run import run_sweep
 
-SWEEP = "sweep/mini_tables"
 REFERENCES = ("ft", "instfree")
-OUTPUT = Path(__file__).parent / "results" / "instfree_table.json"
+RESULTS = Path(__file__).parent / "results"
 DRAWS = 1000
 
 # Column WBCAtt of the paper's Tables 1, 2 and 4: percent, and the deviation over three seeds where it gives one.
@@ -52,6 +52,21 @@ PAPER_NOTE = (
     "Llama-3.2-11B-Vision at 560 pixels; share of questions whose letter the official parser reads and finds right, "
     "which is multiple_choice/accuracy_micro here"
 )
+
+
+class Domain(NamedTuple):
+    """What belongs to a sweep: the config that prepares its data, the file of its result, the paper's numbers."""
+
+    prepare: str
+    out: Path
+    paper: dict[str, tuple[float, float | None]]
+
+
+SWEEP = "sweep/mini_tables"
+DOMAINS = {
+    SWEEP: Domain("prepare/wbcatt_official", RESULTS / "instfree_table.json", PAPER),
+    "sweep/mini_medmnist_tables": Domain("prepare/medmnist_reports", RESULTS / "instfree_table_medmnist.json", {}),
+}
 
 
 class Measure(NamedTuple):
@@ -192,8 +207,10 @@ def _paired_runs(model: Model, reference: Model) -> dict[int | None, tuple[Run, 
     return pairs
 
 
-def table(config: SweepConfig, resamples: int = DRAWS) -> dict[str, Any]:
-    """Everything that the finished runs say, as plain JSON values."""
+def table(
+    config: SweepConfig, resamples: int = DRAWS, paper: dict[str, tuple[float, float | None]] = PAPER
+) -> dict[str, Any]:
+    """Everything that the finished runs say, as plain JSON values, beside the paper's numbers if it has any."""
     models, missing = finished(config)
     by_name = {model.name: model for model in models}
     runs = [run for model in models for run in model.runs.values()]
@@ -201,7 +218,7 @@ def table(config: SweepConfig, resamples: int = DRAWS) -> dict[str, Any]:
     rows = {}
     for model in models:
         against = {one: by_name[one] for one in REFERENCES if one in by_name and one != model.name}
-        paper, deviation = PAPER.get(model.name, (None, None))
+        accuracy, deviation = paper.get(model.name, (None, None))
         rows[model.name] = {
             "title": model.title,
             "measures": {name: spread(model, name) for name in asked},
@@ -209,7 +226,7 @@ def table(config: SweepConfig, resamples: int = DRAWS) -> dict[str, Any]:
                 one: {name: difference(model, reference, name, resamples) for name in asked}
                 for one, reference in against.items()
             },
-            "paper": {"accuracy": paper, "deviation": deviation},
+            **({"paper": {"accuracy": accuracy, "deviation": deviation}} if paper else {}),
         }
     protocols = runs[0].results["protocols"]
     return {
@@ -220,7 +237,7 @@ def table(config: SweepConfig, resamples: int = DRAWS) -> dict[str, Any]:
             task: {name: protocols[task]["overall"][name]["value"] for name in BASELINES} for task in protocols
         },
         "retention_of": list(asked["retention"].tasks) if "retention" in asked else [],
-        "paper_note": PAPER_NOTE,
+        **({"paper_note": PAPER_NOTE} if paper else {}),
         "commits_of_runs": sorted({str(run.results["provenance"]["commit"]) for run in runs}),
     }
 
@@ -237,22 +254,24 @@ COMPARED = ("open/accuracy_macro", "multiple_choice/accuracy_micro", "retention"
 
 
 def markdown(result: dict[str, Any]) -> str:
-    """Two Markdown tables in percent: the models beside the paper, and the paired differences."""
+    """Two Markdown tables in percent: the models beside the paper (if it has numbers), and the paired differences."""
     names = [name for name in COLUMNS if name in next(iter(result["models"].values()))["measures"]]
+    beside = ["paper"] if "paper_note" in result else []
     lines = [
         f"n = {result['n']['questions']:,} questions. Percent, mean ± standard deviation over seeds. Letters, yes/no: "
-        f"over questions. Retention: of {', '.join(result['retention_of']) or 'nothing'}. Paper: letters, 11B.",
+        f"over questions. Retention: of {', '.join(result['retention_of']) or 'nothing'}."
+        + (" Paper: letters, 11B." if beside else ""),
         "",
-        *heading(["model", "seeds", *(COLUMNS[name] for name in names), "paper"]),
+        *heading(["model", "seeds", *(COLUMNS[name] for name in names), *beside]),
     ]
     for row in result["models"].values():
         cells = [over_seeds(row["measures"][name]) for name in names]
         seeds = str(row["measures"][names[0]]["seeds"])
-        paper = percent(row["paper"]["accuracy"], row["paper"]["deviation"], unit=1.0)
-        lines.append(line([row["title"], seeds, *cells, paper]))
+        paper = [percent(row[one]["accuracy"], row[one]["deviation"], unit=1.0) for one in beside]
+        lines.append(line([row["title"], seeds, *cells, *paper]))
     for kind, title in (("majority", "majority of training"), ("chance", "chance")):
         cells = [_baseline_text(result["baselines"], name, kind) for name in names]
-        lines.append(f"| {title} | | " + " | ".join(cells) + " | |")
+        lines.append(line([title, "", *cells, *("" for _ in beside)]))
     for reference in REFERENCES:
         lines += _differences_text(result, reference, [name for name in COMPARED if name in names])
     if result["missing"]:
@@ -278,8 +297,8 @@ def _baseline_text(baselines: dict[str, dict[str, float]], name: str, kind: str)
     return percent(baselines[task][metric.replace("accuracy", kind)]) if metric else ""
 
 
-def prepare(config: SweepConfig) -> None:
-    """Prepare the data where they are not prepared.
+def prepare(config: SweepConfig, prepared_by: str = DOMAINS[SWEEP].prepare) -> None:
+    """Prepare the data of a sweep where they are not prepared, with the config of that name.
 
     Raises:
         MedtuneError: If that fails.
@@ -288,40 +307,45 @@ def prepare(config: SweepConfig) -> None:
         return
     from medtune.recipes.prepare import main as prepare_main
 
-    arguments = ["--config", "prepare/wbcatt_official", f"output_dir={config.prepared_dir}"]
-    if prepare_main([*arguments, f"image_root={config.image_root}"]):
+    arguments = ["--config", prepared_by, f"output_dir={config.prepared_dir}"]
+    if "{prepared}" not in config.image_root:  # else the images are written by this step
+        arguments.append(f"image_root={config.image_root}")
+    if prepare_main(arguments):
         raise MedtuneError("the prepare step failed")
 
 
 def parse(arguments: Sequence[str] | None) -> tuple[argparse.Namespace, SweepConfig]:
     """The options, and the sweep that they ask for."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--sweep", choices=list(DOMAINS), default=SWEEP, help="the sweep, which decides the data")
     parser.add_argument("--collect-only", action="store_true", help="train nothing; take what is finished")
     parser.add_argument("--processes", type=int, help="chains at a time, each on one thread")
     parser.add_argument("--output-dir", help="folder of the runs")
     parser.add_argument("--prepared-dir", help="folder of the prepared data")
-    parser.add_argument("--out", type=Path, default=OUTPUT, help="the JSON file")
+    parser.add_argument("--out", type=Path, help="the JSON file; by default a file of the sweep in benchmark/results")
     parser.add_argument("overrides", nargs="*", help="key=value of the sweep's config")
     options = parser.parse_args(arguments)
+    options.out = options.out or DOMAINS[options.sweep].out
     given = {name: getattr(options, name) for name in ("processes", "output_dir", "prepared_dir")}
     overrides = [f"{name}={one}" for name, one in given.items() if one is not None]
-    return options, load_config(SWEEP, SweepConfig, [*overrides, *options.overrides])
+    return options, load_config(options.sweep, SweepConfig, [*overrides, *options.overrides])
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Prepare, run or go on, collect, write and print."""
     try:
         options, config = parse(arguments)
+        domain = DOMAINS[options.sweep]
         if not options.collect_only:
-            prepare(config)
+            prepare(config, domain.prepare)
             run_sweep(config)
-        result = table(config)
+        result = table(config, paper=domain.paper)
     except MedtuneError as error:
         print(f"{type(error).__name__}: {error}", file=sys.stderr)
         return 2
     result = {
         **stamp("benchmark/instfree_table.py", arguments or sys.argv[1:]),
-        "sweep": SWEEP,
+        "sweep": options.sweep,
         **result,
     }
     write(options.out, result)

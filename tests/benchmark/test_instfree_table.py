@@ -9,8 +9,10 @@ import pytest
 
 from medtune.config import load_config
 from medtune.errors import DataError
+from medtune.sweep.config import data_of
 from medtune.sweep.run import SweepConfig
 from tests.benchmark.scripts import script
+from tests.datasets.medmnist_files import write_medmnist
 from tests.reporting.conftest import make_questions, write_run
 
 table = script("instfree_table")
@@ -159,3 +161,47 @@ def test_data_are_prepared_only_where_they_are_not(tmp_path: Path, medtune_data:
     made.unlink()
     table.prepare(config)
     assert not made.exists()
+
+
+MEDMNIST = "sweep/mini_medmnist_tables"
+
+
+def test_the_sweep_decides_data_images_and_result() -> None:
+    options, config = table.parse([])
+    assert options.sweep == "sweep/mini_tables" and options.out.name == "instfree_table.json"
+    assert config.prepared_dir == "prepared/wbcatt_official" and config.train == "instfree/mini_wbcatt"
+    options, config = table.parse(["--sweep", MEDMNIST, "--prepared-dir", "elsewhere"])
+    assert options.out == table.RESULTS / "instfree_table_medmnist.json"
+    assert (config.train, config.seeds, config.center_crop) == ("instfree/mini_medmnist", [0], 1.0)
+    assert data_of(config) == ("elsewhere", "elsewhere/images.tar")
+    assert [one.name for one in config.variants] == list(table.PAPER)
+    assert table.parse(["--sweep", MEDMNIST, "--out", "mine.json"])[0].out == Path("mine.json")
+
+
+def test_a_sweep_of_another_kind_is_refused(capsys: pytest.CaptureFixture) -> None:
+    with pytest.raises(SystemExit):
+        table.parse(["--sweep", "sweep/mini_alpha"])
+    assert "invalid choice: 'sweep/mini_alpha'" in capsys.readouterr().err
+
+
+def test_the_papers_numbers_stand_beside_wbcatt_alone(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    out = tmp_path / "table.json"
+    options = ["--sweep", MEDMNIST, "--collect-only", "--output-dir", str(folder), "--out", str(out), "seeds=[0,1]"]
+    assert table.main(options) == 0
+    result, printed = json.loads(out.read_text()), capsys.readouterr().out
+    assert result["sweep"] == MEDMNIST and "paper_note" not in result
+    assert all("paper" not in row for row in result["models"].values()) and "aper" not in printed
+    rows = [line for line in printed.splitlines() if line.startswith("|")]
+    assert len({line.count("|") for line in rows}) == 2 and rows[2].startswith("| untuned base | 1 |")
+
+
+def test_medmnist_is_prepared_from_its_files_with_its_images(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MEDTUNE_DATA", str(tmp_path))
+    for name in ("breast", "pneumonia", "blood"):
+        write_medmnist(tmp_path / "medmnist", name)
+    _, config = table.parse(["--sweep", MEDMNIST, "--prepared-dir", str(tmp_path / "out")])
+    table.prepare(config, table.DOMAINS[MEDMNIST].prepare)
+    assert sum(1 for _ in (tmp_path / "out/test.jsonl").open()) == 2 * 2 * 6
+    assert Path(data_of(config)[1]).is_file()

@@ -2,15 +2,24 @@
 
 import re
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Literal
+from typing import Literal, NamedTuple
 
 from medtune.config import nearest
 from medtune.data.archives import png_bytes, tar_blocks
 from medtune.data.sample import Sample
-from medtune.datasets.classification import Balance, Choice, ClassWeights, Row, Template, commonest, row_id
+from medtune.datasets.classification import (
+    Balance,
+    Choice,
+    ClassSet,
+    ClassWeights,
+    Row,
+    Template,
+    commonest,
+    row_id,
+)
 from medtune.datasets.medmnist.facts import FACTS, GRADES, RETINOPATHY, SPLITS, Facts
 from medtune.datasets.medmnist.npz import MedMnistFile
 from medtune.datasets.prepared import Prepared, Stream
@@ -24,8 +33,17 @@ _ABOUT_3D = (
 GradeNames = Literal["words", "numbers"]
 
 
+class DrawnImage(NamedTuple):
+    """One image that is written: its id and path, its right classes, and its weight in the training loss."""
+
+    id: str
+    image: str
+    indices: tuple[int, ...]
+    weight: float
+
+
 @dataclass(frozen=True)
-class _Chosen:
+class Chosen:
     """One set's file, and the rows of each split that are written."""
 
     file: MedMnistFile
@@ -34,22 +52,34 @@ class _Chosen:
 
     @property
     def name(self) -> str:
-        return self.file.facts.words.name
+        """Name of the set."""
+        return self.words.name
 
-    def samples(self, split: str, template: Template) -> Iterator[Sample]:
-        words = self.file.facts.words
+    @property
+    def words(self) -> ClassSet:
+        """Classes of the set, and its instruction."""
+        return self.file.facts.words
+
+    def drawn(self, split: str) -> Iterator[DrawnImage]:
+        """Yield the images of a split in the order of the file; copies of one have the same path."""
         for (row, copy), weight in zip(self.rows[split], self.weights[split], strict=True):
             id = f"{self.name}/{split}/{row}"
-            sample = words.sample(row_id(id, copy), f"{id}.png", self.file.indices(split, row), template)
-            yield replace(sample, weight=weight)
+            yield DrawnImage(row_id(id, copy), f"{id}.png", self.file.indices(split, row), weight)
+
+    def samples(self, split: str, template: Template) -> Iterator[Sample]:
+        """Yield the instructions and answers of a split."""
+        for image in self.drawn(split):
+            sample = self.words.sample(image.id, image.image, image.indices, template)
+            yield replace(sample, weight=image.weight)
 
     def images(self, split: str) -> Iterator[tuple[str, bytes]]:
+        """Yield the path and the PNG of each image of a split, each once."""
         for row, pixels in self.file.images(split, (row for row, _ in self.rows[split])):
             yield f"{self.name}/{split}/{row}.png", png_bytes(pixels)
 
-    def answers(self, split: str) -> list[str]:
-        words = self.file.facts.words
-        return [words.text(self.file.indices(split, row)) for row in range(self.file.sizes[split])]
+    def labels(self, split: str) -> list[tuple[int, ...]]:
+        """Return the right classes of every row of a split, whether it is written or not."""
+        return [self.file.indices(split, row) for row in range(self.file.sizes[split])]
 
 
 def prepare_medmnist(
@@ -87,28 +117,57 @@ def prepare_medmnist(
         DataError: for a file that cannot be used.
     """
     choice = Choice(template, balance_train, limit_train, limit_questions, seed, class_weights)
-    found = find_files(files, sets)
-    files_of = [MedMnistFile(path, _worded(FACTS[name], grades)) for name, path in found.items()]
-    _check_weights(class_weights, files_of)
-    chosen = [_choose(file, choice) for file in files_of]
-    answers = {part.name: part.answers("train") for part in chosen}
-
-    def images() -> Iterator[bytes]:
-        return tar_blocks(member for part in chosen for split in SPLITS for member in part.images(split))
-
+    chosen = choose_sets(find_files(files, sets), grades, choice)
+    answers = {part.name: [part.words.text(row) for row in part.labels("train")] for part in chosen}
     return Prepared(
         name="medmnist",
         splits={split: _stream(chosen, split, template) for split in SPLITS},
         inputs={part.name: part.file.path for part in chosen},
-        options={"sets": list(found), "grades": grades, **asdict(choice)},
+        options={"sets": [part.name for part in chosen], "grades": grades, **asdict(choice)},
         tables={"training_majority": {name: commonest(texts) for name, texts in answers.items()}},
         summary={
-            "sets": {part.name: {split: len(part.rows[split]) for split in SPLITS} for part in chosen},
+            "sets": image_counts(chosen),
             "training_values": {name: dict(Counter(texts).most_common(20)) for name, texts in answers.items()},
         },
-        files={IMAGES: images},
-        notes=[note for part in chosen for note in _notes(part.file)],
+        files=packed_images(chosen),
+        notes=size_notes(chosen),
     )
+
+
+def choose_sets(files: Mapping[str, Path], grades: GradeNames, choice: Choice) -> list[Chosen]:
+    """Read the files of sets, and choose the rows that are written.
+
+    Args:
+        files: name of a set to its file, as of :func:`find_files`.
+        grades: RetinaMNIST's classes in ``words``, or as ``numbers``.
+        choice: options of the draw.
+
+    Raises:
+        ConfigError: for unknown ``grades``, a weight of a class that none of the sets has, or options that do not fit.
+        DataError: for a file that cannot be used.
+    """
+    read = [MedMnistFile(path, _worded(FACTS[name], grades)) for name, path in files.items()]
+    _check_weights(choice.class_weights, read)
+    return [_choose(file, choice) for file in read]
+
+
+def packed_images(chosen: Sequence[Chosen]) -> dict[str, Callable[[], Iterator[bytes]]]:
+    """Return the archive of all images that are written, for :attr:`medtune.datasets.prepared.Prepared.files`."""
+
+    def images() -> Iterator[bytes]:
+        return tar_blocks(member for part in chosen for split in SPLITS for member in part.images(split))
+
+    return {IMAGES: images}
+
+
+def image_counts(chosen: Sequence[Chosen]) -> dict[str, dict[str, int]]:
+    """Return the number of rows of each set and split, copies included."""
+    return {part.name: {split: len(part.rows[split]) for split in SPLITS} for part in chosen}
+
+
+def size_notes(chosen: Sequence[Chosen]) -> list[str]:
+    """Return a sentence for each split whose size is not the official one."""
+    return [note for part in chosen for note in _notes(part.file)]
 
 
 def find_files(files: str | Sequence[str], sets: Sequence[str] | None = None) -> dict[str, Path]:
@@ -152,7 +211,7 @@ def find_files(files: str | Sequence[str], sets: Sequence[str] | None = None) ->
     return {name: found[name] for name in FACTS if name in found}
 
 
-def _choose(file: MedMnistFile, choice: Choice) -> _Chosen:
+def _choose(file: MedMnistFile, choice: Choice) -> Chosen:
     labels = {split: [file.indices(split, row) for row in range(file.sizes[split])] for split in SPLITS}
     words = file.facts.words
     rows = {split: choice.rows(words, split, labels[split]) for split in SPLITS}
@@ -160,7 +219,7 @@ def _choose(file: MedMnistFile, choice: Choice) -> _Chosen:
         own = {name: weight for name, weight in choice.class_weights.items() if name in words.weighable}
         choice = replace(choice, class_weights=own)
     weights = {split: choice.weights(words, split, [labels[split][row] for row, _ in rows[split]]) for split in SPLITS}
-    return _Chosen(file, rows, weights)
+    return Chosen(file, rows, weights)
 
 
 def _check_weights(given: ClassWeights, files: Sequence[MedMnistFile]) -> None:
@@ -170,7 +229,7 @@ def _check_weights(given: ClassWeights, files: Sequence[MedMnistFile]) -> None:
             raise ConfigError(f"class_weights: none of the sets has a class {name!r}; {nearest(name, known)}")
 
 
-def _stream(chosen: Sequence[_Chosen], split: str, template: Template) -> Stream:
+def _stream(chosen: Sequence[Chosen], split: str, template: Template) -> Stream:
     return Stream(lambda: (sample for part in chosen for sample in part.samples(split, template)))
 
 
