@@ -201,7 +201,9 @@ def test_medmnist_is_prepared_from_its_files_with_its_images(tmp_path: Path, mon
     monkeypatch.setenv("MEDTUNE_DATA", str(tmp_path))
     for name in ("breast", "pneumonia", "blood"):
         write_medmnist(tmp_path / "medmnist", name)
-    _, config = table.parse(["--sweep", MEDMNIST, "--prepared-dir", str(tmp_path / "out")])
-    table.prepare(config, table.DOMAINS[MEDMNIST].prepare)
+    started: list[SweepConfig] = []
+    monkeypatch.setattr(table, "run_sweep", started.append)
+    places = ["--prepared-dir", str(tmp_path / "out"), "--output-dir", str(tmp_path / "runs")]
+    assert table.main(["--sweep", MEDMNIST, *places]) == 2, "no run is finished"
     assert sum(1 for _ in (tmp_path / "out/test.jsonl").open()) == 2 * 2 * 6
-    assert Path(data_of(config)[1]).is_file()
+    assert started[0].train == "instfree/mini_medmnist" and Path(data_of(started[0])[1]).is_file()
