@@ -1,4 +1,4 @@
-"""Train a mini base that matches options to letters, from random weights: five stages of ``sft``, export, gate.
+"""Train a mini base that matches options to letters, from random weights: six stages of ``sft``, export, gate.
 
     python benchmark/mini_letters.py [--seed 100] [--work runs/mini_letters_base] [key=value ...]
 
@@ -24,6 +24,7 @@ STAGES = (
     "mini_letters_text",
     "mini_letters_vision",
     "mini_letters",
+    "mini_letters_styles",
 )
 """Configs of ``sft``, each of which starts from the weights of the one before."""
 

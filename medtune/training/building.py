@@ -24,7 +24,7 @@ from medtune.objectives.companions import load_companions
 from medtune.training.adapter import adapter_tensors
 from medtune.training.config import TrainConfig
 from medtune.training.fingerprint import base_fingerprint
-from medtune.training.parts import check_parts
+from medtune.training.parts import check_parts, set_aside_frozen
 from medtune.training.runtime import Runtime
 
 __all__ = [
@@ -59,7 +59,8 @@ def build_model(config: TrainConfig, runtime: Runtime) -> tuple[Any, Members]:
     torch.manual_seed(config.seed)
     with training.set_default_dtype(dtype), runtime.device:
         model = instantiate(config.model)
-    _check_parts(config, model.parts())  # before the weights, which may take minutes, are read
+    members = set_aside_frozen(model.parts(), config.frozen, config.trainable)
+    _check_parts(config, members)  # before the weights, which may take minutes, are read
     loaded: set[str] = set()
     if config.checkpoint:
         state = {**load_weights(config.checkpoint, model), **adapter_tensors(config, model)}
@@ -70,7 +71,7 @@ def build_model(config: TrainConfig, runtime: Runtime) -> tuple[Any, Members]:
         for name, parameter in model.named_parameters():
             if is_adapter_key(name) and keys[name] not in loaded:
                 parameter.copy_(adapter_start(keys[name], parameter, config.seed))
-    return model, model.parts()
+    return model, members
 
 
 def _check_parts(config: TrainConfig, members: Members) -> None:
@@ -125,7 +126,7 @@ def _load_base(model: nn.Module, state: dict[str, Tensor]) -> None:
 def _build_sharded(config: TrainConfig, runtime: Runtime, dtype: torch.dtype) -> tuple[Any, Members]:
     with training.set_default_dtype(dtype), torch.device("meta"):
         model = instantiate(config.model)
-    members = model.parts()
+    members = set_aside_frozen(model.parts(), config.frozen, config.trainable)
     _check_parts(config, members)
     if config.checkpoint:
         full = {**load_weights(config.checkpoint, model), **adapter_tensors(config, model)}

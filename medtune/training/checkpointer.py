@@ -37,6 +37,7 @@ def identity(config: TrainConfig, feed: BatchLoader, validation: BatchLoader | N
             "data": feed.source.fingerprint(),
             "usable": feed.checked.usable,
             "trainable": config.trainable,
+            **({"frozen": config.frozen} if config.frozen else {}),
             "optimizer": config.optimizer.path,
             "seed": config.seed,
             "dtype": config.dtype,

@@ -82,6 +82,9 @@ class TrainConfig:
     )
     schedule: ScheduleConfig = field(default_factory=ScheduleConfig, metadata={"help": "learning rate over each stage"})
     trainable: list[str] = key(["vision", "projection", "fusion"], "parts of the model that are trained")
+    frozen: list[str] = key(
+        [], "parameters of trained parts that are not trained, * is any text, e.g. [decoder.layers.0.*]"
+    )
     epochs: int = key(1, "epochs of the main stage")
     max_steps: int | None = key(None, "steps of the main stage; takes precedence over epochs")
     batch_size: int = key(2, "samples per process and micro-batch")

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from fnmatch import fnmatchcase
 from typing import Any
 
 import torch
@@ -14,6 +15,9 @@ from medtune.errors import ConfigError, TrainingError
 from medtune.models.common.interface import Trainable
 from medtune.models.common.parts import expand
 from medtune.objectives.base import Stage
+
+FROZEN = "frozen"
+"""The part of the parameters that are frozen by name; no stage can train it."""
 
 WRAPPERS = ("_checkpoint_wrapped_module.", "_orig_mod.")
 
@@ -36,6 +40,7 @@ def check_parts(asked: Iterable[str], members: Mapping[str, list[str]]) -> list[
         ConfigError: Naming the parts that the model has, and the nearest name.
     """
     names = list(asked)
+    members = {part: parameters for part, parameters in members.items() if part != FROZEN}
     have = [part for part, parameters in members.items() if parameters]
     for part in names:
         if not any(members.get(inner) for inner in expand([part], members)):
@@ -43,6 +48,37 @@ def check_parts(asked: Iterable[str], members: Mapping[str, list[str]]) -> list[
             close = f"; {hint}" if hint.startswith("did") else ""
             raise ConfigError(f"trainable: the model has no part {part!r}; it has {', '.join(have)}{close}")
     return names
+
+
+def set_aside_frozen(
+    members: Mapping[str, list[str]], patterns: Sequence[str], trainable: Iterable[str]
+) -> dict[str, list[str]]:
+    """Move the parameters that match a pattern from their parts to the part :data:`FROZEN`.
+
+    Args:
+        members: Part -> names of its parameters.
+        patterns: Names in which ``*`` stands for any text, as ``decoder.layers.0.*``.
+        trainable: The parts and groups that are to be trained.
+
+    Returns:
+        The parts in their order; without a pattern, as they were.
+
+    Raises:
+        ConfigError: For a pattern that no name matches, or patterns that leave nothing of a part to train.
+    """
+    if not patterns:
+        return dict(members)
+    names = [name for inside in members.values() for name in inside]
+    for pattern in patterns:
+        if not any(fnmatchcase(name, pattern) for name in names):
+            raise ConfigError(f"frozen: no parameter of the model matches {pattern!r}; {nearest(pattern, names)}")
+    frozen = {name for name in names if any(fnmatchcase(name, pattern) for pattern in patterns)}
+    for part in expand(trainable, members):
+        inside = members.get(part)
+        if inside and frozen.issuperset(inside):
+            raise ConfigError(f"frozen: the whole part {part} would be frozen; leave it out of `trainable` instead.")
+    kept = {part: [name for name in inside if name not in frozen] for part, inside in members.items()}
+    return {**kept, FROZEN: [name for name in names if name in frozen]}
 
 
 @dataclass

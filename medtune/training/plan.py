@@ -27,7 +27,7 @@ from medtune.training.config import TrainConfig, check_loggers
 from medtune.training.feature_cache import check_frozen, readable_size
 from medtune.training.leakage import compare_splits
 from medtune.training.optimization import check_rates
-from medtune.training.parts import TrainedParts
+from medtune.training.parts import TrainedParts, set_aside_frozen
 from medtune.training.progress import Progress
 
 GB = 1e9
@@ -108,7 +108,8 @@ def plan(config: str, overrides: Sequence[str] = (), gpus: int | None = None, le
     objective.attach(load_companions(objective.companions(), result.problems))
     objective.bind(model, transform or _stand_in(), settings.seed)
     result.problems += model.missing
-    parts = TrainedParts(model, objective, {**model.parts(), **objective.parts()})
+    members = set_aside_frozen(model.parts(), settings.frozen, settings.trainable)
+    parts = TrainedParts(model, objective, {**members, **objective.parts()})
     stages = objective.stages(tuple(settings.trainable), settings.epochs, settings.max_steps)
     _try(lambda: check_rates(settings.learning_rates, stages, parts, objective.parts()), result.problems)
     _try(lambda: check_loggers(settings), result.problems)

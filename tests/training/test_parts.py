@@ -1,11 +1,13 @@
 """Parts: exactly those asked for train, the table's sums are right, a part without a gradient is found out in time."""
 
+import re
+
 import pytest
 import torch
 from torch import nn
 
 from medtune.errors import ConfigError, TrainingError
-from medtune.training.parts import GradientWatch, TrainedParts, canonical
+from medtune.training.parts import FROZEN, GradientWatch, TrainedParts, canonical, check_parts, set_aside_frozen
 
 
 class Model(nn.Module):
@@ -62,6 +64,42 @@ def test_a_part_that_is_not_there_is_named_with_those_that_are(part: str, parts:
 
 def test_names_without_wrappers() -> None:
     assert canonical("a.0._checkpoint_wrapped_module._orig_mod.b") == "a.0.b"
+
+
+MEMBERS = {"vision": ["eye.0.weight", "eye.1.weight"], "decoder": ["text.10.w", "text.1.w", "text.1.b"], "adapter": []}
+
+
+def test_parameters_frozen_by_name_are_a_part_of_their_own() -> None:
+    assert set_aside_frozen(MEMBERS, [], ["vision"]) == MEMBERS
+    assert set_aside_frozen(MEMBERS, ["text.1.*", "eye.0.weight"], ["vision", "decoder"]) == {
+        "vision": ["eye.1.weight"],
+        "decoder": ["text.10.w"],
+        "adapter": [],
+        FROZEN: ["eye.0.weight", "text.1.w", "text.1.b"],
+    }
+
+
+@pytest.mark.parametrize(
+    ("patterns", "words"),
+    [
+        (["text.1.*", "text.2.*"], "no parameter of the model matches 'text.2.*'"),
+        (["eye.*"], "the whole part vision would be frozen; leave it out of `trainable`"),
+        (["text.1.*", "text.10.w"], "the whole part decoder"),
+        (["eye"], "matches 'eye'"),
+    ],
+)
+def test_patterns_that_freeze_nothing_or_a_whole_part_are_refused(patterns: list[str], words: str) -> None:
+    with pytest.raises(ConfigError, match=re.escape(words)):
+        set_aside_frozen(MEMBERS, patterns, ["vision", "decoder"])
+
+
+def test_patterns_may_cover_a_part_that_is_not_trained() -> None:
+    assert set_aside_frozen(MEMBERS, ["eye.*"], ["decoder"])["vision"] == []
+
+
+def test_what_is_frozen_by_name_cannot_be_asked_for() -> None:
+    with pytest.raises(ConfigError, match="has no part 'frozen'; it has vision, decoder"):
+        check_parts([FROZEN], set_aside_frozen(MEMBERS, ["text.1.*"], ["decoder"]))
 
 
 def watched(patience: int) -> tuple[GradientWatch, dict[str, nn.Parameter]]:

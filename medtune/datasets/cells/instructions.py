@@ -139,6 +139,14 @@ def check_drill(cell: Attributes, rng: random.Random) -> tuple[Message, ...]:
     return to_messages([(f" {name} {value}", "Yes" if cell[name] == value else "No") for name, value in claims])
 
 
+def closed_drill(cell: Attributes, rng: random.Random) -> tuple[Message, ...]:
+    """Return closed questions about all attributes in the evaluation's words; for a transform without headers."""
+    names = asked_attributes(cell)
+    rng.shuffle(names)
+    turns = [closed_turn(cell, name, rng) for name in names]
+    return to_messages([(f" {question} ", answer.rstrip(".")) for question, answer in turns])
+
+
 def closed_turn(cell: Attributes, name: str, rng: random.Random) -> Turn:
     """Ask whether an attribute has a value, in the words of the evaluation."""
     if name in _PRESENCE:

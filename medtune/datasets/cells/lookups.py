@@ -1,7 +1,7 @@
 """Conversations without an image that teach matching on words well beyond a cell's attributes.
 
-A small decoder learns to find an option's letter in minutes if it also learns simpler look-ups: to repeat a list, and
-to name the words of letters. docs/decisions.md ("The mini model") says what did not work.
+A small decoder learns to find an option's letter in minutes if it also learns simpler look-ups: to repeat a list or
+pieces of it, and to name the words of letters. docs/decisions.md ("The mini model") says what did not work.
 """
 
 import random
@@ -19,7 +19,7 @@ from medtune.datasets.cells.instructions import Turn, to_messages, value_and_let
 from medtune.datasets.cells.wording import open_answer
 from medtune.datasets.cells.words import GENERAL, WORDS
 
-_OPTIONS, _QUERIES = 5, 10
+_OPTIONS, _QUERIES, _SEGMENTS = 5, 10, 10
 
 
 _VALUES = {value for listed in ATTRIBUTES.values() for value in listed}
@@ -47,6 +47,17 @@ def _repeated(rng: random.Random) -> tuple[Message, ...]:
     return to_messages([(words, words)])
 
 
+def _segments(rng: random.Random) -> tuple[Message, ...]:
+    # Pieces of a list at changing distances: without them a model knows places in a list, and not its words.
+    words = rng.sample(_WHOLE, k=rng.randint(8, 20))
+    starts = rng.choices(range(len(words) - 1), k=_SEGMENTS)
+    pieces = [words[start : start + rng.randint(2, 6)] for start in starts]
+    first = "".join(f" {word}" for word in words)
+    return _turns(
+        first, [f" {piece[0]}" for piece in pieces], ["".join(f" {w}" for w in piece[1:]) for piece in pieces]
+    )
+
+
 def _word_of_letter(rng: random.Random) -> tuple[Message, ...]:
     words = rng.sample(_WHOLE, k=_OPTIONS)
     asked = rng.choices(range(_OPTIONS), k=_QUERIES)
@@ -62,9 +73,9 @@ def _letter_of_word(rng: random.Random) -> tuple[Message, ...]:
 def drill(rng: random.Random) -> tuple[Message, ...]:
     """Return a list of words and, right after each word or letter that is asked for, what belongs to it.
 
-    For a transform without headers. One of three: the list again, a letter's word, a word's letter.
+    For a transform without headers. One of four: the list again, pieces of a list, a letter's word, a word's letter.
     """
-    return rng.choice((_repeated, _word_of_letter, _letter_of_word))(rng)
+    return rng.choice((_repeated, _segments, _word_of_letter, _letter_of_word))(rng)
 
 
 def sentence_drill(rng: random.Random) -> tuple[Message, ...]:

@@ -11,7 +11,14 @@ from medtune.data.multiple_choice import open_question
 from medtune.data.randomness import sample_rng
 from medtune.data.sample import Message, Sample, report_sample
 from medtune.datasets.cells.attributes import Attributes, asked_attributes, cell_report, options, sample_attributes
-from medtune.datasets.cells.instructions import attribute_list, check_drill, checks, conversation, phrase_list
+from medtune.datasets.cells.instructions import (
+    attribute_list,
+    check_drill,
+    checks,
+    closed_drill,
+    conversation,
+    phrase_list,
+)
 from medtune.datasets.cells.lookups import drill, fact_conversation, lookup_conversation, sentence_drill
 from medtune.datasets.cells.render import render_cell
 from medtune.datasets.cells.text_tasks import text_conversation
@@ -123,6 +130,10 @@ class RenderedCells:
         messages = check_drill(self.attributes(number), sample_rng(self._seed, 0, number, "check_drills"))
         return Sample(f"cell-{number:06d}-check-drill", (f"cell-{number:06d}.png",), messages, {"drill": True})
 
+    def _closed_drills(self, number: int) -> Sample:
+        messages = closed_drill(self.attributes(number), sample_rng(self._seed, 0, number, "closed_drills"))
+        return Sample(f"cell-{number:06d}-closed-drill", (f"cell-{number:06d}.png",), messages, {"drill": True})
+
     def _attributes(self, number: int) -> Sample:
         messages = attribute_list(self.attributes(number), sample_rng(self._seed, 0, number, "attributes"))
         return Sample(f"cell-{number:06d}-attributes", (f"cell-{number:06d}.png",), messages)
@@ -170,6 +181,7 @@ KINDS: dict[str, Callable[[RenderedCells, int], Sample]] = {
     "instructions_by_value": RenderedCells._by_value,
     "text_by_value": RenderedCells._text_by_value,
     "check_drills": RenderedCells._check_drills,
+    "closed_drills": RenderedCells._closed_drills,
     "checks": RenderedCells._checks,
     "drills": RenderedCells._drills,
     "sentence_drills": RenderedCells._sentence_drills,

@@ -9,7 +9,7 @@ import pytest
 from medtune.config import PACKAGE
 from medtune.data.sample import Message
 from medtune.datasets.cells import rendered_cells_dataset
-from medtune.datasets.cells.instructions import check_drill, checks, closed_turn, conversation
+from medtune.datasets.cells.instructions import check_drill, checks, closed_drill, closed_turn, conversation
 from medtune.datasets.cells.lookups import _WHOLE, drill, fact_conversation, lookup_conversation, sentence_drill
 from medtune.losses.cross_entropy import IGNORE_INDEX
 from medtune.models.mini import mini_drill_transform, mini_transform
@@ -43,6 +43,13 @@ def test_drills_answer_from_the_list_right_after_what_is_asked() -> None:
             assert turns[0][0] == turns[0][1] and len(turns[0][0].split()) == 20
             continue
         options = _options(first)
+        if not options:
+            kinds["segments"] += 1
+            *words, start_of_first = first.split()
+            for question, answer in [(f" {start_of_first}", turns[0][1]), *turns[1:]]:
+                assert f"{question}{answer} " in f" {' '.join(words)} " and answer.startswith(" ")
+            assert len(set(words)) == len(words) >= 8 and len(turns) == 10
+            continue
         start, _, last = first.rpartition("\n")
         for question, answer in [(last, turns[0][1]), *turns[1:]]:
             if question in options:
@@ -52,7 +59,7 @@ def test_drills_answer_from_the_list_right_after_what_is_asked() -> None:
                 kinds["letter of word"] += 1
                 assert f" {options[answer]}" == question
         assert start.count("\n") == len(options) - 1
-    assert len(kinds) == 3 and min(kinds.values()) > 20
+    assert len(kinds) == 4 and min(kinds.values()) > 20
 
 
 def test_drill_transform_writes_messages_as_they_are_and_supervises_answers_alone() -> None:
@@ -179,6 +186,24 @@ def test_check_drills_answer_right_after_the_value() -> None:
             assert answer == ("Yes" if claimed == f" {name} {cell[name]}" else "No")
             given[answer] += 1
     assert 0.45 < given["Yes"] / given.total() < 0.55
+
+
+def test_closed_drills_ask_as_the_evaluation_does_about_every_attribute() -> None:
+    given: Counter[str] = Counter()
+    for index in range(100):
+        cell = SOURCE.attributes(index)
+        turns = _pairs(closed_drill(cell, random.Random(index)))
+        asked = {}
+        for question, answer in turns:
+            claimed = re.fullmatch(r" Is (?:the (.+)|there (.+))\? Answer yes or no\. ", question)
+            assert claimed
+            name = max((name for name in cell if (claimed[1] or claimed[2]).startswith(name)), key=len)
+            value = claimed[1].removeprefix(f"{name} ") if claimed[1] else "yes"
+            assert answer == ("Yes" if value == cell[name] else "No")
+            asked[name] = answer
+            given[answer] += 1
+        assert len(asked) == len(turns) == len([value for value in cell.values() if value != "nil"])
+    assert 0.42 < given["Yes"] / given.total() < 0.58
 
 
 def test_drill_transform_puts_the_image_first() -> None:
