@@ -16,11 +16,11 @@ def rendered_cells_dataset(
         kind: "reports" (image-report pairs), "questions" (one random attribute per cell, with its options),
             "attributes" (all twelve values in one answer), "instructions" (six to ten turns per cell), "phrases"
             (findings as short phrases, on request), "preferences" (a question with a right and a wrong answer),
-            "checks" (claims about a cell, answered by yes or no; "check_drills" and "closed_drills" teach it) or "text" (conversations without an image). In
-            "instructions_by_value" and "text_by_value" answers to multiple-choice questions name the value before the
-            letter. "drills", "sentence_drills", "lookups" and "facts" have no image and teach matching, in this order.
-            All kinds of drills are for a transform without headers
-            (:func:`medtune.models.mini.mini_drill_transform`).
+            "checks" (claims about a cell, answered by yes or no, which "check_drills" and "closed_drills" teach) or
+            "text" (conversations without an image). In "instructions_by_value" and "text_by_value" answers to
+            multiple-choice questions name the value before the letter. "drills", "sentence_drills", "lookups" and
+            "facts" have no image and teach matching, in this order. All kinds of drills are for a transform without
+            headers (:func:`medtune.models.mini.mini_drill_transform`).
         image_size: side of an image in pixels.
         offset: number of the first cell. Sources with the same seed and overlapping numbers share cells. The offsets
             of training and test sets must therefore differ by more than their sizes.
