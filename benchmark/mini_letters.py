@@ -1,14 +1,17 @@
 """Train a mini base that matches options to letters, from random weights: six stages of ``sft``, export, gate.
 
-    python benchmark/mini_letters.py [--seed 100] [--work runs/mini_letters_base] [key=value ...]
+    python benchmark/mini_letters.py [--seed 100] [--work runs/mini_letters_base] [--stages 2] [key=value ...]
 
 Every stage is a config that can be run alone. A stopped run goes on where it stopped. ``--seed`` is added to the seed
-of each stage: other initial weights, other orders. Further arguments override keys of every stage. The model is written
-to ``WORK/base``, the result of benchmark/mini_base_gate.py to ``WORK/gate.json``, the seconds to ``WORK/stages.json``.
+of each stage: other initial weights, other orders. ``--stages`` trains the first ones alone, without the gate:
+``--stages 2 frozen=[]`` shows what the layer that the first stage leaves untrained is for. Further arguments
+override keys of every stage. The model is written to ``WORK/base``, the result of
+benchmark/mini_base_gate.py to ``WORK/gate.json``, seconds and losses to ``WORK/stages.json``.
 """
 
 import argparse
 import json
+import statistics
 import subprocess
 import sys
 import time
@@ -29,10 +32,10 @@ STAGES = (
 """Configs of ``sft``, each of which starts from the weights of the one before."""
 
 
-def commands(work: Path, seed: int, overrides: list[str]) -> list[list[str]]:
-    """Return the command of each stage."""
+def commands(work: Path, seed: int, overrides: list[str], stages: int = len(STAGES)) -> list[list[str]]:
+    """Return the command of each of the first stages."""
     listed: list[list[str]] = []
-    for number, name in enumerate(STAGES):
+    for number, name in enumerate(STAGES[:stages]):
         own = load_config(f"sft/{name}", TrainConfig).seed
         words = ["tune", "run", "medtune/recipes/sft.py", "--config", f"sft/{name}", f"output_dir={work / name}"]
         start = [f"checkpoint={work / STAGES[number - 1]}/weights"] if number else []
@@ -50,24 +53,43 @@ def run(command: list[str]) -> float:
     return time.monotonic() - started
 
 
+def losses(folder: Path, every: int = 100) -> dict[str, float]:
+    """Return the mean training loss of each hundred steps that a run has logged, by the number of the last step."""
+    rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
+    groups: dict[int, list[float]] = {}
+    for row in rows:
+        if "loss" in row:
+            groups.setdefault((row["step"] - 1) // every, []).append(row["loss"])
+    return {str((group + 1) * every): round(statistics.fmean(values), 4) for group, values in sorted(groups.items())}
+
+
+def export_and_ask(work: Path, cells: int) -> None:
+    """Export the last stage and ask it the questions of the gate."""
+    base = work / "base"
+    run(["medtune", "export", str(work / STAGES[-1]), "--to", "hf", "--dtype", "bf16", "--out", str(base)])
+    gate = Path(__file__).with_name("mini_base_gate.py")
+    asked = ["--checkpoint", str(base), "--work", str(work / "gate"), "--out", str(work / "gate.json")]
+    run([sys.executable, str(gate), *asked, "--cells", str(cells)])
+
+
 def main() -> int:
-    """Run the stages, export the last one and ask it the questions of the gate."""
+    """Run the stages; after the last one, export it and ask it the questions of the gate."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seed", type=int, default=0, help="added to the seed of each stage (default: 0)")
     parser.add_argument("--work", type=Path, default=Path("runs/mini_letters_base"), help="folder of the runs")
     parser.add_argument("--cells", type=int, default=400, help="questions of the gate")
+    parser.add_argument("--stages", type=int, default=len(STAGES), choices=range(1, len(STAGES) + 1))
     options, overrides = parser.parse_known_args()
-    seconds = {
-        name: run(command)
-        for name, command in zip(STAGES, commands(options.work, options.seed, overrides), strict=True)
+    listed = commands(options.work, options.seed, overrides, options.stages)
+    seconds = {name: run(command) for name, command in zip(STAGES, listed, strict=False)}
+    if options.stages == len(STAGES):
+        export_and_ask(options.work, options.cells)
+    record = {
+        **stamp(sys.argv[0], sys.argv[1:]),
+        "seed": options.seed,
+        "seconds": seconds,
+        "losses": {name: losses(options.work / name) for name in seconds},
     }
-    base = options.work / "base"
-    run(["medtune", "export", str(options.work / STAGES[-1]), "--to", "hf", "--dtype", "bf16", "--out", str(base)])
-    gate = Path(__file__).with_name("mini_base_gate.py")
-    found = options.work / "gate.json"
-    asked = ["--checkpoint", str(base), "--work", str(options.work / "gate"), "--out", str(found)]
-    run([sys.executable, str(gate), *asked, "--cells", str(options.cells)])
-    record = {**stamp(sys.argv[0], sys.argv[1:]), "seed": options.seed, "seconds": seconds}
     (options.work / "stages.json").write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
     return 0
 

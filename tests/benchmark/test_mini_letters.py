@@ -1,0 +1,56 @@
+"""benchmark/mini_letters.py: each stage starts from the one before, with seeds of its own."""
+
+import json
+import re
+import sys
+from pathlib import Path
+
+import pytest
+
+sys.path.append(str(Path(__file__).parents[2] / "benchmark"))
+
+import mini_letters
+
+from medtune.config import load_config
+from medtune.training.config import TrainConfig
+
+
+def test_each_stage_starts_from_the_one_before(tmp_path: Path) -> None:
+    listed = mini_letters.commands(tmp_path, 100, ["max_steps=2"])
+    assert len(listed) == len(mini_letters.STAGES)
+    for number, (name, words) in enumerate(zip(mini_letters.STAGES, listed, strict=True)):
+        config = load_config(f"sft/{name}", TrainConfig, words[words.index("--config") + 2 :])
+        assert config.output_dir == str(tmp_path / name) and config.max_steps == 2
+        assert config.seed == load_config(f"sft/{name}", TrainConfig).seed + 100
+        before = mini_letters.STAGES[number - 1]
+        assert config.checkpoint == (f"{tmp_path / before}/weights" if number else None)
+        usual = load_config(f"sft/{name}", TrainConfig).checkpoint
+        assert usual == (f"runs/{before}/weights" if number else None), "a stage can be run alone"
+
+
+def test_losses_are_means_of_a_hundred_steps(tmp_path: Path) -> None:
+    rows = [{"step": step, "loss": float(step)} for step in (1, 50, 100, 101, 200, 201)] + [
+        {"step": 200, "validation_loss": 1}
+    ]
+    (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    assert mini_letters.losses(tmp_path) == {"100": round(151 / 3, 4), "200": 150.5, "300": 201.0}
+
+
+def test_the_first_stages_alone_ask_no_questions(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    ran: list[str] = []
+
+    def pretend(command: list[str]) -> float:
+        ran.append(next(word for word in command if re.match("sft/", word)))
+        folder = Path(next(word for word in command if word.startswith("output_dir=")).partition("=")[2])
+        folder.mkdir(parents=True)
+        (folder / "metrics.jsonl").write_text(json.dumps({"step": 1, "loss": 2.0}) + "\n")
+        return 1.5
+
+    monkeypatch.setattr(mini_letters, "run", pretend)
+    words = ["mini_letters.py", "--stages", "2", "--work", str(tmp_path / "w"), "frozen=[]"]
+    monkeypatch.setattr(sys, "argv", words)
+    assert mini_letters.main() == 0
+    assert ran == ["sft/mini_letters_drills", "sft/mini_letters_sentences"]
+    record = json.loads((tmp_path / "w" / "stages.json").read_text())
+    assert record["seconds"] == dict.fromkeys(mini_letters.STAGES[:2], 1.5)
+    assert record["losses"] == dict.fromkeys(mini_letters.STAGES[:2], {"100": 2.0})
