@@ -1,64 +1,55 @@
-"""frozen: parameters of a trained part, chosen by name, that stay as they were; on one process and on two."""
+"""Where features of images cannot be kept: they are no function of the picture alone."""
 
-from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
-import torch
-from torch import Tensor
+from torch import nn
 
-from medtune.config import save_config
-from medtune.models.mini import mini_vlm
-from medtune.models.weights import load_weights, save_hf
-from medtune.training.plan import plan
-from tests.runs import SFT, TINY, launch, tiny
-
-FREEZE = ["decoder.layers.1.*", "encoder.projection.layers.0.attn.*"]
-SIZES = {key: value for key, value in TINY["model"].items() if key != "_component_"}
+from medtune.errors import ConfigError
+from medtune.models.llama3_2_vision._encoder import VisionEncoder
+from medtune.objectives.base import Stage
+from medtune.training.feature_cache import check_frozen
+from medtune.training.parts import TrainedParts
 
 
-def options(base: Path) -> dict[str, Any]:
-    return {"trainable": ["decoder", "projection"], "max_steps": 3, "checkpoint": str(base), "frozen": FREEZE, **SFT}
+@pytest.mark.parametrize(
+    ("transform", "encoder", "said"),
+    [
+        (SimpleNamespace(tiler=SimpleNamespace(max_tiles=4)), nn.Identity(), "reads pixels"),
+        (SimpleNamespace(feature_width=None), nn.Sequential(nn.Dropout(0.1)), "has dropout"),
+        (
+            SimpleNamespace(feature_width=None, tiler=SimpleNamespace(max_tiles=2)),
+            VisionEncoder(nn.Identity(), nn.Identity(), mode="torchtune"),
+            "depend on its batch",
+        ),
+    ],
+    ids=["no features", "dropout", "neighbours"],
+)
+def test_features_that_are_no_function_of_the_picture_are_refused(transform: Any, encoder: Any, said: str) -> None:
+    model = nn.Module()
+    model.encoder = encoder
+    with pytest.raises(ConfigError, match=said):
+        check_frozen([], TrainedParts(model, nn.Module(), {}), transform)
 
 
-@pytest.fixture(scope="module")
-def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    torch.manual_seed(3)
-    model = mini_vlm(**SIZES)
-    return save_hf(model.state_dict(), model.family, tmp_path_factory.mktemp("base"))
+def test_an_encoder_as_torchtunes_may_keep_features_of_single_tiles() -> None:
+    model = nn.Module()
+    model.encoder = VisionEncoder(nn.Identity(), nn.Identity(), mode="torchtune")
+    transform = SimpleNamespace(feature_width=None, tiler=SimpleNamespace(max_tiles=1))
+    check_frozen([], TrainedParts(model, nn.Module(), {}), transform)
 
 
-def weights(folder: Path) -> dict[str, Tensor]:
-    model = mini_vlm(**SIZES)
-    model.load_state_dict(load_weights(folder, model))
-    return dict(model.named_parameters())
-
-
-@pytest.mark.parametrize("world", [1, 2])
-def test_they_stay_and_the_others_move(world: int, base: Path, tmp_path: Path) -> None:
-    assert launch(tiny(tmp_path / "run", batch_size=4 // world, **options(base)), world) == [0] * world
-    before, after = weights(base), weights(tmp_path / "run" / "weights")
-    moved = {name for name in before if not torch.equal(before[name], after[name])}
-    parts = mini_vlm(**SIZES).parts()
-    frozen = ("decoder.layers.1.", "encoder.projection.layers.0.attn.")
-    expected = {name for name in [*parts["decoder"], *parts["projection"]] if not name.startswith(frozen)}
-    assert moved == expected
-
-
-def test_a_run_continues_only_with_the_same_ones(base: Path, tmp_path: Path) -> None:
-    assert launch(tiny(tmp_path / "run", **options(base))) == [0]
-    more = {**options(base), "max_steps": 4}
-    assert launch(tiny(tmp_path / "run", **{**more, "frozen": FREEZE[:1]})) != [0]
-    assert launch(tiny(tmp_path / "run", **more)) == [0]
-
-
-def test_the_plan_counts_them(base: Path, tmp_path: Path) -> None:
-    save_config(tiny(tmp_path / "run", **options(base)), tmp_path / "config.yaml")
-    shown = plan(str(tmp_path / "config.yaml")).text().splitlines()
-    row = next(line.replace(",", "").split() for line in shown if line.strip().startswith("frozen "))
-    numbers = [
-        p.numel()
-        for name, p in mini_vlm(**SIZES).named_parameters()
-        if name.startswith(("decoder.layers.1.", "encoder.projection.layers.0.attn."))
-    ]
-    assert row == ["frozen", str(sum(numbers)), "0", str(sum(numbers))]
+@pytest.mark.parametrize("place", [0, 1])
+def test_a_stage_that_trains_the_encoder_is_refused_and_others_are_not(place: int) -> None:
+    model = nn.Module()
+    model.encoder, model.decoder = nn.Linear(2, 2), nn.Linear(2, 2)
+    parts = TrainedParts(model, nn.Module(), {"vision": ["encoder.weight"], "decoder": ["decoder.weight"]})
+    transform: Any = SimpleNamespace(feature_width=None)
+    stages = [Stage("first", ("decoder",)), Stage("second", ("decoder",))]
+    check_frozen(stages, parts, transform)
+    stages[place] = Stage("seen", ("decoder", "vision"))
+    with pytest.raises(
+        ConfigError, match=r"stage seen trains vision, and with it the image encoder \(encoder.weight\)"
+    ):
+        check_frozen(stages, parts, transform)
