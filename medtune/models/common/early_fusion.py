@@ -155,7 +155,7 @@ class EarlyFusionVLM(SharedVLM, nn.Module):
         if (length := used_positions(tokens, mask)) > decoder.max_seq_len:
             raise ModelError(f"a batch of {length} tokens is longer than the model's {decoder.max_seq_len}")
         image = tokens == self.image_id
-        # An image token that the model generated stands for no feature; it is embedded as any other, as in transformers.
+        # A generated image token stands for no feature; it is embedded as any other, as in transformers.
         embedded = features is None and self.image_id < decoder.tok_embeddings.num_embeddings
         h = decoder.tok_embeddings(tokens if embedded else tokens.masked_fill(image, 0))
         if features is not None:
