@@ -7,12 +7,11 @@ from pathlib import Path
 
 import pytest
 
-sys.path.append(str(Path(__file__).parents[2] / "benchmark"))
-
-import mini_letters
-
 from medtune.config import load_config
 from medtune.training.config import TrainConfig
+from tests.benchmark.scripts import script
+
+mini_letters = script("mini_letters")
 
 
 def test_each_stage_starts_from_the_one_before(tmp_path: Path) -> None:
