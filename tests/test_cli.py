@@ -49,6 +49,14 @@ def test_listing_imports_nothing_heavy() -> None:
     assert subprocess.run([sys.executable, "-c", code], capture_output=True).returncode == 0
 
 
+@pytest.mark.parametrize("recipe", ["sft", "instfree", "vitask", "dpo", "predict"])
+def test_a_recipe_starts_without_the_libraries_of_the_metrics(recipe: str) -> None:
+    loaded = "{'scipy.stats', 'sklearn'} & set(sys.modules)"
+    code = f"import sys\nimport medtune.recipes.{recipe}\nsys.exit(str({loaded}))"
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert result.stderr.endswith("set()\n"), result.stderr
+
+
 def test_version(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as stop:
         main(["--version"])

@@ -1,12 +1,14 @@
-"""Metrics on scored answers, computed by scikit-learn and scipy; the bootstrap over images is our own code."""
+"""Metrics on scored answers, computed by scikit-learn and scipy; the bootstrap over images is our own code.
+
+Both libraries are imported in the functions that call them, here and wherever a training imports: they would take a
+sixth of the time in which a recipe starts, and only a scored answer needs them.
+"""
 
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.stats import binomtest
-from sklearn.metrics import recall_score
 
 from medtune.evaluation.result import Metric
 
@@ -24,6 +26,8 @@ def proportion(
     correct: Sequence[bool], definition: str, *, unit: str = "fraction", higher_is_better: bool | None = True
 ) -> Metric:
     """Return the share of true entries with Wilson's 95% interval (scipy); undefined without entries."""
+    from scipy.stats import binomtest
+
     n, k = len(correct), int(sum(bool(value) for value in correct))
     if n == 0:
         return Metric(None, unit, higher_is_better, 0, None, definition)
@@ -63,6 +67,8 @@ def share(
 
 def balanced_accuracy(gold: Sequence[str], predicted: Sequence[str | None]) -> float:
     """Return the mean recall over the gold values (scikit-learn). Unread answers are misses. NaN without entries."""
+    from sklearn.metrics import recall_score
+
     if not gold:
         return math.nan
     answers = [UNREAD if value is None else value for value in predicted]

@@ -10,7 +10,6 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
-from sklearn.metrics import cohen_kappa_score, f1_score, roc_auc_score
 
 from medtune.evaluation.metrics import drawn_weights, macro, proportion, quantile_ends
 
@@ -192,6 +191,8 @@ def _resampled(table: LabelTable) -> dict[str, Callable[[Array], Array]]:
 
 
 def _f1(table: LabelTable) -> float | None:
+    from sklearn.metrics import f1_score
+
     value = f1_score(table.gold, table.read, average="macro", zero_division=np.nan) if len(table.gold) else np.nan
     return None if np.isnan(value) else float(value)
 
@@ -202,6 +203,8 @@ def _f1_drawn(table: LabelTable, counts: Array) -> Array:
 
 
 def _kappa(table: LabelTable) -> float | None:
+    from sklearn.metrics import cohen_kappa_score
+
     right, read = table.grades
     with (
         warnings.catch_warnings()
@@ -224,6 +227,8 @@ def _kappa_drawn(table: LabelTable, counts: Array) -> Array:
 
 
 def _auc(table: LabelTable) -> float | None:
+    from sklearn.metrics import roc_auc_score
+
     assert table.scores is not None
     scorable = [at for at in range(table.gold.shape[1]) if 0 < table.gold[:, at].sum() < len(table.gold)]
     values = [roc_auc_score(table.gold[:, at], table.scores[:, at]) for at in scorable]

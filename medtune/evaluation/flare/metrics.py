@@ -11,8 +11,6 @@ from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.sparse import csr_matrix
-from scipy.sparse.csgraph import maximum_bipartite_matching
 
 from medtune.datasets.flare.boxes import Box
 
@@ -87,6 +85,9 @@ def box_counts(right: Sequence[Box], read: Sequence[Box] | None, threshold: floa
         read: the boxes of the answer; None if it could not be read.
         threshold: smallest IoU, included.
     """
+    from scipy.sparse import csr_matrix
+    from scipy.sparse.csgraph import maximum_bipartite_matching
+
     boxes = list(read or ())
     if not right or not boxes:
         return Counts(0, len(boxes), len(right))

@@ -12,8 +12,6 @@ import re
 from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
-from sklearn.metrics import recall_score
-
 from medtune.evaluation.flare.metrics import Counts
 
 Pair = tuple[Any, Any]
@@ -26,6 +24,8 @@ def official_balanced_accuracy(pairs: Sequence[Pair]) -> float:
     ``A`` of one data set and ``A`` of another are one class, and an answer with more words than the letter is wrong.
     NaN without answers.
     """
+    from sklearn.metrics import recall_score
+
     if not pairs:
         return math.nan
     gold, said = ([_folded(pair[side]) for pair in pairs] for side in (0, 1))

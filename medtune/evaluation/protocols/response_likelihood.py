@@ -13,7 +13,6 @@ from typing import Any, ClassVar, Literal, cast
 
 import numpy as np
 from numpy.typing import NDArray
-from sklearn.metrics import roc_auc_score
 
 from medtune.data.multiple_choice import open_question
 from medtune.data.sample import Sample
@@ -229,6 +228,8 @@ def score_ranking(verdicts: Sequence[Verdict], *, resamples: int = 1000, seed: i
 
 def ranking_points(pairs: Pairs) -> dict[str, float]:
     """Return the numbers of one set by name, without intervals; the set must have at least one pair."""
+    from sklearn.metrics import roc_auc_score
+
     probability = {name: float(np.exp(values).mean()) for name, values in (("own", pairs.own), ("other", pairs.other))}
     labels = np.repeat([1, 0], len(pairs))
     return {
