@@ -6,7 +6,7 @@ Every stage is a config that can be run alone. A stopped run goes on where it st
 of each stage: other initial weights, other orders. ``--stages`` trains the first ones alone, without the gate:
 ``--stages 2 frozen=[]`` shows what the layer that the first stage leaves untrained is for. Further arguments
 override keys of every stage. The model is written to ``WORK/base``, the result of
-benchmark/mini_base_gate.py to ``WORK/gate.json``, seconds and losses to ``WORK/stages.json``.
+benchmark/mini_base_gate.py to ``WORK/gate.json``, steps, tokens, seconds and losses to ``WORK/stages.json``.
 """
 
 import argparse
@@ -14,7 +14,6 @@ import json
 import statistics
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 from medtune.config import load_config
@@ -43,14 +42,18 @@ def commands(work: Path, seed: int, overrides: list[str], stages: int = len(STAG
     return listed
 
 
-def run(command: list[str]) -> float:
-    """Run a command, print it, and return its seconds; stop with its status if it fails."""
+def run(command: list[str]) -> None:
+    """Print a command and run it; stop with its status if it fails."""
     print(" ".join(command), flush=True)
-    started = time.monotonic()
     status = subprocess.run(command, check=False).returncode
     if status:
         raise SystemExit(status)
-    return time.monotonic() - started
+
+
+def trained(folder: Path) -> dict[str, float]:
+    """Return what the summary of a finished run counts: steps, tokens and seconds of training, over all its starts."""
+    summary = json.loads((folder / "summary.json").read_text(encoding="utf-8"))
+    return {key: summary[key] for key in ("steps", "tokens", "seconds")}
 
 
 def losses(folder: Path, every: int = 100) -> dict[str, float]:
@@ -81,14 +84,17 @@ def main() -> int:
     parser.add_argument("--stages", type=int, default=len(STAGES), choices=range(1, len(STAGES) + 1))
     options, overrides = parser.parse_known_args()
     listed = commands(options.work, options.seed, overrides, options.stages)
-    seconds = {name: run(command) for name, command in zip(STAGES, listed, strict=False)}
+    for command in listed:
+        run(command)
     if options.stages == len(STAGES):
         export_and_ask(options.work, options.cells)
     record = {
         **stamp(sys.argv[0], sys.argv[1:]),
         "seed": options.seed,
-        "seconds": seconds,
-        "losses": {name: losses(options.work / name) for name in seconds},
+        "stages": {
+            name: {**trained(options.work / name), "losses": losses(options.work / name)}
+            for name in STAGES[: options.stages]
+        },
     }
     (options.work / "stages.json").write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
     return 0

@@ -90,6 +90,25 @@ class Telemetry:
                     closed.close()
 
 
+class Stopwatch:
+    """Counts the seconds that a run has taken, over all its starts; a checkpoint carries what it showed."""
+
+    def __init__(self) -> None:
+        self._begun: float | None = time.perf_counter()
+        self._before = 0.0
+
+    def go_on(self, before: float, finished: bool = False) -> None:
+        """Add the seconds of earlier starts. Those of a finished run do not grow when it is started once more."""
+        self._before = before
+        if finished:
+            self._begun = None
+
+    @property
+    def seconds(self) -> float:
+        """Seconds of all starts so far, with what each needed to load and check."""
+        return self._before + (0.0 if self._begun is None else time.perf_counter() - self._begun)
+
+
 def _literal(shown: Any) -> Any:
     """Plain values in which ``${...}`` is text: a logger resolves interpolations before it sends a config."""
     if isinstance(shown, dict):

@@ -9,7 +9,6 @@ import hashlib
 import json
 import math
 import signal
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -36,7 +35,7 @@ from medtune.training.progress import Progress, rate_factor
 from medtune.training.questions import QuestionSet
 from medtune.training.run_folder import claim_run_folder
 from medtune.training.runtime import Runtime
-from medtune.training.telemetry import Telemetry
+from medtune.training.telemetry import Stopwatch, Telemetry
 from medtune.training.validation import EarlyStopping, Validation
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT)
@@ -57,11 +56,11 @@ class Trainer:
         self.config = config
         self.runtime = runtime or Runtime.start(config.device)
         self.folder = Path(config.output_dir)
-        self.step = 0
-        self.tokens = 0
+        self.step, self.tokens = 0, 0
         self.best = EarlyStopping()
         self.skipped: dict[str, str] = {}
         self.stop_signal = 0
+        self.stopwatch = Stopwatch()
 
     def setup(self) -> None:
         """Build everything and, if there is a checkpoint, continue from it.
@@ -117,6 +116,7 @@ class Trainer:
         values = state.values
         self.step, self.tokens, self.best = values["step"], values["tokens"], EarlyStopping.of(values["best"])
         self.skipped = values["skipped"]
+        self.stopwatch.go_on(values.get("seconds", 0.0), finished=self.step == self.progress.total)
         put_back(path, state.model, self.parts.named(), self.runtime.device)
         self.objective.load_state_dict(state.objective)
         self._enter_stage(values["stage"])
@@ -166,7 +166,6 @@ class Trainer:
             0, or 128 + the signal's number if SIGTERM or SIGINT ended the run (after a checkpoint). A signal during the
             last step or later is ignored, because the run ends anyway.
         """
-        started = time.perf_counter()
         try:
             with self.runtime.explained():
                 self.setup()
@@ -174,7 +173,7 @@ class Trainer:
             with self._noted_signals(), self.runtime.explained():
                 status = self._train()
                 if status == 0:
-                    self._finish(time.perf_counter() - started)
+                    self._finish()
         except MedtuneError:  # raised on all processes
             self.runtime.stop()
             raise
@@ -364,6 +363,7 @@ class Trainer:
             "step": self.step,
             "stage": self.stage_index,
             "tokens": self.tokens,
+            "seconds": self.stopwatch.seconds,
             "best": dataclasses.asdict(self.best),
             "skipped": self.skipped,
         }
@@ -378,7 +378,7 @@ class Trainer:
         about = record_later(self.config, self.feed.source, self.step, self.folder / "metrics.jsonl")
         export_weights(self.model, self.config, self.runtime, self.folder / name, self._live().keys() - self.own, about)
 
-    def _finish(self, seconds: float) -> None:
+    def _finish(self) -> None:
         if self.config.export != "none":
             self._export("weights")
             self.runtime.on_rank0(lambda: self.objective.export(self.folder))
@@ -391,7 +391,7 @@ class Trainer:
             summary = {
                 "steps": self.step,
                 "tokens": self.tokens,
-                "seconds": round(seconds, 1),
+                "seconds": round(self.stopwatch.seconds, 1),
                 "samples": len(self.feed.checked.lengths),
                 "best_validation": {"monitor": self.config.monitor, **dataclasses.asdict(self.best)},
                 "skipped": listed,

@@ -38,12 +38,12 @@ def test_losses_are_means_of_a_hundred_steps(tmp_path: Path) -> None:
 def test_the_first_stages_alone_ask_no_questions(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     ran: list[str] = []
 
-    def pretend(command: list[str]) -> float:
+    def pretend(command: list[str]) -> None:
         ran.append(next(word for word in command if re.match("sft/", word)))
         folder = Path(next(word for word in command if word.startswith("output_dir=")).partition("=")[2])
         folder.mkdir(parents=True)
         (folder / "metrics.jsonl").write_text(json.dumps({"step": 1, "loss": 2.0}) + "\n")
-        return 1.5
+        (folder / "summary.json").write_text(json.dumps({"steps": 1, "tokens": 9, "seconds": 1.5, "samples": 2}))
 
     monkeypatch.setattr(mini_letters, "run", pretend)
     words = ["mini_letters.py", "--stages", "2", "--work", str(tmp_path / "w"), "frozen=[]"]
@@ -51,5 +51,5 @@ def test_the_first_stages_alone_ask_no_questions(tmp_path: Path, monkeypatch: py
     assert mini_letters.main() == 0
     assert ran == ["sft/mini_letters_drills", "sft/mini_letters_sentences"]
     record = json.loads((tmp_path / "w" / "stages.json").read_text())
-    assert record["seconds"] == dict.fromkeys(mini_letters.STAGES[:2], 1.5)
-    assert record["losses"] == dict.fromkeys(mini_letters.STAGES[:2], {"100": 2.0})
+    each = {"steps": 1, "tokens": 9, "seconds": 1.5, "losses": {"100": 2.0}}
+    assert record["stages"] == dict.fromkeys(mini_letters.STAGES[:2], each)

@@ -164,6 +164,29 @@ def test_a_row_found_wrong_before_training_is_listed_too(tmp_path: Path) -> None
     assert [entry["id"] for entry in summary["skipped"]] == ["s3"] and summary["samples"] == 9
 
 
+def test_the_seconds_of_a_run_are_those_of_all_its_starts(tmp_path: Path) -> None:
+    def slow_until_stopped() -> None:
+        original = Trainer._forward_backward
+
+        def instead(self: Trainer, batches: list) -> torch.Tensor:
+            if self.step == 5:
+                time.sleep(2)
+                signal.raise_signal(signal.SIGTERM)
+            return original(self, batches)
+
+        Trainer._forward_backward = instead  # type: ignore[method-assign]
+
+    assert launch(tiny(tmp_path), harm=slow_until_stopped) == [128 + signal.SIGTERM]
+    stopped = json.loads((tmp_path / "checkpoints" / "step_00000006" / "state.json").read_text())["seconds"]
+    assert stopped > 2
+    assert launch(tiny(tmp_path)) == [0]
+    seconds = json.loads((tmp_path / "summary.json").read_text())["seconds"]
+    assert seconds > stopped
+    assert launch(tiny(tmp_path)) == [0]
+    again = json.loads((tmp_path / "summary.json").read_text())["seconds"]
+    assert again <= seconds, "a finished run does not grow older"
+
+
 def test_loggers_of_torchtune_write(tmp_path: Path) -> None:
     disk = {"_component_": "torchtune.training.metric_logging.DiskLogger", "log_dir": str(tmp_path / "disk")}
     board = {"_component_": "torchtune.training.metric_logging.TensorBoardLogger", "log_dir": str(tmp_path / "board")}
