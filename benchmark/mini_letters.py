@@ -6,7 +6,8 @@ Every stage is a config that can be run alone. A stopped run goes on where it st
 of each stage: other initial weights, other orders. ``--stages`` trains the first ones alone, without the gate:
 ``--stages 2 frozen=[]`` shows what the layer that the first stage leaves untrained is for. Further arguments
 override keys of every stage. The model is written to ``WORK/base``, the result of
-benchmark/mini_base_gate.py to ``WORK/gate.json``, steps, tokens, seconds and losses to ``WORK/stages.json``.
+benchmark/mini_base_gate.py to ``WORK/gate.json``, and that result, steps, tokens, seconds and losses to
+``WORK/stages.json``.
 """
 
 import argparse
@@ -15,6 +16,7 @@ import statistics
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 from medtune.config import load_config
 from medtune.evaluation.provenance import stamp
@@ -66,13 +68,15 @@ def losses(folder: Path, every: int = 100) -> dict[str, float]:
     return {str((group + 1) * every): round(statistics.fmean(values), 4) for group, values in sorted(groups.items())}
 
 
-def export_and_ask(work: Path, cells: int) -> None:
-    """Export the last stage and ask it the questions of the gate."""
+def export_and_ask(work: Path, cells: int) -> dict[str, Any]:
+    """Export the last stage, ask it the questions of the gate, and return what it answered right."""
     base = work / "base"
     run(["medtune", "export", str(work / STAGES[-1]), "--to", "hf", "--dtype", "bf16", "--out", str(base)])
     gate = Path(__file__).with_name("mini_base_gate.py")
     asked = ["--checkpoint", str(base), "--work", str(work / "gate"), "--out", str(work / "gate.json")]
     run([sys.executable, str(gate), *asked, "--cells", str(cells)])
+    found = json.loads((work / "gate.json").read_text(encoding="utf-8"))
+    return {key: found[key] for key in ("gate", "gate_passed", "options_shuffled", "options_in_fixed_order")}
 
 
 def main() -> int:
@@ -86,11 +90,11 @@ def main() -> int:
     listed = commands(options.work, options.seed, overrides, options.stages)
     for command in listed:
         run(command)
-    if options.stages == len(STAGES):
-        export_and_ask(options.work, options.cells)
+    answers = export_and_ask(options.work, options.cells) if options.stages == len(STAGES) else {}
     record = {
         **stamp(sys.argv[0], sys.argv[1:]),
         "seed": options.seed,
+        **answers,
         "stages": {
             name: {**trained(options.work / name), "losses": losses(options.work / name)}
             for name in STAGES[: options.stages]

@@ -35,21 +35,31 @@ def test_losses_are_means_of_a_hundred_steps(tmp_path: Path) -> None:
     assert mini_letters.losses(tmp_path) == {"100": round(151 / 3, 4), "200": 150.5, "300": 201.0}
 
 
-def test_the_first_stages_alone_ask_no_questions(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    ran: list[str] = []
-
-    def pretend(command: list[str]) -> None:
-        ran.append(next(word for word in command if re.match("sft/", word)))
+def pretend(command: list[str], ran: list[str]) -> None:
+    """Write what a stage, or the gate, leaves behind."""
+    name = next((word for word in command if re.match("sft/", word)), Path(command[1]).name)
+    ran.append(name)
+    if "--out" in command and name == "mini_base_gate.py":
+        answers = {"options_shuffled": {}, "options_in_fixed_order": {}, "gate": {"yes_no": 0.85}, "gate_passed": True}
+        Path(command[command.index("--out") + 1]).write_text(json.dumps({"command": "-", **answers}))
+    elif name != "export":
         folder = Path(next(word for word in command if word.startswith("output_dir=")).partition("=")[2])
         folder.mkdir(parents=True)
         (folder / "metrics.jsonl").write_text(json.dumps({"step": 1, "loss": 2.0}) + "\n")
         (folder / "summary.json").write_text(json.dumps({"steps": 1, "tokens": 9, "seconds": 1.5, "samples": 2}))
 
-    monkeypatch.setattr(mini_letters, "run", pretend)
-    words = ["mini_letters.py", "--stages", "2", "--work", str(tmp_path / "w"), "frozen=[]"]
+
+@pytest.mark.parametrize("stages", [2, 6])
+def test_the_last_stage_alone_is_asked_questions(stages: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    ran: list[str] = []
+    monkeypatch.setattr(mini_letters, "run", lambda command: pretend(command, ran))
+    words = ["mini_letters.py", "--stages", str(stages), "--work", str(tmp_path / "w"), "frozen=[]"]
     monkeypatch.setattr(sys, "argv", words)
     assert mini_letters.main() == 0
-    assert ran == ["sft/mini_letters_drills", "sft/mini_letters_sentences"]
+    asked = ["export", "mini_base_gate.py"] if stages == 6 else []
+    assert ran == [*(f"sft/{name}" for name in mini_letters.STAGES[:stages]), *asked]
     record = json.loads((tmp_path / "w" / "stages.json").read_text())
     each = {"steps": 1, "tokens": 9, "seconds": 1.5, "losses": {"100": 2.0}}
-    assert record["stages"] == dict.fromkeys(mini_letters.STAGES[:2], each)
+    assert record["stages"] == dict.fromkeys(mini_letters.STAGES[:stages], each)
+    assert record.get("gate_passed") is (True if stages == 6 else None)
+    assert "mini_letters.py" in record["command"]
