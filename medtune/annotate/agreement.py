@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
+from sklearn.metrics import cohen_kappa_score
 
 from medtune.judges.annotations import PREFERENCES
 
@@ -35,8 +36,6 @@ def fleiss_kappa(counts: Sequence[Sequence[int]]) -> float:
 
 def cohen_kappa(one: Sequence[str], other: Sequence[str]) -> float:
     """Return Cohen's kappa of two annotators on the same questions; NaN if both always chose the same one thing."""
-    from sklearn.metrics import cohen_kappa_score
-
     if not one or set(one) | set(other) == {one[0]}:
         return math.nan
     return float(cohen_kappa_score(one, other, labels=list(PREFERENCES)))

@@ -3,6 +3,8 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from sklearn.metrics import confusion_matrix
+
 from medtune.errors import DataError
 from medtune.evaluation.metrics import UNREAD
 
@@ -40,8 +42,6 @@ def confusion(gold: Sequence[str], predicted: Sequence[str | None], classes: Seq
     Raises:
         DataError: There is no question, the number of answers differs, or a value is not one of the classes.
     """
-    from sklearn.metrics import confusion_matrix
-
     if not gold or len(gold) != len(predicted):
         raise DataError(f"a confusion table needs one answer to each question, found {len(predicted)} to {len(gold)}.")
     values = set(gold) | {value for value in predicted if value is not None}

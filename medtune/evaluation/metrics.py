@@ -1,7 +1,7 @@
 """Metrics on scored answers, computed by scikit-learn and scipy; the bootstrap over images is our own code.
 
-Both libraries are imported in the functions that call them, here and wherever a training imports: they would take a
-sixth of the time in which a recipe starts, and only a scored answer needs them.
+Both libraries are imported in the functions that call them, here and in every other module that a recipe loads when it
+starts: they would take a sixth of its start, and only scoring needs them.
 """
 
 import math

@@ -4,6 +4,8 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from scipy.stats import binomtest
+
 from medtune.errors import DataError
 
 MCNEMAR = (
@@ -50,8 +52,6 @@ def mcnemar(first: Sequence[bool], second: Sequence[bool]) -> McNemar:
     Raises:
         DataError: The two numbers of questions differ.
     """
-    from scipy.stats import binomtest
-
     if len(first) != len(second):
         raise DataError(
             f"{len(first)} answers cannot be paired with {len(second)}; compare two models on the same questions."

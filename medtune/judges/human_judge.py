@@ -9,6 +9,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
+from sklearn.metrics import cohen_kappa_score
+
 from medtune.clients.messages import ChatRequest
 from medtune.clients.served import RecordedClient
 from medtune.data.writing import file_sha256
@@ -95,8 +97,6 @@ class HumanJudge:
         (scikit-learn), the mean over pairs of annotators, weighted by the number of candidates that both annotated.
         None is undefined.
         """
-        from sklearn.metrics import cohen_kappa_score
-
         shared: dict[tuple[str, str], list[tuple[str, str]]] = defaultdict(list)
         for rows in self.by_candidate.values():
             for one, other in itertools.combinations(sorted(rows, key=lambda row: row.annotator), 2):

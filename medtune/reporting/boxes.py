@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 from PIL import Image
+from scipy.optimize import linear_sum_assignment
 
 from medtune.data.randomness import sample_rng
 from medtune.datasets.flare.boxes import Box, as_boxes, as_instances
@@ -120,8 +121,6 @@ def paired_boxes(right: Classes, read: Classes) -> Pairing:
         right: Class to right boxes.
         read: Class to the boxes of an answer.
     """
-    from scipy.optimize import linear_sum_assignment
-
     found: list[tuple[str, Box, float]] = []
     for name, boxes in read.items():
         shared = iou_matrix(list(boxes), list(right.get(name, ())))

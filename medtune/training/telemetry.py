@@ -91,7 +91,11 @@ class Telemetry:
 
 
 class Stopwatch:
-    """Counts the seconds that a run has taken, over all its starts; a checkpoint carries what it showed."""
+    """Counts the seconds that a run has taken, over all its starts.
+
+    A checkpoint carries the count, as it carries steps and tokens; what a killed start did after its last checkpoint is
+    in none of them.
+    """
 
     def __init__(self) -> None:
         self._begun: float | None = time.perf_counter()
