@@ -1,4 +1,4 @@
-"""Train a mini base that matches options to letters, from random weights: six stages of ``sft``, export, gate.
+"""Train a mini base that matches options to letters, from random weights: seven stages of ``sft``, export, gate.
 
     python benchmark/mini_letters.py [--seed 100] [--work runs/mini_letters_base] [--stages 2] [key=value ...]
 
@@ -27,6 +27,7 @@ STAGES = (
     "mini_letters_sentences",
     "mini_letters_text",
     "mini_letters_vision",
+    "mini_letters_checks",
     "mini_letters",
     "mini_letters_styles",
 )

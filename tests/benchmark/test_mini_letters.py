@@ -49,17 +49,17 @@ def pretend(command: list[str], ran: list[str]) -> None:
         (folder / "summary.json").write_text(json.dumps({"steps": 1, "tokens": 9, "seconds": 1.5, "samples": 2}))
 
 
-@pytest.mark.parametrize("stages", [2, 6])
+@pytest.mark.parametrize("stages", [2, 7])
 def test_the_last_stage_alone_is_asked_questions(stages: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     ran: list[str] = []
     monkeypatch.setattr(mini_letters, "run", lambda command: pretend(command, ran))
     words = ["mini_letters.py", "--stages", str(stages), "--work", str(tmp_path / "w"), "frozen=[]"]
     monkeypatch.setattr(sys, "argv", words)
     assert mini_letters.main() == 0
-    asked = ["export", "mini_base_gate.py"] if stages == 6 else []
+    asked = ["export", "mini_base_gate.py"] if stages == 7 else []
     assert ran == [*(f"sft/{name}" for name in mini_letters.STAGES[:stages]), *asked]
     record = json.loads((tmp_path / "w" / "stages.json").read_text())
     each = {"steps": 1, "tokens": 9, "seconds": 1.5, "losses": {"100": 2.0}}
     assert record["stages"] == dict.fromkeys(mini_letters.STAGES[:stages], each)
-    assert record.get("gate_passed") is (True if stages == 6 else None)
+    assert record.get("gate_passed") is (True if stages == 7 else None)
     assert "mini_letters.py" in record["command"]
