@@ -14,7 +14,7 @@ from pathlib import Path
 
 from medtune.config import PACKAGE
 from medtune.data.randomness import sample_rng
-from medtune.data.writing import json_bytes, jsonl_bytes
+from medtune.data.writing import file_sha256, json_bytes, jsonl_bytes
 from medtune.datasets.cells import rendered_cells_dataset
 from medtune.evaluation.provenance import stamp
 from medtune.recipes import evaluate, predict
@@ -73,6 +73,7 @@ def main() -> int:
     passed = all(measured["shuffled"][name]["value"] >= least for name, least in GATE.items())
     result = {
         **stamp(sys.argv[0], sys.argv[1:]),
+        "weights_sha256": file_sha256(Path(options.checkpoint) / "model.safetensors"),
         "gate": GATE,
         "gate_passed": passed,
         "options_shuffled": measured["shuffled"],
