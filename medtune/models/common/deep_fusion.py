@@ -68,14 +68,21 @@ class DeepFusionVLM(SharedVLM, DeepFusionModel):
             Features [b, s_e, d] with s_e = i * t * tokens per tile, in that order; zeros, which no token sees, for
             padding images.
         """
+        chosen = self.encoded_images(vision)
+        if chosen is None:
+            return self.encoder(**vision)
+        found = self.encoder(**{name: value.flatten(0, 1)[chosen].unsqueeze(1) for name, value in vision.items()})
+        rows, images = vision["tiles"].shape
+        every = found.new_zeros(rows * images, *found.shape[1:]).index_copy(0, chosen, found)
+        return every.unflatten(0, (rows, images)).flatten(1, 2)
+
+    def encoded_images(self, vision: dict[str, Tensor]) -> Tensor | None:
+        """Which images of a batch :meth:`encode` gives to the encoder: indices into its b * i images, None for all."""
         tiles = vision.get("tiles")
         if tiles is None or tiles.is_meta or self._padding_is_read or bool(tiles.all()):
-            return self.encoder(**vision)
+            return None
         real = tiles.flatten().nonzero().squeeze(1)
-        chosen = real if len(real) else tiles.new_zeros(1)
-        found = self.encoder(**{name: value.flatten(0, 1)[chosen].unsqueeze(1) for name, value in vision.items()})
-        every = found.new_zeros(tiles.numel(), *found.shape[1:]).index_copy(0, chosen, found)
-        return every.unflatten(0, tiles.shape).flatten(1, 2)
+        return real if len(real) else real.new_zeros(1)
 
     def hidden(
         self,
