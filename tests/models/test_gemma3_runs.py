@@ -50,7 +50,8 @@ def test_instfree_on_one_process_and_two(changes: dict[str, Any], tmp_path: Path
         assert launch(tiny(folder, **{**changes, "batch_size": 4 // world}), world) == [0] * world
         found.append((losses(folder), weights(folder)))
     assert found[0][0] == pytest.approx(found[1][0], abs=1e-6)
-    assert largest_difference(found[0][1], found[1][1]) < 1e-6
+    # Adam divides small gradients by their size, so that rounding (other sums on other CPUs) grows: 2e-6 was seen.
+    assert largest_difference(found[0][1], found[1][1]) < 1e-5
     torch.manual_seed(11)
     start = instantiate(tiny(tmp_path, **changes).model).state_dict()
     changed = {n for n, value in start.items() if n in found[0][1] and not torch.equal(value, found[0][1][n])}

@@ -30,14 +30,22 @@ class DeepFusionVLM(SharedVLM, DeepFusionModel):
         family: converters and config of this model.
         adapters_only: train nothing but LoRA parameters; otherwise everything is trainable until a recipe freezes
             parts by name (see :meth:`parts`).
+        padding_is_read: the decoder attends to features of padding images, so :meth:`encode` must encode them too.
     """
 
     def __init__(
-        self, decoder: TransformerDecoder, encoder: nn.Module, *, family: ModelFamily, adapters_only: bool = False
+        self,
+        decoder: TransformerDecoder,
+        encoder: nn.Module,
+        *,
+        family: ModelFamily,
+        adapters_only: bool = False,
+        padding_is_read: bool = False,
     ) -> None:
         prepare_decoder(decoder)
         super().__init__(decoder, encoder, decoder_trainable=True, encoder_trainable=True, fusion_trainable=True)
         self.family = family
+        self._padding_is_read = padding_is_read
         if adapters_only:
             train_adapters_only(self)
 
@@ -49,14 +57,32 @@ class DeepFusionVLM(SharedVLM, DeepFusionModel):
     def encode(self, vision: dict[str, Tensor]) -> Tensor:
         """Turn a batch's ``vision`` tensors into features.
 
+        The encoder runs once, on the real images alone. In a batch without any it encodes one padding image, because
+        sharded training waits for a gradient on every process.
+
         Args:
             vision: ``images`` [b, i, t, c, h, w], ``aspect_ratio`` [b, i, 2] and ``tiles`` [b, i] (real tiles per
                 image, 0 for a padding image), as the collator gives them.
 
         Returns:
-            Features [b, s_e, d] with s_e = i * t * tokens per tile, in that order.
+            Features [b, s_e, d] with s_e = i * t * tokens per tile, in that order; zeros, which no token sees, for
+            padding images.
         """
-        return self.encoder(**vision)
+        chosen = self.encoded_images(vision)
+        if chosen is None:
+            return self.encoder(**vision)
+        found = self.encoder(**{name: value.flatten(0, 1)[chosen].unsqueeze(1) for name, value in vision.items()})
+        rows, images = vision["tiles"].shape
+        every = found.new_zeros(rows * images, *found.shape[1:]).index_copy(0, chosen, found)
+        return every.unflatten(0, (rows, images)).flatten(1, 2)
+
+    def encoded_images(self, vision: dict[str, Tensor]) -> Tensor | None:
+        """Which images of a batch :meth:`encode` gives to the encoder: indices into its b * i images, None for all."""
+        tiles = vision.get("tiles")
+        if tiles is None or tiles.is_meta or self._padding_is_read or bool(tiles.all()):
+            return None
+        real = tiles.flatten().nonzero().squeeze(1)
+        return real if len(real) else real.new_zeros(1)
 
     def hidden(
         self,

@@ -202,6 +202,7 @@ def deep_fusion_vlm(
         vision_encoder(shape, mode=encoder_mode, pad_tiles=tiles, lora=lora),
         family=deep_fusion_family(name, shape),
         adapters_only=lora is not None,
+        padding_is_read=hf_rows,
     )
     finish(model, lora, adapters_to_peft, adapters_from_peft, shape=shape)
     return model

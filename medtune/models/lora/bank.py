@@ -160,7 +160,8 @@ class AdapterBank:
         if isinstance(self.model, EarlyFusionVLM):
             owners = (encoded_tiles(vision) // (i * t)).tolist()
         else:
-            owners = [row for row in range(b) for _ in range(i)]
+            images = self.model.encoded_images(vision)
+            owners = (torch.arange(b * i) if images is None else images).floor_divide(i).tolist()
         self._encoding = _Route(tuple(route.chosen[row] for row in owners))
         try:
             return self.model.encode(vision)
