@@ -88,10 +88,12 @@ def operations(tokens: int = 512) -> dict[str, Any]:
 def main() -> int:
     """Time every share of text rows and write the result."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rounds", type=int, default=15)
+    parser.add_argument("--rounds", type=int, default=15, help="at least 2")
     parser.add_argument("--batch-size", type=int, default=32)
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results" / "text_rows.json")
     options = parser.parse_args()
+    if options.rounds < 2:
+        parser.error("--rounds: quartiles need at least 2")
     torch.set_num_threads(1)
     found = []
     for text in SHARES:

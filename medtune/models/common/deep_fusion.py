@@ -68,19 +68,25 @@ class DeepFusionVLM(SharedVLM, DeepFusionModel):
             Features [b, s_e, d] with s_e = i * t * tokens per tile, in that order; zeros, which no token sees, for
             padding images.
         """
-        chosen = self.encoded_images(vision)
-        if chosen is None:
+        chosen, (rows, images) = self.encoded_images(vision), vision["images"].shape[:2]
+        if len(chosen) == rows * images:
             return self.encoder(**vision)
         found = self.encoder(**{name: value.flatten(0, 1)[chosen].unsqueeze(1) for name, value in vision.items()})
-        rows, images = vision["tiles"].shape
         every = found.new_zeros(rows * images, *found.shape[1:]).index_copy(0, chosen, found)
         return every.unflatten(0, (rows, images)).flatten(1, 2)
 
-    def encoded_images(self, vision: dict[str, Tensor]) -> Tensor | None:
-        """Which images of a batch :meth:`encode` gives to the encoder: indices into its b * i images, None for all."""
+    def encoded_images(self, vision: dict[str, Tensor]) -> Tensor:
+        """Indices of the images of a batch that :meth:`encode` gives to the encoder, among all b * i images.
+
+        Args:
+            vision: as for :meth:`encode`.
+
+        Returns:
+            [n] with n >= 1: the real images, or the first image if none is real; all if padding is read.
+        """
         tiles = vision.get("tiles")
-        if tiles is None or tiles.is_meta or self._padding_is_read or bool(tiles.all()):
-            return None
+        if tiles is None or tiles.is_meta or self._padding_is_read:
+            return torch.arange(vision["images"].shape[:2].numel(), device=vision["images"].device)
         real = tiles.flatten().nonzero().squeeze(1)
         return real if len(real) else real.new_zeros(1)
 

@@ -160,8 +160,7 @@ class AdapterBank:
         if isinstance(self.model, EarlyFusionVLM):
             owners = (encoded_tiles(vision) // (i * t)).tolist()
         else:
-            images = self.model.encoded_images(vision)
-            owners = (torch.arange(b * i) if images is None else images).floor_divide(i).tolist()
+            owners = (self.model.encoded_images(vision) // i).tolist()
         self._encoding = _Route(tuple(route.chosen[row] for row in owners))
         try:
             return self.model.encode(vision)
