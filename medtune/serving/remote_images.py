@@ -132,12 +132,15 @@ class RemoteImages:
         path = (parts.path or "/") + (f"?{parts.query}" if parts.query else "")
         try:
             plain = self.connect(addresses[0], port, self.seconds)
+        except TimeoutError:
+            raise self._late(param) from None
         except OSError:
             raise _unreachable(param) from None
         return self._fetched(plain, scheme, host, port, path, param)
 
     def _fetched(self, plain: socket.socket, scheme: str, host: str, port: int, path: str, param: str) -> bytes:
-        # A timeout of a socket is one of each read; the timer ends a server that sends a byte at a time.
+        # A timeout of a socket is one of each read; the timer ends a server that sends a byte at a time. Where a server
+        # sends nothing, either may come first.
         late = threading.Event()
         timer = threading.Timer(self.seconds, _end, (plain, late))
         timer.start()
@@ -150,14 +153,17 @@ class RemoteImages:
                 moved = " (redirects are not followed)" if 300 <= reply.status < 400 else ""
                 raise _failed(param, f"the host answered with status {reply.status}{moved}")
             return self._body(reply, param)
-        except (OSError, http.client.HTTPException, ValueError):
-            if late.is_set():
-                raise _failed(param, f"the image did not arrive within {self.seconds:g} s") from None
+        except (OSError, http.client.HTTPException, ValueError) as error:
+            if late.is_set() or isinstance(error, TimeoutError):
+                raise self._late(param) from None
             raise _unreachable(param) from None
         finally:
             timer.cancel()
             connection.close()
             plain.close()
+
+    def _late(self, param: str) -> ApiError:
+        return _failed(param, f"the image did not arrive within {self.seconds:g} s")
 
     def _body(self, reply: http.client.HTTPResponse, param: str) -> bytes:
         whole = bytearray()
@@ -165,7 +171,7 @@ class RemoteImages:
             piece = reply.read1(1 << 16)
             if not piece:
                 if reply.length:
-                    raise _unreachable(param)  # the connection ended before the image did
+                    raise ConnectionError("the connection ended before the image did")
                 return bytes(whole)
             whole += piece
         raise _failed(param, f"the image is larger than {self.most / 1e6:g} MB")

@@ -166,15 +166,41 @@ def test_a_slow_host_is_given_up_also_if_it_sends_a_byte_at_a_time(host) -> None
     def drip(handler: Host) -> None:
         try:
             while not gone.wait(0.05):
-                handler.wfile.write(b"H")  # of a header that never ends
+                handler.wfile.write(b"H")  # of a header that never ends, or of a body
         except OSError:
             pass
 
-    for reply in (drip, lambda handler: gone.wait(60)):
+    def drip_body(handler: Host) -> None:
+        handler.send_response(200)
+        handler.send_header("Content-Length", "9000")
+        handler.end_headers()
+        drip(handler)
+
+    for reply in (drip, drip_body, lambda handler: gone.wait(60)):
         host.reply, started = reply, time.monotonic()
         assert "did not arrive within 0.4 s" in refusal(fetching(host, seconds=0.4))[1]
         assert time.monotonic() - started < 20
     gone.set()
+
+
+@pytest.mark.parametrize("timeout, timer", [(0.1, 30.0), (30.0, 0.1)])
+def test_a_silent_host_is_late_by_the_socket_or_by_the_timer(host, monkeypatch, timeout, timer) -> None:
+    """Whichever comes first gives the same message."""
+    gone = threading.Event()
+    host.reply = lambda handler: gone.wait(60)
+    real = threading.Timer
+    monkeypatch.setattr(threading, "Timer", lambda _, *rest: real(timer, *rest))
+    fetch = fetching(host, seconds=timeout)
+    assert f"did not arrive within {timeout:g} s" in refusal(fetch)[1]
+    gone.set()
+
+
+def test_a_host_that_takes_no_connection_in_time_is_late() -> None:
+    def never(*_: object) -> socket.socket:
+        raise TimeoutError
+
+    fetch = RemoteImages(["http://images.example.org:8080"], 10, 0.2, resolve=lambda *_: [PUBLIC], connect=never)
+    assert "did not arrive within 0.2 s" in refusal(fetch)[1]
 
 
 def test_a_connection_that_ends_early_or_is_none_is_told(host) -> None:
