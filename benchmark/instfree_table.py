@@ -1,4 +1,4 @@
-"""InstFree's Tables 1, 2 and 4 in miniature: ten models, three seeds, every test image of WBCAtt.
+"""InstFree's Tables 1, 2 and 4 and Figures 6 and 7 in miniature: ten models, every test image of WBCAtt.
 
     python benchmark/instfree_table.py [--sweep NAME] [--processes 2] [--collect-only] [seeds=[0] ...]
 
@@ -6,8 +6,9 @@ Prepares the data where they are not prepared, runs ``sweep/mini_tables`` (a sec
 stopped) and writes one file: mean and standard deviation over seeds of every model's accuracies and retention, paired
 differences from FT and from InstFree, majority, chance, and the paper's own numbers, which are of an 11B model and are
 shares of right letters. ``--sweep sweep/mini_medmnist_tables`` runs the models on BreastMNIST and PneumoniaMNIST, with
-one seed; the paper has no numbers of these. ``--collect-only`` trains nothing and takes what is finished. Further
-arguments override keys of the sweep.
+one seed; the paper has no numbers of these. ``--sweep sweep/mini_alpha`` and ``sweep/mini_vectors`` vary one number of
+InstFree and compare with its default. ``--collect-only`` trains nothing and takes what is finished. Further arguments
+override keys of the sweep.
 """
 
 import argparse
@@ -55,17 +56,22 @@ PAPER_NOTE = (
 
 
 class Domain(NamedTuple):
-    """What belongs to a sweep: the config that prepares its data, the file of its result, the paper's numbers."""
+    """What belongs to a sweep: the config of its data, the file of its result, the paper's numbers, its references."""
 
     prepare: str
     out: Path
-    paper: dict[str, tuple[float, float | None]]
+    paper: dict[str, tuple[float, float | None]] = {}
+    references: tuple[str, ...] = REFERENCES
 
 
 SWEEP = "sweep/mini_tables"
 DOMAINS = {
     SWEEP: Domain("prepare/wbcatt_official", RESULTS / "instfree_table.json", PAPER),
-    "sweep/mini_medmnist_tables": Domain("prepare/medmnist_reports", RESULTS / "instfree_table_medmnist.json", {}),
+    "sweep/mini_medmnist_tables": Domain("prepare/medmnist_reports", RESULTS / "instfree_table_medmnist.json"),
+    "sweep/mini_alpha": Domain("prepare/wbcatt_official", RESULTS / "instfree_alpha.json", references=("alpha_0.94",)),
+    "sweep/mini_vectors": Domain(
+        "prepare/wbcatt_official", RESULTS / "instfree_vectors.json", references=("vectors_8",)
+    ),
 }
 
 
@@ -207,9 +213,7 @@ def _paired_runs(model: Model, reference: Model) -> dict[int | None, tuple[Run, 
     return pairs
 
 
-def table(
-    config: SweepConfig, resamples: int = DRAWS, paper: dict[str, tuple[float, float | None]] = PAPER
-) -> dict[str, Any]:
+def table(config: SweepConfig, resamples: int = DRAWS, domain: Domain = DOMAINS[SWEEP]) -> dict[str, Any]:
     """Everything that the finished runs say, as plain JSON values, beside the paper's numbers if it has any."""
     models, missing = finished(config)
     by_name = {model.name: model for model in models}
@@ -217,8 +221,8 @@ def table(
     asked = measures(runs[0])
     rows = {}
     for model in models:
-        against = {one: by_name[one] for one in REFERENCES if one in by_name and one != model.name}
-        accuracy, deviation = paper.get(model.name, (None, None))
+        against = {one: by_name[one] for one in domain.references if one in by_name and one != model.name}
+        accuracy, deviation = domain.paper.get(model.name, (None, None))
         rows[model.name] = {
             "title": model.title,
             "measures": {name: spread(model, name) for name in asked},
@@ -226,7 +230,7 @@ def table(
                 one: {name: difference(model, reference, name, resamples) for name in asked}
                 for one, reference in against.items()
             },
-            **({"paper": {"accuracy": accuracy, "deviation": deviation}} if paper else {}),
+            **({"paper": {"accuracy": accuracy, "deviation": deviation}} if domain.paper else {}),
         }
     protocols = runs[0].results["protocols"]
     return {
@@ -237,7 +241,8 @@ def table(
             task: {name: protocols[task]["overall"][name]["value"] for name in BASELINES} for task in protocols
         },
         "retention_of": list(asked["retention"].tasks) if "retention" in asked else [],
-        **({"paper_note": PAPER_NOTE} if paper else {}),
+        **({"paper_note": PAPER_NOTE} if domain.paper else {}),
+        "references": [one for one in domain.references if one in by_name],
         "commits_of_runs": sorted({str(run.results["provenance"]["commit"]) for run in runs}),
     }
 
@@ -272,7 +277,7 @@ def markdown(result: dict[str, Any]) -> str:
     for kind, title in (("majority", "majority of training"), ("chance", "chance")):
         cells = [_baseline_text(result["baselines"], name, kind) for name in names]
         lines.append(line([title, "", *cells, *("" for _ in beside)]))
-    for reference in REFERENCES:
+    for reference in result["references"]:
         lines += _differences_text(result, reference, [name for name in COMPARED if name in names])
     if result["missing"]:
         lines += ["", f"Not finished: {', '.join(result['missing'])}."]
@@ -339,7 +344,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if not options.collect_only:
             prepare(config, domain.prepare)
             run_sweep(config)
-        result = table(config, paper=domain.paper)
+        result = table(config, domain=domain)
     except MedtuneError as error:
         print(f"{type(error).__name__}: {error}", file=sys.stderr)
         return 2

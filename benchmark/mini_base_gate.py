@@ -11,6 +11,7 @@ import json
 import shutil
 import sys
 from pathlib import Path
+from typing import Any
 
 from medtune.config import PACKAGE
 from medtune.data.randomness import sample_rng
@@ -23,9 +24,9 @@ SEED, OFFSET = 900, 1_000_000
 GATE = {"multiple_choice": 0.80, "yes_no": 0.85}
 
 
-def write_questions(folder: Path, cells: int, shuffled: bool) -> None:
+def write_questions(folder: Path, cells: int, shuffled: bool, offset: int = OFFSET) -> None:
     """One question a cell, evenly over attributes, in the layout of a prepared data set."""
-    source = rendered_cells_dataset(cells, SEED, "questions", offset=OFFSET)
+    source = rendered_cells_dataset(cells, SEED, "questions", offset=offset)
     samples = [source[index] for index in range(cells)]
     shutil.rmtree(folder, ignore_errors=True)  # answers of another base
     (folder / "images").mkdir(parents=True)
@@ -38,15 +39,20 @@ def write_questions(folder: Path, cells: int, shuffled: bool) -> None:
     (folder / "training_majority.json").write_bytes(json_bytes(majority))
 
 
-def measure(folder: Path, checkpoint: str) -> dict[str, dict]:
-    """Ask and score; the numbers of each protocol and of retention."""
+def ask(folder: Path, checkpoint: str, *how: str) -> dict[str, Any]:
+    """Ask and score what :func:`write_questions` wrote; ``how`` are overrides that predict and evaluate share."""
     questions = [f"questions.source={folder / 'test.jsonl'}", f"questions.image_root={folder / 'images'}"]
     questions.append("questions.center_crop=1.0")
-    arguments = ["--config", "predict/mini", f"checkpoint={checkpoint}", *questions, f"output_dir={folder}"]
+    arguments = ["--config", "predict/mini", f"checkpoint={checkpoint}", *questions, f"output_dir={folder}", *how]
     files = [f"predictions={folder / 'predictions.jsonl'}", f"prepared_dir={folder}", f"output={folder}", "name=base"]
-    if predict.main(arguments) or evaluate.main(["--config", "evaluate/default", *files]):
+    if predict.main(arguments) or evaluate.main(["--config", "evaluate/default", *files, *how]):
         raise SystemExit("prediction or evaluation failed; its message stands above")
-    results = json.loads((folder / "results.json").read_text(encoding="utf-8"))
+    return json.loads((folder / "results.json").read_text(encoding="utf-8"))
+
+
+def measure(folder: Path, checkpoint: str) -> dict[str, dict]:
+    """The numbers of each protocol and of retention."""
+    results = ask(folder, checkpoint)
     accuracy = {name: one["overall"]["accuracy_micro"] for name, one in results["protocols"].items()}
     swapped = {
         f"{name}_swapped": one["swapped"]["accuracy_micro"]

@@ -3,11 +3,12 @@
     python benchmark/mini_letters.py [--seed 100] [--work runs/mini_letters_base] [--stages 2] [key=value ...]
 
 Every stage is a config that can be run alone. A stopped run goes on where it stopped. ``--seed`` is added to the seed
-of each stage: other initial weights, other orders. ``--stages`` trains the first ones alone, without the gate:
-``--stages 2 frozen=[]`` shows what the layer that the first stage leaves untrained is for. Further arguments
-override keys of every stage. The model is written to ``WORK/base``, the result of
-benchmark/mini_base_gate.py to ``WORK/gate.json``, and that result, steps, tokens, seconds and losses to
-``WORK/stages.json``.
+of each stage: other initial weights, other orders. The sixth stage is repeated, in another order, until the model
+answers closed questions about unseen cells; when a model learns this differs between seeds. These cells are not those
+of the gate. ``--stages`` trains the first stages alone, without the gate: ``--stages 2 frozen=[]`` shows what the layer
+that the first stage leaves untrained is for. Further arguments override keys of every stage. The model is written to
+``WORK/base``, the result of benchmark/mini_base_gate.py to ``WORK/gate.json``, and that result, steps, tokens, seconds
+and losses to ``WORK/stages.json``.
 """
 
 import argparse
@@ -16,7 +17,11 @@ import statistics
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
+
+sys.path.append(str(Path(__file__).resolve().parent))
+
+from mini_base_gate import ask, write_questions
 
 from medtune.config import load_config
 from medtune.evaluation.provenance import stamp
@@ -34,15 +39,59 @@ STAGES = (
 """Configs of ``sft``, each of which starts from the weights of the one before."""
 
 
-def commands(work: Path, seed: int, overrides: list[str], stages: int = len(STAGES)) -> list[list[str]]:
-    """Return the command of each of the first stages."""
-    listed: list[list[str]] = []
-    for number, name in enumerate(STAGES[:stages]):
-        own = load_config(f"sft/{name}", TrainConfig).seed
-        words = ["tune", "run", "medtune/recipes/sft.py", "--config", f"sft/{name}", f"output_dir={work / name}"]
-        start = [f"checkpoint={work / STAGES[number - 1]}/weights"] if number else []
-        listed.append([*words, *start, f"seed={own + seed}", *overrides])
-    return listed
+CLOSED = "mini_letters"
+"""The stage that is repeated until enough closed questions are answered rightly."""
+LEARNED = 0.75
+"""Share of right yes/no answers that is enough: half are right by chance."""
+ROUNDS = 3
+"""Runs of that stage at most."""
+OFFSET = 2_000_000
+"""Number of the first cell that is asked about between stages; far from those of training and of the gate."""
+
+
+class Part(NamedTuple):
+    """One run of a stage: its config, its folder, and which repetition it is, from 0."""
+
+    name: str
+    folder: Path
+    repetition: int
+
+
+def command(part: Part, before: Part | None, seed: int, overrides: list[str]) -> list[str]:
+    """Return the command of a run that starts from the weights of another; the first one starts from none."""
+    own = load_config(f"sft/{part.name}", TrainConfig).seed + seed + 1000 * part.repetition
+    words = ["tune", "run", "medtune/recipes/sft.py", "--config", f"sft/{part.name}", f"output_dir={part.folder}"]
+    start = [f"checkpoint={before.folder}/weights"] if before else []
+    return [*words, *start, f"seed={own}", *overrides]
+
+
+def closed_questions(folder: Path, cells: int) -> float:
+    """Ask the weights of a run yes/no questions about unseen cells; the share of right answers."""
+    write_questions(folder / "asked", cells, shuffled=False, offset=OFFSET)
+    results = ask(folder / "asked", str(folder / "weights"), "protocols=[yes_no]", "swapped=[]")
+    return float(results["protocols"]["yes_no"]["overall"]["accuracy_micro"]["value"])
+
+
+def train(work: Path, seed: int, overrides: list[str], stages: int, cells: int) -> tuple[list[Part], list[float]]:
+    """Run the stages.
+
+    Returns:
+        All runs, and the share of right answers to closed questions after each round of the stage ``CLOSED``.
+    """
+    done: list[Part] = []
+    shares: list[float] = []
+    for name in STAGES[:stages]:
+        for repetition in range(ROUNDS if name == CLOSED else 1):
+            folder = work / (f"{name}_round_{repetition + 1}" if repetition else name)
+            part = Part(name, folder, repetition)
+            run(command(part, done[-1] if done else None, seed, overrides))
+            done.append(part)
+            if name == CLOSED:
+                shares.append(closed_questions(folder, cells))
+                print(f"yes/no questions about unseen cells: {100 * shares[-1]:.1f}% right", flush=True)
+                if shares[-1] >= LEARNED:
+                    break
+    return done, shares
 
 
 def run(command: list[str]) -> None:
@@ -85,21 +134,17 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seed", type=int, default=0, help="added to the seed of each stage (default: 0)")
     parser.add_argument("--work", type=Path, default=Path("runs/mini_letters_base"), help="folder of the runs")
-    parser.add_argument("--cells", type=int, default=400, help="questions of the gate")
+    parser.add_argument("--cells", type=int, default=400, help="questions of the gate and between stages")
     parser.add_argument("--stages", type=int, default=len(STAGES), choices=range(1, len(STAGES) + 1))
     options, overrides = parser.parse_known_args()
-    listed = commands(options.work, options.seed, overrides, options.stages)
-    for command in listed:
-        run(command)
+    done, shares = train(options.work, options.seed, overrides, options.stages, options.cells)
     answers = export_and_ask(options.work, options.cells) if options.stages == len(STAGES) else {}
     record = {
         **stamp(sys.argv[0], sys.argv[1:]),
         "seed": options.seed,
         **answers,
-        "stages": {
-            name: {**trained(options.work / name), "losses": losses(options.work / name)}
-            for name in STAGES[: options.stages]
-        },
+        **({"closed_questions_after_rounds": shares} if shares else {}),
+        "stages": {part.folder.name: {**trained(part.folder), "losses": losses(part.folder)} for part in done},
     }
     (options.work / "stages.json").write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
     return 0

@@ -11,6 +11,7 @@ from medtune.config import load_config
 from medtune.errors import DataError
 from medtune.sweep.config import data_of
 from medtune.sweep.run import SweepConfig
+from medtune.training.config import TrainConfig
 from tests.benchmark.scripts import script
 from tests.datasets.medmnist_files import write_medmnist
 from tests.reporting.conftest import make_questions, write_run
@@ -180,8 +181,25 @@ def test_the_sweep_decides_data_images_and_result() -> None:
 
 def test_a_sweep_of_another_kind_is_refused(capsys: pytest.CaptureFixture) -> None:
     with pytest.raises(SystemExit):
-        table.parse(["--sweep", "sweep/mini_alpha"])
-    assert "invalid choice: 'sweep/mini_alpha'" in capsys.readouterr().err
+        table.parse(["--sweep", "sweep/vitask_mini"])
+    assert "invalid choice: 'sweep/vitask_mini'" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name, key", [("sweep/mini_alpha", "alpha"), ("sweep/mini_vectors", "vectors")])
+def test_a_figure_is_compared_with_the_default_of_what_it_varies(name: str, key: str, tmp_path: Path) -> None:
+    options, config = table.parse(["--sweep", name, "--output-dir", str(tmp_path), "seeds=[0,1]"])
+    (reference,) = table.DOMAINS[name].references
+    default = load_config(config.train, TrainConfig).objective[key]
+    (variant,) = [one for one in config.variants if one.name == reference]
+    assert variant.train == [f"objective.{key}={default}"] and options.out.name == f"instfree_{key}.json"
+    questions, other = make_questions(6), config.variants[1]
+    for seed in (0, 1):
+        write_run(tmp_path / f"{reference}_seed{seed}", questions, "FT", seed)
+        write_run(tmp_path / f"{other.name}_seed{seed}", questions, "InstFree", seed)
+    found = table.table(config, resamples=50, domain=table.DOMAINS[name])
+    assert found["references"] == [reference] and found["models"][reference]["differences"] == {}
+    assert set(found["models"][other.name]["differences"]) == {reference}
+    assert f"| minus {variant.title} | " in table.markdown(found)
 
 
 def test_the_papers_numbers_stand_beside_wbcatt_alone(

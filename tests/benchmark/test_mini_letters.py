@@ -1,5 +1,6 @@
 """benchmark/mini_letters.py: each stage starts from the one before, with seeds of its own."""
 
+import csv
 import json
 import re
 import sys
@@ -7,24 +8,26 @@ from pathlib import Path
 
 import pytest
 
-from medtune.config import load_config
+from medtune.config import PACKAGE, load_config
 from medtune.training.config import TrainConfig
 from tests.benchmark.scripts import script
 
+mini_base_gate = script("mini_base_gate")
 mini_letters = script("mini_letters")
 
 
 def test_each_stage_starts_from_the_one_before(tmp_path: Path) -> None:
-    listed = mini_letters.commands(tmp_path, 100, ["max_steps=2"])
-    assert len(listed) == len(mini_letters.STAGES)
-    for number, (name, words) in enumerate(zip(mini_letters.STAGES, listed, strict=True)):
+    before = None
+    for name in mini_letters.STAGES:
+        part = mini_letters.Part(name, tmp_path / name, 0)
+        words = mini_letters.command(part, before, 100, ["max_steps=2"])
         config = load_config(f"sft/{name}", TrainConfig, words[words.index("--config") + 2 :])
         assert config.output_dir == str(tmp_path / name) and config.max_steps == 2
         assert config.seed == load_config(f"sft/{name}", TrainConfig).seed + 100
-        before = mini_letters.STAGES[number - 1]
-        assert config.checkpoint == (f"{tmp_path / before}/weights" if number else None)
+        assert config.checkpoint == (f"{before.folder}/weights" if before else None)
         usual = load_config(f"sft/{name}", TrainConfig).checkpoint
-        assert usual == (f"runs/{before}/weights" if number else None), "a stage can be run alone"
+        assert usual == (f"runs/{before.name}/weights" if before else None), "a stage can be run alone"
+        before = part
 
 
 def test_losses_are_means_of_a_hundred_steps(tmp_path: Path) -> None:
@@ -53,6 +56,7 @@ def pretend(command: list[str], ran: list[str]) -> None:
 def test_the_last_stage_alone_is_asked_questions(stages: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     ran: list[str] = []
     monkeypatch.setattr(mini_letters, "run", lambda command: pretend(command, ran))
+    monkeypatch.setattr(mini_letters, "closed_questions", lambda folder, cells: 0.8)
     words = ["mini_letters.py", "--stages", str(stages), "--work", str(tmp_path / "w"), "frozen=[]"]
     monkeypatch.setattr(sys, "argv", words)
     assert mini_letters.main() == 0
@@ -62,4 +66,38 @@ def test_the_last_stage_alone_is_asked_questions(stages: int, tmp_path: Path, mo
     each = {"steps": 1, "tokens": 9, "seconds": 1.5, "losses": {"100": 2.0}}
     assert record["stages"] == dict.fromkeys(mini_letters.STAGES[:stages], each)
     assert record.get("gate_passed") is (True if stages == 7 else None)
+    assert record.get("closed_questions_after_rounds") == ([0.8] if stages == 7 else None)
     assert "mini_letters.py" in record["command"]
+
+
+@pytest.mark.parametrize("shares, rounds", [([0.75], 1), ([0.6, 0.8], 2), ([0.6, 0.7, 0.74, 1.0], 3)])
+def test_the_stage_of_closed_questions_is_repeated_until_they_are_answered(
+    shares: list[float], rounds: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    commands: list[list[str]] = []
+    answered = iter(shares)
+    monkeypatch.setattr(mini_letters, "run", commands.append)
+    monkeypatch.setattr(mini_letters, "closed_questions", lambda folder, cells: next(answered))
+    done, found = mini_letters.train(tmp_path, 100, [], 7, 400)
+    assert found == shares[:rounds] and len(commands) == len(done) == 6 + rounds
+    names = ["mini_letters", "mini_letters_round_2", "mini_letters_round_3"][:rounds]
+    assert [part.folder.name for part in done[5:-1]] == names
+    for number, (name, words) in enumerate(zip(names, commands[5:-1], strict=True)):
+        start = names[number - 1] if number else "mini_letters_checks"
+        expected = [f"output_dir={tmp_path / name}", f"checkpoint={tmp_path / start}/weights"]
+        assert words[4:] == ["sft/mini_letters", *expected, f"seed={2 + 100 + 1000 * number}"]
+    assert f"checkpoint={tmp_path / names[-1]}/weights" in commands[-1]
+
+
+def test_closed_questions_are_those_that_a_model_was_not_trained_on_and_the_gate_does_not_ask(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Asked of the shipped base, by the recipes."""
+    (tmp_path / "weights").symlink_to(PACKAGE / "assets" / "mini_base")
+    share = mini_letters.closed_questions(tmp_path, 12)
+    with (tmp_path / "asked" / "verdicts.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert {row["task"] for row in rows} == {"yes_no"} and len(rows) == 12
+    assert share == pytest.approx(sum(row["correct"] == "1" for row in rows) / 12)
+    ids = [json.loads(line)["id"] for line in (tmp_path / "asked" / "test.jsonl").read_text().splitlines()]
+    assert ids[0] == "cell-2000000" and mini_letters.OFFSET > mini_base_gate.OFFSET + 100_000
