@@ -152,7 +152,10 @@ class RemoteImages:
             if reply.status != 200:
                 moved = " (redirects are not followed)" if 300 <= reply.status < 400 else ""
                 raise _failed(param, f"the host answered with status {reply.status}{moved}")
-            return self._body(reply, param)
+            whole = self._body(reply, param)
+            if late.is_set():  # a body of unknown length ends where the timer ended it
+                raise TimeoutError
+            return whole
         except (OSError, http.client.HTTPException, ValueError) as error:
             if late.is_set() or isinstance(error, TimeoutError):
                 raise self._late(param) from None

@@ -176,7 +176,12 @@ def test_a_slow_host_is_given_up_also_if_it_sends_a_byte_at_a_time(host) -> None
         handler.end_headers()
         drip(handler)
 
-    for reply in (drip, drip_body, lambda handler: gone.wait(60)):
+    def drip_body_of_unknown_length(handler: Host) -> None:
+        handler.send_response(200)
+        handler.end_headers()
+        drip(handler)
+
+    for reply in (drip, drip_body, drip_body_of_unknown_length, lambda handler: gone.wait(60)):
         host.reply, started = reply, time.monotonic()
         assert "did not arrive within 0.4 s" in refusal(fetching(host, seconds=0.4))[1]
         assert time.monotonic() - started < 20
