@@ -1,6 +1,6 @@
 """What the mini base model can do on rendered cells it has never seen; multiple choice is claimed only past the gate.
 
-    python benchmark/mini_base_gate.py [--checkpoint medtune/assets/mini_base] [--cells 400]
+    python benchmark/mini_base_gate.py [--checkpoint medtune/assets/mini_base] [--cells 400] [--first 1000000]
 
 The gate: options in random order answered with the right letter in at least 80%, yes/no in at least 85%. Each question
 is asked once with its options in random order and once in their fixed order.
@@ -67,6 +67,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--checkpoint", default=str(PACKAGE / "assets" / "mini_base"))
     parser.add_argument("--cells", type=int, default=400)
+    parser.add_argument("--first", type=int, default=OFFSET, help="number of the first cell")
     parser.add_argument(
         "--work", type=Path, default=Path("runs/mini_base_gate"), help="folder of questions and answers"
     )
@@ -74,7 +75,7 @@ def main() -> int:
     options = parser.parse_args()
     measured = {}
     for order in ("shuffled", "fixed"):
-        write_questions(options.work / order, options.cells, shuffled=order == "shuffled")
+        write_questions(options.work / order, options.cells, order == "shuffled", options.first)
         measured[order] = measure(options.work / order, options.checkpoint)
     passed = all(measured["shuffled"][name]["value"] >= least for name, least in GATE.items())
     result = {

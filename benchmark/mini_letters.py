@@ -3,12 +3,12 @@
     python benchmark/mini_letters.py [--seed 100] [--work runs/mini_letters_base] [--stages 2] [key=value ...]
 
 Every stage is a config that can be run alone. A stopped run goes on where it stopped. ``--seed`` is added to the seed
-of each stage: other initial weights, other orders. The sixth stage is repeated, in another order, until the model
-answers closed questions about unseen cells; when a model learns this differs between seeds. These cells are not those
-of the gate. ``--stages`` trains the first stages alone, without the gate: ``--stages 2 frozen=[]`` shows what the layer
-that the first stage leaves untrained is for. Further arguments override keys of every stage. The model is written to
-``WORK/base``, the result of benchmark/mini_base_gate.py to ``WORK/gate.json``, and that result, steps, tokens, seconds
-and losses to ``WORK/stages.json``.
+of each stage: other initial weights, other orders. The sixth stage is run up to three times, in other orders, until
+the model answers closed questions about unseen cells; when a model learns this differs between seeds. These cells are
+not those of the gate. ``--stages`` trains the first stages alone, without the gate: ``--stages 2 frozen=[]`` shows what
+the layer that the first stage leaves untrained is for. Further arguments override keys of every stage. The model is
+written to ``WORK/base``, the result of benchmark/mini_base_gate.py to ``WORK/gate.json``, and that result, steps,
+tokens, seconds and losses to ``WORK/stages.json``.
 """
 
 import argparse
@@ -37,7 +37,6 @@ STAGES = (
     "mini_letters_styles",
 )
 """Configs of ``sft``, each of which starts from the weights of the one before."""
-
 
 CLOSED = "mini_letters"
 """The stage that is repeated until enough closed questions are answered rightly."""
