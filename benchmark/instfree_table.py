@@ -3,12 +3,12 @@
     python benchmark/instfree_table.py [--sweep NAME] [--processes 2] [--collect-only] [seeds=[0] ...]
 
 Prepares the data where they are not prepared, runs ``sweep/mini_tables`` (a second start goes on where the first one
-stopped) and writes one file: mean and standard deviation over seeds of every model's accuracies and retention, paired
-differences from FT and from InstFree, majority, chance, and the paper's own numbers, which are of an 11B model and are
-shares of right letters. ``--sweep sweep/mini_medmnist_tables`` runs the models on BreastMNIST and PneumoniaMNIST, with
-one seed; the paper has no numbers of these. ``--sweep sweep/mini_alpha`` and ``sweep/mini_vectors`` vary one number of
-InstFree and compare with its default. ``--collect-only`` trains nothing and takes what is finished. Further arguments
-override keys of the sweep.
+stopped) and writes one file: mean and standard deviation over seeds of every model's accuracies, also on swapped
+images, and retention, paired differences from FT and from InstFree, majority, chance, and the paper's own numbers,
+which are of an 11B model and are shares of right letters. ``--sweep sweep/mini_medmnist_tables`` runs the models on
+BreastMNIST and PneumoniaMNIST, with one seed; the paper has no numbers of these. ``--sweep sweep/mini_alpha`` and
+``sweep/mini_vectors`` vary one number of InstFree and compare with its default. ``--collect-only`` trains nothing
+and takes what is finished. Further arguments override keys of the sweep.
 """
 
 import argparse
@@ -76,11 +76,12 @@ DOMAINS = {
 
 
 class Measure(NamedTuple):
-    """A number of a run: which verdicts, which column of them, and over what their shares are averaged."""
+    """A number of a run: which verdicts, which column of them, over what their shares are averaged, on which images."""
 
     tasks: tuple[str, ...]
     column: str
     over: str | None
+    swapped: bool = False
 
 
 MEASURES: dict[str, Measure] = {
@@ -88,6 +89,9 @@ MEASURES: dict[str, Measure] = {
         f"{task}/{name}": Measure((task,), "correct", over)
         for task in ("open", "multiple_choice", "letter_likelihood", "yes_no")
         for name, over in (("accuracy_macro", "attribute"), ("accuracy_micro", None))
+    },
+    **{
+        f"{task}/swapped_micro": Measure((task,), "correct", None, swapped=True) for task in ("open", "multiple_choice")
     },
     "retention": Measure(tuple(COMPONENTS), "in_format", "task"),
     "natural_descriptions": Measure(("description",), "in_format", None),
@@ -148,13 +152,19 @@ def _same_questions(runs: Sequence[Run]) -> None:
 def measures(run: Run) -> dict[str, Measure]:
     """The measures of a run that was asked some of the protocols; retention is the mean over those that it has."""
     protocols, parts = run.results["protocols"], run.results["retention"]
-    found = {name: one for name, one in MEASURES.items() if one.column == "correct" and one.tasks[0] in protocols}
+    found = {name: one for name, one in MEASURES.items() if one.column == "correct" and _asked(one, protocols)}
     if parts:
         components = tuple(task for task in COMPONENTS if task in parts)
         found["retention"] = MEASURES["retention"]._replace(tasks=components)
     if "description" in parts:
         found["natural_descriptions"] = MEASURES["natural_descriptions"]
     return found
+
+
+def _asked(measure: Measure, protocols: dict[str, Any]) -> bool:
+    """Whether a run was asked the protocol of a measure, on the images that it is about."""
+    found = protocols.get(measure.tasks[0])
+    return bool(found and (found["swapped"] if measure.swapped else found["overall"]))
 
 
 def value(run: Run, name: str) -> float:
@@ -164,6 +174,8 @@ def value(run: Run, name: str) -> float:
     if name == "natural_descriptions":
         return run.results["retention"]["description"]["value"]
     task, metric = name.split("/")
+    if MEASURES[name].swapped:
+        return run.results["protocols"][task]["swapped"]["accuracy_micro"]["value"]
     return run.results["protocols"][task]["overall"][metric]["value"]
 
 
@@ -190,7 +202,8 @@ def difference(model: Model, reference: Model, name: str, resamples: int = DRAWS
     images: list[str] = []
     by_seed: dict[str, float] = {}
     for seed, (first, second) in _paired_runs(model, reference).items():
-        rows = [row for row in first.verdicts.values() if row["task"] in measure.tasks and row["swapped"] == "0"]
+        swapped = str(int(measure.swapped))
+        rows = [row for row in first.verdicts.values() if row["task"] in measure.tasks and row["swapped"] == swapped]
         ours = [float(row[measure.column]) - float(second.verdicts[row["id"]][measure.column]) for row in rows]
         values += ours
         cells += [row[measure.over] if measure.over else "" for row in rows]
@@ -254,8 +267,17 @@ COLUMNS = {
     "yes_no/accuracy_micro": "yes/no",
     "retention": "retention",
     "natural_descriptions": "natural descriptions",
+    "multiple_choice/swapped_micro": "letters, swapped images",
+    "open/swapped_micro": "open, swapped images",
 }
-COMPARED = ("open/accuracy_macro", "multiple_choice/accuracy_micro", "retention", "natural_descriptions")
+COMPARED = (
+    "open/accuracy_macro",
+    "open/accuracy_micro",
+    "multiple_choice/accuracy_micro",
+    "yes_no/accuracy_micro",
+    "retention",
+    "natural_descriptions",
+)
 
 
 def markdown(result: dict[str, Any]) -> str:
@@ -263,8 +285,8 @@ def markdown(result: dict[str, Any]) -> str:
     names = [name for name in COLUMNS if name in next(iter(result["models"].values()))["measures"]]
     beside = ["paper"] if "paper_note" in result else []
     lines = [
-        f"n = {result['n']['questions']:,} questions. Percent, mean ± standard deviation over seeds. Letters, yes/no: "
-        f"over questions. Retention: of {', '.join(result['retention_of']) or 'nothing'}."
+        f"n = {result['n']['questions']:,} questions. Percent, mean ± standard deviation over seeds. Letters, yes/no, "
+        f"swapped images: over questions. Retention: of {', '.join(result['retention_of']) or 'nothing'}."
         + (" Paper: letters, 11B." if beside else ""),
         "",
         *heading(["model", "seeds", *(COLUMNS[name] for name in names), *beside]),
@@ -299,7 +321,7 @@ def _differences_text(result: dict[str, Any], reference: str, names: list[str]) 
 
 def _baseline_text(baselines: dict[str, dict[str, float]], name: str, kind: str) -> str:
     task, _, metric = name.partition("/")
-    return percent(baselines[task][metric.replace("accuracy", kind)]) if metric else ""
+    return percent(baselines[task][metric.replace("accuracy", kind)]) if metric.startswith("accuracy") else ""
 
 
 def prepare(config: SweepConfig, prepared_by: str = DOMAINS[SWEEP].prepare) -> None:

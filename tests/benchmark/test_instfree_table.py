@@ -39,12 +39,12 @@ def collected(folder: Path) -> dict:
     return table.table(sweep(folder), resamples=200)
 
 
-def accuracy(run: Path, task: str) -> dict[str, list[float]]:
-    """Right answers on true images by attribute, read from the verdicts by hand."""
+def accuracy(run: Path, task: str, swapped: str = "0") -> dict[str, list[float]]:
+    """Right answers on true or on swapped images by attribute, read from the verdicts by hand."""
     found: dict[str, list[float]] = {}
     with (run / "verdicts.csv").open(encoding="utf-8", newline="") as file:
         for row in csv.DictReader(file):
-            if row["task"] == task and row["swapped"] == "0":
+            if row["task"] == task and row["swapped"] == swapped:
                 found.setdefault(row["attribute"], []).append(float(row["correct"]))
     return found
 
@@ -64,6 +64,19 @@ def test_means_and_deviations_are_over_seeds(collected: dict, folder: Path) -> N
     assert found["values"] == pytest.approx([one, other]) and found["mean"] == pytest.approx((one + other) / 2)
     assert found["deviation"] == pytest.approx(abs(one - other) / 2**0.5)
     assert collected["models"]["base"]["measures"]["retention"]["deviation"] is None
+
+
+@pytest.mark.parametrize("task", ["open", "multiple_choice"])
+def test_answers_on_swapped_images_are_a_number_of_their_own(task: str, collected: dict, folder: Path) -> None:
+    answers = {side: accuracy(folder / "ft_seed0", task, side) for side in ("0", "1")}
+    true, exchanged = (statistics.fmean(sum(groups.values(), [])) for groups in answers.values())
+    measures = collected["models"]["ft"]["measures"]
+    assert true != exchanged and sum(map(len, answers["1"].values())) == 70
+    assert measures[f"{task}/swapped_micro"]["values"][0] == pytest.approx(exchanged)
+    assert measures[f"{task}/accuracy_micro"]["values"][0] == pytest.approx(true)
+    found = collected["models"]["base"]["differences"]["ft"][f"{task}/swapped_micro"]
+    base = statistics.fmean(sum(accuracy(folder / "base", task, "1").values(), []))
+    assert found["by_seed"]["0"] == pytest.approx(base - exchanged) and found["n"] == 2 * 70
 
 
 def test_a_difference_pairs_equal_seeds_and_the_base_with_each(collected: dict, folder: Path) -> None:
@@ -113,6 +126,8 @@ def test_a_sweep_that_asks_less_gives_fewer_columns(folder: Path, tmp_path: Path
         run = write_run(tmp_path / name, questions, "FT" if name == "ft_seed0" else "InstFree")
         results = json.loads((run / "results.json").read_text())
         results["protocols"] = {task: results["protocols"][task] for task in ("open", "multiple_choice")}
+        for one in results["protocols"].values():
+            one["swapped"] = None
         kept = {task: results["retention"][task] for task in ("open", "multiple_choice")}
         composite = {**results["retention"]["composite"], "value": sum(one["value"] for one in kept.values()) / 2}
         results["retention"] = {**kept, "composite": composite}
@@ -127,6 +142,7 @@ def test_a_sweep_that_asks_less_gives_fewer_columns(folder: Path, tmp_path: Path
     assert result["retention_of"] == ["multiple_choice", "open"]
     printed = table.markdown(result)
     assert "Retention: of multiple_choice, open." in printed and "natural" not in printed and "yes/no |" not in printed
+    assert "swapped images |" not in printed
 
 
 def test_other_questions_are_refused(tmp_path: Path) -> None:
@@ -170,12 +186,14 @@ MEDMNIST = "sweep/mini_medmnist_tables"
 def test_the_sweep_decides_data_images_and_result() -> None:
     options, config = table.parse([])
     assert options.sweep == "sweep/mini_tables" and options.out.name == "instfree_table.json"
+    assert not config.evaluate_overrides, "all protocols, as the paper's tables and more"
     assert config.prepared_dir == "prepared/wbcatt_official" and config.train == "instfree/mini_wbcatt"
     options, config = table.parse(["--sweep", MEDMNIST, "--prepared-dir", "elsewhere"])
     assert options.out == table.RESULTS / "instfree_table_medmnist.json"
     assert (config.train, config.seeds, config.center_crop) == ("instfree/mini_medmnist", [0], 1.0)
     assert data_of(config) == ("elsewhere", "elsewhere/images.tar")
     assert [one.name for one in config.variants] == list(table.PAPER)
+    assert config.evaluate_overrides == ["protocols=[multiple_choice,open]", "swapped=[]"]
     assert table.parse(["--sweep", MEDMNIST, "--out", "mine.json"])[0].out == Path("mine.json")
 
 
