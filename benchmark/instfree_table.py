@@ -351,7 +351,7 @@ def parse(arguments: Sequence[str] | None) -> tuple[argparse.Namespace, SweepCon
     parser.add_argument("--prepared-dir", help="folder of the prepared data")
     parser.add_argument("--out", type=Path, help="the JSON file; by default a file of the sweep in benchmark/results")
     parser.add_argument("overrides", nargs="*", help="key=value of the sweep's config")
-    options = parser.parse_args(arguments)
+    options = parser.parse_intermixed_args(arguments)  # overrides may stand between options
     options.out = options.out or DOMAINS[options.sweep].out
     given = {name: getattr(options, name) for name in ("processes", "output_dir", "prepared_dir")}
     overrides = [f"{name}={one}" for name, one in given.items() if one is not None]

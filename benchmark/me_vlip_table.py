@@ -137,7 +137,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--collect-only", action="store_true", help="train nothing; read a finished sweep")
     parser.add_argument("--out", type=Path, default=OUTPUT, help="the JSON file")
     parser.add_argument("overrides", nargs="*", help="key=value of the sweep's config")
-    options = parser.parse_args(arguments)
+    options = parser.parse_intermixed_args(arguments)  # overrides may stand between options
     try:
         config = load_config(SWEEP, SweepConfig, options.overrides)
         if not options.collect_only:

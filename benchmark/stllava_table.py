@@ -267,7 +267,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--out", type=Path, default=OUTPUT, help="the JSON file")
     parser.add_argument("--sweep", default=SWEEP, help="the sweep's config")
     parser.add_argument("overrides", nargs="*", help="key=value of the sweep's config")
-    options = parser.parse_args(arguments)
+    options = parser.parse_intermixed_args(arguments)  # overrides may stand between options
     try:
         config = load_config(options.sweep, SweepConfig, [*DEFAULTS, *options.overrides])
         if not options.collect_only:

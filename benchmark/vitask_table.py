@@ -121,7 +121,7 @@ def parse(arguments: Sequence[str] | None) -> tuple[argparse.Namespace, SweepCon
     parser.add_argument("--sweep", default=SWEEP, help="a sweep of like rows, such as sweep/vitask_mini_resnet")
     parser.add_argument("--out", type=Path, default=OUTPUT, help="the JSON file")
     parser.add_argument("overrides", nargs="*", help="key=value of the sweep's config")
-    options = parser.parse_args(arguments)
+    options = parser.parse_intermixed_args(arguments)  # overrides may stand between options
     return options, load_config(options.sweep, SweepConfig, options.overrides)
 
 

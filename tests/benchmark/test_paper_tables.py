@@ -1,8 +1,24 @@
 """The cells and lines of the papers' tables."""
 
+from pathlib import Path
+
+import pytest
+
 from tests.benchmark.scripts import script
 
 tables = script("paper_tables")
+scripts = {name: script(name) for name in ("instfree_table", "me_vlip_table", "stllava_table", "vitask_table")}
+
+
+@pytest.mark.parametrize("name", sorted(scripts))
+def test_overrides_may_stand_before_and_behind_options(
+    name: str, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    """Both reach the sweep: its folder, the second of them, is the one in which nothing is found."""
+    nothing = tmp_path / "nothing"
+    words = ["processes=1", "--collect-only", "--out", str(tmp_path / "table.json"), f"output_dir={nothing}"]
+    assert scripts[name].main(words) == 2
+    assert str(nothing) in capsys.readouterr().err and not (tmp_path / "table.json").exists()
 
 
 def test_a_heading_has_a_rule_below_each_cell_and_an_empty_cell_stays() -> None:
