@@ -21,7 +21,7 @@ from typing import Any, NamedTuple
 
 sys.path.append(str(Path(__file__).resolve().parent))
 
-from paper_tables import estimate, heading, line, over_seeds, percent, write
+from paper_tables import estimate, heading, line, over_seeds, parse_with_overrides, percent, write
 
 from medtune.config import load_config
 from medtune.errors import DataError, MedtuneError
@@ -163,8 +163,8 @@ def measures(run: Run) -> dict[str, Measure]:
 
 def _asked(measure: Measure, protocols: dict[str, Any]) -> bool:
     """Whether a run was asked the protocol of a measure, on the images that it is about."""
-    found = protocols.get(measure.tasks[0])
-    return bool(found and (found["swapped"] if measure.swapped else found["overall"]))
+    task = measure.tasks[0]
+    return task in protocols and (not measure.swapped or bool(protocols[task]["swapped"]))
 
 
 def value(run: Run, name: str) -> float:
@@ -350,8 +350,7 @@ def parse(arguments: Sequence[str] | None) -> tuple[argparse.Namespace, SweepCon
     parser.add_argument("--output-dir", help="folder of the runs")
     parser.add_argument("--prepared-dir", help="folder of the prepared data")
     parser.add_argument("--out", type=Path, help="the JSON file; by default a file of the sweep in benchmark/results")
-    parser.add_argument("overrides", nargs="*", help="key=value of the sweep's config")
-    options = parser.parse_intermixed_args(arguments)  # overrides may stand between options
+    options = parse_with_overrides(parser, arguments)
     options.out = options.out or DOMAINS[options.sweep].out
     given = {name: getattr(options, name) for name in ("processes", "output_dir", "prepared_dir")}
     overrides = [f"{name}={one}" for name, one in given.items() if one is not None]

@@ -18,7 +18,7 @@ from typing import Any
 
 sys.path.append(str(Path(__file__).resolve().parent))
 
-from paper_tables import heading, line, scored, write
+from paper_tables import heading, line, parse_with_overrides, scored, write
 
 from medtune.config import load_config
 from medtune.errors import DataError, MedtuneError
@@ -136,8 +136,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--collect-only", action="store_true", help="train nothing; read a finished sweep")
     parser.add_argument("--out", type=Path, default=OUTPUT, help="the JSON file")
-    parser.add_argument("overrides", nargs="*", help="key=value of the sweep's config")
-    options = parser.parse_intermixed_args(arguments)  # overrides may stand between options
+    options = parse_with_overrides(parser, arguments)
     try:
         config = load_config(SWEEP, SweepConfig, options.overrides)
         if not options.collect_only:

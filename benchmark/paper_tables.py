@@ -1,5 +1,6 @@
 """What the scripts of the papers' tables share: the results of a finished sweep, and Markdown tables in percent."""
 
+import argparse
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -7,6 +8,12 @@ from typing import Any
 
 from medtune.errors import DataError
 from medtune.sweep.config import ReportRow
+
+
+def parse_with_overrides(parser: argparse.ArgumentParser, arguments: Sequence[str] | None) -> argparse.Namespace:
+    """Parse options and ``overrides`` of a sweep, which may stand before, between and behind the options."""
+    parser.add_argument("overrides", nargs="*", help="key=value of the sweep's config")
+    return parser.parse_intermixed_args(arguments)
 
 
 def scored(rows: Sequence[ReportRow]) -> list[dict[str, Any]]:

@@ -22,7 +22,7 @@ from typing import Any
 
 sys.path.append(str(Path(__file__).resolve().parent))
 
-from paper_tables import estimate, heading, line, over_seeds, scored, write
+from paper_tables import estimate, heading, line, over_seeds, parse_with_overrides, scored, write
 from scipy import stats
 
 from medtune.config import load_config
@@ -266,8 +266,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--collect-only", action="store_true", help="train nothing; read a finished sweep")
     parser.add_argument("--out", type=Path, default=OUTPUT, help="the JSON file")
     parser.add_argument("--sweep", default=SWEEP, help="the sweep's config")
-    parser.add_argument("overrides", nargs="*", help="key=value of the sweep's config")
-    options = parser.parse_intermixed_args(arguments)  # overrides may stand between options
+    options = parse_with_overrides(parser, arguments)
     try:
         config = load_config(options.sweep, SweepConfig, [*DEFAULTS, *options.overrides])
         if not options.collect_only:

@@ -17,7 +17,7 @@ from typing import Any
 
 sys.path.append(str(Path(__file__).resolve().parent))
 
-from paper_tables import estimate, heading, line, over_seeds, percent, scored, write
+from paper_tables import estimate, heading, line, over_seeds, parse_with_overrides, percent, scored, write
 
 from medtune.config import load_config
 from medtune.errors import MedtuneError
@@ -120,8 +120,7 @@ def parse(arguments: Sequence[str] | None) -> tuple[argparse.Namespace, SweepCon
     parser.add_argument("--collect-only", action="store_true", help="train nothing; read a finished sweep")
     parser.add_argument("--sweep", default=SWEEP, help="a sweep of like rows, such as sweep/vitask_mini_resnet")
     parser.add_argument("--out", type=Path, default=OUTPUT, help="the JSON file")
-    parser.add_argument("overrides", nargs="*", help="key=value of the sweep's config")
-    options = parser.parse_intermixed_args(arguments)  # overrides may stand between options
+    options = parse_with_overrides(parser, arguments)
     return options, load_config(options.sweep, SweepConfig, options.overrides)
 
 

@@ -160,8 +160,9 @@ def test_a_demo_starts_with_data_of_the_package(method: str, monkeypatch: pytest
     assert "CC BY" in config.note, "the licence of the data is named"
 
 
-def test_a_method_without_demo_is_named(capsys: pytest.CaptureFixture[str]) -> None:
-    assert demo.main(["--method", "instfre"]) == 2
+@pytest.mark.parametrize("around", [[], ["seeds=[0]"]], ids=["alone", "between overrides"])
+def test_a_method_without_demo_is_named(around: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    assert demo.main([*around, "--method", "instfre", *around]) == 2
     assert "'instfre' has no demo; choose one of curation, dpo, instfree, routing, vitask" in capsys.readouterr().err
 
 

@@ -48,7 +48,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument(
         "overrides", nargs="*", metavar="key=value", help="overrides of the sweep, such as seeds=[0,1,2]"
     )
-    options = parser.parse_args(arguments)
+    options = parser.parse_intermixed_args(arguments)  # overrides may stand between options
     where = [] if options.output_dir is None else [f"output_dir={options.output_dir}"]
     os.environ.setdefault("OMP_NUM_THREADS", "1")
     started = time.perf_counter()

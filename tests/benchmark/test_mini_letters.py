@@ -76,6 +76,20 @@ def test_the_last_stage_alone_is_asked_questions(stages: int, tmp_path: Path, mo
     assert "mini_letters.py" in record["command"]
 
 
+def names_of(stage: str, rounds: int) -> list[str]:
+    return [stage, f"{stage}_round_2", f"{stage}_round_3"][:rounds]
+
+
+def assert_rounds(commands: list[list[str]], work: Path, stage: str, rounds: int, before: str, seed: int) -> None:
+    """Each round starts from the one before, the first from another stage, and the next stage from the last round."""
+    names = names_of(stage, rounds)
+    for number, (name, words) in enumerate(zip(names, commands[:rounds], strict=True)):
+        start = names[number - 1] if number else before
+        expected = [f"output_dir={work / name}", f"checkpoint={work / start}/weights"]
+        assert words[4:] == [f"sft/{stage}", *expected, f"seed={seed + 1000 * number}"]
+    assert f"checkpoint={work / names[-1]}/weights" in commands[rounds]
+
+
 @pytest.mark.parametrize("shares, rounds", [([0.75], 1), ([0.6, 0.8], 2), ([0.6, 0.7, 0.74, 1.0], 3)])
 def test_the_stage_of_closed_questions_is_repeated_until_they_are_answered(
     shares: list[float], rounds: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -87,13 +101,8 @@ def test_the_stage_of_closed_questions_is_repeated_until_they_are_answered(
     monkeypatch.setattr(mini_letters, "lists", lambda folder, cells: {"cell size": 0.9})
     done, found = mini_letters.train(tmp_path, 100, [], 7, 400)
     assert found["closed_questions_after_rounds"] == shares[:rounds] and len(commands) == len(done) == 6 + rounds
-    names = ["mini_letters", "mini_letters_round_2", "mini_letters_round_3"][:rounds]
-    assert [part.folder.name for part in done[5:-1]] == names
-    for number, (name, words) in enumerate(zip(names, commands[5:-1], strict=True)):
-        start = names[number - 1] if number else "mini_letters_checks"
-        expected = [f"output_dir={tmp_path / name}", f"checkpoint={tmp_path / start}/weights"]
-        assert words[4:] == ["sft/mini_letters", *expected, f"seed={2 + 100 + 1000 * number}"]
-    assert f"checkpoint={tmp_path / names[-1]}/weights" in commands[-1]
+    assert [part.folder.name for part in done[5:-1]] == names_of("mini_letters", rounds)
+    assert_rounds(commands[5:], tmp_path, "mini_letters", rounds, "mini_letters_checks", seed=2 + 100)
 
 
 @pytest.mark.parametrize("missed, rounds", [([0], 1), ([1], 1), ([2, 1], 2), ([3, 2, 2, 0], 3)])
@@ -107,13 +116,8 @@ def test_the_stage_of_lists_is_repeated_until_all_attributes_but_one_are_seen(
     monkeypatch.setattr(mini_letters, "lists", lambda folder, cells: next(measured))
     done, found = mini_letters.train(tmp_path, 0, [], 7, 400)
     assert [len(mini_letters.unseen(shares)) for shares in found["lists_after_rounds"]] == missed[:rounds]
-    names = ["mini_letters_vision", "mini_letters_vision_round_2", "mini_letters_vision_round_3"][:rounds]
-    assert [part.folder.name for part in done[3:-3]] == names
-    for number, (name, words) in enumerate(zip(names, commands[3:-3], strict=True)):
-        start = names[number - 1] if number else "mini_letters_text"
-        expected = [f"output_dir={tmp_path / name}", f"checkpoint={tmp_path / start}/weights"]
-        assert words[4:] == ["sft/mini_letters_vision", *expected, f"seed={80 + 1000 * number}"]
-    assert f"checkpoint={tmp_path / names[-1]}/weights" in commands[-3]
+    assert [part.folder.name for part in done[3:-3]] == names_of("mini_letters_vision", rounds)
+    assert_rounds(commands[3:], tmp_path, "mini_letters_vision", rounds, "mini_letters_text", seed=80)
 
 
 def test_lists_are_compared_value_by_value_with_cells_that_the_gate_does_not_ask(
