@@ -8,6 +8,9 @@ from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any, TypeVar
 
+PATIENCE = 10.0
+"""Seconds that a handler waits for other requests."""
+
 
 @dataclass(kw_only=True)
 class LoopbackServer:
@@ -16,13 +19,17 @@ class LoopbackServer:
     Attributes:
         url: Its address.
         running, most: Requests in flight now, and the most there were at once.
+        together: The first requests wait until this many are in flight at once, for ``PATIENCE`` seconds at most. So
+            ``most`` tells apart a client that sends them at once, however slow the machine is.
         lock: Held while a handler changes a field.
     """
 
     url: str = ""
     running: int = 0
     most: int = 0
+    together: int = 1
     lock: threading.Lock = field(default_factory=threading.Lock)
+    gathered: threading.Event = field(default_factory=threading.Event)
 
     @contextmanager
     def in_flight(self) -> Iterator[None]:
@@ -30,6 +37,10 @@ class LoopbackServer:
         with self.lock:
             self.running += 1
             self.most = max(self.most, self.running)
+            if self.most >= self.together:
+                self.gathered.set()
+        self.gathered.wait(PATIENCE)
+        self.gathered.set()  # whoever came alone is not held again
         try:
             yield
         finally:

@@ -3,6 +3,7 @@
 import base64
 import io
 import json
+import threading
 import time
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
@@ -11,7 +12,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from tests.loopback import LoopbackHandler, LoopbackServer, serving
+from tests.loopback import PATIENCE, LoopbackHandler, LoopbackServer, serving
 
 MODEL = "tiny-vlm"
 
@@ -23,6 +24,7 @@ class ChatServer(LoopbackServer):
     Attributes:
         fail_every: Every n-th chat request gets status 500; 0 for none.
         slow: Seconds that a prompt takes which holds ``slow_word``.
+        overtaken: Such a prompt is answered after this number of others, or ``PATIENCE`` seconds.
         status: If set, each chat request gets this status.
         page, page_type: If set, what is sent for everything.
         models: Names on the list of models; None for a server without the list.
@@ -36,6 +38,7 @@ class ChatServer(LoopbackServer):
     fail_every: int = 0
     slow: float = 0.0
     slow_word: str = "slow"
+    overtaken: int = 0
     status: int | None = None
     page: bytes | None = None
     page_type: str = "text/html"
@@ -45,6 +48,7 @@ class ChatServer(LoopbackServer):
     heads: list[str | None] = field(default_factory=list)
     attempts: int = 0
     failed: int = 0
+    passed: threading.Event = field(default_factory=threading.Event)
 
     def reply(self, body: dict) -> tuple[int, dict]:
         """Status and body of the answer to one chat request."""
@@ -58,8 +62,12 @@ class ChatServer(LoopbackServer):
             return self.status, {"error": {"message": words, "type": "refused", "code": self.status}}
         if self.slow and self.slow_word in prompt_of(body):
             time.sleep(self.slow)
+        if self.overtaken and self.slow_word in prompt_of(body):
+            self.passed.wait(PATIENCE)
         with self.lock:
             self.bodies.append(body)
+            if len(self.bodies) >= self.overtaken:
+                self.passed.set()
         text = self.say or answer_to(body)
         words = text.split()
         cut = words[: body["max_tokens"]]

@@ -75,7 +75,7 @@ def test_a_fifth_of_failures_and_a_slow_answer_change_nothing():
     requests = [request(f"q{i}", "slow" if i == 2 else f"question {i}", str(i % 3)) for i in range(30)]
     with serve() as server:
         calm = ask(server, requests, concurrency=1)
-    with serve(fail_every=5, slow=0.4) as server:
+    with serve(fail_every=5, overtaken=4) as server:
         rough = ask(server, requests)
     assert rough == calm and [answer.id for answer in rough] == [f"q{i}" for i in range(30)]
     assert server.failed >= 30 // 5 and len(server.bodies) == 30

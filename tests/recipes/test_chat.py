@@ -84,8 +84,8 @@ def test_a_dry_run_sends_nothing_and_shows_one_request(tmp_path: Path, capsys) -
 
 def test_a_fifth_of_all_calls_fails_and_unread_replies_are_dropped_and_counted(tmp_path: Path) -> None:
     write_answers(tmp_path, 40)
-    with serve(say=points, faults=0.2, foreign=0.1, hang=0.6) as server:
-        words = ("server.timeout=0.3", "server.concurrency=8")
+    with serve(say=points, faults=0.2, foreign=0.1, hang=4) as server:
+        words = ("server.timeout=2", "server.concurrency=8")
         assert judge(*scoring(tmp_path, server.url, *words)) == 0
     assert set(server.asked.values()) == {1} and len(server.asked) == 80 and set(server.failed) == set(FAULTS)
     found = grades(tmp_path)

@@ -154,8 +154,8 @@ def test_a_dry_run_prints_two_requests_and_the_estimate_and_sends_nothing(
 
 def test_a_fifth_of_all_calls_fails_and_every_figure_is_asked_once(tmp_path: Path) -> None:
     write_figures(tmp_path, 60, images=False)
-    with serve(faults=0.2, hang=0.6) as server:
-        words = text_only(tmp_path, server.url, "server.timeout=0.3", "server.concurrency=8")
+    with serve(faults=0.2, hang=4) as server:
+        words = text_only(tmp_path, server.url, "server.timeout=2", "server.concurrency=8")
         assert curate(*words) == 0
     assert set(server.asked.values()) == {1} and len(server.asked) == 60
     assert set(server.failed) == set(FAULTS)
@@ -180,7 +180,7 @@ def killed_thrice(folder: Path, figures: int, hang: float, *more: str) -> None:
             state["child"].kill()
 
     with serve(faults=0.2, hang=hang, on_request=on_request, keep=False) as server:
-        words = text_only(folder, server.url, "server.timeout=0.3", *more)
+        words = text_only(folder, server.url, "server.timeout=2", *more)
         for part in (0.3, 0.25, 0.2, None):
             known = len(whole_lines(folder / "out/replies.jsonl"))
             before = Counter(server.asked)
@@ -207,7 +207,7 @@ def whole_lines(path: Path) -> list[bytes]:
 
 
 def test_three_kills_lose_nothing_and_every_id_is_there_once(tmp_path: Path) -> None:
-    killed_thrice(tmp_path, 40, 0.6, "server.concurrency=4")
+    killed_thrice(tmp_path, 40, 4, "server.concurrency=4")
 
 
 @pytest.mark.slow

@@ -17,7 +17,7 @@ CHECKOUT = Path(__file__).resolve().parents[2]
 
 def test_pairs_scores_and_manifest_of_a_served_judge(tmp_path: Path) -> None:
     write_candidates(tmp_path, 6)
-    with serve() as server:
+    with serve(together=2) as server:
         assert judge(*served(tmp_path, server.url)) == 0
     pairs = rows_of(tmp_path / "out" / "pairs.jsonl")
     assert [pair["id"] for pair in pairs] == [f"q{number}" for number in range(6)]

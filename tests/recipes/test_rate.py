@@ -120,8 +120,8 @@ def test_a_fifth_of_faults_and_two_kills_lose_nothing_and_ask_nothing_twice(tmp_
         if number == state["kill_at"]:
             state["child"].kill()
 
-    with serve(say=score, faults=0.2, hang=0.6, on_request=on_request) as server:
-        words = wanted(tmp_path, server.url, "server.timeout=0.3")
+    with serve(say=score, faults=0.2, hang=4, on_request=on_request) as server:
+        words = wanted(tmp_path, server.url, "server.timeout=2")
         for more in (15, 12, None):
             state["kill_at"] = server.requests + more if more else -1
             state["child"] = child = forked(lambda: rate(*words))

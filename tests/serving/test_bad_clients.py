@@ -147,7 +147,7 @@ def test_a_body_too_large_is_refused_before_it_is_read(setup):
 
 
 def test_a_body_that_comes_too_slowly_is_refused(setup):
-    with serving(setup.model, setup.transform, limits=Limits(body_seconds=0.3)) as running, raw(running) as client:
+    with serving(setup.model, setup.transform, limits=Limits(body_seconds=1.5)) as running, raw(running) as client:
         client.sendall(head(1000) + b'{"model": ')
         assert ask(running), "others do not wait for it"
         assert client.recv(100).startswith(b"HTTP/1.1 408")
@@ -165,7 +165,7 @@ def test_a_client_that_hangs_up_while_it_sends(setup):
 @pytest.mark.parametrize("stream", [False, True])
 def test_a_client_that_hangs_up_frees_its_row(setup, stream):
     setup.transform.stop_ids = []
-    with serving(setup.model, setup.transform, slots=1, extension=Slow(0.02)) as running:
+    with serving(setup.model, setup.transform, slots=1, extension=Slow(0.05)) as running:
         sent = body(max_tokens=80, stream=stream)
         with raw(running) as client:
             client.sendall(head(len(sent)) + sent)
@@ -174,7 +174,7 @@ def test_a_client_that_hangs_up_frees_its_row(setup, stream):
                 assert client.recv(100).startswith(b"HTTP/1.1 200")
         started = time.monotonic()
         assert ask(running, max_tokens=2)
-        assert time.monotonic() - started < 1.2, "the only row was free at once"
+        assert time.monotonic() - started < 3, "the only row was free at once"
         assert running.metric("medtune_ends_total", reason="gone") == 1
         assert running.metric("medtune_generated_tokens_total") < 40
 
@@ -226,15 +226,15 @@ def test_a_full_queue_says_when_to_come_again(setup):
 @pytest.mark.parametrize("stream", [False, True])
 def test_an_answer_that_takes_too_long_is_ended(setup, stream):
     setup.transform.stop_ids = []
-    with serving(setup.model, setup.transform, slots=1, limits=Limits(seconds=0.4), extension=Slow(0.03)) as running:
+    with serving(setup.model, setup.transform, slots=1, limits=Limits(seconds=1.5), extension=Slow(0.05)) as running:
         if stream:
-            with pytest.raises(openai.APIError, match="took longer than 0.4 s"):
+            with pytest.raises(openai.APIError, match="took longer than 1.5 s"):
                 for _ in running.client().chat.completions.create(
                     model="tiny", messages=shown(QUESTION), max_tokens=90, stream=True
                 ):
                     pass
         else:
-            with pytest.raises(openai.APIStatusError, match="took longer than 0.4 s") as told:
+            with pytest.raises(openai.APIStatusError, match="took longer than 1.5 s") as told:
                 ask(running, max_tokens=90)
             assert (told.value.status_code, told.value.code) == (504, "timeout")
         assert ask(running, max_tokens=1)
