@@ -1,6 +1,7 @@
 """What the mini base model can do on rendered cells it has never seen; multiple choice is claimed only past the gate.
 
     python benchmark/mini_base_gate.py [--checkpoint medtune/assets/mini_base] [--cells 400] [--first 1000000]
+    python benchmark/mini_base_gate.py --family internvl --checkpoint FOLDER
 
 The gate: options in random order answered with the right letter in at least 80%, yes/no in at least 85%. Each question
 is asked once with its options in random order and once in their fixed order.
@@ -11,7 +12,7 @@ import json
 import shutil
 import sys
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from medtune.config import PACKAGE
 from medtune.data.randomness import sample_rng
@@ -22,6 +23,26 @@ from medtune.recipes import evaluate, predict
 
 SEED, OFFSET = 900, 1_000_000
 GATE = {"multiple_choice": 0.80, "yes_no": 0.85}
+
+
+class Family(NamedTuple):
+    """Names of what a mini base is made of, in ``medtune.models.mini``."""
+
+    model: str
+    transform: str
+    drill_transform: str
+
+
+FAMILIES = {
+    "llama3_2_vision": Family("mini_vlm", "mini_transform", "mini_drill_transform"),
+    "internvl": Family("mini_internvl", "mini_internvl_transform", "mini_internvl_drill_transform"),
+}
+"""Cross-attention to the image (the included base), and image features among the tokens."""
+
+
+def component(name: str) -> str:
+    """The full name of a builder."""
+    return f"medtune.models.mini.{name}"
 
 
 def write_questions(folder: Path, cells: int, shuffled: bool, offset: int = OFFSET) -> None:
@@ -39,20 +60,25 @@ def write_questions(folder: Path, cells: int, shuffled: bool, offset: int = OFFS
     (folder / "training_majority.json").write_bytes(json_bytes(majority))
 
 
-def ask(folder: Path, checkpoint: str, *how: str) -> dict[str, Any]:
+def ask(folder: Path, checkpoint: str, family: Family, *how: str) -> dict[str, Any]:
     """Ask and score what :func:`write_questions` wrote; ``how`` are overrides that predict and evaluate share."""
     questions = [f"questions.source={folder / 'test.jsonl'}", f"questions.image_root={folder / 'images'}"]
     questions.append("questions.center_crop=1.0")
     arguments = ["--config", "predict/mini", f"checkpoint={checkpoint}", *questions, f"output_dir={folder}", *how]
     files = [f"predictions={folder / 'predictions.jsonl'}", f"prepared_dir={folder}", f"output={folder}", "name=base"]
-    if predict.main(arguments) or evaluate.main(["--config", "evaluate/default", *files, *how]):
+    if predict.main([*arguments, *of_family(family)]) or evaluate.main(["--config", "evaluate/default", *files, *how]):
         raise SystemExit("prediction or evaluation failed; its message stands above")
     return json.loads((folder / "results.json").read_text(encoding="utf-8"))
 
 
-def measure(folder: Path, checkpoint: str) -> dict[str, dict]:
+def of_family(family: Family) -> list[str]:
+    """Overrides of ``predict`` for a family."""
+    return [f"model._component_={component(family.model)}", f"transform._component_={component(family.transform)}"]
+
+
+def measure(folder: Path, checkpoint: str, family: Family) -> dict[str, dict]:
     """The numbers of each protocol and of retention."""
-    results = ask(folder, checkpoint)
+    results = ask(folder, checkpoint, family)
     accuracy = {name: one["overall"]["accuracy_micro"] for name, one in results["protocols"].items()}
     swapped = {
         f"{name}_swapped": one["swapped"]["accuracy_micro"]
@@ -66,6 +92,7 @@ def main() -> int:
     """Run both orders and write the result; the exit status does not depend on the gate."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--checkpoint", default=str(PACKAGE / "assets" / "mini_base"))
+    parser.add_argument("--family", choices=FAMILIES, default="llama3_2_vision", help="of the checkpoint")
     parser.add_argument("--cells", type=int, default=400)
     parser.add_argument("--first", type=int, default=OFFSET, help="number of the first cell")
     parser.add_argument(
@@ -76,10 +103,11 @@ def main() -> int:
     measured = {}
     for order in ("shuffled", "fixed"):
         write_questions(options.work / order, options.cells, order == "shuffled", options.first)
-        measured[order] = measure(options.work / order, options.checkpoint)
+        measured[order] = measure(options.work / order, options.checkpoint, FAMILIES[options.family])
     passed = all(measured["shuffled"][name]["value"] >= least for name, least in GATE.items())
     result = {
         **stamp(sys.argv[0], sys.argv[1:]),
+        "family": options.family,
         "weights_sha256": file_sha256(Path(options.checkpoint) / "model.safetensors"),
         "gate": GATE,
         "gate_passed": passed,

@@ -1,14 +1,15 @@
 """Train a mini base that matches options to letters, from random weights: seven stages of ``sft``, export, gate.
 
-    python benchmark/mini_letters.py [--seed 100] [--work runs/mini_letters_base] [--stages 2] [key=value ...]
+    python benchmark/mini_letters.py [--family internvl] [--seed 100] [--work FOLDER] [--stages 2] [key=value ...]
 
-Every stage is a config that can be run alone. A stopped run goes on where it stopped. ``--seed`` is added to the seed
-of each stage: other initial weights, other orders. When a model learns differs between seeds, so two stages are run up
-to three times, in other orders: the fourth until lists about unseen cells are right, the sixth until closed questions
-about them are. These cells are not those of the gate. ``--stages`` trains the first stages alone, without the gate:
-``--stages 2 frozen=[]`` shows what the layer that the first stage leaves untrained is for. Further arguments override
-keys of every stage. The model is written to ``WORK/base``, the result of benchmark/mini_base_gate.py to
-``WORK/gate.json``, and that result, steps, tokens, seconds and losses to ``WORK/stages.json``.
+Every stage is a config that can be run alone. A stopped run goes on where it stopped. ``--family`` takes another mini
+model through the same stages. ``--seed`` is added to the seed of each stage: other initial weights, other orders. When
+a model learns differs between seeds, so two stages are run up to three times, in other orders: the fourth until lists
+about unseen cells are right, the sixth until closed questions about them are. These cells are not those of the gate.
+``--stages`` trains the first stages alone, without the gate: ``--stages 2 frozen=[]`` shows what the layer that the
+first stage leaves untrained is for. Further arguments override keys of every stage. The model is written to
+``WORK/base``, the result of benchmark/mini_base_gate.py to ``WORK/gate.json``, and that result, steps, tokens, seconds
+and losses to ``WORK/stages.json``.
 """
 
 import argparse
@@ -23,16 +24,15 @@ import torch
 
 sys.path.append(str(Path(__file__).resolve().parent))
 
-from mini_base_gate import SEED, ask, write_questions
+from mini_base_gate import FAMILIES, SEED, Family, ask, component, write_questions
 
-from medtune.config import PACKAGE, load_config
+from medtune.config import PACKAGE, import_path, load_config
 from medtune.datasets.cells import rendered_cells_dataset
 from medtune.datasets.cells.attributes import ATTRIBUTES
 from medtune.evaluation.provenance import stamp
 from medtune.generation.answering import load_model
 from medtune.generation.engine.generator import Generator
 from medtune.generation.requests import Request
-from medtune.models.mini import mini_drill_transform
 from medtune.training.config import TrainConfig
 
 STAGES = (
@@ -70,26 +70,47 @@ class Part(NamedTuple):
     repetition: int
 
 
-def command(part: Part, before: Part | None, seed: int, overrides: list[str]) -> list[str]:
+def command(part: Part, before: Part | None, family: Family, seed: int, overrides: list[str]) -> list[str]:
     """Return the command of a run that starts from the weights of another; the first one starts from none."""
-    own = load_config(f"sft/{part.name}", TrainConfig).seed + seed + 1000 * part.repetition
+    config = load_config(f"sft/{part.name}", TrainConfig)
     words = ["tune", "run", "medtune/recipes/sft.py", "--config", f"sft/{part.name}", f"output_dir={part.folder}"]
     start = [f"checkpoint={before.folder}/weights"] if before else []
-    return [*words, *start, f"seed={own}", *overrides]
+    return [
+        *words,
+        *start,
+        f"seed={config.seed + seed + 1000 * part.repetition}",
+        *of_family(family, config),
+        *overrides,
+    ]
 
 
-def closed_questions(folder: Path, cells: int) -> float:
+def of_family(family: Family, config: TrainConfig) -> list[str]:
+    """Overrides that give a stage a family's model and transform; none for the family of the config."""
+    usual = FAMILIES["llama3_2_vision"]
+    if family == usual:
+        return []
+    drills = config.transform.path == component(usual.drill_transform)
+    parts = [part for part in config.trainable if part != "fusion"]  # cross-attention, which no other family has
+    return [
+        f"model._component_={component(family.model)}",
+        f"transform._component_={component(family.drill_transform if drills else family.transform)}",
+        f"trainable=[{', '.join(parts)}]",
+    ]
+
+
+def closed_questions(folder: Path, family: Family, cells: int) -> float:
     """Ask the weights of a run yes/no questions about unseen cells; the share of right answers."""
     write_questions(folder / "asked", cells, shuffled=False, offset=OFFSET)
-    results = ask(folder / "asked", str(folder / "weights"), "protocols=[yes_no]", "swapped=[]")
+    results = ask(folder / "asked", str(folder / "weights"), family, "protocols=[yes_no]", "swapped=[]")
     return float(results["protocols"]["yes_no"]["overall"]["accuracy_micro"]["value"])
 
 
-def lists(folder: Path, cells: int) -> dict[str, float]:
+def lists(folder: Path, family: Family, cells: int) -> dict[str, float]:
     """Ask the weights of a run for lists of all attributes of unseen cells; the share of right values of each."""
-    model = {"_component_": "medtune.models.mini.mini_vlm", "vocab_size": 1024}
+    model = {"_component_": component(family.model), "vocab_size": 1024}
+    transform = import_path(component(family.drill_transform))(str(PACKAGE / "assets" / "mini_tokenizer"))
     built = load_model(model, str(folder / "weights"), device="cpu", dtype=torch.float32)
-    generator = Generator(built, mini_drill_transform(str(PACKAGE / "assets" / "mini_tokenizer")), batch_size=64)
+    generator = Generator(built, transform, batch_size=64)
     source = rendered_cells_dataset(cells, SEED, "attributes", offset=OFFSET)
     right = dict.fromkeys(ATTRIBUTES, 0)
     for answer in generator([Request(str(index), source[index], source) for index in range(cells)]):
@@ -104,16 +125,16 @@ def unseen(shares: dict[str, float]) -> list[str]:
     return [name for name, share in shares.items() if share < SEEN]
 
 
-def enough(name: str, folder: Path, cells: int, measured: dict[str, list[Any]]) -> bool:
+def enough(part: Part, family: Family, cells: int, measured: dict[str, list[Any]]) -> bool:
     """Measure and print what a stage that may be repeated has taught; whether the next stage can begin."""
-    if name == SIGHT:
-        shares = lists(folder, cells)
+    if part.name == SIGHT:
+        shares = lists(part.folder, family, cells)
         measured.setdefault("lists_after_rounds", []).append(shares)
         missed = unseen(shares)
         print(f"right in fewer than {100 * SEEN:.0f}% of lists: {', '.join(missed) or 'no attribute'}", flush=True)
         return len(missed) <= UNSEEN
-    if name == CLOSED:
-        share = closed_questions(folder, cells)
+    if part.name == CLOSED:
+        share = closed_questions(part.folder, family, cells)
         measured.setdefault("closed_questions_after_rounds", []).append(share)
         print(f"yes/no questions about unseen cells: {100 * share:.1f}% right", flush=True)
         return share >= LEARNED
@@ -121,7 +142,7 @@ def enough(name: str, folder: Path, cells: int, measured: dict[str, list[Any]]) 
 
 
 def train(
-    work: Path, seed: int, overrides: list[str], stages: int, cells: int
+    work: Path, family: Family, seed: int, overrides: list[str], stages: int, cells: int
 ) -> tuple[list[Part], dict[str, list[Any]]]:
     """Run the stages.
 
@@ -134,9 +155,9 @@ def train(
         for repetition in range(ROUNDS):
             folder = work / (f"{name}_round_{repetition + 1}" if repetition else name)
             part = Part(name, folder, repetition)
-            run(command(part, done[-1] if done else None, seed, overrides))
+            run(command(part, done[-1] if done else None, family, seed, overrides))
             done.append(part)
-            if enough(name, folder, cells, measured):
+            if enough(part, family, cells, measured):
                 break
     return done, measured
 
@@ -165,13 +186,13 @@ def losses(folder: Path, every: int = 100) -> dict[str, float]:
     return {str((group + 1) * every): round(statistics.fmean(values), 4) for group, values in sorted(groups.items())}
 
 
-def export_and_ask(work: Path, cells: int) -> dict[str, Any]:
+def export_and_ask(work: Path, family: str, cells: int) -> dict[str, Any]:
     """Export the last stage, ask it the questions of the gate, and return what it answered right."""
     base = work / "base"
     run(["medtune", "export", str(work / STAGES[-1]), "--to", "hf", "--dtype", "bf16", "--out", str(base)])
     gate = Path(__file__).with_name("mini_base_gate.py")
     asked = ["--checkpoint", str(base), "--work", str(work / "gate"), "--out", str(work / "gate.json")]
-    run([sys.executable, str(gate), *asked, "--cells", str(cells)])
+    run([sys.executable, str(gate), *asked, "--family", family, "--cells", str(cells)])
     found = json.loads((work / "gate.json").read_text(encoding="utf-8"))
     return {key: found[key] for key in ("gate", "gate_passed", "options_shuffled", "options_in_fixed_order")}
 
@@ -179,15 +200,19 @@ def export_and_ask(work: Path, cells: int) -> dict[str, Any]:
 def main() -> int:
     """Run the stages; after the last one, export it and ask it the questions of the gate."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--family", choices=FAMILIES, default="llama3_2_vision", help="which mini model is trained")
     parser.add_argument("--seed", type=int, default=0, help="added to the seed of each stage (default: 0)")
     parser.add_argument("--work", type=Path, default=Path("runs/mini_letters_base"), help="folder of the runs")
     parser.add_argument("--cells", type=int, default=400, help="questions of the gate and between stages")
     parser.add_argument("--stages", type=int, default=len(STAGES), choices=range(1, len(STAGES) + 1))
     options, overrides = parser.parse_known_args()
-    done, measured = train(options.work, options.seed, overrides, options.stages, options.cells)
-    answers = export_and_ask(options.work, options.cells) if options.stages == len(STAGES) else {}
+    done, measured = train(
+        options.work, FAMILIES[options.family], options.seed, overrides, options.stages, options.cells
+    )
+    answers = export_and_ask(options.work, options.family, options.cells) if options.stages == len(STAGES) else {}
     record = {
         **stamp(sys.argv[0], sys.argv[1:]),
+        "family": options.family,
         "seed": options.seed,
         **answers,
         **measured,

@@ -1,6 +1,7 @@
 """benchmark/mini_letters.py: each stage starts from the one before, with seeds of its own."""
 
 import csv
+import dataclasses
 import json
 import re
 import sys
@@ -12,19 +13,24 @@ import pytest
 from medtune.config import PACKAGE, load_config
 from medtune.data.sample import Sample
 from medtune.datasets.cells.attributes import ATTRIBUTES
+from medtune.errors import ModelError
+from medtune.models.mini import mini_internvl
+from medtune.models.weights import save_hf
 from medtune.training.config import TrainConfig
 from tests.benchmark.scripts import script
 
 Answered = namedtuple("Answered", "id text")
 mini_base_gate = script("mini_base_gate")
 mini_letters = script("mini_letters")
+SHIPPED = mini_letters.FAMILIES["llama3_2_vision"]
+INTERNVL = mini_letters.FAMILIES["internvl"]
 
 
 def test_each_stage_starts_from_the_one_before(tmp_path: Path) -> None:
     before = None
     for name in mini_letters.STAGES:
         part = mini_letters.Part(name, tmp_path / name, 0)
-        words = mini_letters.command(part, before, 100, ["max_steps=2"])
+        words = mini_letters.command(part, before, SHIPPED, 100, ["max_steps=2"])
         config = load_config(f"sft/{name}", TrainConfig, words[words.index("--config") + 2 :])
         assert config.output_dir == str(tmp_path / name) and config.max_steps == 2
         assert config.seed == load_config(f"sft/{name}", TrainConfig).seed + 100
@@ -32,6 +38,34 @@ def test_each_stage_starts_from_the_one_before(tmp_path: Path) -> None:
         usual = load_config(f"sft/{name}", TrainConfig).checkpoint
         assert usual == (f"runs/{before.name}/weights" if before else None), "a stage can be run alone"
         before = part
+
+
+def test_another_family_is_taken_through_the_same_stages(tmp_path: Path) -> None:
+    """Model, transform and parts are the family's; everything else is the stage's own."""
+    for name in mini_letters.STAGES:
+        part = mini_letters.Part(name, tmp_path / name, 0)
+        ours, usual = (
+            load_config(f"sft/{name}", TrainConfig, mini_letters.command(part, None, family, 0, [])[5:])
+            for family in (INTERNVL, SHIPPED)
+        )
+        assert ours.model == {**usual.model, "_component_": "medtune.models.mini.mini_internvl"}
+        drills = "drill" in usual.transform.path
+        assert drills == (name != "mini_letters_styles")
+        expected = f"medtune.models.mini.mini_internvl_{'drill_' if drills else ''}transform"
+        assert ours.transform == {**usual.transform, "_component_": expected}
+        assert ours.trainable == [part for part in usual.trainable if part != "fusion"]
+        same = {"model": usual.model, "transform": usual.transform, "trainable": usual.trainable}
+        assert dataclasses.replace(ours, **same) == usual
+
+
+def test_a_model_of_another_family_is_asked_between_stages(tmp_path: Path) -> None:
+    """Random weights answer nothing; those of another family are no weights of this one."""
+    model = mini_internvl(1024)
+    save_hf(model.state_dict(), model.family, tmp_path / "weights")
+    assert mini_letters.lists(tmp_path, INTERNVL, 3) == dict.fromkeys(ATTRIBUTES, 0.0)
+    assert mini_letters.closed_questions(tmp_path, INTERNVL, 3) == 0.0
+    with pytest.raises(ModelError):
+        mini_letters.lists(tmp_path, SHIPPED, 3)
 
 
 def test_losses_are_means_of_a_hundred_steps(tmp_path: Path) -> None:
@@ -60,8 +94,8 @@ def pretend(command: list[str], ran: list[str]) -> None:
 def test_the_last_stage_alone_is_asked_questions(stages: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     ran: list[str] = []
     monkeypatch.setattr(mini_letters, "run", lambda command: pretend(command, ran))
-    monkeypatch.setattr(mini_letters, "closed_questions", lambda folder, cells: 0.8)
-    monkeypatch.setattr(mini_letters, "lists", lambda folder, cells: {"cell size": 0.9})
+    monkeypatch.setattr(mini_letters, "closed_questions", lambda *_: 0.8)
+    monkeypatch.setattr(mini_letters, "lists", lambda *_: {"cell size": 0.9})
     words = ["mini_letters.py", "--stages", str(stages), "--work", str(tmp_path / "w"), "frozen=[]"]
     monkeypatch.setattr(sys, "argv", words)
     assert mini_letters.main() == 0
@@ -97,9 +131,9 @@ def test_the_stage_of_closed_questions_is_repeated_until_they_are_answered(
     commands: list[list[str]] = []
     answered = iter(shares)
     monkeypatch.setattr(mini_letters, "run", commands.append)
-    monkeypatch.setattr(mini_letters, "closed_questions", lambda folder, cells: next(answered))
-    monkeypatch.setattr(mini_letters, "lists", lambda folder, cells: {"cell size": 0.9})
-    done, found = mini_letters.train(tmp_path, 100, [], 7, 400)
+    monkeypatch.setattr(mini_letters, "closed_questions", lambda *_: next(answered))
+    monkeypatch.setattr(mini_letters, "lists", lambda *_: {"cell size": 0.9})
+    done, found = mini_letters.train(tmp_path, SHIPPED, 100, [], 7, 400)
     assert found["closed_questions_after_rounds"] == shares[:rounds] and len(commands) == len(done) == 6 + rounds
     assert [part.folder.name for part in done[5:-1]] == names_of("mini_letters", rounds)
     assert_rounds(commands[5:], tmp_path, "mini_letters", rounds, "mini_letters_checks", seed=2 + 100)
@@ -112,9 +146,9 @@ def test_the_stage_of_lists_is_repeated_until_all_attributes_but_one_are_seen(
     commands: list[list[str]] = []
     measured = iter([{"abcd"[k]: 0.69 if k < count else 0.7 for k in range(4)} for count in missed])
     monkeypatch.setattr(mini_letters, "run", commands.append)
-    monkeypatch.setattr(mini_letters, "closed_questions", lambda folder, cells: 1.0)
-    monkeypatch.setattr(mini_letters, "lists", lambda folder, cells: next(measured))
-    done, found = mini_letters.train(tmp_path, 0, [], 7, 400)
+    monkeypatch.setattr(mini_letters, "closed_questions", lambda *_: 1.0)
+    monkeypatch.setattr(mini_letters, "lists", lambda *_: next(measured))
+    done, found = mini_letters.train(tmp_path, SHIPPED, 0, [], 7, 400)
     assert [len(mini_letters.unseen(shares)) for shares in found["lists_after_rounds"]] == missed[:rounds]
     assert [part.folder.name for part in done[3:-3]] == names_of("mini_letters_vision", rounds)
     assert_rounds(commands[3:], tmp_path, "mini_letters_vision", rounds, "mini_letters_text", seed=80)
@@ -141,14 +175,14 @@ def test_lists_are_compared_value_by_value_with_cells_that_the_gate_does_not_ask
 
     monkeypatch.setattr(mini_letters, "load_model", lambda *_, **__: None)
     monkeypatch.setattr(mini_letters, "Generator", Answers)
-    shares = mini_letters.lists(tmp_path, 10)
+    shares = mini_letters.lists(tmp_path, SHIPPED, 10)
     assert shares == {**dict.fromkeys(ATTRIBUTES, 1.0), "cell size": 0.5, "label": 0.9}
 
 
 def test_an_answer_that_is_no_list_has_no_right_values(tmp_path: Path) -> None:
     """The shipped base has unlearned lists: it names one value or two, in the wrong places but by chance."""
     (tmp_path / "weights").symlink_to(PACKAGE / "assets" / "mini_base")
-    shares = mini_letters.lists(tmp_path, 24)
+    shares = mini_letters.lists(tmp_path, SHIPPED, 24)
     assert list(shares) == list(ATTRIBUTES)
     assert len(mini_letters.unseen(shares)) == 12 and sum(shares.values()) < 1
 
@@ -158,7 +192,7 @@ def test_closed_questions_are_those_that_a_model_was_not_trained_on_and_the_gate
 ) -> None:
     """Asked of the shipped base, by the recipes."""
     (tmp_path / "weights").symlink_to(PACKAGE / "assets" / "mini_base")
-    share = mini_letters.closed_questions(tmp_path, 12)
+    share = mini_letters.closed_questions(tmp_path, SHIPPED, 12)
     with (tmp_path / "asked" / "verdicts.csv").open(newline="") as file:
         rows = list(csv.DictReader(file))
     assert {row["task"] for row in rows} == {"yes_no"} and len(rows) == 12

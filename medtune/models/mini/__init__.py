@@ -1,6 +1,6 @@
 """Models of every family's architecture for a laptop, with their own tokenizer."""
 
-from medtune.models.mini._drill_transform import mini_drill_transform
+from medtune.models.mini._drill_transform import mini_drill_transform, mini_internvl_drill_transform
 from medtune.models.mini._gemma3 import lora_mini_gemma3, mini_gemma3, mini_gemma3_transform, qlora_mini_gemma3
 from medtune.models.mini._internvl import lora_mini_internvl, mini_internvl, qlora_mini_internvl
 from medtune.models.mini._internvl_transform import mini_internvl_transform
@@ -28,6 +28,7 @@ __all__ = [
     "mini_gemma3",
     "mini_internvl",
     "mini_gemma3_transform",
+    "mini_internvl_drill_transform",
     "mini_internvl_transform",
     "mini_llava",
     "mini_llava_transform",

@@ -3,6 +3,7 @@
 import random
 import re
 from collections import Counter
+from collections.abc import Callable
 
 import pytest
 
@@ -12,7 +13,12 @@ from medtune.datasets.cells import rendered_cells_dataset
 from medtune.datasets.cells.instructions import check_drill, checks, closed_drill, closed_turn, conversation
 from medtune.datasets.cells.lookups import _WHOLE, drill, fact_conversation, lookup_conversation, sentence_drill
 from medtune.losses.cross_entropy import IGNORE_INDEX
-from medtune.models.mini import mini_drill_transform, mini_transform
+from medtune.models.mini import (
+    mini_drill_transform,
+    mini_internvl_drill_transform,
+    mini_internvl_transform,
+    mini_transform,
+)
 
 TOKENIZER = str(PACKAGE / "assets/mini_tokenizer")
 SOURCE = rendered_cells_dataset(400, 5, "checks", natural=0.3)
@@ -62,8 +68,9 @@ def test_drills_answer_from_the_list_right_after_what_is_asked() -> None:
     assert len(kinds) == 4 and min(kinds.values()) > 20
 
 
-def test_drill_transform_writes_messages_as_they_are_and_supervises_answers_alone() -> None:
-    transform = mini_drill_transform(TOKENIZER)
+@pytest.mark.parametrize("build", [mini_drill_transform, mini_internvl_drill_transform])
+def test_drill_transform_writes_messages_as_they_are_and_supervises_answers_alone(build: Callable) -> None:
+    transform = build(TOKENIZER)
     source = rendered_cells_dataset(40, 1, "drills")
     for index in range(40):
         sample = source[index]
@@ -75,8 +82,12 @@ def test_drill_transform_writes_messages_as_they_are_and_supervises_answers_alon
         assert transform.tokenizer.decode([int(token) for token in learned]) == "".join(answers)
 
 
-def test_conversations_are_written_as_by_the_usual_transform() -> None:
-    drills, usual = mini_drill_transform(TOKENIZER), mini_transform(TOKENIZER)
+@pytest.mark.parametrize(
+    "build, build_usual",
+    [(mini_drill_transform, mini_transform), (mini_internvl_drill_transform, mini_internvl_transform)],
+)
+def test_conversations_are_written_as_by_the_usual_transform(build: Callable, build_usual: Callable) -> None:
+    drills, usual = build(TOKENIZER), build_usual(TOKENIZER)
     for kind in ("lookups", "instructions_by_value"):
         source = rendered_cells_dataset(3, 1, kind)
         for index in range(3):
@@ -206,9 +217,14 @@ def test_closed_drills_ask_as_the_evaluation_does_about_every_attribute() -> Non
     assert 0.42 < given["Yes"] / given.total() < 0.58
 
 
-def test_drill_transform_puts_the_image_first() -> None:
-    transform = mini_drill_transform(TOKENIZER)
+@pytest.mark.parametrize("build, places", [(mini_drill_transform, 1), (mini_internvl_drill_transform, 16)])
+def test_drill_transform_puts_the_image_first(build: Callable, places: int) -> None:
+    transform = build(TOKENIZER)
     source = rendered_cells_dataset(2, 1, "check_drills")
-    item = transform(source[0], source.open_images(source[0]))
-    assert item["tokens"][:2] == [transform.tokenizer.bos_id, transform.image_id]
-    assert len(item["images"]) == 1
+    sample = source[0]
+    item = transform(sample, source.open_images(sample))
+    before = [transform.tokenizer.bos_id, *[transform.image_id] * places]
+    first = transform.tokenizer.encode(sample.messages[0].content)
+    assert item["tokens"][: len(before) + len(first)] == [*before, *first]
+    assert item["labels"][: len(before)] == [IGNORE_INDEX] * len(before)
+    assert len(item["images"]) == 1 and transform.token_count(sample) == len(item["tokens"])
