@@ -108,7 +108,7 @@ def _wrongness(file: Path, ids: Sequence[str]) -> list[float]:
             if row.get("read") == "0":
                 value = math.inf
             elif row.get("measure:error"):
-                value = float(row["measure:error"])
+                value = abs(float(row["measure:error"]))  # the error has a sign
             else:
                 value = 1 - float(row.get("measure:image_f1") or row["correct"])
         except ValueError:

@@ -110,20 +110,38 @@ def test_the_sweep_chooses_its_threshold_on_validation_questions_before_it_answe
 def test_answers_in_unlike_units_are_compared_with_those_of_the_fallback_one_by_one(tmp_path: Path) -> None:
     columns = ["id", "read", "correct", "measure:error", "measure:image_f1"]
     rows = {
-        "size": ["a,1,0,3.5,", "b,1,0,0.25,", "c,1,0,,0.5", "d,1,1,,", "e,0,0,,"],
-        "all": ["a,1,0,9.0,", "b,1,1,0.0,", "c,1,0,,0.5", "d,1,0,,", "e,1,0,70.0,"],
+        "size": [
+            "a,1,0,3.5,",
+            "b,1,0,0.25,",
+            "c,1,0,,0.5",
+            "d,1,1,,",
+            "e,0,0,,",
+            "f,1,0,-5.0,",
+            "g,1,0,-2.0,",
+            "h,1,0,2.0,",
+        ],
+        "all": [
+            "a,1,0,9.0,",
+            "b,1,1,0.0,",
+            "c,1,0,,0.5",
+            "d,1,0,,",
+            "e,1,0,70.0,",
+            "f,1,1,0.0,",
+            "g,1,0,-3.0,",
+            "h,1,0,-2.0,",
+        ],
     }
     for name, lines in rows.items():
         (tmp_path / name).mkdir()
         text = "\n".join([",".join(columns), *lines])
         (tmp_path / name / "verdicts.csv").write_text(text + "\n")
     folders = {name: str(tmp_path / name) for name in rows}
-    found = read_better(folders, ["a", "b", "c", "d", "e"], "all")
-    assert found == {"size": [1.0, 0.0, 0.5, 1.0, 0.0], "all": [0.5] * 5}
+    found = read_better(folders, list("abcdefgh"), "all")
+    assert found == {"size": [1.0, 0.0, 0.5, 1.0, 0.0, 0.0, 1.0, 0.5], "all": [0.5] * 8}
     with pytest.raises(ConfigError, match="'none' is not among the adapters all, size"):
         read_better(folders, ["a"], "none")
     with pytest.raises(DataError, match="lacks 1 of the routed answers"):
-        read_better(folders, ["f"], "all")
+        read_better(folders, ["z"], "all")
     (tmp_path / "all" / "verdicts.csv").write_text(",".join(columns) + "\na,1,0,far,\n")
     with pytest.raises(DataError, match="'a' are no numbers"):
         read_better(folders, ["a"], "all")
