@@ -1,5 +1,6 @@
 """``base:`` composes configs: what is merged, what replaces, what is deleted, and which file an error names."""
 
+import itertools
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -189,6 +190,19 @@ def test_interpolations_see_the_composed_values_and_the_overrides(write: Write) 
     assert load(path) == Small("below", 2.5, [], {"a": 2.5, "b": 2.5})
     assert load(path, "table.a=3").number == 3.0
     assert compose(path).tree["number"] == "${table.a}"
+
+
+def test_an_override_replaces_or_deletes_what_cannot_be_resolved_in_any_order(write: Write) -> None:
+    text = "name: ${oc.env:NOT_SET_ANYWHERE}\nitems: ['${oc.env:NOT_SET_ANYWHERE}', 2]\nnumber: null\n"
+    path = write("a.yaml", text + "table: {a: '${oc.env:NOT_SET_ANYWHERE}', b: 2}\n")
+    for number, order in enumerate(itertools.permutations(["name=here", "~items.0", "~number", "~table.a"])):
+        assert load(path, *order) == Small("here", 1.0, [2], {"b": 2.0}), number
+    assert load(path, "name=here", "items=[]", "table={a: 3}").table == {"a": 3.0, "b": 2.0}
+    for gone in ("~nomber", "~items.2", "~items.x", "~table.c", "~table.b.c", "~", "~name.x"):
+        with pytest.raises(ConfigError, match="there is no key"):
+            load(path, "name=here", gone)
+    with pytest.raises(ConfigError, match="NOT_SET_ANYWHERE"):
+        load(path)
 
 
 def test_a_base_changes_nothing_of_the_files_beneath(write: Write) -> None:

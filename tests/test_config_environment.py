@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from omegaconf import OmegaConf
 
-from medtune.config import CONFIGS, Component, load_config, save_config, to_plain, to_shown
+from medtune.config import CONFIGS, Component, load_config, save_config, saved_keys, to_plain, to_shown
 from medtune.errors import ConfigError
 from medtune.generation.identity import claim
 from medtune.masking import MASK, FromEnvironment, masked
@@ -68,6 +68,37 @@ def test_a_saved_config_holds_what_was_written_and_reads_back(config: Server, tm
     again = load_config(str(tmp_path / "config.yaml"), Server)
     assert again.options["plain"] == SECRET and again.options["reference"] == config.options["reference"]
     assert again.options["api_key"] == MASK
+
+
+@pytest.mark.parametrize(
+    "text", ["costs ${5}", r"a \${b}", r"C:\\${x}${y}", "$ {a} $b {c} \\", "${oc.env:NOT_SET_ANYWHERE}"]
+)
+def test_a_text_with_a_dollar_is_saved_as_text(text: str, tmp_path: Path) -> None:
+    save_config(Server(place=text, options={"a": text}, many=[text]), tmp_path / "config.yaml")
+    again = load_config(str(tmp_path / "config.yaml"), Server)
+    assert (again.place, again.options["a"], again.many) == (text, text, [text])
+    assert saved_keys(tmp_path / "config.yaml", Server)["options"] == {"a": text}
+
+
+@dataclass
+class Place:
+    """Some keys of the config."""
+
+    place: str = ""
+    seconds: float = 1.0
+
+
+def test_a_variable_of_another_key_is_not_needed_to_read_some(
+    config: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    save_config(config, tmp_path / "config.yaml")
+    monkeypatch.delenv("CLINIC_TOKEN")
+    assert saved_keys(tmp_path / "config.yaml", Place) == {"place": "ward-7/images", "seconds": 1.0}
+    with pytest.raises(ConfigError, match="config.yaml cannot be read: .*CLINIC_TOKEN"):
+        saved_keys(tmp_path / "config.yaml", Server)
+    (tmp_path / "config.yaml").write_text("[1]")
+    with pytest.raises(ConfigError, match="a config is a mapping of keys to values"):
+        saved_keys(tmp_path / "config.yaml", Place)
 
 
 def test_a_typed_default_of_a_credential_is_masked(tmp_path: Path) -> None:

@@ -25,7 +25,7 @@ from omegaconf.errors import OmegaConfBaseException
 from medtune.aliases import resolve_component
 from medtune.config.argument_types import argument_hints, check_value, describe
 from medtune.config.composition import CONFIGS, PACKAGE, Place, compose, nearest, resolve_path
-from medtune.config.environment import resolved, to_written
+from medtune.config.environment import literal, resolved, to_written
 from medtune.config.overrides import overridden
 from medtune.data.writing import write_whole
 from medtune.errors import ConfigError, MedtuneError
@@ -289,7 +289,7 @@ def to_shown(config: Any) -> Any:
 
 def save_config(config: Any, path: Path) -> None:
     """Write the config as YAML: resolved, except what :func:`to_shown` hides."""
-    write_whole(path, OmegaConf.to_yaml(OmegaConf.create(to_shown(config))))
+    write_whole(path, OmegaConf.to_yaml(OmegaConf.create(masked(to_written(literal(to_plain(config)))))))
 
 
 def saved_keys(file: Path, config_class: Any) -> dict[str, Any]:
@@ -298,14 +298,20 @@ def saved_keys(file: Path, config_class: Any) -> dict[str, Any]:
     Raises:
         ConfigError: If the file is unreadable or not a mapping.
     """
+    names = [field.name for field in dataclasses.fields(config_class)]
     try:
-        content = OmegaConf.to_container(OmegaConf.load(file), resolve=True)
+        content = OmegaConf.load(file)
+        if not OmegaConf.is_dict(content):
+            raise ConfigError(f"{file}: a config is a mapping of keys to values")
+        found = {name: content[name] for name in names if name in content}
+        return {
+            name: OmegaConf.to_container(value, resolve=True) if OmegaConf.is_config(value) else value
+            for name, value in found.items()
+        }
+    except ConfigError:
+        raise
     except Exception as error:  # errors of YAML and of OmegaConf
         raise ConfigError(f"{file} cannot be read: {error}") from error
-    if not isinstance(content, dict):
-        raise ConfigError(f"{file}: a config is a mapping of keys to values")
-    names = [field.name for field in dataclasses.fields(config_class)]
-    return {name: content[name] for name in names if name in content}
 
 
 def config_hash(config: Any, ignore: Sequence[str] = ()) -> str:

@@ -1,13 +1,14 @@
 """Values of a config that come from environment variables: resolved for use, as written for files and logs."""
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from omegaconf import OmegaConf
 
 from medtune.masking import FromEnvironment
 
+_OPENING = re.compile(r"(\\*)\$\{")
 _VARIABLE = re.compile(r"\$\{\s*oc\.env\s*:\s*([^,}\s]+)")
 
 
@@ -63,8 +64,22 @@ def _marked(written: Any, plain: Any, secrets: Mapping[str, tuple[str, ...]]) ->
 
 def to_written(plain: Any) -> Any:
     """Return plain values with every :class:`FromEnvironment` as it was written."""
+    return _mapped(plain, lambda value: value.written if isinstance(value, FromEnvironment) else value)
+
+
+def literal(plain: Any) -> Any:
+    """Return plain values in which ``${...}`` is text for OmegaConf too; a :class:`FromEnvironment` stays as it is."""
+    return _mapped(plain, lambda value: value if isinstance(value, FromEnvironment) else _escaped(value))
+
+
+def _mapped(plain: Any, change: Callable[[Any], Any]) -> Any:
     if isinstance(plain, Mapping):
-        return {key: to_written(value) for key, value in plain.items()}
+        return {key: _mapped(value, change) for key, value in plain.items()}
     if isinstance(plain, list | tuple):
-        return [to_written(value) for value in plain]
-    return plain.written if isinstance(plain, FromEnvironment) else plain
+        return [_mapped(value, change) for value in plain]
+    return change(plain)
+
+
+def _escaped(value: Any) -> Any:
+    # A backslash before "${" is an escape itself, so it is doubled.
+    return _OPENING.sub(lambda found: 2 * found[1] + "\\${", value) if isinstance(value, str) else value

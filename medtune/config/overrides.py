@@ -25,22 +25,39 @@ def apply_override(tree: Any, override: str) -> tuple[Keys, Any]:
     """
     if override.startswith("~"):
         key = override[1:]
-        if OmegaConf.select(tree, key) is None:
+        if not _deleted(tree, _keys(key)):
             raise ConfigError(f"override {override!r}: there is no key {key!r} to delete")
-        parent, _, leaf = key.rpartition(".")
-        del (OmegaConf.select(tree, parent) if parent else tree)[leaf]
         return _keys(key), None
     key, separator, text = override.partition("=")
     if not separator or not key:
         raise ConfigError(f"override {override!r} is not of the form key=value")
     value = _value(text)
-    current = OmegaConf.select(tree, key)
+    current = _current(tree, key)
     if isinstance(value, str) and OmegaConf.is_dict(current) and "_component_" in current:
         key = f"{key}._component_"
     # A mapping cannot be merged into a list (model.lora_parts), nor a list into a mapping.
     alike = OmegaConf.is_list(current) == OmegaConf.is_list(value)
     OmegaConf.update(tree, key, value, force_add=True, merge=alike)
     return _keys(key), OmegaConf.to_container(value) if OmegaConf.is_config(value) else value
+
+
+def _current(tree: Any, key: str) -> Any:
+    """The value of a key; None where there is none, or one that cannot be resolved and shall be replaced."""
+    return OmegaConf.select(tree, key, throw_on_resolution_failure=False)
+
+
+def _deleted(tree: Any, keys: Keys) -> bool:
+    """Delete a key, whatever its value is; whether there was such a key."""
+    holder, leaf = (_current(tree, ".".join(keys[:-1])) if keys[1:] else tree), keys[-1] if keys else ""
+    if OmegaConf.is_list(holder):
+        if not (leaf.isdecimal() and int(leaf) < len(holder)):
+            return False
+        del holder[int(leaf)]
+        return True
+    if not OmegaConf.is_dict(holder) or leaf not in holder:
+        return False
+    del holder[leaf]
+    return True
 
 
 def overridden(composed: Composed, overrides: Sequence[str]) -> Any:

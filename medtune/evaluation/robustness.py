@@ -86,12 +86,12 @@ def probed(sample: Sample, probe: str, seed: int) -> Sample:
 
 
 def _turns(sample: Sample, changed: Callable[[str], str]) -> tuple[Message, ...]:
-    """Return the turns with another first question, without image tags."""
-    first = next((at for at, turn in enumerate(sample.messages) if turn.role == "user"), None)
+    """Return the turns with another last question, which is the one that is asked, without image tags."""
+    asked = max((at for at, turn in enumerate(sample.messages) if turn.role == "user"), default=None)
     turns = [Message(turn.role, turn.content.replace(IMAGE_TAG, "").strip()) for turn in sample.messages]
-    if first is None:
+    if asked is None:
         return (Message("user", changed("")), *turns)
-    turns[first] = Message("user", changed(turns[first].content))
+    turns[asked] = Message("user", changed(turns[asked].content))
     return tuple(turns)
 
 

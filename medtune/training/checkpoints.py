@@ -56,7 +56,9 @@ def save_checkpoint(folder: Path, state: TrainingState, keep: int) -> Path:
             f"cannot write checkpoint {final}: {error}; free space or set another output_dir, then resume: "
             "earlier checkpoints are whole"
         ) from error
-    for old in list(_steps(folder))[keep:]:
+    # A later step's checkpoint is torn: the run goes on from an earlier one. It must not take the place of the new one.
+    kept = [path for path in _steps(folder) if path.name <= final.name]
+    for old in kept[keep:]:
         shutil.rmtree(old, ignore_errors=True)
     return final
 

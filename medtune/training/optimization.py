@@ -27,7 +27,7 @@ def make_optimizer(component: Component, parts: TrainedParts, trained: list[str]
         rates: Part -> learning rate; the rate of a group is used for each of its parts that has no rate of its own.
 
     Raises:
-        ConfigError: If a part has no learning rate, or the optimizer cannot work on sharded parameters.
+        ConfigError: If a part has no learning rate, or the optimizer is :func:`unfit`.
     """
     default = component.get("lr")
     groups: list[dict[str, Any]] = []
@@ -37,16 +37,34 @@ def make_optimizer(component: Component, parts: TrainedParts, trained: list[str]
         if rate is None:
             raise ConfigError(f"optimizer: give lr, or learning_rates.{part}")
         groups.append({"params": list(members.values()), "lr": rate, "part": part, "base_lr": rate})
-    if component.path.startswith("bitsandbytes.") and any(isinstance(p, DTensor) for g in groups for p in g["params"]):
-        raise ConfigError(
-            f"optimizer: {component.path} cannot update parameters sharded over processes; use torch.optim.AdamW or "
-            "torchao.optim.AdamW8bit, or run in one process"
-        )
+    sharded = any(isinstance(p, DTensor) for g in groups for p in g["params"])
+    if problem := unfit(component, sharded):
+        raise ConfigError(f"optimizer: {problem}")
     optimizer: Optimizer = instantiate(component, groups)
     closure = inspect.signature(type(optimizer).step).parameters.get("closure")
     if closure is not None and closure.default is inspect.Parameter.empty:
         raise ConfigError(f"optimizer: {component.path} evaluates the loss itself, which a trainer of steps cannot do")
     return optimizer
+
+
+def unfit(component: Component, sharded: bool) -> str | None:
+    """Why no run can use an optimizer, or None.
+
+    Args:
+        component: The optimizer.
+        sharded: Whether parameters are sharded over processes.
+    """
+    if component.path.startswith("torchao."):
+        paged = "" if sharded else ", or bitsandbytes.optim.PagedAdamW8bit for moments of 8 bits"
+        return (
+            f"{component.path} keeps its state in tensors that a checkpoint cannot hold; use torch.optim.AdamW{paged}"
+        )
+    if sharded and component.path.startswith("bitsandbytes."):
+        return (
+            f"{component.path} cannot update parameters sharded over processes; use torch.optim.AdamW, or run in one "
+            "process"
+        )
+    return None
 
 
 def check_rates(

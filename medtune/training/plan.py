@@ -26,7 +26,7 @@ from medtune.training.building import DTYPES
 from medtune.training.config import TrainConfig, check_loggers
 from medtune.training.feature_cache import check_frozen, readable_size
 from medtune.training.leakage import compare_splits
-from medtune.training.optimization import check_rates
+from medtune.training.optimization import check_rates, unfit
 from medtune.training.parts import TrainedParts, set_aside_frozen
 from medtune.training.progress import Progress
 
@@ -349,11 +349,8 @@ def _check_base(weights: str, model: Any) -> None:
 def _obstacles(config: TrainConfig, world: int, needed: float) -> list[str]:
     """Sentences about what the config needs and this machine does not have."""
     found = []
-    if world > 1 and config.optimizer.path.startswith("bitsandbytes."):
-        found.append(
-            f"{config.optimizer.path} cannot update parameters sharded over {world} processes; use torch.optim.AdamW "
-            "or torchao.optim.AdamW8bit"
-        )
+    if problem := unfit(config.optimizer, sharded=world > 1):
+        found.append(problem)
     if world > 1 and config.model.get("double_quant") is False:
         found.append("model.double_quant: false is for one process only; leave it out, or start one process")
     if config.activation_offloading and config.device == "cpu":

@@ -10,6 +10,7 @@ from typing import Any
 from omegaconf import OmegaConf
 
 from medtune.config import Component, instantiate, to_shown
+from medtune.config.environment import literal
 from medtune.data.writing import write_whole
 from medtune.errors import TrainingError
 from medtune.progress import tqdm
@@ -38,7 +39,7 @@ class Telemetry:
         self.file = path.open("a", encoding="utf-8")
         self.loggers = [instantiate(logger) for logger in loggers]
         for logger in self.loggers:
-            logger.log_config(OmegaConf.create(_literal(to_shown(config))))
+            logger.log_config(OmegaConf.create(literal(to_shown(config))))
         self.bar = tqdm(total=total, initial=done, unit="step", file=sys.stderr, dynamic_ncols=True, mininterval=0.5)
         self.seconds = 0.0
         self.lap = time.perf_counter()
@@ -111,15 +112,6 @@ class Stopwatch:
     def seconds(self) -> float:
         """Seconds of all starts so far, with what each needed to load and check."""
         return self._before + (0.0 if self._begun is None else time.perf_counter() - self._begun)
-
-
-def _literal(shown: Any) -> Any:
-    """Plain values in which ``${...}`` is text: a logger resolves interpolations before it sends a config."""
-    if isinstance(shown, dict):
-        return {key: _literal(value) for key, value in shown.items()}
-    if isinstance(shown, list):
-        return [_literal(value) for value in shown]
-    return shown.replace("${", "\\${") if isinstance(shown, str) else shown
 
 
 def _keep_lines_up_to(path: Path, step: int) -> None:

@@ -1,5 +1,6 @@
 """Validation on held-out data during training, the best value so far, and early stopping."""
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -36,11 +37,14 @@ class EarlyStopping:
     @classmethod
     def of(cls, saved: dict[str, Any]) -> "EarlyStopping":
         """Read the values of a checkpoint; files of older versions have the key ``loss`` in place of ``value``."""
-        return cls(**{("value" if key == "loss" else key): value for key, value in saved.items()})
+        values = {("value" if key == "loss" else key): value for key, value in saved.items()}
+        if values.get("value") is not None and math.isnan(values["value"]):
+            values["value"] = None  # with which nothing compares
+        return cls(**values)
 
     def update(self, step: int, value: float | None, higher_is_better: bool = False) -> bool:
-        """Record one more validation; returns whether it is the best so far. One without a value is not."""
-        if value is None:
+        """Record one more validation; returns whether it is the best so far. One without a value, or of NaN, is not."""
+        if value is None or math.isnan(value):
             better = False
         else:
             better = self.value is None or (value > self.value if higher_is_better else value < self.value)

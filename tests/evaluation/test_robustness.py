@@ -149,6 +149,17 @@ def test_a_paraphrase_of_the_data_is_asked_in_place_of_a_made_one() -> None:
     assert probed(free, "no_image", 0).images == () and "<image>" not in probed(free, "no_image", 0).messages[0].content
 
 
+def test_the_question_that_is_asked_is_changed_and_what_was_said_before_stays() -> None:
+    plain = questions(1)[0]
+    turns = (Message("user", "<image> Where is it?"), Message("assistant", "Here."), Message("user", "Is it big?"))
+    asked = dataclasses.replace(plain, messages=(*turns, Message("assistant", "Yes.")))
+    said = probed(asked, "paraphrase", 0).messages
+    assert [turn.content for turn in (said[0], said[1], said[3])] == ["Where is it?", "Here.", "Yes."]
+    assert said[2].role == "user" and "Is it big?" in said[2].content and said[2].content != "Is it big?"
+    blind = probed(asked, "no_image", 0).messages
+    assert [turn.content for turn in blind] == ["Where is it?", "Here.", "Is it big?", "Yes."]
+
+
 def test_options_are_moved_by_more_than_one_place_too() -> None:
     orders = {tuple(probed(one, "options", 0).meta["option_order"]) for one in questions()}
     assert orders == {("round", "spindle", "oval"), ("spindle", "oval", "round")}

@@ -133,6 +133,25 @@ def test_each_answer_has_the_room_that_its_own_prompt_leaves(setup, monkeypatch,
         assert found[request.id].text == plain_answer(setup, request, found[request.id].tokens)
 
 
+@pytest.mark.parametrize("share", [True, False])
+def test_an_answer_that_ends_at_the_last_position_of_the_model_holds_up_no_other(setup, monkeypatch, share):
+    """The batch goes on after it; its row is read further, and the model has no further position."""
+    monkeypatch.setattr("medtune.generation.engine.prefixes.WORTH", 3.0)
+    setup.transform.stop_ids = []
+    setup.transform.max_seq_len = limit = setup.model.decoder.max_seq_len
+    short, words = setup.request("short", "cell", "square-1"), 1
+    while True:
+        long = setup.request("long", "cell " * words, "square-1")
+        item = setup.transform(long.sample, setup.source.open_images(long.sample), inference=True)
+        if len(item["tokens"]) > limit - 9:
+            break
+        words += 1
+    found = answers(setup, [short, long], 2, max_new_tokens=20, share_prefix=share)
+    assert (found["short"].tokens, found["long"].tokens) == (20, limit - len(item["tokens"]))
+    for request in (short, long):
+        assert found[request.id].text == plain_answer(setup, request, found[request.id].tokens)
+
+
 def test_an_image_is_encoded_and_opened_once_in_a_window(setup, monkeypatch):
     encoded: list[int] = []
     encode = setup.model.encode

@@ -68,6 +68,18 @@ def test_a_torn_checkpoint_is_named_and_passed_over(tmp_path: Path, harm: str) -
     assert "step_00000002" in said[0] and file.name in said[0]
 
 
+def test_a_torn_checkpoint_of_a_later_step_does_not_take_the_place_of_a_new_one(tmp_path: Path) -> None:
+    """The run has gone on from the beginning, because its newest checkpoint was damaged."""
+    (save_checkpoint(tmp_path, state(40), keep=1) / "state.json").unlink()
+    for step in (10, 20):
+        path = save_checkpoint(tmp_path, state(step), keep=1)
+        assert newest_checkpoint(tmp_path, lambda message: None) == path
+    assert [path.name for path in sorted(tmp_path.iterdir())] == ["step_00000020", "step_00000040"]
+    save_checkpoint(tmp_path, state(40), keep=1)
+    assert [path.name for path in tmp_path.iterdir()] == ["step_00000040"]
+    assert newest_checkpoint(tmp_path, lambda message: None) == tmp_path / "step_00000040"
+
+
 def test_a_kill_while_writing_leaves_no_checkpoint_behind(tmp_path: Path) -> None:
     (tmp_path / ".step_00000009.writing").mkdir()
     (tmp_path / ".step_00000009.writing" / "model.safetensors").write_bytes(b"half")

@@ -145,6 +145,12 @@ def test_what_cannot_step_is_refused(component: dict[str, Any], sentence: str, p
         optimization.make_optimizer(Component(component), parts, ["vision", "fusion"], {})
 
 
+def test_an_optimizer_whose_state_cannot_be_saved_is_refused(parts: TrainedParts) -> None:
+    component = Component(_component_="torchao.optim.AdamW8bit", lr=1e-3)
+    with pytest.raises(ConfigError, match="optimizer: torchao.optim.AdamW8bit keeps its state in tensors that"):
+        optimization.make_optimizer(component, parts, ["vision", "proxy"], RATES)
+
+
 def test_the_paged_eight_bit_optimizer_is_built(parts: TrainedParts) -> None:
     component = Component(_component_="bitsandbytes.optim.PagedAdamW8bit", lr=1e-3)
     optimizer = optimization.make_optimizer(component, parts, ["vision", "proxy"], RATES)

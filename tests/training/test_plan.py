@@ -157,9 +157,17 @@ def test_a_gpu_that_is_too_small_is_told_with_both_sizes(monkeypatch: pytest.Mon
 def test_an_eight_bit_optimizer_is_refused_on_several_gpus(config: Path) -> None:
     overrides = ["optimizer._component_=bitsandbytes.optim.PagedAdamW8bit"]
     assert not plan(str(config), overrides).problems
-    assert "sharded over 2 processes" in plan(str(config), overrides, gpus=2).problems[0]
+    assert "sharded over processes" in plan(str(config), overrides, gpus=2).problems[0]
     with pytest.raises(ConfigError, match="--gpus"):
         plan(str(config), gpus=-1)
+
+
+@pytest.mark.parametrize("gpus", [1, 2])
+def test_an_optimizer_whose_state_cannot_be_saved_is_refused(config: Path, gpus: int) -> None:
+    overrides = ["optimizer._component_=torchao.optim.AdamW8bit"]
+    (problem,) = plan(str(config), overrides, gpus=gpus).problems
+    assert problem.startswith("torchao.optim.AdamW8bit keeps its state in tensors that a checkpoint cannot hold")
+    assert ("PagedAdamW8bit" in problem) == (gpus == 1)
 
 
 def test_the_11b_is_planned_in_seconds_without_its_weights(capsys: pytest.CaptureFixture[str]) -> None:

@@ -1,6 +1,7 @@
 """Validation loss, the best weights, early stopping."""
 
 import json
+import math
 import signal
 from collections.abc import Callable
 from pathlib import Path
@@ -164,3 +165,12 @@ def test_best() -> None:
     assert [best.update(step, loss) for step, loss in enumerate([3.0, 2.0, 2.0, 2.5])] == [True, True, False, False]
     assert (best.step, best.worse) == (1, 2)
     assert best.exhausted(2) and not best.exhausted(3) and not best.exhausted(None)
+
+
+@pytest.mark.parametrize("higher", [True, False])
+def test_a_value_that_is_no_number_is_never_the_best(higher: bool) -> None:
+    best = EarlyStopping()
+    values = [math.nan, 0.5, math.nan, 0.7]
+    assert [best.update(step, one, higher) for step, one in enumerate(values)] == [False, True, False, higher]
+    healed = EarlyStopping.of({"value": math.nan, "step": 8, "worse": 1, "checked": 10})
+    assert healed.update(12, 0.5, higher) and (healed.value, healed.worse) == (0.5, 0)

@@ -155,8 +155,13 @@ class CachedDecoder:
         self._lengths = [*self._lengths, *batch.lengths]
         return self.model.logits(hidden)
 
-    def step(self, tokens: Sequence[int]) -> Tensor:
-        """Read one more token per row in use. The token of a finished row is ignored by the caller.
+    def step(self, tokens: Sequence[int], limit: int | None = None) -> Tensor:
+        """Read one more token per row in use. The logits of a finished row are ignored by the caller.
+
+        Args:
+            tokens: One per row.
+            limit: Rows that have finished at this number of tokens stay at the last position: the model has no
+                further one.
 
         Returns:
             Logits after it, shape ``[b, vocabulary]``.
@@ -169,7 +174,7 @@ class CachedDecoder:
             wide=0 if self._vision is None else self._vision.shape[1],
             saved=self._saved,
         )
-        hidden = self.forward(part, self._requests, first=0)
+        hidden = self.forward(part, self._requests, first=0, limit=limit)
         self._lengths = [length + 1 for length in self._lengths]
         return self.model.logits(hidden)
 
@@ -206,13 +211,16 @@ class CachedDecoder:
         rest = endings(batch, features, shared.length, shared.images, shared.images_left, self.model.saved_positions)
         return self.forward(rest, batch.requests)
 
-    def forward(self, part: Part, requests: Sequence[Request], first: int | None = None) -> Tensor:
+    def forward(
+        self, part: Part, requests: Sequence[Request], first: int | None = None, limit: int | None = None
+    ) -> Tensor:
         """Return the final hidden states at each row's last token, ``[b, d]``.
 
         Args:
             part: Inputs of the pass.
             requests: One per row.
             first: Cache row of the first row; None for the first cache row that is not in use.
+            limit: As in :meth:`step`.
         """
         rows, width = part.tokens.shape
         first, end = self.rows if first is None else first, max(map(sum, zip(part.start, part.count, strict=True)))
@@ -226,6 +234,8 @@ class CachedDecoder:
         mask = torch.arange(end, device=self.device) <= position[:, :, None]
         if part.saved is not None:
             position = position - part.saved[:, None]
+        if limit is not None:
+            position = position.clamp(max=limit - 1)
         cursor = Cursor(slice(first, first + rows), columns, end, part.wide)
         hidden = self.read(part, requests, cursor, mask, position)
         return hidden.gather(1, (count - 1)[:, :, None].expand(-1, -1, hidden.shape[2])).squeeze(1)

@@ -5,9 +5,10 @@ and an image's embeddings depend only on the image. Greedy answers equal those o
 cache.
 """
 
-from collections.abc import Callable, Container, Hashable, Iterable, Iterator
+from collections.abc import Callable, Container, Hashable, Iterable, Iterator, Sequence
 from contextlib import closing, contextmanager, nullcontext
 from dataclasses import dataclass, field
+from functools import partial
 from itertools import chain
 
 import torch
@@ -285,12 +286,13 @@ class Generator:
         chooser = Sampler([r.draws_name for r in batch.requests], [r.sampling or self.sampling for r in batch.requests])
         stop_ids = frozenset(self.transform.stop_ids)
         longest = max(answer.bound for answer in answers)
-        decoder: CachedDecoder | PackedDecoder
+        limit = self.transform.max_seq_len
+        step: Callable[[Sequence[int]], Tensor]
         if shared:
-            decoder = packed = PackedDecoder(self._decoder, self.transform.max_seq_len)
-            logits = packed.prefill(batch, features, longest, shared)
+            packed = PackedDecoder(self._decoder, limit)
+            step, logits = packed.step, packed.prefill(batch, features, longest, shared)
         else:
-            decoder = self._decoder
+            step = partial(self._decoder.step, limit=limit)
             logits = self._decoder.prefill(batch, features, longest)
         while True:
             chosen = chooser(logits).tolist()
@@ -298,7 +300,7 @@ class Generator:
                 answer.take(token, stop_ids)
             if not any(answer.running for answer in answers):
                 return answers
-            logits = decoder.step(chosen)
+            logits = step(chosen)
 
     def _shared(self, batch: PromptBatch) -> SharedPrefixes | None:
         if not self.share_prefix:

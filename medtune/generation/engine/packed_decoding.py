@@ -64,7 +64,7 @@ class PackedDecoder:
 
     Args:
         decoder: Holds the model and its caches. This object uses them until the decoder's next ``prefill``.
-        max_seq_len: Maximum number of tokens per row of a forward pass.
+        max_seq_len: Maximum number of tokens per row of a forward pass, and of a text.
     """
 
     _packing: Packing
@@ -105,7 +105,7 @@ class PackedDecoder:
         return self._read_endings(batch, features, shared)
 
     def step(self, tokens: Sequence[int]) -> Tensor:
-        """Read one more token per row. The token of a finished row is ignored by the caller.
+        """Read one more token per row. The logits of a finished row are ignored by the caller.
 
         Returns:
             Logits after it, shape ``[b, vocabulary]``.
@@ -115,7 +115,7 @@ class PackedDecoder:
         place = torch.arange(width, device=self._visible.device)
         self._visible[:, place, self._column + place] = True
         part = Part(given, (), (), vision_mask=self._vision, wide=self._wide)
-        self._position = self._position + 1
+        self._position = (self._position + 1).clamp(max=self.max_seq_len - 1)  # of rows that have finished there
         last = place.expand_as(given)
         return self._read(part, self._visible[:, :, : self._column + width], self._position, last)
 
