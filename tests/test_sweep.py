@@ -17,10 +17,11 @@ from medtune.cli import catalog
 from medtune.config import instantiate, load_config, resolve_path
 from medtune.config.composition import compose
 from medtune.errors import ConfigError
+from medtune.recipes.evaluate import EvaluateConfig
 from medtune.reporting.averages import read_models
 from medtune.sweep.config import SweepConfig, chains, rows_of
 from medtune.sweep.report import over_seeds, write_pages
-from medtune.sweep.run import data_overrides, filled, run_sweep
+from medtune.sweep.run import _name, data_overrides, filled, run_sweep
 from medtune.training.config import TrainConfig
 from tests.datasets.medmnist_files import write_medmnist
 from tests.evaluation.ranked import write_run
@@ -245,6 +246,19 @@ def test_asks_that_make_no_sense_are_refused(change: str, message: str) -> None:
     variants = "" if "other" in change else "variants=[{name: vanilla, title: Vanilla}]"
     with pytest.raises(ConfigError, match=message):
         load_config("sweep/vitask_mini", SweepConfig, [change, *filter(None, [variants])])
+
+
+@pytest.mark.parametrize("wrong", [["seeds=[0,0]"], ["seeds=[0,1]", "variants.0.name=instfree_seed1"]])
+def test_two_runs_do_not_share_a_folder(wrong: list[str]) -> None:
+    with pytest.raises(ConfigError, match="two runs would write to the folder '(ft_seed0|instfree_seed1)'"):
+        load_config("sweep/mini_wbcatt", SweepConfig, wrong)
+
+
+@pytest.mark.parametrize("title", ["Crohn's disease", "a: b # c", "'quoted'", '"', "50%"])
+def test_a_result_has_its_title_whatever_it_holds(title: str) -> None:
+    assert (
+        load_config("evaluate/default", EvaluateConfig, ["predictions=p", "prepared_dir=q", _name(title)]).name == title
+    )
 
 
 def test_an_axis_has_one_way_of_asking() -> None:

@@ -117,12 +117,17 @@ def _features(
     tables: list[Rows] = []
     for start in range(0, len(figures), CHUNK):
         path, part = folder / f"part-{start // CHUNK:05d}.safetensors", figures[start : start + CHUNK]
-        if not path.is_file():
+        encoded = path.is_file()
+        if not encoded:
             rows, table = _encoded(part, start, batch_size, features, open_image, refuse)
             with replaced(path) as aside:
                 save_file({"rows": np.array(rows, dtype=np.int64), "features": table}, aside)
         held = load_file(path)
-        kept += [part[row] for row in held["rows"].tolist()]
+        used = held["rows"].tolist()
+        if encoded:  # the start that refused them may have been killed before it wrote its list
+            for row in sorted(set(range(len(part))) - set(used)):
+                refuse(part[row].id, DataError(f"figure {part[row].id!r}: an earlier start could not use its image"))
+        kept += [part[row] for row in used]
         tables.append(held["features"])
     return kept, np.concatenate([table for table in tables if len(table)] or [np.zeros((0, 1), np.float32)])
 

@@ -119,6 +119,12 @@ def _check_fields(row: Mapping[str, Any], where: str) -> None:
         raise DataError(f"{where}: 'id' must be a non-empty string; give every row its own.")
 
 
+def last_question(sample: Sample) -> str:
+    """Return the text of a sample's last user turn, without image tags; empty if there is none."""
+    asked = [message.content for message in sample.messages if message.role == "user"]
+    return asked[-1].replace(IMAGE_TAG, " ").strip() if asked else ""
+
+
 def _messages(turns: object, where: str) -> tuple[Message, ...]:
     if not isinstance(turns, list) or not turns:
         raise DataError(f"{where}: 'messages' must be a non-empty list of {{'role', 'content'}}.")

@@ -305,7 +305,7 @@ def answer(
     """Ask queries and write each answer as soon as it is made.
 
     Args:
-        queries: All queries. The batches are the same whether or not some queries are in ``done``.
+        queries: All queries. The windows are the same whether or not some queries are in ``done``.
         source: Opens their images.
         open_answerer: Loads the model or connects to it; not called if all queries are in ``done``.
         write: Writes one row of the prediction file.

@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from medtune.data.randomness import sample_rng
-from medtune.data.sample import IMAGE_TAG, Sample
+from medtune.data.sample import Sample, last_question
 from medtune.data.source import SampleSource, place
 from medtune.errors import DataError
 from medtune.evaluation.confusion import confusion
@@ -51,7 +51,7 @@ def asked_of(sources: Sequence[SampleSource], labels: Sequence[str]) -> Asked:
     """Read the questions of data sets; a text that occurs several times counts once.
 
     Args:
-        sources: samples with a first user turn and ``meta["task"]``.
+        sources: samples with a user turn, of which the last is the question, and ``meta["task"]``.
         labels: of the router.
 
     Raises:
@@ -71,8 +71,7 @@ def asked_of(sources: Sequence[SampleSource], labels: Sequence[str]) -> Asked:
 
 
 def _question(sample: Sample, where: str) -> tuple[str, str]:
-    text = next((turn.content for turn in sample.messages if turn.role == "user"), "").replace(IMAGE_TAG, " ").strip()
-    task = sample.meta.get("task")
+    text, task = last_question(sample), sample.meta.get("task")
     if not text or not isinstance(task, str) or not task:
         raise DataError(f"{where}: a router is evaluated on samples with a question and a 'task' in meta; correct it")
     return text, task

@@ -8,7 +8,7 @@ from PIL import Image
 from torch import Tensor
 
 from medtune.config import nearest
-from medtune.data.sample import IMAGE_TAG
+from medtune.data.sample import last_question
 from medtune.errors import DataError
 from medtune.generation.interfaces import AnswerModel
 from medtune.generation.prompt_extension import PromptExtension
@@ -28,8 +28,7 @@ def question_of(request: Request) -> str:
     Raises:
         DataError: If there is none, so that no task can be told.
     """
-    asked = [message.content for message in request.sample.messages if message.role == "user"]
-    question = asked[-1].replace(IMAGE_TAG, "").strip() if asked else ""
+    question = last_question(request.sample)
     if not question:
         raise DataError(f"request {request.id!r}: its question is empty, so its task cannot be told; give it a text")
     return question

@@ -109,7 +109,12 @@ def _ask(config: SweepConfig, row: ReportRow, weights: list[str]) -> None:
     prepared, _ = data_of(config, chain.variant, ask)
     scored = [f"predictions={out / 'predictions.jsonl'}", f"prepared_dir={prepared}", f"output={out}"]
     how = filled([*config.evaluate_overrides, *ask.evaluate_overrides], config, chain, ask)
-    run_recipe(root, "evaluate", [config.evaluate, *scored, f"name='{row.title}'", *how])
+    run_recipe(root, "evaluate", [config.evaluate, *scored, _name(row.title), *how])
+
+
+def _name(title: str) -> str:
+    """The override that names a result; a title may hold anything that is not YAML by itself, such as an apostrophe."""
+    return "name='" + title.replace("'", "''") + "'"
 
 
 def _run_steps(config: SweepConfig, chain: SweepRun, steps: list[Step]) -> None:
@@ -122,7 +127,7 @@ def _run_steps(config: SweepConfig, chain: SweepRun, steps: list[Step]) -> None:
             known["weights"] = str(_weights(earlier.values(), step))
         name, overrides = _default_config(config, chain, step, earlier)
         overrides += [f"{'output' if step.recipe == 'evaluate' else 'output_dir'}={folder}"]
-        overrides += [f"name='{chain.title}'"] if step.recipe == "evaluate" else []
+        overrides += [_name(chain.title)] if step.recipe == "evaluate" else []
         run_recipe(
             root, step.recipe, [step.config or name, *overrides, *filled(step.overrides, config, chain, known=known)]
         )

@@ -117,8 +117,8 @@ def _newest(path: Path, until: int | None = None) -> dict[str, Any]:
             row = json.loads(line)
         except ValueError:  # a line that a killed run did not finish
             continue
-        kind = "validation" if "validation_loss" in row else "training" if "loss" in row else None
-        if kind is not None and (until is None or row.get("step", 0) <= until):
+        kind = "training" if "loss" in row else "validation"  # which may be of questions alone, without a loss
+        if until is None or row.get("step", 0) <= until:
             kept = ("step", "loss") if kind == "training" else row
             found[kind] = {key: row[key] for key in kept if isinstance(row.get(key), int | float)}
     return found

@@ -175,6 +175,8 @@ def test_an_image_that_is_gone_is_left_out_of_the_groups(tmp_path: Path) -> None
     assert refused == ["f1", "f15"] and slow.seen == [row for row in range(16) if row not in (1, 15)]
     rows = list(csv.DictReader((tmp_path / "groups.csv").open()))
     assert [row["id"] for row in rows] == [f"f{row}" for row in slow.seen]
+    chosen(tmp_path, Slow(most=0), open_image=opened, refuse=lambda name, error: refused.append(name))
+    assert refused[2:] == ["f1", "f15"], "a second start lists what the first one left out"
 
 
 def test_stored_features_are_taken_by_order_or_by_id(tmp_path: Path) -> None:

@@ -11,13 +11,17 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from medtune.data.sample import Message, Sample
+from medtune.datasets.task_questions.rows import from_source
 from medtune.errors import DataError, MedtuneError, ModelError
 from medtune.generation.engine.answers import EngineAnswers
 from medtune.generation.engine.continuous import Engine
 from medtune.generation.engine.generator import Generator
 from medtune.generation.requests import Generation, Request
 from medtune.models.lora.bank import AdapterBank
-from medtune.routing.extension import RoutedAdapters, adapter_of, with_adapter, with_route
+from medtune.models.task_router.transform import question_of as trained_question
+from medtune.routing.evaluation import asked_of
+from medtune.routing.extension import RoutedAdapters, adapter_of, question_of, with_adapter, with_route
 from medtune.routing.routes import Route
 from tests.routing.families import KINDS, TOKENS, Case
 
@@ -153,6 +157,27 @@ def test_a_route_shorter_than_its_batch_is_refused(cases: Any) -> None:
     with routed(case) as extension, pytest.raises(ModelError, match=r"a pass of 3 rows under a route of 2"):
         generator = Generator(case.base, case.setup.transform, extension=Forgetful(extension.bank))
         list(generator(asked))
+
+
+class Rows(list[Sample]):
+    """A data set with a name."""
+
+    name = "rows"
+
+
+def test_the_last_question_is_routed_trained_on_and_evaluated() -> None:
+    turns = (("user", "<image> Where is it?"), ("assistant", "Here."), ("user", "<image>How big <image>is it?"))
+    sample = Sample("s", (), tuple(Message(role, text) for role, text in turns), {"task": "regression"})
+    expected = "How big  is it?"
+    assert question_of(Request("r", sample, None)) == expected
+    assert trained_question(sample) == expected
+    assert asked_of([Rows([sample])], ["regression"]).texts == (expected,)
+    assert [pair.text for pair in from_source(Rows([sample]), ["regression"])] == [expected]
+    empty = Sample("s", (), (*sample.messages, Message("user", "<image> ")), {"task": "regression"})
+    with pytest.raises(DataError, match="its question is empty"):
+        question_of(Request("r", empty, None))
+    with pytest.raises(DataError, match="it has no question"):
+        trained_question(empty)
 
 
 def test_notes_hold_route_score_and_adapter(cases: Any) -> None:

@@ -13,7 +13,7 @@ from medtune.errors import MedtuneError
 from medtune.models.lora.peft import WEIGHTS_NAME
 from medtune.models.mini import mini_vlm
 from medtune.models.weights import save_hf
-from medtune.training.adapter_record import RECORD_NAME, task_counts
+from medtune.training.adapter_record import RECORD_NAME, _newest, task_counts
 from medtune.training.building import build_model
 from medtune.training.runtime import Runtime
 from tests.runs import TINY, launch, tiny
@@ -99,6 +99,20 @@ def test_the_record_says_of_which_data_and_base_it_is_and_how_far_it_came(tmp_pa
     losses = {row["step"]: row["loss"] for row in rows if "loss" in row}
     assert record["metrics"]["training"] == {"step": 3, "loss": losses[3]}
     assert record["metrics"]["validation"]["validation_loss"] == rows[-1]["validation_loss"]
+
+
+def test_numbers_of_questions_alone_are_recorded_as_the_newest_validation(tmp_path: Path) -> None:
+    rows = [
+        {"step": 2, "stage": "train", "loss": 1.5, "weight": 9},
+        {"step": 2, "open/accuracy": 0.25, "stage": "train"},
+        {"step": 4, "stage": "train", "loss": 1.25, "weight": 9},
+        {"step": 4, "open/accuracy": 0.5, "stage": "train"},
+    ]
+    (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows) + '{"step": 5, "lo')
+    newest = {"training": {"step": 4, "loss": 1.25}, "validation": {"step": 4, "open/accuracy": 0.5}}
+    assert _newest(tmp_path / "metrics.jsonl") == newest
+    earlier = {"training": {"step": 2, "loss": 1.5}, "validation": {"step": 2, "open/accuracy": 0.25}}
+    assert _newest(tmp_path / "metrics.jsonl", until=3) == earlier
 
 
 def test_the_tasks_are_those_of_the_rows(tmp_path: Path) -> None:

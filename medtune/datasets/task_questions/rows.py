@@ -11,7 +11,7 @@ from medtune.config import PACKAGE
 from medtune.data.json_text import decode_json
 from medtune.data.opening import open_regular
 from medtune.data.randomness import sample_rng
-from medtune.data.sample import IMAGE_TAG
+from medtune.data.sample import IMAGE_TAG, last_question
 from medtune.data.source import SampleSource, place
 from medtune.datasets.flare.task_types import task_type
 from medtune.errors import ConfigError, DataError
@@ -128,13 +128,11 @@ def _real(id: str, text: Any, task: str, where: str) -> Pair:
 
 
 def from_source(source: SampleSource, known: Sequence[str]) -> Iterator[Pair]:
-    """Read the first user turn of each sample of a data set, and ``meta["task"]``."""
+    """Read the last user turn of each sample of a data set, and ``meta["task"]``."""
     for index in range(len(source)):
         sample = source[index]
         where = place(source, sample)
-        text = next((turn.content for turn in sample.messages if turn.role == "user"), "")
-        text = text.replace(IMAGE_TAG, " ")
-        yield _real(sample.id, text, task_name(sample.meta.get("task"), known, where), where)
+        yield _real(sample.id, last_question(sample), task_name(sample.meta.get("task"), known, where), where)
 
 
 def from_templates(tasks: Sequence[str], fills: int, seed: int) -> Iterator[Pair]:

@@ -183,11 +183,11 @@ class Engine:
             DataError: If a request with this id is in the engine, or if the request has continuations to score, which
                 the engine does not support.
         """
-        if request.id in self._ids:
-            raise DataError(f"request {request.id!r} is being answered already; give each request an id of its own")
         if request.continuations:
             raise DataError(f"request {request.id!r} wants continuations scored; ask a generator for likelihoods")
         with self._lock:
+            if request.id in self._ids:
+                raise DataError(f"request {request.id!r} is being answered already; give each request an id of its own")
             self._ids.add(request.id)
             self._waiting.append(_Waiting(request, self._pool.submit(self._prepare, request)))
 
@@ -197,9 +197,10 @@ class Engine:
         Returns:
             False if there is no such request, or if it has already ended.
         """
-        known = name in self._ids
-        if known:
-            self._cancelled.add(name)
+        with self._lock:
+            known = name in self._ids
+            if known:
+                self._cancelled.add(name)
         return known
 
     @torch.inference_mode()
@@ -246,14 +247,16 @@ class Engine:
                 self._live.pop()
 
     def _end_cancelled(self) -> list[TokenEvent]:
-        names, self._cancelled = self._cancelled, set()
+        with self._lock:
+            names, self._cancelled = self._cancelled, set()
+            waiting_now = list(self._waiting)
         events = []
         for live in self._live:
             if live.request.id in names:
                 live.ended = True
                 events.append(TokenEvent(live.request.id, None, live.text.end(), True, "cancelled"))
         self._drop_ended()
-        for waiting in [waiting for waiting in self._waiting if waiting.request.id in names]:
+        for waiting in [waiting for waiting in waiting_now if waiting.request.id in names]:
             waiting.prompt.cancel()
             self._waiting.remove(waiting)
             events.append(TokenEvent(waiting.request.id, finished=True, reason="cancelled"))

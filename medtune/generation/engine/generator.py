@@ -133,7 +133,8 @@ class Generator:
 
         Args:
             requests: Any iterable; it is read one window at a time.
-            done: Ids to skip. The remaining requests are in the same batches as without ``done``.
+            done: Ids to skip. The remaining requests are in the same windows as without ``done``; within one, batches
+                may differ, and with them the last bits of bf16.
 
         Raises:
             DataError: If a sample or image cannot be used and there is no ``on_error``, or if an id occurs twice.

@@ -6,7 +6,7 @@ from typing import Any
 import torch
 
 from medtune.data.items import Sizes
-from medtune.data.sample import IMAGE_TAG, Sample
+from medtune.data.sample import IMAGE_TAG, Sample, last_question
 from medtune.errors import ConfigError, DataError, ModelError
 from medtune.models.common.tokenizer import FastTokenizer
 
@@ -132,12 +132,12 @@ def _plain(question: str) -> str:
 
 
 def question_of(sample: Sample) -> str:
-    """The question of a sample: the text of its first user turn.
+    """The question of a sample: the text of its last user turn, which is what is routed.
 
     Raises:
         DataError: if it has none, or an empty one.
     """
-    text = next((turn.content for turn in sample.messages if turn.role == "user"), "")
-    if not text.replace(IMAGE_TAG, "").strip():
+    text = last_question(sample)
+    if not text:
         raise DataError(f"sample {sample.id!r}: it has no question, so it has no task; leave it out or give it a text")
     return text
