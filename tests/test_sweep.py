@@ -257,7 +257,10 @@ def test_two_runs_do_not_share_a_folder(wrong: list[str]) -> None:
 @pytest.mark.parametrize("title", ["Crohn's disease", "a: b # c", "'quoted'", '"', "50%"])
 def test_a_result_has_its_title_whatever_it_holds(title: str) -> None:
     assert (
-        load_config("evaluate/default", EvaluateConfig, ["predictions=p", "prepared_dir=q", _name(title)]).name == title
+        load_config(
+            "evaluate/default", EvaluateConfig, ["predictions=p", "prepared_dir=q", "output=r", _name(title)]
+        ).name
+        == title
     )
 
 

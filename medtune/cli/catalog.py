@@ -5,6 +5,7 @@ Descriptions are read from the files as text (a recipe's docstring, a config's h
 
 import ast
 import difflib
+import re
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +14,7 @@ from medtune.errors import ConfigError
 
 PACKAGE = Path(__file__).parents[1]
 SHORT = 96
+_SENTENCE_END = re.compile(r"(?<!\bFig)(?<!\bEq)(?<!\.\.)\. ")  # "(Fig. 4)" and "..." go on
 COMMANDS = {"serve": "answers OpenAI's chat completions API with a model and its adapters"}
 """Commands of ``medtune`` that read configs of their own, which no recipe reads."""
 
@@ -40,8 +42,8 @@ class Entry:
     def summary(self) -> str:
         """The header's first sentence, on one line."""
         paragraph = " ".join(self.header.strip().split("\n\n")[0].split())
-        sentence = paragraph.split(". ")[0].rstrip(".")
-        return sentence if len(sentence) <= SHORT else sentence[: SHORT - 3].rsplit(" ", 1)[0] + "..."
+        sentence = _SENTENCE_END.split(paragraph)[0].rstrip(".")
+        return sentence if len(sentence) <= SHORT else sentence[: SHORT - 3].rsplit(" ", 1)[0].rstrip("(,;:. ") + "..."
 
     @property
     def launch(self) -> str:
@@ -112,6 +114,8 @@ def describe(name: str | None = None) -> str:
     Args:
         name: A recipe, to list only it and its configs, or a config, to print its whole header.
     """
+    if name in COMMANDS:
+        return _of_command(name)
     if name is not None:
         entry = find(name)
         if entry.path.suffix == ".sh":
@@ -131,12 +135,15 @@ def describe(name: str | None = None) -> str:
             lines.append(f"      {recipe.launch}")
         blocks.append("\n".join(lines))
     if name is None and blocks:
-        for command, what in COMMANDS.items():
-            own = [config for config in configs() if config.name.startswith(f"{command}/")]
-            lines = [line for one in own for line in (f"  {one.name}: {one.summary}", f"      {one.launch}")]
-            blocks.append("\n".join([f"{command}: {what}", *lines]))
+        blocks += [_of_command(command) for command in COMMANDS]
         blocks.append("\n".join(["slurm: job scripts", *(f"  {one.name}: {one.summary}" for one in scripts())]))
     return "\n\n".join(blocks) or "this installation has no recipes; `medtune doctor` says why"
+
+
+def _of_command(command: str) -> str:
+    own = [config for config in configs() if config.name.startswith(f"{command}/")]
+    lines = [line for one in own for line in (f"  {one.name}: {one.summary}", f"      {one.launch}")]
+    return "\n".join([f"{command}: {COMMANDS[command]}", *lines])
 
 
 def copy(name: str, destination: Path, force: bool = False) -> str:

@@ -1,4 +1,4 @@
-"""Training of a task router on questions and their tasks (ME-VLIP, section 3.3)."""
+"""Training of a task router on questions and their tasks (ME-VLIP, section 2.3)."""
 
 import random
 from collections.abc import Mapping

@@ -1,4 +1,4 @@
-"""From a classifier's scores to the adapter that answers (ME-VLIP, section 3.3)."""
+"""From a classifier's scores to the adapter that answers (ME-VLIP, section 2.3)."""
 
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass

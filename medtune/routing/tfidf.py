@@ -1,6 +1,6 @@
 """A task router of word statistics: TF-IDF features and a multinomial logistic regression. It needs no extra package.
 
-It is the baseline of the trained classifier (ME-VLIP, section 3.3), fits in a second, and answers in microseconds.
+It is the baseline of the trained classifier (ME-VLIP, section 2.3), fits in a second, and answers in microseconds.
 """
 
 import json
