@@ -278,8 +278,8 @@ def test_doctor_says_which_data_folder_is_wrong(tmp_path: Path, monkeypatch: pyt
 def test_doctor_counts_what_is_broken() -> None:
     bad = doctor.Finding("FAIL", "torch", "2.8.0", "pip install torch")
     text = doctor.render([bad, doctor.Finding("ok", "numpy", "2.4")])
-    assert "mend: pip install torch" in text
-    assert text.splitlines()[-1] == "1 to mend"
+    assert "fix: pip install torch" in text
+    assert text.splitlines()[-1] == "1 to fix"
 
 
 def test_report_of_a_run_without_results_is_one_sentence(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -87,7 +87,7 @@ def check_package(package: str, find: Callable[[str], str | None] = installed) -
     mend = f'pip install "{package}=={pinned}"'
     tested = f"tested: >={'.'.join(map(str, low))},<{'.'.join(map(str, high))}"
     if version is None:
-        detail = f"not installed; {tested}" + ("" if needed else " (only tests use it)")
+        detail = f"not installed; {tested}" + ("" if needed else " (of some extras)")
         return Finding("FAIL" if needed else "ok", package, detail, mend if needed else "")
     if low <= version_tuple(version) < high:
         return Finding("ok", package, version)
@@ -210,7 +210,7 @@ def render(findings: list[Finding]) -> str:
     for finding in findings:
         lines.append(f"{finding.status:>4}  {finding.subject:<{width}}  {finding.detail}")
         if finding.mend and finding.status != "ok":
-            lines.append(f"      {'':<{width}}  mend: {finding.mend}")
+            lines.append(f"      {'':<{width}}  fix: {finding.mend}")
     broken = sum(finding.status == "FAIL" for finding in findings)
-    lines.append(f"{broken} to mend" if broken else "this installation is one that was tested")
+    lines.append(f"{broken} to fix" if broken else "this installation is one that was tested")
     return "\n".join(lines)

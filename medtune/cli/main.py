@@ -227,7 +227,7 @@ def parser() -> argparse.ArgumentParser:
     ls.set_defaults(run=_ls)
 
     cp = commands.add_parser("cp", help="copy a recipe, or a config with all its values, here to edit it")
-    cp.add_argument("name", help="a recipe (instfree) or a config (instfree/mini)")
+    cp.add_argument("name", help="a recipe (instfree), a config (instfree/mini) or a job script (slurm/train)")
     cp.add_argument("destination", nargs="?", type=Path, default=Path("."), help="file or folder (default: here)")
     cp.add_argument("-f", "--force", action="store_true", help="overwrite the destination")
     cp.set_defaults(run=_cp)

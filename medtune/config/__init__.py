@@ -12,6 +12,7 @@ import importlib
 import inspect
 import json
 import os
+import re
 import sys
 import types
 import typing
@@ -352,10 +353,11 @@ def recipe(config_class: type[ConfigT]) -> Callable[[Callable[[ConfigT], Any]], 
 
 
 def _help(main: Callable[..., Any], config_class: type) -> str:
+    name = Path(inspect.getfile(main)).stem
     lines = [
         inspect.getdoc(inspect.getmodule(main)) or "",
         "",
-        "usage: --config NAME_OR_PATH [key=value ...]",
+        f"usage: tune run medtune/recipes/{name}.py --config NAME_OR_PATH [key=value ...]",
         "",
         "keys:",
     ]
@@ -363,7 +365,7 @@ def _help(main: Callable[..., Any], config_class: type) -> str:
         if field.default is not dataclasses.MISSING:
             default = f" (default {field.default!r})"
         else:
-            default = "" if field.default_factory is dataclasses.MISSING else " (default: see the file)"
-        kind = getattr(field.type, "__name__", str(field.type))
+            default = "" if field.default_factory is dataclasses.MISSING else " (default: see the configs)"
+        kind = re.sub(r"\b(?:\w+\.)+(?=\w)", "", inspect.formatannotation(field.type))  # without names of modules
         lines.append(f"  {field.name}: {kind}{default}  {field.metadata.get('help', '')}".rstrip())
     return "\n".join(lines)

@@ -168,7 +168,8 @@ def test_sft_full_and_lora_in_the_published_layout(recipe: Recipe, tmp_path: Pat
 def test_help_lists_the_keys(capsys: pytest.CaptureFixture[str]) -> None:
     importlib.import_module("medtune.recipes.sft").main(["--help"])
     said = capsys.readouterr().out
-    assert "tune run medtune/recipes/sft.py" in said and "early_stopping_patience" in said
+    assert "usage: tune run medtune/recipes/sft.py --config" in said and "early_stopping_patience" in said
+    assert "device: Literal['auto', 'cpu', 'cuda'] (default 'auto')" in said and "dataset_val: Component | None" in said
 
 
 def test_the_line_of_torchao_about_its_kernels_is_not_shown() -> None:
