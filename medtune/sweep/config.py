@@ -158,16 +158,16 @@ class SweepConfig:
         names = [variant.name for variant in self.variants]
         if not names or len(set(names)) < len(names) or not self.seeds or self.processes < 1:
             raise ValueError("a sweep needs variants of different names, a seed and a process")
-        folders = [run.folder.name for run in chains(self)]
-        if twice := [name for name in folders if folders.count(name) > 1]:
-            raise ValueError(
-                f"two runs would write to the folder {twice[0]!r}; give each seed once, and variants other names"
-            )
         places = [variant.x for variant in self.variants if variant.x is not None]
         if len(set(places)) < len(places) or bool(self.axis) != bool(places):
             raise ValueError("axis needs an x in the variants: give both or neither, and each x only once")
         self._check_asks()
         check_needs(self.variants)
+        folders = [run.folder.name for run in chains(self)]
+        if twice := [name for name in folders if folders.count(name) > 1]:
+            raise ValueError(
+                f"two runs would write to the folder {twice[0]!r}; give each seed once, and variants other names"
+            )
         for variant in self.variants:
             self._check_steps(variant)
         self._check_placeholders()
