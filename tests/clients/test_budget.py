@@ -55,7 +55,7 @@ def test_an_error_frees_what_was_reserved() -> None:
 def test_requests_in_flight_are_counted_at_their_most_and_then_at_what_they_took() -> None:
     """300 tokens hold two requests of at most 150 at once; each takes 20, so 8 are sent: 140 + 150 <= 300."""
     ledger, running, most = Ledger(Budget(max_tokens=300), Prices()), [0], [0]
-    lock = threading.Lock()
+    lock, together = threading.Lock(), threading.Event()
 
     def send(_: int) -> bool:
         try:
@@ -63,6 +63,10 @@ def test_requests_in_flight_are_counted_at_their_most_and_then_at_what_they_took
                 with lock:
                     running[0] += 1
                     most[0] = max(most[0], running[0])
+                    if most[0] > 1:
+                        together.set()
+                together.wait(10)  # for a second one, which a busy machine may start late
+                together.set()
                 time.sleep(0.005)
                 with lock:
                     running[0] -= 1
