@@ -20,7 +20,7 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
-from omegaconf import OmegaConf
+from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from medtune.aliases import resolve_component
@@ -302,7 +302,7 @@ def saved_keys(file: Path, config_class: Any) -> dict[str, Any]:
     names = [field.name for field in dataclasses.fields(config_class)]
     try:
         content = OmegaConf.load(file)
-        if not OmegaConf.is_dict(content):
+        if not isinstance(content, DictConfig):
             raise ConfigError(f"{file}: a config is a mapping of keys to values")
         found = {name: content[name] for name in names if name in content}
         return {
