@@ -302,17 +302,17 @@ def saved_keys(file: Path, config_class: Any) -> dict[str, Any]:
     names = [field.name for field in dataclasses.fields(config_class)]
     try:
         content = OmegaConf.load(file)
-        if not isinstance(content, DictConfig):
-            raise ConfigError(f"{file}: a config is a mapping of keys to values")
-        found = {name: content[name] for name in names if name in content}
-        return {
+        known = content if isinstance(content, DictConfig) else {}
+        found = {name: known[name] for name in names if name in known}
+        plain = {
             name: OmegaConf.to_container(value, resolve=True) if OmegaConf.is_config(value) else value
             for name, value in found.items()
         }
-    except ConfigError:
-        raise
     except Exception as error:  # errors of YAML and of OmegaConf
         raise ConfigError(f"{file} cannot be read: {error}") from error
+    if not isinstance(content, DictConfig):
+        raise ConfigError(f"{file}: a config is a mapping of keys to values")
+    return plain
 
 
 def config_hash(config: Any, ignore: Sequence[str] = ()) -> str:

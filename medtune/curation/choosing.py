@@ -117,14 +117,14 @@ def _features(
     tables: list[Rows] = []
     for start in range(0, len(figures), CHUNK):
         path, part = folder / f"part-{start // CHUNK:05d}.safetensors", figures[start : start + CHUNK]
-        encoded = path.is_file()
-        if not encoded:
+        earlier = path.is_file()
+        if not earlier:
             rows, table = _encoded(part, start, batch_size, features, open_image, refuse)
             with replaced(path) as aside:
                 save_file({"rows": np.array(rows, dtype=np.int64), "features": table}, aside)
         held = load_file(path)
         used = held["rows"].tolist()
-        if encoded:  # the start that refused them may have been killed before it wrote its list
+        if earlier:  # the start that refused them may have been killed before it wrote its list
             for row in sorted(set(range(len(part))) - set(used)):
                 refuse(part[row].id, DataError(f"figure {part[row].id!r}: an earlier start could not use its image"))
         kept += [part[row] for row in used]

@@ -37,8 +37,8 @@ def make_optimizer(component: Component, parts: TrainedParts, trained: list[str]
         if rate is None:
             raise ConfigError(f"optimizer: give lr, or learning_rates.{part}")
         groups.append({"params": list(members.values()), "lr": rate, "part": part, "base_lr": rate})
-    sharded = any(isinstance(p, DTensor) for g in groups for p in g["params"])
-    if problem := unfit(component, sharded):
+    meshes = [p.device_mesh.size() for g in groups for p in g["params"] if isinstance(p, DTensor)]
+    if problem := unfit(component, max(meshes, default=1)):
         raise ConfigError(f"optimizer: {problem}")
     optimizer: Optimizer = instantiate(component, groups)
     closure = inspect.signature(type(optimizer).step).parameters.get("closure")
@@ -47,22 +47,22 @@ def make_optimizer(component: Component, parts: TrainedParts, trained: list[str]
     return optimizer
 
 
-def unfit(component: Component, sharded: bool) -> str | None:
+def unfit(component: Component, processes: int) -> str | None:
     """Why no run can use an optimizer, or None.
 
     Args:
         component: The optimizer.
-        sharded: Whether parameters are sharded over processes.
+        processes: Over how many the parameters are sharded; 1 if they are not.
     """
     if component.path.startswith("torchao."):
-        paged = "" if sharded else ", or bitsandbytes.optim.PagedAdamW8bit for moments of 8 bits"
+        paged = "" if processes > 1 else ", or bitsandbytes.optim.PagedAdamW8bit for moments of 8 bits"
         return (
             f"{component.path} keeps its state in tensors that a checkpoint cannot hold; use torch.optim.AdamW{paged}"
         )
-    if sharded and component.path.startswith("bitsandbytes."):
+    if processes > 1 and component.path.startswith("bitsandbytes."):
         return (
-            f"{component.path} cannot update parameters sharded over processes; use torch.optim.AdamW, or run in one "
-            "process"
+            f"{component.path} cannot update parameters sharded over {processes} processes; use torch.optim.AdamW, or "
+            "run in one process"
         )
     return None
 

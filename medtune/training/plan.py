@@ -349,7 +349,7 @@ def _check_base(weights: str, model: Any) -> None:
 def _obstacles(config: TrainConfig, world: int, needed: float) -> list[str]:
     """Sentences about what the config needs and this machine does not have."""
     found = []
-    if problem := unfit(config.optimizer, sharded=world > 1):
+    if problem := unfit(config.optimizer, world):
         found.append(problem)
     if world > 1 and config.model.get("double_quant") is False:
         found.append("model.double_quant: false is for one process only; leave it out, or start one process")

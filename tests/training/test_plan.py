@@ -157,7 +157,7 @@ def test_a_gpu_that_is_too_small_is_told_with_both_sizes(monkeypatch: pytest.Mon
 def test_an_eight_bit_optimizer_is_refused_on_several_gpus(config: Path) -> None:
     overrides = ["optimizer._component_=bitsandbytes.optim.PagedAdamW8bit"]
     assert not plan(str(config), overrides).problems
-    assert "sharded over processes" in plan(str(config), overrides, gpus=2).problems[0]
+    assert "sharded over 2 processes" in plan(str(config), overrides, gpus=2).problems[0]
     with pytest.raises(ConfigError, match="--gpus"):
         plan(str(config), gpus=-1)
 

@@ -5,17 +5,13 @@ from pathlib import Path
 
 from medtune.data.sample import Sample
 from medtune.losses.cross_entropy import IGNORE_INDEX
-from medtune.models.common.chat_template import llama3
 from medtune.models.common.early_transform import EarlyFusionTransform
-from medtune.models.internvl._images import DynamicTiler
-from medtune.models.internvl._shape import SHUFFLE
-from medtune.models.llama3_2_vision._transform import PLACEHOLDER, DeepFusionTransform
+from medtune.models.llama3_2_vision._transform import DeepFusionTransform
+from medtune.models.mini._internvl_transform import transform_of_kind
 from medtune.models.mini._tokenizer import MiniTokenizer
 
 DRILL = "drill"
 """Key of a sample's meta: true for messages without headers."""
-
-IMAGE_SIZE, PATCH_SIZE = 64, 8
 
 
 def _lay_out_drill(
@@ -65,7 +61,7 @@ def mini_drill_transform(path: str | Path, max_seq_len: int = 1024) -> DrillTran
         path: ``tokenizer.json`` or its folder.
         max_seq_len: maximum number of tokens of one sample.
     """
-    return DrillTransform(MiniTokenizer(path), image_size=IMAGE_SIZE, patch_size=PATCH_SIZE, max_seq_len=max_seq_len)
+    return DrillTransform(MiniTokenizer(path), image_size=64, patch_size=8, max_seq_len=max_seq_len)
 
 
 def mini_internvl_drill_transform(path: str | Path, max_seq_len: int = 1024) -> InternVLDrillTransform:
@@ -73,13 +69,4 @@ def mini_internvl_drill_transform(path: str | Path, max_seq_len: int = 1024) -> 
 
     Arguments as for :func:`mini_drill_transform`.
     """
-    tokenizer = MiniTokenizer(path)
-    return InternVLDrillTransform(
-        tokenizer,
-        llama3(),
-        DynamicTiler(IMAGE_SIZE, 1),
-        image_id=tokenizer.image_id,
-        tokens_per_tile=(IMAGE_SIZE // PATCH_SIZE // SHUFFLE) ** 2,
-        max_seq_len=max_seq_len,
-        placeholder_text=PLACEHOLDER,
-    )
+    return transform_of_kind(InternVLDrillTransform, path, max_seq_len=max_seq_len)

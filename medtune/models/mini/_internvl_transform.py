@@ -1,6 +1,7 @@
 """The transform of a mini InternVL: the mini tokenizer, Llama-3's chat format, InternVL's tiling."""
 
 from pathlib import Path
+from typing import TypeVar
 
 from medtune.models.common.chat_template import llama3
 from medtune.models.common.early_transform import EarlyFusionTransform
@@ -8,6 +9,8 @@ from medtune.models.internvl._images import DynamicTiler
 from medtune.models.internvl._shape import SHUFFLE
 from medtune.models.llama3_2_vision._transform import PLACEHOLDER
 from medtune.models.mini._tokenizer import MiniTokenizer
+
+TransformT = TypeVar("TransformT", bound=EarlyFusionTransform)
 
 
 def mini_internvl_transform(
@@ -28,8 +31,23 @@ def mini_internvl_transform(
         patch_size: side of a patch in pixels.
         supervise_header: whether the header before an answer is supervised too, as in torchtune's own recipes.
     """
+    return transform_of_kind(
+        EarlyFusionTransform, path, image_size, max_num_tiles, max_seq_len, patch_size, supervise_header
+    )
+
+
+def transform_of_kind(
+    kind: type[TransformT],
+    path: str | Path,
+    image_size: int = 64,
+    max_num_tiles: int = 1,
+    max_seq_len: int = 1024,
+    patch_size: int = 8,
+    supervise_header: bool = False,
+) -> TransformT:
+    """A transform of a mini InternVL of another class; arguments as for :func:`mini_internvl_transform`."""
     tokenizer = MiniTokenizer(path)
-    return EarlyFusionTransform(
+    return kind(
         tokenizer,
         llama3(),
         DynamicTiler(image_size, max_num_tiles),
